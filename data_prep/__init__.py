@@ -1,0 +1,1 @@
+"""From raw image releases to WebDataset shards. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The training library. Importing the package itself imports nothing heavy."""

@@ -1,0 +1,78 @@
+"""What every command shares: one-line errors, exit codes and the tyro parser.
+
+Imports neither torch nor DeepSpeed, so that ``--help`` answers at once.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+EXIT_DONE = 0
+EXIT_USER = 2
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped early with everything saved, run me again
+
+
+class UserError(ValueError):
+    """Something the user can put right. The message names the field, the value and the remedy."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call ``main`` and leave with its exit code; a :class:`UserError` is one line on stderr and exit code 2."""
+    try:
+        code = main()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        code = EXIT_USER
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_DONE
+    sys.exit(code or EXIT_DONE)
+
+
+def parse(
+    config: Callable[..., Config],
+    *,
+    prog: str,
+    description: str,
+    args: Sequence[str] | None = None,
+    default: Config | None = None,
+) -> Config:
+    """Parse the command line (``sys.argv`` unless ``args`` is given) into ``config``, a dataclass.
+
+    ``description`` ends with examples, shown by ``--help``. Bad usage raises :class:`UserError` in one line.
+    """
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    return _one_line_errors(
+        lambda: tyro.cli(config, prog=prog, description=description, args=args, **options), prog
+    )
+
+
+def _one_line_errors(parse: Callable[[], Config], prog: str) -> Config:
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return parse()
+    except SystemExit as error:
+        if error.code == EXIT_USER:
+            raise UserError(_unboxed(captured.getvalue()) + f" (see {prog} --help)") from None
+        sys.stderr.write(captured.getvalue())
+        raise
+
+
+def _unboxed(text: str) -> str:
+    """tyro's framed message as one line: ``Title: what is wrong. Perhaps you meant: --optim.lr FLOAT ...``"""
+    lines = [line.strip("╭╮╰╯│─ \n") for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("For full helptext")]
+    lines = [line for line in lines if not line.endswith(" --help")]  # where the option is documented
+    if len(lines) > 1:
+        title = lines.pop(0)
+        lines[0] = lines[0] if lines[0].startswith(title) else f"{title}: {lines[0]}"
+    return re.sub(r"\s+", " ", " ".join(lines)).strip()

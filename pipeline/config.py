@@ -1,0 +1,168 @@
+"""The configuration of a run: frozen dataclasses, one a subject. Imports no torch.
+
+Batch sizes are in samples, times in seconds, sizes of images in pixels. Every field can be overridden on the command
+line by its path, such as ``--optim.lr 3e-4``.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.cli import UserError
+
+Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    variant: Variant = "b16"
+    """B = Base, L = Large, the number is the patch size; tiny is for CPUs and tests."""
+    image_size: int = 224
+    """Side of the square input, pixels; a multiple of the patch size."""
+    pre_logits: bool = False
+    """A Dense + tanh layer before the head, as in the paper's ImageNet-21K models."""
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    """Drop rate of the last block; it grows linearly from 0 at the first."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: Path | None = None
+    """Folder of the training data set, made by data_prep.shard. Required."""
+    train_split: str = "train"
+    eval: Path | None = None
+    """Folder of the evaluation data set; without it, the training data set's eval split if it has one."""
+    eval_split: str = "val"
+    augment: Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] = "none"
+    """RandAugment and mixup on top of crop and flip, by AugReg's names (arXiv 2106.10270, section 3)."""
+    workers: int = 2
+    """Loader processes a rank. 0 loads in the training process."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate, at the declared global batch size: never scaled behind your back."""
+    weight_decay: float = 0.0
+    """Decoupled, on tensors with two or more dimensions; multiplied by the current learning rate."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    momentum: float = 0.9
+    """Of SGD."""
+    clip: float = 0.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    steps: int = 0
+    """Optimizer steps. 0: computed once from epochs."""
+    epochs: float = 0.0
+    """Passes over the training split, used where steps is 0."""
+    warmup_steps: int = 0
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    end_lr: float = 0.0
+    """Learning rate at the end of a linear decay."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    global_batch: int = 4096
+    """Samples an optimizer step, over all ranks."""
+    micro_batch: int = 64
+    """Samples a rank's forward pass; global_batch / (micro_batch x ranks) passes are accumulated."""
+    loss: Literal["sigmoid", "softmax"] = "softmax"
+    """sigmoid: binary cross-entropy summed over the classes. softmax: cross-entropy."""
+    seed: int = 0
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 1 shards the optimizer state, 2 also the gradients, 3 also the parameters."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute type. Master weights and optimizer state are float32 in either case."""
+    log_every: int = 50
+    """Steps between logged lines."""
+    eval_every: int = 5000
+    """Steps between evaluations; there is always one at the end. 0: only at the end."""
+    eval_batch: int = 128
+    """Samples a rank's evaluation pass."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1000
+    """Steps between checkpoints; there is always one at the end."""
+    keep_last: int = 2
+    keep_every: int = 0
+    """Also keep each checkpoint whose step is a multiple of this for good. 0: none."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    run_dir: Path = Path()
+    """Folder of the run: config, metrics, checkpoints. One that holds an unfinished run is resumed. Required."""
+    recipe: str = ""
+    """Name of the recipe this started from. Set by the command."""
+    stage: Literal["pretrain", "finetune"] = "pretrain"
+    parent: str = ""
+    """Fine-tuning: the run folder (or weights) to start from; empty trains from scratch."""
+    experiment: str = "vit"
+    """MLflow experiment."""
+    name: str = ""
+    """Name of the run in MLflow; the run folder's name where empty."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def accumulation(train: TrainConfig, world_size: int) -> int:
+    """Forward passes an optimizer step. Raises UserError where the batch sizes don't divide."""
+    samples = train.micro_batch * world_size
+    if samples <= 0 or train.global_batch % samples:
+        raise UserError(
+            f"train.global_batch {train.global_batch} is not a multiple of train.micro_batch {train.micro_batch} x "
+            f"{world_size} rank(s) = {samples}: {_batch_remedy(train.global_batch, train.micro_batch, world_size)}"
+        )
+    return train.global_batch // samples
+
+
+def _batch_remedy(global_batch: int, micro_batch: int, world_size: int) -> str:
+    if global_batch % world_size:
+        lower, upper = global_batch // world_size * world_size, -(-global_batch // world_size) * world_size
+        sizes = f"{lower} or {upper}" if lower else f"{upper}"
+        return f"choose a train.global_batch that the number of ranks divides, such as {sizes}"
+    share = global_batch // world_size
+    fitting = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+    return f"set train.micro_batch to a divisor of {share}, such as {fitting}"
+
+
+def total_steps(schedule: ScheduleConfig, samples: int, global_batch: int) -> int:
+    """Optimizer steps of the run: ``schedule.steps``, or its epochs over ``samples``, rounded to the nearest step."""
+    if schedule.steps > 0:
+        return schedule.steps
+    if schedule.epochs <= 0:
+        raise UserError(
+            f"schedule.steps {schedule.steps} and schedule.epochs {schedule.epochs} give no steps: set one of them"
+        )
+    return max(1, round(schedule.epochs * samples / global_batch))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dict of plain JSON values; paths become strings."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"optim": {"lr": 1}}`` as ``{"optim.lr": 1}``, the names the command line uses."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Other projects' weight formats, one module each."""

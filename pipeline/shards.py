@@ -1,0 +1,152 @@
+"""The disk contract: what a data set's folder holds and how its parts are named. Imports no torch.
+
+A data set is a folder of plain WebDataset tars with an index beside them::
+
+    train-00000.tar ...   members <key>.jpg and <key>.cls (class index in ASCII), in index order
+    index.parquet         one row a sample, in tar order: INDEX_SCHEMA
+    classes.parquet       CLASSES_SCHEMA, one row a class, in index order
+    rejects.parquet       REJECTS_SCHEMA, one row for each input image that was not written
+    dataset.json          DatasetInfo; written last, so a folder without it is an unfinished data set
+    _info.json            the same in the form that timm's WebDataset reader reads
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.cli import UserError
+
+FORMAT_VERSION = 1
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # the image's original name without its ending; the tar member is <key>.jpg
+        ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("shard", pa.int32()),  # the tar is {split}-{shard:05d}.tar
+        ("offset", pa.int64()),  # of the JPEG's first byte in the tar
+        ("size", pa.int32()),  # of the JPEG, bytes
+        ("label", pa.int32()),  # class index
+        ("width", pa.int32()),  # pixels, as stored: orientation is not applied
+        ("height", pa.int32()),
+        ("orientation", pa.uint8()),  # EXIF tag 0x0112, 1 to 8; 1 where there is none
+        ("recoded", pa.dictionary(pa.int8(), pa.string())),  # "" for bytes untouched, else why: "png", "cmyk", ...
+        ("xxh3_64", pa.uint64()),  # of the JPEG's bytes
+    ]
+)
+CLASSES_SCHEMA = pa.schema(
+    [
+        ("index", pa.int32()),
+        ("wnid", pa.string()),  # WordNet id, or the folder's name where the source isn't ImageNet
+        ("name", pa.string()),  # for people; the wnid again where no name is known
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),  # path inside the source, so that the file can be found again
+        ("wnid", pa.string()),
+        ("size", pa.int64()),
+        ("reason", pa.string()),  # one word that groups: "truncated", "not_an_image", ...
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar of a data set."""
+
+    split: str
+    shard: int
+    samples: int
+    bytes: int  # of the whole tar
+    xxh3_128: str  # of the whole tar, hexadecimal
+
+    @property
+    def file_name(self) -> str:
+        return shard_file_name(self.split, self.shard)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """dataset.json. Lists are in (split, shard) order."""
+
+    name: str
+    format_version: int
+    tool_version: str
+    classes: int
+    classes_digest: str  # of the ordered wnids: two data sets with the same digest share their class map
+    samples: dict[str, int]  # by split
+    rejects: int
+    seed: int
+    options: dict[str, Any]  # of the command that made it, as far as they change its bytes
+    shards: tuple[ShardInfo, ...]
+    digest: str  # of everything above: identifies the data set's content
+
+    def split_shards(self, split: str) -> tuple[ShardInfo, ...]:
+        """The shards of one split, in order. Raises UserError, naming the splits there are."""
+        if split not in self.samples:
+            raise UserError(f"split {split!r} is not in data set {self.name!r}: it has {', '.join(self.samples)}")
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+
+def shard_file_name(split: str, shard: int) -> str:
+    return f"{split}-{shard:05d}.tar"
+
+
+def classes_digest(wnids: list[str]) -> str:
+    """The first 32 hexadecimal digits of the SHA-256 of the wnids, one a line, in index order."""
+    return hashlib.sha256("\n".join(wnids).encode()).hexdigest()[:32]
+
+
+def with_digest(info: DatasetInfo) -> DatasetInfo:
+    """``info`` with its digest: SHA-256 over the canonical JSON of all other fields, 32 hexadecimal digits."""
+    fields = dataclasses.asdict(info)
+    del fields["digest"]
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return dataclasses.replace(info, digest=hashlib.sha256(canonical.encode()).hexdigest()[:32])
+
+
+def to_json(info: DatasetInfo) -> str:
+    return json.dumps(dataclasses.asdict(info), indent=1) + "\n"
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """Read and check ``dataset.json``. Raises UserError where the folder is no finished data set."""
+    path = folder / "dataset.json"
+    if not folder.is_dir():
+        raise UserError(f"data set {str(folder)!r} does not exist: make it with python -m data_prep.shard INPUT OUTPUT")
+    if not path.is_file():
+        raise UserError(
+            f"data set {str(folder)!r} has no dataset.json, so it is unfinished or no data set of ours: "
+            "run data_prep.shard again to finish it, or data_prep.index for WebDataset tars made elsewhere"
+        )
+    try:
+        fields = json.loads(path.read_text())
+        shards = tuple(ShardInfo(**shard) for shard in fields.pop("shards"))
+        info = DatasetInfo(**fields, shards=shards)
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): make the data set again") from error
+    if info.format_version != FORMAT_VERSION:
+        raise UserError(
+            f"{str(path)!r} has format_version {info.format_version}, this code reads {FORMAT_VERSION}: "
+            "make the data set again with this version"
+        )
+    if with_digest(info).digest != info.digest:
+        raise UserError(f"{str(path)!r} does not match its own digest: it was edited; make the data set again")
+    return info
+
+
+def read_classes(folder: Path) -> pa.Table:
+    """CLASSES_SCHEMA, in index order."""
+    return pq.read_table(folder / "classes.parquet", schema=CLASSES_SCHEMA)
+
+
+def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """INDEX_SCHEMA, or some of its columns, all splits, in tar order."""
+    return pq.read_table(folder / "index.parquet", columns=columns)
