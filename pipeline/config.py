@@ -8,10 +8,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from pipeline.cli import UserError
 
+Config = TypeVar("Config")
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
 
 
@@ -88,6 +89,9 @@ class TrainConfig:
     """Steps between evaluations; there is always one at the end. 0: only at the end."""
     eval_batch: int = 128
     """Samples a rank's evaluation pass."""
+    step_timeout: int = 1800
+    """Seconds without a finished step (evaluations and checkpoints included) after which a rank prints the stacks of
+    its threads and leaves, so that a hung cluster is not paid for."""
 
 
 @dataclass(frozen=True)
@@ -166,3 +170,22 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def from_dict(kind: type[Config], tree: dict[str, Any]) -> Config:
+    """The dataclass ``kind`` from what :func:`to_dict` made. Raises UserError for a field it doesn't have."""
+    hints = get_type_hints(kind)
+    unknown = set(tree) - set(hints)
+    if unknown:
+        raise UserError(f"configuration field {sorted(unknown)[0]!r} is not known to this version: remove it")
+    return kind(**{name: _field_value(hints[name], value) for name, value in tree.items()})
+
+
+def _field_value(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)  # type: ignore[arg-type]
+    if isinstance(value, str) and Path in (hint, *get_args(hint)):
+        return Path(value)
+    if isinstance(value, list):  # JSON knows no tuples
+        return tuple(value)
+    return value

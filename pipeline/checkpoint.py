@@ -1,0 +1,201 @@
+"""Checkpoints: written aside, flushed, renamed, complete or not there at all.
+
+``RUN/checkpoints/step-00001000/`` holds ``meta.json`` and ``state-000.safetensors`` ...: float32 master weights as
+``param/<name>`` and optimizer moments as ``exp_avg/<name>`` and so on, full-sized, dealt over the files. Nothing in it
+depends on the number of ranks or the ZeRO stage it was saved under, so any can resume from it. ``meta.json`` is written
+last and lists the files' sizes and hashes: it is the mark of a complete checkpoint.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import torch.distributed
+from safetensors.torch import save_file
+
+from pipeline import engine as ds
+from pipeline.cli import UserError
+from pipeline.config import RunConfig, from_dict, to_dict
+from pipeline.files import flush, write_json, xxh3_128
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Meta:
+    """meta.json of a checkpoint."""
+
+    format_version: int
+    step: int  # optimizer steps done
+    samples: int  # training samples seen
+    optimizer_steps: int  # the optimizer's own counter: lower than step where steps were skipped
+    config: dict[str, Any]  # pipeline.config.to_dict of the run
+    classes: int
+    classes_digest: str
+    dataset_digest: str  # of the training data set
+    world_size: int  # it was saved under; for people only
+    files: dict[str, dict[str, Any]]  # name -> {"bytes": int, "xxh3_128": str}
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def complete(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in (run_dir / "checkpoints").glob("step-*/meta.json"))
+
+
+def latest(run_dir: Path, *, hashes: bool = False) -> Path | None:
+    """The newest checkpoint whose files have the right size (and content); broken ones are passed over, said aloud."""
+    for path in reversed(complete(run_dir)):
+        fault = find_fault(path, hashes=hashes)
+        if fault is None:
+            return path
+        print(f"warning: checkpoint {path} is passed over: {fault}", flush=True)
+    return None
+
+
+def read_meta(checkpoint: Path) -> Meta:
+    """Raises UserError where ``checkpoint`` is no complete checkpoint or of another version."""
+    path = checkpoint / "meta.json"
+    try:
+        meta = Meta(**json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{str(checkpoint)!r} is not a complete checkpoint ({error}): name another one") from error
+    if meta.format_version != FORMAT_VERSION:
+        raise UserError(f"{str(path)!r} has format_version {meta.format_version}, this code reads {FORMAT_VERSION}")
+    return meta
+
+
+def find_fault(checkpoint: Path, *, hashes: bool) -> str | None:
+    """What is wrong with a checkpoint's files: None where they have the sizes (and hashes) that meta.json lists."""
+    try:
+        meta = read_meta(checkpoint)
+    except UserError as error:
+        return str(error)
+    for name, expected in meta.files.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != expected["bytes"]:
+            return f"{name} is missing or not {expected['bytes']} bytes long"
+        if hashes and xxh3_128(path) != expected["xxh3_128"]:
+            return f"{name} does not have the hash it was saved with"
+    return None
+
+
+class State(Mapping[str, torch.Tensor]):
+    """The tensors of a checkpoint by key, read when asked for. CPU, float32."""
+
+    def __init__(self, checkpoint: Path):
+        self._files = [
+            safetensors.safe_open(checkpoint / name, framework="pt") for name in sorted(read_meta(checkpoint).files)
+        ]
+        self._where = {key: file for file in self._files for key in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._where[key].get_tensor(key)  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def read_model(run_or_checkpoint: Path) -> tuple[RunConfig, int, dict[str, torch.Tensor]]:
+    """The run's configuration, number of classes and full float32 weights, from its newest checkpoint or a named one."""
+    checkpoint = resolve(run_or_checkpoint)
+    meta = read_meta(checkpoint)
+    prefix = ds.MASTER + "/"
+    state = State(checkpoint)
+    weights = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    return from_dict(RunConfig, meta.config), meta.classes, weights
+
+
+def resolve(run_or_checkpoint: Path) -> Path:
+    """A checkpoint's folder from itself or from its run's folder. Raises UserError where there is none."""
+    if (run_or_checkpoint / "meta.json").is_file():
+        return run_or_checkpoint
+    if not run_or_checkpoint.is_dir():
+        raise UserError(f"{str(run_or_checkpoint)!r} does not exist: name a run folder or a checkpoint in it")
+    checkpoint = latest(run_or_checkpoint)
+    if checkpoint is None:
+        raise UserError(
+            f"{str(run_or_checkpoint)!r} has no complete checkpoint: name a run folder that has checkpoints/step-*/"
+        )
+    return checkpoint
+
+
+def save(run_dir: Path, engine: Any, config: RunConfig, *, step: int, facts: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of ``step``; collective. ``facts``: classes, classes_digest and dataset_digest of Meta.
+
+    Tensors are dealt to the ranks by size, so that each rank writes about its share of the bytes.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    final = run_dir / "checkpoints" / folder_name(step)
+    aside = final.with_name(f".{final.name}.tmp")
+    if rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    torch.distributed.barrier()  # the folder is there
+    mine = _own_share(engine, config, rank, world)
+    name = f"state-{rank:03d}.safetensors"
+    entry = {}
+    if mine:
+        save_file(mine, aside / name, metadata={"format": "pt"})
+        flush(aside / name)
+        entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
+    entries: list[dict[str, Any]] = [{} for _ in range(world)]
+    torch.distributed.all_gather_object(entries, entry)  # also: all files are written
+    if rank == 0:
+        meta = Meta(
+            format_version=FORMAT_VERSION,
+            step=step,
+            samples=step * config.train.global_batch,
+            optimizer_steps=ds.optimizer_steps(engine),
+            config=to_dict(config),
+            world_size=world,
+            files={key: value for part in entries for key, value in part.items()},
+            **facts,
+        )
+        write_json(aside / "meta.json", dataclasses.asdict(meta))
+        shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, passed over at start
+        aside.rename(final)
+        flush(final.parent)
+        _delete_old(run_dir, config)
+    torch.distributed.barrier()
+    return final
+
+
+def _own_share(engine: Any, config: RunConfig, rank: int, world: int) -> dict[str, torch.Tensor]:
+    load = [0] * world
+    mine = {}
+    for key, tensor in ds.gather_state(engine, config.optim.kind):
+        owner = load.index(min(load))
+        load[owner] += tensor.numel()
+        if owner == rank:
+            mine[key] = tensor.to("cpu", torch.float32, copy=True).contiguous()
+    return mine
+
+
+def load(checkpoint: Path, engine: Any, config: RunConfig) -> Meta:
+    """Put a checkpoint's state into a fresh engine. No communication."""
+    meta = read_meta(checkpoint)
+    ds.load_state(engine, State(checkpoint), config.optim.kind, meta.optimizer_steps)
+    return meta
+
+
+def _delete_old(run_dir: Path, config: RunConfig) -> None:
+    """Keep the newest ``keep_last`` and the multiples of ``keep_every``."""
+    rule = config.checkpoint
+    for path in complete(run_dir)[: -max(rule.keep_last, 1)]:
+        step = int(path.name.removeprefix("step-"))
+        if not rule.keep_every or step % rule.keep_every:
+            (path / "meta.json").unlink()  # first, so that a half-deleted one isn't taken for complete
+            shutil.rmtree(path)

@@ -1,0 +1,167 @@
+"""DeepSpeed: its configuration from ours, and the engine's whole state by parameter name.
+
+The state that goes in and out here belongs to no rank and no ZeRO stage: for each parameter its float32 master value
+and its optimizer moments, full-sized. DeepSpeed's own checkpoints are bound to the world size and stage, and its
+universal ones silently lose the second parameter group under ZeRO-3 (docs/design.md).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+from pipeline import optim
+from pipeline.cli import UserError
+from pipeline.config import RunConfig, accumulation
+
+MASTER = "param"  # the first part of a state key: "param/blocks.0.attn.qkv.weight"
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch.optim's names
+
+
+def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration dict. Raises UserError for combinations that give wrong numbers."""
+    if config.train.zero_stage == 0 and config.train.dtype == "bfloat16":
+        raise UserError(
+            "train.zero_stage 0 with train.dtype bfloat16 trains on wrong numbers (DeepSpeed 0.19's bf16 optimizer takes "
+            "a step on zero gradients at start): set train.zero_stage to 1, 2 or 3, or train.dtype to float32"
+        )
+    return {
+        "train_batch_size": config.train.global_batch,
+        "train_micro_batch_size_per_gpu": config.train.micro_batch,
+        "gradient_accumulation_steps": accumulation(config.train, world_size),
+        "gradient_clipping": config.optim.clip,
+        "zero_optimization": {"stage": config.train.zero_stage},
+        "bf16": {"enabled": config.train.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,  # torch's own AdamW and SGD
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,  # our own loop reports
+    }
+
+
+def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> Any:
+    """Wrap ``model`` (float32, the same on each rank) in a DeepSpeed engine with our optimizer."""
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optim.build(config.optim, model),
+        config=deepspeed_config(config, world_size),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    for group in _torch_optimizer(engine).param_groups:
+        group["lr"] = lr
+
+
+def grad_norm(engine: Any) -> float | None:
+    """The global gradient norm before clipping. Call between backward and step at stage 0, after step at 1 to 3."""
+    if engine.zero_optimization_stage() == 0:
+        grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def gather_state(engine: Any, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the key and full float32 tensor of each master parameter and each of its moments.
+
+    Collective: every rank must run it to the end, in step with the others. Moments are left out before the first
+    optimizer step, when there are none.
+    """
+    optimizer = _torch_optimizer(engine)
+    moments = MOMENTS[kind] if optimizer.state else ()
+    for name, parameter in engine.module.named_parameters():
+        for key in (None, *moments):
+            yield f"{key or MASTER}/{name}", _full(engine, parameter, key)
+
+
+def optimizer_steps(engine: Any) -> int:
+    """The optimizer's own step counter (Adam's bias correction), 0 before the first step and for SGD."""
+    for state in _torch_optimizer(engine).state.values():
+        return int(state.get("step", 0))
+    return 0
+
+
+@torch.no_grad()
+def load_state(engine: Any, state: Mapping[str, torch.Tensor], kind: str, steps: int) -> None:
+    """Put what :func:`gather_state` yielded back, under any world size and ZeRO stage. No communication.
+
+    ``state`` is key -> full float32 tensor, read when asked for; ``steps`` is the optimizer's counter.
+    """
+    moments = MOMENTS[kind] if any(not key.startswith(MASTER + "/") for key in state) else ()
+    if moments:
+        _make_optimizer_state(engine, moments, steps)
+    device = next(engine.module.parameters()).device
+    for name, parameter in engine.module.named_parameters():
+        for key in (None, *moments):
+            value = state[f"{key or MASTER}/{name}"].to(device, torch.float32)
+            _set_full(engine, parameter, value, key)
+
+
+def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside DeepSpeed's, or itself at stage 0 in float32."""
+    optimizer = engine.optimizer
+    return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
+
+
+def _make_optimizer_state(engine: Any, moments: tuple[str, ...], steps: int) -> None:
+    """Allocate what the first optimizer step would, so that there is something to fill."""
+    optimizer = _torch_optimizer(engine)
+    # ZeRO-3 hands torch one flat partition at a time and keeps the groups empty in between
+    flat = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    parameters = flat if flat is not None else [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        state: dict[str, torch.Tensor] = {key: torch.zeros_like(parameter) for key in moments}
+        if "exp_avg" in moments:
+            on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+            state["step"] = torch.tensor(float(steps), device=parameter.device if on_device else "cpu")
+        optimizer.state[parameter] = state
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _full(engine: Any, parameter: torch.nn.Parameter, key: str | None) -> torch.Tensor:
+    if engine.zero_optimization_stage() == 0:
+        return parameter.detach() if key is None else engine.optimizer.state[parameter][key]
+    full = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+    return full.reshape(_full_shape(parameter))  # type: ignore[no-any-return]
+
+
+def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty parameter behind
+
+
+def _set_full(engine: Any, parameter: torch.nn.Parameter, value: torch.Tensor, key: str | None) -> None:
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        local = _local_partition(parameter, value)
+        if key is None:
+            safe_set_local_fp32_param(parameter, local)
+            parameter.ds_tensor.data.copy_(local.reshape(parameter.ds_tensor.shape))
+        else:
+            safe_set_local_optimizer_state(parameter, local, key)
+    elif stage == 0:
+        target = parameter.data if key is None else engine.optimizer.state[parameter][key]
+        target.copy_(value)
+    else:
+        if key is None:
+            parameter.data.copy_(value)  # what forward sees, in the compute type
+        parameter.set_full_hp_param(value, key)  # this rank's part of the float32 master or moment
+
+
+def _local_partition(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """This rank's equal share of the flattened ``value``, zero-padded at the end as ZeRO-3 does."""
+    share = parameter.partition_numel()
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    local = value.new_zeros(share)
+    piece = value.flatten()[rank * share : (rank + 1) * share]
+    local[: piece.numel()] = piece
+    return local

@@ -1,0 +1,89 @@
+"""The run folder, which explains itself: config.json, run.json, classes.json, status.json, metrics.jsonl, checkpoints/.
+
+- ``config.json``: pipeline.config.to_dict of the run, as it first started.
+- ``run.json``: what the configuration resolved to: steps, classes, digests of the data sets, parent, code, packages.
+- ``classes.json``: the class map, ``[{"wnid": ..., "name": ...}, ...]`` in index order.
+- ``status.json``: state (running, stopped, finished, failed), step, steps, attempt and the latest metrics.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.cli import UserError
+from pipeline.config import RunConfig, flatten, to_dict
+from pipeline.files import write_json
+
+# A resumed run may change these: they don't change what is learned (beyond float32 rounding).
+FREE_FIELDS = frozenset(
+    {
+        "run_dir", "name", "experiment", "parent", "data.train", "data.eval", "data.workers", "train.micro_batch",
+        "train.zero_stage", "train.log_every", "train.eval_every", "train.eval_batch", "train.step_timeout",
+        "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every",
+    }
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """status.json."""
+
+    state: Literal["running", "stopped", "finished", "failed"]
+    step: int
+    steps: int
+    attempt: int  # starts of this run so far
+    time: float  # unix seconds of this status
+    metrics: dict[str, float]  # the latest of each
+
+
+def read_status(run_dir: Path) -> Status | None:
+    path = run_dir / "status.json"
+    return Status(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def write_status(run_dir: Path, status: Status) -> None:
+    write_json(run_dir / "status.json", dataclasses.asdict(dataclasses.replace(status, time=time.time())))
+
+
+def check_config(config: RunConfig) -> None:
+    """Compare with the run that the folder holds. Raises UserError with the difference where it may not be resumed."""
+    path = config.run_dir / "config.json"
+    if config.run_dir.exists() and not config.run_dir.is_dir():
+        raise UserError(f"--run-dir {str(config.run_dir)!r} is not a folder: name a new or an existing run folder")
+    if not path.is_file():
+        if config.run_dir.is_dir() and (config.run_dir / "checkpoints").exists():
+            raise UserError(f"--run-dir {str(config.run_dir)!r} has checkpoints but no config.json: name another folder")
+        return
+    old, new = flatten(json.loads(path.read_text())), flatten(to_dict(config))
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in FREE_FIELDS]
+    if changed:
+        difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
+        raise UserError(
+            f"--run-dir {str(config.run_dir)!r} holds a run with another configuration ({difference}): "
+            "give the old values to resume it, or another --run-dir to start anew"
+        )
+
+
+def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Compare what the data resolve to with the run's start. Raises UserError where the data set or classes changed."""
+    path = run_dir / "run.json"
+    if not path.is_file():
+        return
+    old = json.loads(path.read_text())
+    for key, value in facts.items():
+        if old.get(key) != value:
+            raise UserError(
+                f"{key} was {old.get(key)!r} when the run in {str(run_dir)!r} started and is {value!r} now: "
+                "resume with the data it started with, or start anew in another --run-dir"
+            )
+
+
+def start(config: RunConfig, run: dict[str, Any], classes: list[dict[str, str]]) -> None:
+    """Write the folder's fixed files at the first start. Rank 0 only."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    if not (config.run_dir / "config.json").exists():
+        write_json(config.run_dir / "classes.json", classes)
+        write_json(config.run_dir / "run.json", run)
+        write_json(config.run_dir / "config.json", to_dict(config))
