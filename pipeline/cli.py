@@ -4,11 +4,12 @@ Imports neither torch nor DeepSpeed, so that ``--help`` answers at once.
 """
 
 import contextlib
+import difflib
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -53,6 +54,27 @@ def parse(
     return _one_line_errors(
         lambda: tyro.cli(config, prog=prog, description=description, args=args, **options), prog
     )
+
+
+def parse_recipe(
+    recipes: Mapping[str, Callable[[], Config]], *, prog: str, description: str, args: Sequence[str] | None = None
+) -> Config:
+    """Parse ``RECIPE [--field value ...]``: the recipe's configuration with the fields that were named replaced."""
+    args = sys.argv[1:] if args is None else list(args)
+    names = ", ".join(recipes)
+    if not args:
+        raise UserError(f"RECIPE is missing: name one of {names} (see {prog} --help)")
+    if args[0] in ("-h", "--help"):
+        summaries = "\n".join(f"  {name:12} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items())
+        print(f"usage: {prog} RECIPE [--field value ...]\n\n{description}\n\nRecipes:\n{summaries}\n")
+        print(f"{prog} RECIPE --help lists the fields of a recipe with their values.")
+        sys.exit(EXIT_DONE)
+    if args[0] not in recipes:
+        close = difflib.get_close_matches(args[0], recipes, n=1)
+        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        raise UserError(f"RECIPE {args[0]!r} is unknown: {hint} {names}")
+    default = recipes[args[0]]()
+    return parse(type(default), prog=f"{prog} {args[0]}", description=description, args=args[1:], default=default)
 
 
 def _one_line_errors(parse: Callable[[], Config], prog: str) -> Config:

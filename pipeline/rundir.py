@@ -80,10 +80,11 @@ def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
             )
 
 
-def start(config: RunConfig, run: dict[str, Any], classes: list[dict[str, str]]) -> None:
-    """Write the folder's fixed files at the first start. Rank 0 only."""
+def start(config: RunConfig, run: dict[str, Any], classes: list[dict[str, str]]) -> dict[str, Any]:
+    """Write the folder's fixed files at the first start; return run.json's content. Rank 0 only."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     if not (config.run_dir / "config.json").exists():
         write_json(config.run_dir / "classes.json", classes)
         write_json(config.run_dir / "run.json", run)
         write_json(config.run_dir / "config.json", to_dict(config))
+    return json.loads((config.run_dir / "run.json").read_text())  # type: ignore[no-any-return]

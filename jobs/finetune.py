@@ -1,0 +1,23 @@
+"""python -m jobs.finetune RECIPE --parent RUN|FILE.npz|FOLDER|scratch --run-dir RUN --data.train DATASET ..."""
+
+from pipeline import cli
+from pipeline.recipes import FINETUNE
+
+DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or published weights, usually at a higher resolution.
+
+--parent is a run folder of ours, an official .npz file, a timm or transformers folder, or "scratch". Examples:
+
+  python -m jobs.finetune tiny --parent runs/tiny --run-dir runs/tiny-ft --data.train shards/digits
+  torchrun --nproc-per-node 8 -m jobs.finetune b16 --parent runs/b16 --run-dir runs/b16-ft --data.train shards/in1k
+  sbatch slurm/finetune_l16.sh --parent L_16.npz --optim.lr 0.01"""
+
+
+def main() -> int:
+    config = cli.parse_recipe(FINETUNE, prog="python -m jobs.finetune", description=DESCRIPTION)
+    from pipeline.train import train  # noqa: PLC0415  (torch and DeepSpeed take seconds; --help shouldn't)
+
+    return train(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,23 @@
+"""python -m jobs.pretrain RECIPE --run-dir RUN --data.train DATASET [--any.field value ...]"""
+
+from pipeline import cli
+from pipeline.recipes import PRETRAIN
+
+DESCRIPTION = """Pretrain a Vision Transformer, on one process or as one rank of many (srun, torchrun, accelerate launch).
+
+A run folder that holds an unfinished run is resumed. Examples:
+
+  python -m jobs.pretrain tiny --run-dir runs/tiny --data.train shards/digits
+  torchrun --nproc-per-node 8 -m jobs.pretrain b16 --run-dir runs/b16 --data.train shards/in21k
+  sbatch --nodes=4 slurm/pretrain_l16.sh --optim.lr 3e-4"""
+
+
+def main() -> int:
+    config = cli.parse_recipe(PRETRAIN, prog="python -m jobs.pretrain", description=DESCRIPTION)
+    from pipeline.train import train  # noqa: PLC0415  (torch and DeepSpeed take seconds; --help shouldn't)
+
+    return train(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

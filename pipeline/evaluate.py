@@ -1,0 +1,85 @@
+"""Evaluation, exact under any number of ranks: every sample once, counts summed as integers.
+
+Shapes: B batch, C classes, H height, W width.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.data import Batch, Split, eval_batches, normalise
+from pipeline.losses import loss as loss_of
+
+Forward = Callable[[torch.Tensor], torch.Tensor]  # x_BCHW -> logits_BC
+
+
+@dataclass(frozen=True)
+class Result:
+    samples: int
+    top1: float  # fraction of samples whose label has the highest logit
+    top5: float  # ... one of the five highest
+    loss: float  # mean over the samples
+
+    def __str__(self) -> str:
+        return f"{self.samples:,} samples, top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f}"
+
+    def metrics(self, prefix: str = "eval/") -> dict[str, float]:
+        return {f"{prefix}top1": self.top1, f"{prefix}top5": self.top5, f"{prefix}loss": self.loss}
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Forward,
+    split: Split,
+    *,
+    image_size: int,
+    batch: int,
+    loss: str,
+    workers: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    rank: int,
+    world_size: int,
+    reduce: Callable[[torch.Tensor], torch.Tensor],
+) -> Result:
+    """Run ``forward`` over the split; collective. ``reduce`` sums a float64 tensor over the ranks.
+
+    Each rank calls ``forward`` equally often, on an empty image where its samples have run out: under ZeRO-3 a forward
+    pass is itself collective.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # samples, top-1 hits, top-5 hits, loss
+    batches = eval_batches(
+        split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers
+    )
+    for item in _padded(batches, passes=-(-(-(-len(split) // world_size)) // batch)):
+        if item is None:
+            forward(torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype))
+            continue
+        logits_BC = forward(normalise(item.images_BHWC.to(device), dtype)).float()
+        labels_B = item.labels_B.to(device)
+        sums += torch.stack([*_counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)])
+    samples, top1, top5, total_loss = reduce(sums).tolist()
+    assert samples == len(split), (samples, len(split))
+    return Result(int(samples), top1 / samples, top5 / samples, total_loss / samples)
+
+
+def _padded(batches: Iterator[Batch], passes: int) -> Iterator[Batch | None]:
+    for _ in range(passes):
+        yield next(batches, None)
+
+
+def _counts(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Number of samples, of labels ranked first and among the first five (or all classes), in float64.
+
+    A label's rank is the number of classes with a higher logit, or an equal one and a lower index: ties don't flatter.
+    """
+    own_B1 = logits_BC.gather(1, labels_B[:, None])
+    index_C = torch.arange(logits_BC.shape[1], device=logits_BC.device)
+    ahead_BC = (logits_BC > own_B1) | ((logits_BC == own_B1) & (index_C < labels_B[:, None]))
+    rank_B = ahead_BC.sum(1)
+    return (
+        torch.tensor(float(len(labels_B)), dtype=torch.float64, device=logits_BC.device),
+        (rank_B < 1).sum().double(),
+        (rank_B < 5).sum().double(),
+    )
