@@ -27,6 +27,8 @@ class ModelConfig:
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     """Drop rate of the last block; it grows linearly from 0 at the first."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: about a third more FLOPs, far less memory, the same numbers."""
 
 
 @dataclass(frozen=True)

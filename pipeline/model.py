@@ -1,0 +1,252 @@
+"""The Vision Transformer (arXiv 2010.11929), as google-research/vision_transformer builds it, with timm's names.
+
+Letters of the shape suffixes: B batch, C image channels (of an image) or classes (of logits), H W pixels, L tokens
+(the class token first), D width, M width of the MLP, N heads, K width of a head, P side of a patch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.cli import UserError
+from pipeline.config import ModelConfig, Variant
+
+NORM_EPS = 1e-6  # models_vit.py of google-research/vision_transformer; also Flax's default
+SIGMOID_HEAD_BIAS = -10.0  # released ImageNet-21K models start with every class improbable (e^-10 = 4.5e-5)
+TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes that make a variant (Table 1 of the paper)."""
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+
+
+ARCHITECTURES: dict[Variant, Architecture] = {
+    "b16": Architecture(patch=16, width=768, depth=12, heads=12, mlp=3072),
+    "b32": Architecture(patch=32, width=768, depth=12, heads=12, mlp=3072),
+    "l16": Architecture(patch=16, width=1024, depth=24, heads=16, mlp=4096),
+    "l32": Architecture(patch=32, width=1024, depth=24, heads=16, mlp=4096),
+    "tiny": Architecture(patch=8, width=128, depth=6, heads=4, mlp=512),  # ours: 1.2 M parameters, for CPUs and tests
+}
+
+
+def grid_size(config: ModelConfig) -> int:
+    """Patches along one side of the image. Raises UserError where the patch size doesn't divide it."""
+    patch = ARCHITECTURES[config.variant].patch
+    if config.image_size <= 0 or config.image_size % patch:
+        nearest = max(patch, round(config.image_size / patch) * patch)
+        raise UserError(
+            f"model.image_size {config.image_size} is not a multiple of the patch size {patch} of variant "
+            f"{config.variant}: set model.image_size {nearest}"
+        )
+    return config.image_size // patch
+
+
+class VisionTransformer(nn.Module):
+    """Images to class scores.
+
+    ``loss`` only decides the bias that :func:`initialise` gives the head. The weights are torch's defaults until
+    :func:`initialise`, :func:`pipeline.transfer.transfer` or ``load_state_dict`` sets them.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int, *, loss: Literal["sigmoid", "softmax"] = "softmax") -> None:
+        super().__init__()
+        grid = grid_size(config)
+        sizes = ARCHITECTURES[config.variant]
+        self.config = config
+        self.classes = classes
+        self.head_bias = SIGMOID_HEAD_BIAS if loss == "sigmoid" else 0.0
+        self.patch_embed = PatchEmbed(sizes.patch, sizes.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, sizes.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, sizes.width))
+        self.pos_drop = nn.Dropout(config.dropout)
+        last = max(sizes.depth - 1, 1)
+        self.blocks = nn.ModuleList(
+            Block(sizes, config.dropout, config.stochastic_depth * index / last) for index in range(sizes.depth)
+        )
+        self.norm = nn.LayerNorm(sizes.width, eps=NORM_EPS)
+        self.pre_logits = PreLogits(sizes.width) if config.pre_logits else nn.Identity()
+        self.head = nn.Linear(sizes.width, classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Normalised images in the parameters' dtype, ``image_size`` square -> logits_BC, one a class."""
+        logits_BC: Tensor = self.head(self.pre_logits(self.features(x_BCHW)))
+        return logits_BC
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """Images -> z_BD, the normalised class token: what the head (or a linear probe) sees, before any pre_logits."""
+        x_BLD = self.patch_embed(x_BCHW)
+        x_BLD = torch.cat([self.cls_token.expand(len(x_BLD), -1, -1), x_BLD], dim=1)
+        x_BLD = self.pos_drop(x_BLD + self.pos_embed)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and self.training:
+                x_BLD = checkpoint(block, x_BLD, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD)
+        z_BD: Tensor = self.norm(x_BLD[:, 0])  # the norm works token by token, and only the class token is read
+        return z_BD
+
+
+class PatchEmbed(nn.Module):
+    """Cuts the image into patches, row by row, and embeds each."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = PatchProjection(patch, width)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BLD: Tensor = self.proj(x_BCHW)
+        return x_BLD
+
+
+class PatchProjection(nn.Module):
+    """A convolution whose stride is its kernel size, done as one matrix product. The weight stays a convolution's."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # torch's default of a convolution
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        batch, channels, height, width = x_BCHW.shape
+        rows, columns = height // self.patch, width // self.patch
+        x = x_BCHW.reshape(batch, channels, rows, self.patch, columns, self.patch)
+        x_BLE = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * self.patch * self.patch)
+        return F.linear(x_BLE, self.weight.flatten(1), self.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm: attention, then MLP, each added to the stream. ``drop`` is the block's stochastic depth rate."""
+
+    def __init__(self, sizes: Architecture, dropout: float, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+        self.norm1 = nn.LayerNorm(sizes.width, eps=NORM_EPS)
+        self.attn = Attention(sizes.width, sizes.heads, dropout)
+        self.norm2 = nn.LayerNorm(sizes.width, eps=NORM_EPS)
+        self.mlp = Mlp(sizes.width, sizes.mlp, dropout)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLD = x_BLD + self._survivors(self.attn(self.norm1(x_BLD)))
+        return x_BLD + self._survivors(self.mlp(self.norm2(x_BLD)))
+
+    def _survivors(self, x_BLD: Tensor) -> Tensor:
+        """Stochastic depth (arXiv 1603.09382): drop the branch for random samples; scaled, the rest keeps the mean."""
+        if self.drop == 0.0 or not self.training:
+            return x_BLD
+        keep = 1.0 - self.drop
+        kept_B11 = torch.empty(len(x_BLD), 1, 1, device=x_BLD.device, dtype=x_BLD.dtype).bernoulli_(keep)
+        return x_BLD * (kept_B11 / keep)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. No dropout on the attention weights, as in the published models."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        qkv_3BNLK = self.qkv(x_BLD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q_BNLK, k_BNLK, v_BNLK = qkv_3BNLK.unbind(0)
+        y_BNLK = F.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
+        y_BLD: Tensor = self.proj_drop(self.proj(y_BNLK.transpose(1, 2).flatten(2)))
+        return y_BLD
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, mlp: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, mlp)
+        self.act = nn.GELU(approximate="tanh")  # Flax's gelu; the exact one differs by 4e-4 in the logits
+        self.drop1 = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(mlp, width)
+        self.drop2 = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLM = self.drop1(self.act(self.fc1(x_BLD)))
+        y_BLD: Tensor = self.drop2(self.fc2(x_BLM))
+        return y_BLD
+
+
+class PreLogits(nn.Module):
+    """tanh(W z + b) between the features and the head (the hidden layer of the head in section 3.1 of the paper)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, z_BD: Tensor) -> Tensor:
+        return torch.tanh(self.fc(z_BD))
+
+
+@torch.no_grad()
+def initialise(model: VisionTransformer, seed: int) -> None:
+    """Set every parameter, in place, as models_vit.py of google-research/vision_transformer does.
+
+    The same seed gives the same weights on every rank: the random numbers come from a CPU generator of their own, in a
+    fixed order, and the state of torch's global generator is untouched.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    _lecun_normal(model.patch_embed.proj.weight, generator)
+    model.patch_embed.proj.bias.zero_()
+    model.cls_token.zero_()
+    _fill(model.pos_embed, torch.empty(model.pos_embed.shape).normal_(std=0.02, generator=generator))
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        for norm in (block.norm1, block.norm2):
+            norm.reset_parameters()
+        for matrix in block.attn.qkv.weight.chunk(3):  # q, k and v by themselves: fused, the bound would be smaller
+            _xavier_uniform(matrix, generator)
+        _xavier_uniform(block.attn.proj.weight, generator)
+        block.attn.qkv.bias.zero_()
+        block.attn.proj.bias.zero_()
+        for linear in (block.mlp.fc1, block.mlp.fc2):
+            _xavier_uniform(linear.weight, generator)
+            _fill(linear.bias, torch.empty(linear.bias.shape).normal_(std=1e-6, generator=generator))
+    model.norm.reset_parameters()
+    if isinstance(model.pre_logits, PreLogits):
+        _lecun_normal(model.pre_logits.fc.weight, generator)
+        model.pre_logits.fc.bias.zero_()
+    zero_head(model)
+
+
+@torch.no_grad()
+def zero_head(model: VisionTransformer) -> None:
+    """The head's start: kernel 0, bias 0 (softmax) or -10 (sigmoid)."""
+    model.head.weight.zero_()
+    model.head.bias.fill_(model.head_bias)
+
+
+def _xavier_uniform(weight: Tensor, generator: torch.Generator) -> None:
+    bound = math.sqrt(6.0 / (weight.shape[0] + weight.shape[1]))
+    _fill(weight, torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+
+
+def _lecun_normal(weight: Tensor, generator: torch.Generator) -> None:
+    """Normal of variance 1 / fan_in, cut off at two standard deviations (of jax.nn.initializers)."""
+    std = 1.0 / math.sqrt(weight[0].numel()) / TRUNCATED_STD
+    values = torch.empty(weight.shape)
+    nn.init.trunc_normal_(values, std=std, a=-2.0 * std, b=2.0 * std, generator=generator)
+    _fill(weight, values)
+
+
+def _fill(parameter: Tensor, values: Tensor) -> None:
+    """Copy float32 values made on the CPU into a parameter of any dtype and device."""
+    parameter.copy_(values)

@@ -1,0 +1,89 @@
+"""Start a model from another's weights: fine-tuning at another resolution and with other classes.
+
+Letters of the shape suffixes: L tokens (the class token first), D width, G patches along a side of the image.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.cli import UserError
+from pipeline.model import ARCHITECTURES, VisionTransformer, zero_head
+
+
+@torch.no_grad()
+def transfer(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> None:
+    """Load ``parent_state`` (our names, any float dtype) into ``model``, in place, except what fine-tuning replaces.
+
+    The position embedding is resized to the model's grid; the parent's head, pre_logits included, is left behind and
+    the model's own head starts at zero (section 3.2 of the paper). Raises UserError where the architectures differ.
+    """
+    if model.config.pre_logits:
+        raise UserError(
+            "model.pre_logits True can't be fine-tuned: a new zero-initialised head replaces the parent's head and "
+            "pre_logits; set model.pre_logits False"
+        )
+    _check_same_architecture(parent_state, model)
+    own = model.state_dict()
+    state = {name: parent_state[name] for name in own if not name.startswith("head.")}
+    grid = math.isqrt(own["pos_embed"].shape[1] - 1)
+    state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid)
+    model.load_state_dict(state, strict=False)
+    zero_head(model)
+
+
+def resize_pos_embed(pos_embed_1LD: Tensor, grid: int) -> Tensor:
+    """Position embedding for ``grid`` x ``grid`` patches, float32, the class token's entry untouched.
+
+    Bilinear with aligned corners, which equals the scipy.ndimage.zoom(order=1) of google-research/vision_transformer
+    and big_vision to 4e-6. The same grid returns the same values.
+    """
+    old = math.isqrt(pos_embed_1LD.shape[1] - 1)
+    if old * old != pos_embed_1LD.shape[1] - 1:
+        raise UserError(
+            f"pos_embed has {pos_embed_1LD.shape[1]} entries, not a class token and a square grid: "
+            "start from a model with square images"
+        )
+    pos_embed_1LD = pos_embed_1LD.float()
+    if old == grid:
+        return pos_embed_1LD
+    patches_1DGG = pos_embed_1LD[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    resized_1DGG = F.interpolate(patches_1DGG, size=(grid, grid), mode="bilinear", align_corners=True)
+    return torch.cat([pos_embed_1LD[:, :1], resized_1DGG.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Patch, width, depth and mlp of a state dict with our names. The number of heads leaves no trace in it."""
+    patch_weight = state["patch_embed.proj.weight"]
+    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+    return {
+        "patch": patch_weight.shape[-1],
+        "width": patch_weight.shape[0],
+        "depth": len(blocks),
+        "mlp": state["blocks.0.mlp.fc1.weight"].shape[0],
+    }
+
+
+def _check_same_architecture(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> None:
+    variant = model.config.variant
+    try:
+        parent = sizes_of(parent_state)
+    except KeyError as error:
+        raise UserError(f"parent has no tensor {error}: it holds no Vision Transformer with our names") from None
+    ours = {name: getattr(ARCHITECTURES[variant], name) for name in parent}
+    if parent == ours:
+        missing = sorted(set(model.state_dict()) - set(parent_state) - {"head.weight", "head.bias"})
+        if missing:
+            raise UserError(f"parent has no tensor {missing[0]!r} ({len(missing)} missing): its file is incomplete")
+        return
+    differing = ", ".join(
+        f"{name} {parent[name]} instead of {own}" for name, own in ours.items() if own != parent[name]
+    )
+    fitting = [name for name, sizes in ARCHITECTURES.items() if parent.items() <= dataclasses.asdict(sizes).items()]
+    remedy = f"use recipe {fitting[0]}" if fitting else f"choose a parent that is one of {', '.join(ARCHITECTURES)}"
+    raise UserError(f"model.variant {variant} does not fit the parent, which has {differing}: {remedy}")
