@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from pipeline import engine as ds
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, from_dict, to_dict
+from pipeline.fence import Fence
 from pipeline.files import flush, write_json, xxh3_128
 
 FORMAT_VERSION = 1
@@ -132,15 +133,26 @@ def resolve(run_or_checkpoint: Path) -> Path:
     return checkpoint
 
 
-def save(run_dir: Path, engine: Any, config: RunConfig, *, step: int, facts: Mapping[str, Any]) -> Path:
+def save(
+    run_dir: Path,
+    engine: Any,
+    config: RunConfig,
+    *,
+    step: int,
+    facts: Mapping[str, Any],
+    fence: Fence | None = None,
+) -> Path:
     """Write the checkpoint of ``step``; collective. ``facts``: classes, classes_digest and dataset_digest of Meta.
 
-    Tensors are dealt to the ranks by size, so that each rank writes about its share of the bytes.
+    Tensors are dealt to the ranks by size, so that each rank writes about its share of the bytes. Raises FencedError on
+    rank 0 where a later attempt owns the run folder by ``fence``.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     final = run_dir / "checkpoints" / folder_name(step)
     aside = final.with_name(f".{final.name}.tmp")
     if rank == 0:
+        if fence is not None:
+            fence.check()
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     torch.distributed.barrier()  # the folder is there
@@ -165,6 +177,8 @@ def save(run_dir: Path, engine: Any, config: RunConfig, *, step: int, facts: Map
             **facts,
         )
         write_json(aside / "meta.json", dataclasses.asdict(meta))
+        if fence is not None:
+            fence.check()
         shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, passed over at start
         aside.rename(final)
         flush(final.parent)

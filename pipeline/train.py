@@ -16,6 +16,7 @@ from pipeline.config import RunConfig, accumulation, flatten, to_dict, total_ste
 from pipeline.data import Batch, Split, normalise, open_split, train_batches
 from pipeline.distributed import Ranks
 from pipeline.evaluate import Result, evaluate
+from pipeline.fence import claim
 from pipeline.losses import loss as loss_of
 from pipeline.metrics import Stopwatch, duration
 from pipeline.model import VisionTransformer, initialise
@@ -56,8 +57,9 @@ def train(config: RunConfig) -> int:
     lineage = start_from_parent(config, model) if config.stage == "finetune" and not resuming else {}
 
     stop = StopRequest()
-    device = distributed.start(ranks)
     leader = ranks.rank == 0
+    fence = claim(config.run_dir, os.environ) if leader else None
+    device = distributed.start(ranks)
     engine = ds.build_engine(config, model.to(device), ranks.world_size)
     start_step = resume(config, engine, leader)
     attempt = (status.attempt if status else 0) + 1
@@ -96,7 +98,8 @@ def train(config: RunConfig) -> int:
             if step % config.train.log_every == 0 or step == steps or stopping:
                 fresh = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, **watch.lap()}
                 metrics |= fresh
-                if tracker is not None:
+                if tracker is not None and fence is not None:
+                    fence.check()
                     tracker.log(step, step * config.train.global_batch, fresh)
                     rundir.write_status(config.run_dir, rundir.Status("running", step, steps, attempt, 0.0, metrics))
                     print(progress_line(fresh, step, steps), flush=True)
@@ -108,7 +111,7 @@ def train(config: RunConfig) -> int:
                     tracker.log(step, step * config.train.global_batch, result.metrics())
                     print(f"step {step}  evaluation: {result}", flush=True)
             if due(step, config.checkpoint.every, steps) or stopping:
-                checkpoint.save(config.run_dir, engine, config, step=step, facts=facts)
+                checkpoint.save(config.run_dir, engine, config, step=step, facts=facts, fence=fence)
             watch.paused += time.perf_counter() - began
             if stopping and step < steps:
                 outcome = "stopped"
@@ -118,7 +121,7 @@ def train(config: RunConfig) -> int:
         raise
     finally:
         faulthandler.cancel_dump_traceback_later()
-        if tracker is not None:
+        if tracker is not None and fence is not None and fence.holds():
             rundir.write_status(config.run_dir, rundir.Status(outcome, step, steps, attempt, 0.0, metrics))
             tracker.close({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[outcome])
     if leader:

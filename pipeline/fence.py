@@ -1,0 +1,98 @@
+"""One writer a run: the newest attempt owns the run folder, and an older one stops before it writes again.
+
+When Slurm loses sight of a node (its slurmd killed, its network cut) it starts the job anew elsewhere while the old
+ranks live on for up to a minute. Both would write the same checkpoints. ``owner.json`` names the attempt that started
+last; rank 0 reads it before each write. What remains is the moment between that look and the rename after it.
+"""
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.cli import UserError
+from pipeline.files import write_json
+
+
+class FencedError(RuntimeError):
+    """A later attempt has taken the run folder over: this one must not write to it any more."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """owner.json."""
+
+    token: str  # random: identifies this attempt
+    job: str  # Slurm's job id; empty without Slurm
+    restart: int  # SLURM_RESTART_COUNT: how often Slurm has started this job anew
+    host: str
+    pid: int
+    started: str  # the process's start time in clock ticks since boot, so that a reused pid isn't taken for it
+
+
+@dataclass(frozen=True)
+class Fence:
+    run_dir: Path
+    owner: Owner
+
+    def holds(self) -> bool:
+        """Whether this attempt still owns the run folder."""
+        current = read_owner(self.run_dir)
+        return current is not None and current.token == self.owner.token
+
+    def check(self) -> None:
+        """Raises FencedError where a later attempt has started."""
+        if not self.holds():
+            raise FencedError(
+                f"{self.run_dir} now belongs to another attempt ({read_owner(self.run_dir)}): this one "
+                f"(job {self.owner.job or 'none'}, restart {self.owner.restart}) stops without writing"
+            )
+
+
+def claim(run_dir: Path, environment: Mapping[str, str]) -> Fence:
+    """Make this process the run folder's owner. Call once, on rank 0 alone, before anything is written.
+
+    Raises FencedError where a later restart of the same Slurm job owns it, and UserError where its owner is a process
+    that still runs on this host.
+    """
+    mine = Owner(
+        token=secrets.token_hex(8),
+        job=environment.get("SLURM_JOB_ID", ""),
+        restart=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=_start_time(os.getpid()),
+    )
+    current = read_owner(run_dir)
+    if current is not None:
+        same_job = mine.job != "" and current.job == mine.job
+        if same_job and current.restart > mine.restart:
+            raise FencedError(
+                f"{run_dir} belongs to restart {current.restart} of job {mine.job}, this is {mine.restart}"
+            )
+        alive = current.host == mine.host and current.started != "" and _start_time(current.pid) == current.started
+        if alive and not same_job and current.pid != mine.pid:
+            raise UserError(
+                f"--run-dir {str(run_dir)!r} is being trained by process {current.pid} on this host: "
+                "wait for it, stop it, or name another --run-dir"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "owner.json", asdict(mine))
+    return Fence(run_dir, mine)
+
+
+def read_owner(run_dir: Path) -> Owner | None:
+    """owner.json, or None where there is none."""
+    path = run_dir / "owner.json"
+    return Owner(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def _start_time(pid: int) -> str:
+    """Field 22 of /proc/PID/stat; empty where there is no such process (or no /proc)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
