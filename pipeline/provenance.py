@@ -1,0 +1,93 @@
+"""Where a run comes from: code, packages, machine, job. What is written down holds no secrets."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "mlflow", "numpy", "simplejpeg", "opencv-python-headless")
+_HIDDEN = "<hidden>"
+_SECRETS = (
+    re.compile(r"(?P<keep>\w+://)[^/\s@]+@"),  # user:password@ of a URL
+    re.compile(
+        r"(?P<keep>[\w.-]*(?:passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key|credential)[\w.-]*[\"']?\s*[=:\s]\s*)"
+        r"(?:\"[^\"]*\"|'[^']*'|\S+)",
+        re.IGNORECASE,
+    ),
+)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with passwords in URLs and values of password-like names replaced by ``<hidden>``."""
+    for pattern in _SECRETS:
+        at = "@" if pattern is _SECRETS[0] else ""
+        text = pattern.sub(lambda match, at=at: f"{match['keep']}{_HIDDEN}{at}", text)  # type: ignore[misc]
+    return text
+
+
+def describe_code() -> dict[str, Any]:
+    """Git commit and digest of uncommitted changes, Python, packages, host, command, Slurm job. JSON values only."""
+    source = Path(__file__).resolve().parent.parent
+    diff = git_diff(source)
+    return {
+        "commit": _git(source, "rev-parse", "HEAD").strip(),
+        "dirty": hashlib.sha256(diff.encode()).hexdigest()[:32] if diff else "",
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "host": socket.gethostname(),
+        "command": without_secrets(" ".join(sys.orig_argv)),
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+    }
+
+
+def git_diff(source: Path) -> str:
+    """The uncommitted changes to tracked files, secrets hidden; empty outside of git."""
+    return without_secrets(_git(source, "diff", "HEAD", "--no-color", "--no-ext-diff"))
+
+
+def describe_place(devices: int) -> dict[str, str]:
+    """Host, Slurm job, nodes and devices of this attempt."""
+    place = {
+        "host": socket.gethostname(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+        "slurm_restarts": os.environ.get("SLURM_RESTART_COUNT", ""),
+        "nodes": os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", ""),
+        "partition": os.environ.get("SLURM_JOB_PARTITION", ""),
+        "devices": f"{devices} x {_device_name()}",
+    }
+    return {name: value for name, value in place.items() if value}
+
+
+def _device_name() -> str:
+    torch = sys.modules.get("torch")  # the training has it; nothing else should wait for its import
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return "CPU process"
+
+
+def _git(source: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,163 @@
+"""The run folder's side of tracking, the truth that MLflow gets a copy of. Imports neither torch nor mlflow.
+
+- ``metrics.jsonl``: one JSON object a line: step, samples, time (unix seconds), attempt, and metrics by name.
+- ``tracking.json``: :class:`Record`: what MLflow is to know beside metrics, and how each attempt went.
+
+Numbers that JSON lacks are strings: "nan", "inf", "-inf".
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.files import write_json
+
+METRICS = "metrics.jsonl"
+SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
+RECORD = "tracking.json"
+
+State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of metrics.jsonl."""
+
+    step: int
+    samples: int  # training samples seen by the end of the step
+    time: float  # unix seconds
+    attempt: int  # 1 is the run's first start
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the run."""
+
+    number: int
+    start_step: int  # it goes on after this step
+    started: float  # unix seconds
+    pid: int
+    place: dict[str, str]  # host, Slurm job, nodes, devices
+    state: State = "RUNNING"
+    ended: float = 0.0  # unix seconds
+
+
+@dataclass(frozen=True)
+class Record:
+    """tracking.json."""
+
+    key: str  # random; finds the run again on any MLflow server
+    experiment: str
+    name: str
+    params: dict[str, Any]
+    tags: dict[str, str]
+    artifacts: list[list[str]] = field(default_factory=list)  # [path, folder]
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+def read_record(run_dir: Path) -> Record | None:
+    path = run_dir / RECORD
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text())
+    attempts = [Attempt(**attempt) for attempt in tree.pop("attempts")]
+    return Record(**tree, attempts=attempts)
+
+
+def write_record(run_dir: Path, record: Record) -> None:
+    write_json(run_dir / RECORD, dataclasses.asdict(record))
+
+
+def to_json(line: Line) -> bytes:
+    """With the newline."""
+    head = {"step": line.step, "samples": line.samples, "time": round(line.time, 3), "attempt": line.attempt}
+    values = {name: value if math.isfinite(value) else str(value) for name, value in line.metrics.items()}
+    return (json.dumps(head | values) + "\n").encode()
+
+
+def from_json(text: bytes) -> Line:
+    tree = json.loads(text)
+    head = {name: tree.pop(name) for name in ("step", "samples", "time", "attempt")}
+    return Line(**head, metrics={name: float(value) for name, value in tree.items()})
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
+    """The whole lines from ``offset`` (bytes) on, and the offset after them. A line still being written is left."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = content.rfind(b"\n") + 1
+    return [from_json(text) for text in content[:whole].splitlines()], offset + whole
+
+
+def last_steps(attempts: Iterable[Attempt]) -> dict[int, float]:
+    """By attempt, the last step that counts: what lies above it was done again by a later attempt (or will be)."""
+    limits: dict[int, float] = {}
+    limit = math.inf
+    for attempt in sorted(attempts, key=lambda attempt: attempt.number, reverse=True):
+        limits[attempt.number] = limit
+        limit = min(limit, attempt.start_step)
+    return limits
+
+
+def effective(lines: Iterable[Line], attempts: Iterable[Attempt]) -> list[Line]:
+    """The lines that count: each step as it was done last."""
+    limits = last_steps(attempts)
+    return [line for line in lines if line.step <= limits.get(line.attempt, math.inf)]
+
+
+class Appender:
+    """Appends whole lines to a file. A full disk delays them: they wait in memory and go first once there is room."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[bytes] = []
+        self.fault = ""  # why lines wait
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._end = _whole_lines(self._file)
+        os.ftruncate(self._file, self._end)  # a line that a crash tore was never acknowledged
+
+    def append(self, line: bytes) -> bool:
+        """False where the line has to wait."""
+        self.waiting.append(line)
+        return self.flush()
+
+    def flush(self) -> bool:
+        try:
+            while self.waiting:
+                written = os.pwrite(self._file, self.waiting[0], self._end)
+                if written < len(self.waiting[0]):
+                    os.ftruncate(self._file, self._end)
+                    raise OSError("only part of a line could be written: the disk is full")
+                self._end += written
+                del self.waiting[0]
+        except OSError as error:
+            self.fault = str(error)
+            return False
+        self.fault = ""
+        return True
+
+    def close(self) -> None:
+        self.flush()
+        os.close(self._file)
+
+
+def _whole_lines(descriptor: int) -> int:
+    """Size of the file up to its last newline, bytes."""
+    end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -1,0 +1,188 @@
+"""Tracking a run: metrics go to the run folder at once, and from there to MLflow by a process of their own.
+
+Training never waits for MLflow and never fails from it: this module doesn't even import it. ``pipeline.mlflow_sync``
+runs beside the training, follows the folder, and survives servers that are down, slow or broken; ``jobs.sync`` sends
+what it could not.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import provenance, spool
+from pipeline.spool import Attempt, Line, Record
+
+OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
+PATIENCE = {"FINISHED": 120.0, "FAILED": 10.0, "KILLED": 10.0}  # seconds that close() waits for the last sync
+
+
+class Tracker:
+    """Of one attempt of a run, on rank 0 alone. Made by :func:`open_tracker`."""
+
+    def __init__(self, run_dir: Path, record: Record, *, devices: int, epoch_samples: int) -> None:
+        self.run_dir = run_dir
+        self._record = record
+        self._attempt = record.attempts[-1]
+        self._devices = devices
+        self._epoch_samples = epoch_samples
+        self._file = spool.Appender(run_dir / spool.METRICS)
+        lines, _ = spool.read_lines(run_dir / spool.METRICS)
+        self._spent = max((line.metrics.get("progress/device_hours", 0.0) for line in lines), default=0.0)
+        self._useful = 0.0  # device-hours in steps that count
+        if standing := spool.effective(lines, record.attempts):
+            metrics = standing[-1].metrics
+            self._useful = metrics.get("progress/device_hours", 0.0) * metrics.get("progress/goodput", 0.0)
+        self._step = self._attempt.start_step
+        self._sync = None if os.environ.get(OFF) == "off" else _start_sync(run_dir)
+        self._warned = False
+
+    def log(self, step: int, samples: int, metrics: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl, with the run's progress added. Never raises, never waits for MLflow."""
+        now = time.time()
+        line = Line(step, samples, now, self._attempt.number, metrics | self._progress(step, samples, now, metrics))
+        if not self._file.append(spool.to_json(line)) and not self._warned:
+            self._warned = True
+            print(
+                f"warning: {self._file.path} can't be written ({self._file.fault}): its lines wait in memory until "
+                "there is room again",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif self._warned and not self._file.waiting:
+            self._warned = False
+            print(f"{self._file.path} is written again, nothing is lost", file=sys.stderr, flush=True)
+
+    def _progress(self, step: int, samples: int, now: float, metrics: dict[str, float]) -> dict[str, float]:
+        """What any curve can be drawn against, beside the step.
+
+        Goodput is the share of the device time since the run's first start that went into steps that count: not into
+        starting, evaluation, checkpoints, or steps that a later attempt did again.
+        """
+        hours = self._spent + self._devices * (now - self._attempt.started) / 3600
+        if "speed/step_seconds" in metrics:
+            self._useful += self._devices * (step - self._step) * metrics["speed/step_seconds"] / 3600
+            self._step = step
+        progress = {
+            "progress/samples": float(samples),
+            "progress/device_hours": hours,
+            "progress/goodput": min(1.0, self._useful / hours) if hours > 0 else 0.0,
+        }
+        if self._epoch_samples:
+            progress["progress/epochs"] = samples / self._epoch_samples
+        return progress
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Have a file (or a folder's files) copied to the run's artifacts."""
+        entry = [str(path.absolute()), folder]
+        if entry not in self._record.artifacts:
+            self._save(dataclasses.replace(self._record, artifacts=[*self._record.artifacts, entry]))
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """End the attempt and wait a bounded time for the last sync; what it didn't send, ``jobs.sync`` will."""
+        self._attempt = dataclasses.replace(self._attempt, state=status, ended=time.time())
+        self._save(dataclasses.replace(self._record, attempts=[*self._record.attempts[:-1], self._attempt]))
+        self._file.close()
+        if self._file.waiting:
+            print(
+                f"error: {len(self._file.waiting)} line(s) of {self._file.path} are lost: {self._file.fault}",
+                flush=True,
+            )
+        if self._sync is not None:
+            _finish_sync(self._sync, self.run_dir, PATIENCE[status])
+
+    def _save(self, record: Record) -> None:
+        self._record = record
+        try:
+            spool.write_record(self.run_dir, record)
+        except OSError as error:
+            print(f"warning: {self.run_dir / spool.RECORD} can't be written: {error}", file=sys.stderr, flush=True)
+
+
+def open_tracker(
+    run_dir: Path,
+    *,
+    experiment: str,
+    name: str,
+    params: dict[str, Any],
+    tags: dict[str, str],
+    artifacts: Sequence[Path] = (),
+    start_step: int = 0,
+    devices: int = 1,
+    epoch_samples: int = 0,
+) -> Tracker:
+    """Start tracking an attempt of the run in ``run_dir``, which goes on after ``start_step``. Rank 0 only.
+
+    The run folder keeps the identity of the MLflow run, so that a resumed run goes on in the same one; lines of earlier
+    attempts with a step above ``start_step`` are superseded and marked. ``devices`` (ranks) scales the device-hours,
+    ``epoch_samples`` is the size of the training split.
+
+    The MLflow server is ``MLFLOW_TRACKING_URI``, or the file ``mlflow.db`` beside the run folder.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    old = spool.read_record(run_dir)
+    attempts = [_closed(attempt, run_dir) for attempt in old.attempts] if old else []
+    attempt = Attempt(len(attempts) + 1, start_step, time.time(), os.getpid(), provenance.describe_place(devices))
+    record = Record(
+        key=old.key if old else uuid.uuid4().hex,
+        experiment=experiment,
+        name=name,
+        params=params,
+        tags=tags,
+        artifacts=[[str(path.absolute()), ""] for path in artifacts],
+        attempts=[*attempts, attempt],
+    )
+    spool.write_record(run_dir, record)
+    return Tracker(run_dir, record, devices=devices, epoch_samples=epoch_samples)
+
+
+def _closed(attempt: Attempt, run_dir: Path) -> Attempt:
+    """An earlier attempt that never said how it ended has died; its last line tells when."""
+    if attempt.state != "RUNNING":
+        return attempt
+    lines, _ = spool.read_lines(run_dir / spool.METRICS)
+    last = max((line.time for line in lines if line.attempt == attempt.number), default=attempt.started)
+    return dataclasses.replace(attempt, state="FAILED", ended=last)
+
+
+def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:
+    """A process, not a thread: importing and running MLflow would hold the interpreter's lock for seconds.
+
+    In a session of its own: signals meant for the training (Ctrl-C, Slurm's) leave it time for the last sync.
+    """
+    command = [sys.executable, "-m", "pipeline.mlflow_sync", str(run_dir.absolute()), "--follow"]
+    try:
+        with (run_dir / "mlflow.log").open("ab") as log:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+    except OSError as error:
+        print(
+            f"warning: no MLflow sync ({error}): run python -m jobs.sync {run_dir} later", file=sys.stderr, flush=True
+        )
+        return None
+
+
+def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) -> None:
+    assert sync.stdin is not None
+    try:
+        sync.stdin.write(f"{patience}\n".encode())
+        sync.stdin.close()
+    except OSError:
+        pass  # it has ended already; its exit code says how
+    try:
+        code = sync.wait(patience + 5.0)
+    except subprocess.TimeoutExpired:
+        sync.kill()
+        code = sync.wait()
+    if code != 0:
+        print(
+            f"MLflow has not got everything of {run_dir} yet (see {run_dir / 'mlflow.log'}); it is safe in the run "
+            f"folder: python -m jobs.sync {run_dir}",
+            flush=True,
+        )
