@@ -1,7 +1,11 @@
 """The Vision Transformer (arXiv 2010.11929), as google-research/vision_transformer builds it, with timm's names.
 
+The last block only computes the class token's row: nothing else reaches the logits. They and all gradients stay what
+they were, and a step of a B model saves 7 % of its FLOPs, of an L model 3.5 %.
+
 Letters of the shape suffixes: B batch, C image channels (of an image) or classes (of logits), H W pixels, L tokens
-(the class token first), D width, M width of the MLP, N heads, K width of a head, P side of a patch.
+(the class token first), Q the tokens that are computed (L, or 1 in the last block), D width, M width of the MLP,
+N heads, K width of a head, E values of a patch.
 """
 
 import math
@@ -89,12 +93,14 @@ class VisionTransformer(nn.Module):
         x_BLD = self.patch_embed(x_BCHW)
         x_BLD = torch.cat([self.cls_token.expand(len(x_BLD), -1, -1), x_BLD], dim=1)
         x_BLD = self.pos_drop(x_BLD + self.pos_embed)
-        for block in self.blocks:
+        tokens = x_BLD.shape[1]
+        for index, block in enumerate(self.blocks):
+            queries = tokens if index < len(self.blocks) - 1 else 1
             if self.config.activation_checkpointing and self.training:
-                x_BLD = checkpoint(block, x_BLD, use_reentrant=False)
+                x_BLD = checkpoint(block, x_BLD, queries, use_reentrant=False)
             else:
-                x_BLD = block(x_BLD)
-        z_BD: Tensor = self.norm(x_BLD[:, 0])  # the norm works token by token, and only the class token is read
+                x_BLD = block(x_BLD, queries)
+        z_BD: Tensor = self.norm(x_BLD[:, 0])
         return z_BD
 
 
@@ -129,7 +135,10 @@ class PatchProjection(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: attention, then MLP, each added to the stream. ``drop`` is the block's stochastic depth rate."""
+    """Pre-norm: attention, then MLP, each added to the stream. ``drop`` is the block's stochastic depth rate.
+
+    All tokens are attended to; the first ``queries`` tokens are computed and returned.
+    """
 
     def __init__(self, sizes: Architecture, dropout: float, drop: float) -> None:
         super().__init__()
@@ -139,17 +148,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(sizes.width, eps=NORM_EPS)
         self.mlp = Mlp(sizes.width, sizes.mlp, dropout)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLD = x_BLD + self._survivors(self.attn(self.norm1(x_BLD)))
-        return x_BLD + self._survivors(self.mlp(self.norm2(x_BLD)))
+    def forward(self, x_BLD: Tensor, queries: int) -> Tensor:
+        x_BQD = x_BLD[:, :queries] + self._survivors(self.attn(self.norm1(x_BLD), queries))
+        return x_BQD + self._survivors(self.mlp(self.norm2(x_BQD)))
 
-    def _survivors(self, x_BLD: Tensor) -> Tensor:
+    def _survivors(self, x_BQD: Tensor) -> Tensor:
         """Stochastic depth (arXiv 1603.09382): drop the branch for random samples; scaled, the rest keeps the mean."""
         if self.drop == 0.0 or not self.training:
-            return x_BLD
+            return x_BQD
         keep = 1.0 - self.drop
-        kept_B11 = torch.empty(len(x_BLD), 1, 1, device=x_BLD.device, dtype=x_BLD.dtype).bernoulli_(keep)
-        return x_BLD * (kept_B11 / keep)
+        kept_B11 = torch.empty(len(x_BQD), 1, 1, device=x_BQD.device, dtype=x_BQD.dtype).bernoulli_(keep)
+        return x_BQD * (kept_B11 / keep)
 
 
 class Attention(nn.Module):
@@ -158,16 +167,32 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = QueryKeyValue(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        qkv_3BNLK = self.qkv(x_BLD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q_BNLK, k_BNLK, v_BNLK = qkv_3BNLK.unbind(0)
-        y_BNLK = F.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
-        y_BLD: Tensor = self.proj_drop(self.proj(y_BNLK.transpose(1, 2).flatten(2)))
-        return y_BLD
+    def forward(self, x_BLD: Tensor, queries: int) -> Tensor:
+        q_BQD, k_BLD, v_BLD = self.qkv(x_BLD, queries)
+        q_BNQK, k_BNLK, v_BNLK = self._by_head(q_BQD), self._by_head(k_BLD), self._by_head(v_BLD)
+        y_BNQK = F.scaled_dot_product_attention(q_BNQK, k_BNLK, v_BNLK)
+        y_BQD: Tensor = self.proj_drop(self.proj(y_BNQK.transpose(1, 2).flatten(2)))
+        return y_BQD
+
+    def _by_head(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.reshape(*x_BLD.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class QueryKeyValue(nn.Linear):
+    """Three projections in one matrix (3D, D). It slices its own weight because ZeRO-3 gathers module by module."""
+
+    def forward(self, x_BLD: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        width = x_BLD.shape[-1]
+        if queries == x_BLD.shape[1]:
+            q_BLD, k_BLD, v_BLD = F.linear(x_BLD, self.weight, self.bias).chunk(3, dim=-1)
+            return q_BLD, k_BLD, v_BLD
+        q_BQD = F.linear(x_BLD[:, :queries], self.weight[:width], self.bias[:width])
+        k_BLD, v_BLD = F.linear(x_BLD, self.weight[width:], self.bias[width:]).chunk(2, dim=-1)
+        return q_BQD, k_BLD, v_BLD
 
 
 class Mlp(nn.Module):
@@ -179,10 +204,10 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(mlp, width)
         self.drop2 = nn.Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLM = self.drop1(self.act(self.fc1(x_BLD)))
-        y_BLD: Tensor = self.drop2(self.fc2(x_BLM))
-        return y_BLD
+    def forward(self, x_BQD: Tensor) -> Tensor:
+        x_BQM = self.drop1(self.act(self.fc1(x_BQD)))
+        y_BQD: Tensor = self.drop2(self.fc2(x_BQM))
+        return y_BQD
 
 
 class PreLogits(nn.Module):

@@ -52,7 +52,7 @@ def resize_pos_embed(pos_embed_1LD: Tensor, grid: int) -> Tensor:
     pos_embed_1LD = pos_embed_1LD.float()
     if old == grid:
         return pos_embed_1LD
-    patches_1DGG = pos_embed_1LD[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    patches_1DGG = pos_embed_1LD[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     resized_1DGG = F.interpolate(patches_1DGG, size=(grid, grid), mode="bilinear", align_corners=True)
     return torch.cat([pos_embed_1LD[:, :1], resized_1DGG.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
