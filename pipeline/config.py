@@ -27,6 +27,10 @@ class ModelConfig:
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     """Drop rate of the last block; it grows linearly from 0 at the first."""
+    gelu: Literal["tanh", "exact"] = "tanh"
+    """tanh: the approximation that the published models were trained with. exact: as timm and transformers assume."""
+    norm_eps: float = 1e-6
+    """Of every LayerNorm."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: about a third more FLOPs, far less memory, the same numbers."""
 

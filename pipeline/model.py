@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, Variant
 
-NORM_EPS = 1e-6  # models_vit.py of google-research/vision_transformer; also Flax's default
 SIGMOID_HEAD_BIAS = -10.0  # released ImageNet-21K models start with every class improbable (e^-10 = 4.5e-5)
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
 
@@ -77,9 +76,9 @@ class VisionTransformer(nn.Module):
         self.pos_drop = nn.Dropout(config.dropout)
         last = max(sizes.depth - 1, 1)
         self.blocks = nn.ModuleList(
-            Block(sizes, config.dropout, config.stochastic_depth * index / last) for index in range(sizes.depth)
+            Block(sizes, config, config.stochastic_depth * index / last) for index in range(sizes.depth)
         )
-        self.norm = nn.LayerNorm(sizes.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(sizes.width, eps=config.norm_eps)
         self.pre_logits = PreLogits(sizes.width) if config.pre_logits else nn.Identity()
         self.head = nn.Linear(sizes.width, classes)
 
@@ -140,13 +139,13 @@ class Block(nn.Module):
     All tokens are attended to; the first ``queries`` tokens are computed and returned.
     """
 
-    def __init__(self, sizes: Architecture, dropout: float, drop: float) -> None:
+    def __init__(self, sizes: Architecture, config: ModelConfig, drop: float) -> None:
         super().__init__()
         self.drop = drop
-        self.norm1 = nn.LayerNorm(sizes.width, eps=NORM_EPS)
-        self.attn = Attention(sizes.width, sizes.heads, dropout)
-        self.norm2 = nn.LayerNorm(sizes.width, eps=NORM_EPS)
-        self.mlp = Mlp(sizes.width, sizes.mlp, dropout)
+        self.norm1 = nn.LayerNorm(sizes.width, eps=config.norm_eps)
+        self.attn = Attention(sizes.width, sizes.heads, config.dropout)
+        self.norm2 = nn.LayerNorm(sizes.width, eps=config.norm_eps)
+        self.mlp = Mlp(sizes.width, sizes.mlp, config)
 
     def forward(self, x_BLD: Tensor, queries: int) -> Tensor:
         x_BQD = x_BLD[:, :queries] + self._survivors(self.attn(self.norm1(x_BLD), queries))
@@ -196,13 +195,14 @@ class QueryKeyValue(nn.Linear):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, mlp: int, dropout: float) -> None:
+    def __init__(self, width: int, mlp: int, config: ModelConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, mlp)
-        self.act = nn.GELU(approximate="tanh")  # Flax's gelu; the exact one differs by 4e-4 in the logits
-        self.drop1 = nn.Dropout(dropout)
+        # Flax's gelu is the tanh approximation; the exact one differs by 4e-4 in the logits.
+        self.act = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
+        self.drop1 = nn.Dropout(config.dropout)
         self.fc2 = nn.Linear(mlp, width)
-        self.drop2 = nn.Dropout(dropout)
+        self.drop2 = nn.Dropout(config.dropout)
 
     def forward(self, x_BQD: Tensor) -> Tensor:
         x_BQM = self.drop1(self.act(self.fc1(x_BQD)))

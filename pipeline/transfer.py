@@ -5,7 +5,6 @@ Letters of the shape suffixes: L tokens (the class token first), D width, G patc
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.cli import UserError
+from pipeline.interop.architecture import sizes_of
 from pipeline.model import ARCHITECTURES, VisionTransformer, zero_head
 
 
@@ -55,18 +55,6 @@ def resize_pos_embed(pos_embed_1LD: Tensor, grid: int) -> Tensor:
     patches_1DGG = pos_embed_1LD[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     resized_1DGG = F.interpolate(patches_1DGG, size=(grid, grid), mode="bilinear", align_corners=True)
     return torch.cat([pos_embed_1LD[:, :1], resized_1DGG.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-
-
-def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Patch, width, depth and mlp of a state dict with our names. The number of heads leaves no trace in it."""
-    patch_weight = state["patch_embed.proj.weight"]
-    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
-    return {
-        "patch": patch_weight.shape[-1],
-        "width": patch_weight.shape[0],
-        "depth": len(blocks),
-        "mlp": state["blocks.0.mlp.fc1.weight"].shape[0],
-    }
 
 
 def _check_same_architecture(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> None:

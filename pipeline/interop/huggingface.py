@@ -1,0 +1,157 @@
+"""transformers' ViT folders: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``.
+
+The names written are those of transformers 4, which version 5 reads and writes too.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.cli import UserError
+from pipeline.config import ModelConfig
+from pipeline.files import flush, write_json
+from pipeline.interop.architecture import model_config
+from pipeline.interop.weights import check_normalisation, read_config, read_object, read_tensors
+from pipeline.model import ARCHITECTURES
+
+_TOP = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_ATTENTION = ("query", "key", "value")  # ours are one matrix
+
+
+def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, float32 state with our names, and {"format", "classes", "labels", "loss"}. Raises UserError.
+
+    Reads ViTForImageClassification and ViTModel, whose pooler is our pre_logits layer.
+    """
+    settings = read_config(folder)
+    if settings.get("qkv_bias", True) is not True:
+        raise UserError(f"{str(folder / 'config.json')!r} has qkv_bias false: choose a ViT as published")
+    preprocessor = folder / "preprocessor_config.json"
+    if preprocessor.is_file():
+        inputs = read_object(preprocessor)
+        check_normalisation(folder, inputs.get("image_mean"), inputs.get("image_std"))
+    theirs = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
+    theirs = {name.removeprefix("vit."): tensor for name, tensor in theirs.items()}
+    try:
+        state = _to_state(theirs, int(settings["num_hidden_layers"]))
+        heads = int(settings["num_attention_heads"])
+    except KeyError as error:
+        raise UserError(f"{str(folder)!r} lacks {error}: it holds no ViT of transformers") from None
+    activation = str(settings.get("hidden_act", "gelu"))
+    config, classes = model_config(
+        state,
+        heads=heads,
+        source=str(folder),
+        gelu={"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu_fast": "tanh"}.get(
+            activation, activation
+        ),
+        norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
+    )
+    names = settings.get("id2label") or {}
+    labels = [names[str(index)] for index in range(classes)] if len(names) == classes and classes else None
+    loss = "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
+    return config, state, {"format": "huggingface", "classes": classes, "labels": labels, "loss": loss}
+
+
+def write(
+    folder: Path, config: ModelConfig, state: Mapping[str, Tensor], labels: Sequence[str], *, loss: str = "softmax"
+) -> None:
+    """Write a folder that ``AutoModelForImageClassification.from_pretrained(FOLDER)`` loads. Raises UserError."""
+    if config.pre_logits:
+        raise UserError(
+            "model.pre_logits True has no place in transformers' ViTForImageClassification: export to npz, onnx or "
+            "safetensors, or fine-tune first (fine-tuning removes the layer)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = ARCHITECTURES[config.variant]
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _from_state(state, sizes.depth).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    flush(folder / "model.safetensors")
+    settings = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "hidden_size": sizes.width,
+        "num_hidden_layers": sizes.depth,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.mlp,
+        "hidden_act": "gelu_pytorch_tanh" if config.gelu == "tanh" else "gelu",
+        "layer_norm_eps": config.norm_eps,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "qkv_bias": True,
+        "image_size": config.image_size,
+        "patch_size": sizes.patch,
+        "num_channels": 3,
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "multi_label_classification" if loss == "sigmoid" else "single_label_classification",
+        "torch_dtype": "float32",
+    }
+    write_json(folder / "config.json", settings)
+    side = {"height": config.image_size, "width": config.image_size}
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": side,  # a direct resize to the square, as our evaluation does
+            "resample": 2,  # PIL's number of bilinear
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    )
+
+
+def _to_state(theirs: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    state = {}
+    for ours, name in _TOP.items():
+        for ending in ("",) if ours in ("cls_token", "pos_embed") else (".weight", ".bias"):
+            state[ours + ending] = theirs[name + ending]
+    for index in range(depth):
+        layer = f"encoder.layer.{index}"
+        for ending in (".weight", ".bias"):
+            for ours, name in _BLOCK.items():
+                state[f"blocks.{index}.{ours}{ending}"] = theirs[f"{layer}.{name}{ending}"]
+            parts = [theirs[f"{layer}.attention.attention.{part}{ending}"] for part in _ATTENTION]
+            state[f"blocks.{index}.attn.qkv{ending}"] = torch.cat(parts)
+    for ours, name in (("pre_logits.fc", "pooler.dense"), ("head", "classifier")):
+        if f"{name}.weight" in theirs:
+            state |= {f"{ours}{ending}": theirs[f"{name}{ending}"] for ending in (".weight", ".bias")}
+    return state
+
+
+def _from_state(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    theirs = {}
+    for ours, name in _TOP.items():
+        for ending in ("",) if ours in ("cls_token", "pos_embed") else (".weight", ".bias"):
+            theirs[f"vit.{name}{ending}"] = state[ours + ending]
+    for index in range(depth):
+        layer = f"vit.encoder.layer.{index}"
+        for ending in (".weight", ".bias"):
+            for ours, name in _BLOCK.items():
+                theirs[f"{layer}.{name}{ending}"] = state[f"blocks.{index}.{ours}{ending}"]
+            parts = state[f"blocks.{index}.attn.qkv{ending}"].chunk(3)
+            for name, tensor in zip(_ATTENTION, parts, strict=True):
+                theirs[f"{layer}.attention.attention.{name}{ending}"] = tensor
+    for ending in (".weight", ".bias"):
+        theirs[f"classifier{ending}"] = state[f"head{ending}"]
+    return theirs

@@ -1,0 +1,165 @@
+"""The .npz files of google-research/vision_transformer and big_vision.
+
+Two namings are read: the published one, whose modules in a block are numbered 0/1/2/3, and that of current Flax
+(LayerNorm_1, MultiHeadDotProductAttention_0, MlpBlock_0), each with or without a ``params/`` prefix. The published one
+is written, since timm and Flax's own converter read it.
+
+Letters of the shape suffixes: D width, N heads, K width of a head, H W patch rows and columns, I O channels in and out.
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.cli import UserError
+from pipeline.config import ModelConfig
+from pipeline.files import flush
+from pipeline.interop.architecture import model_config
+from pipeline.model import ARCHITECTURES
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# Current Flax's module names in a block -> the published ones.
+_PUBLISHED = {
+    "LayerNorm_1": "LayerNorm_2",
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    "MlpBlock_0": "MlpBlock_3",
+}
+_BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/([^/]+)/(.+)")
+
+
+def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, float32 state with our names, and {"format", "classes"} of a file. Raises UserError."""
+    arrays = _published_names(_load(path))
+    try:
+        state = _to_state(arrays)
+        heads = arrays["Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"].shape[1]
+    except KeyError as error:
+        raise UserError(f"{str(path)!r} has no array {error}: it is no official ViT file") from None
+    config, classes = model_config(state, heads=heads, source=str(path))
+    return config, state, {"format": "npz", "classes": classes}
+
+
+def write(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """Write a state with our names as a published file (202 arrays for B with pre_logits, 200 without), atomically."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("wb") as file:
+        np.savez(file, **_to_arrays(state, ARCHITECTURES[config.variant].heads))  # type: ignore[arg-type]
+    flush(aside)
+    aside.replace(path)
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: _decoded(archive[name]) for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{str(path)!r} can't be read as .npz ({error}): download it again") from error
+
+
+def _decoded(array: NDArray[Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    """float32. big_vision stores bfloat16, which numpy only knows as two opaque bytes: the upper half of a float32."""
+    if array.dtype == np.dtype("V2"):
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def _published_names(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    arrays = {name.removeprefix("opt/target/").removeprefix("params/"): array for name, array in arrays.items()}
+    current = any("/MultiHeadDotProductAttention_0/" in name for name in arrays)
+    renamed = {}
+    for name, array in arrays.items():
+        match = _BLOCK.fullmatch(name)
+        if match and current:
+            name = f"Transformer/encoderblock_{match[1]}/{_PUBLISHED.get(match[2], match[2])}/{match[3]}"  # noqa: PLW2901
+        renamed[name] = array
+    if "pos_embedding" in renamed:  # big_vision
+        renamed["Transformer/posembed_input/pos_embedding"] = renamed.pop("pos_embedding")
+    return renamed
+
+
+def _to_state(arrays: Arrays) -> dict[str, Tensor]:
+    state = {
+        "cls_token": arrays["cls"],
+        "pos_embed": arrays["Transformer/posembed_input/pos_embedding"],
+        "patch_embed.proj.weight": arrays["embedding/kernel"].transpose(3, 2, 0, 1),  # HWIO -> OIHW
+        "patch_embed.proj.bias": arrays["embedding/bias"],
+        **_norm(arrays, "Transformer/encoder_norm", "norm"),
+    }
+    depth = len({match[1] for name in arrays if (match := _BLOCK.fullmatch(name))})
+    for index in range(depth):
+        theirs, ours = f"Transformer/encoderblock_{index}", f"blocks.{index}"
+        attention = f"{theirs}/MultiHeadDotProductAttention_1"
+        qkv = [arrays[f"{attention}/{part}/kernel"] for part in ("query", "key", "value")]  # each DNK
+        out_NKD = arrays[f"{attention}/out/kernel"]
+        state |= {
+            **_norm(arrays, f"{theirs}/LayerNorm_0", f"{ours}.norm1"),
+            f"{ours}.attn.qkv.weight": np.concatenate([kernel.reshape(len(kernel), -1).T for kernel in qkv]),
+            f"{ours}.attn.qkv.bias": np.concatenate(
+                [arrays[f"{attention}/{part}/bias"].reshape(-1) for part in ("query", "key", "value")]
+            ),
+            f"{ours}.attn.proj.weight": out_NKD.reshape(-1, out_NKD.shape[-1]).T,
+            f"{ours}.attn.proj.bias": arrays[f"{attention}/out/bias"],
+            **_norm(arrays, f"{theirs}/LayerNorm_2", f"{ours}.norm2"),
+            **_dense(arrays, f"{theirs}/MlpBlock_3/Dense_0", f"{ours}.mlp.fc1"),
+            **_dense(arrays, f"{theirs}/MlpBlock_3/Dense_1", f"{ours}.mlp.fc2"),
+        }
+    if "pre_logits/kernel" in arrays:
+        state |= _dense(arrays, "pre_logits", "pre_logits.fc")
+    if "head/kernel" in arrays:
+        state |= _dense(arrays, "head", "head")
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
+
+
+def _dense(arrays: Arrays, theirs: str, ours: str) -> dict[str, NDArray[Any]]:
+    return {f"{ours}.weight": arrays[f"{theirs}/kernel"].T, f"{ours}.bias": arrays[f"{theirs}/bias"]}
+
+
+def _norm(arrays: Arrays, theirs: str, ours: str) -> dict[str, NDArray[Any]]:
+    return {f"{ours}.weight": arrays[f"{theirs}/scale"], f"{ours}.bias": arrays[f"{theirs}/bias"]}
+
+
+def _to_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, NDArray[Any]]:
+    tensors = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
+    arrays: dict[str, NDArray[Any]] = {
+        "cls": tensors["cls_token"],
+        "Transformer/posembed_input/pos_embedding": tensors["pos_embed"],
+        "embedding/kernel": tensors["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": tensors["patch_embed.proj.bias"],
+    }
+
+    def norm(ours: str, theirs: str) -> None:
+        arrays.update({f"{theirs}/scale": tensors[f"{ours}.weight"], f"{theirs}/bias": tensors[f"{ours}.bias"]})
+
+    def dense(ours: str, theirs: str) -> None:
+        arrays.update({f"{theirs}/kernel": tensors[f"{ours}.weight"].T, f"{theirs}/bias": tensors[f"{ours}.bias"]})
+
+    norm("norm", "Transformer/encoder_norm")
+    depth = sum(name.endswith(".attn.qkv.weight") for name in tensors)
+    for index in range(depth):
+        ours, theirs = f"blocks.{index}", f"Transformer/encoderblock_{index}"
+        attention = f"{theirs}/MultiHeadDotProductAttention_1"
+        width = tensors["cls_token"].shape[-1]
+        weights, biases = tensors[f"{ours}.attn.qkv.weight"], tensors[f"{ours}.attn.qkv.bias"]
+        for part, name in enumerate(("query", "key", "value")):
+            rows = slice(part * width, (part + 1) * width)
+            arrays[f"{attention}/{name}/kernel"] = weights[rows].T.reshape(width, heads, -1)
+            arrays[f"{attention}/{name}/bias"] = biases[rows].reshape(heads, -1)
+        arrays[f"{attention}/out/kernel"] = tensors[f"{ours}.attn.proj.weight"].T.reshape(heads, -1, width)
+        arrays[f"{attention}/out/bias"] = tensors[f"{ours}.attn.proj.bias"]
+        norm(f"{ours}.norm1", f"{theirs}/LayerNorm_0")
+        norm(f"{ours}.norm2", f"{theirs}/LayerNorm_2")
+        dense(f"{ours}.mlp.fc1", f"{theirs}/MlpBlock_3/Dense_0")
+        dense(f"{ours}.mlp.fc2", f"{theirs}/MlpBlock_3/Dense_1")
+    if "pre_logits.fc.weight" in tensors:
+        dense("pre_logits.fc", "pre_logits")
+    if "head.weight" in tensors:
+        dense("head", "head")
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -1,0 +1,59 @@
+"""Reading the files of a model folder: JSON and tensors, without ever unpickling code."""
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.cli import UserError
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises UserError."""
+    return read_object(folder / "config.json")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises UserError."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} can't be read ({error.strerror}): name a timm or transformers folder"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} holds no JSON object: download it again")
+    return content
+
+
+def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """The float32 tensors of the first file of ``names`` that is there. Raises UserError."""
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{str(folder)!r} has no {' or '.join(names)}: download the weights beside config.json")
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{str(path)!r} can't be read ({error}): download it again") from error
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def check_normalisation(folder: Path, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Raises UserError where a model wants inputs other than ours, (x - 127.5) / 127.5."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and any(abs(value - 0.5) > 1e-6 for value in values):
+            raise UserError(
+                f"{str(folder)!r} was trained on inputs of {name} {list(values)}, ours have mean and std 0.5: "
+                "choose a ViT trained with 0.5, as Google's are"
+            )
