@@ -1,0 +1,243 @@
+"""One image: bytes of any kind -> a JPEG that decodes, with its size and orientation, or the reason why not."""
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+LARGEST_FILE = 256 << 20  # bytes; the largest ImageNet-21K file is far below
+LARGEST_PIXELS = 100_000_000  # width x height; a photograph of today's largest cameras passes
+RECODE_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What is done to each image."""
+
+    verify: Literal["decode", "header"] = "decode"
+    resize: int = 0  # target of the short side, pixels; 0 leaves images as they are
+    quality: int = 95  # JPEG quality of resized images
+    min_side: int = 1  # smaller images are rejected, pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A JPEG that may be written."""
+
+    data: bytes
+    width: int  # pixels, as stored
+    height: int
+    orientation: int  # EXIF tag 0x0112, 1 where there is none
+    recoded: str  # "" for bytes untouched, else why they were changed
+
+
+class RejectedError(Exception):
+    """An image that can't be used: ``reason`` is one word that groups, ``detail`` a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What the markers before the first scan say."""
+
+    width: int
+    height: int
+    components: int  # 1 grey, 3 colour, 4 CMYK or YCCK
+    orientation: int
+    scan: int  # position of the start-of-scan marker
+
+
+def prepare(data: bytes, options: ImageOptions) -> Picture:
+    """The picture to write for the bytes of a source file. Raises RejectedError."""
+    recoded: list[str] = []
+    if data[:2] == b"\x1f\x8b":  # 26 images of fall11 are wrapped in gzip
+        data = _gunzip(data)
+        recoded.append("gzip")
+    kind = identify(data)
+    if not data:
+        raise RejectedError("empty", "the file has no bytes")
+    if not kind:
+        raise RejectedError("not_an_image", f"starts with {data[:8].hex(' ')}")
+    if kind == "jpeg":
+        header = jpeg_header(data)
+        orientation = header.orientation
+        _check_size(header.width, header.height, options.min_side)
+        if header.components == 4:
+            data, _ = _recode(data, "JPEG", options)
+            recoded.append("cmyk")
+            width, height = header.width, header.height
+        else:
+            width, height = header.width, header.height
+            _verify_jpeg(data, header, options)
+    else:
+        data, orientation = _recode(data, kind.upper(), options)
+        recoded.append(kind)
+        header = jpeg_header(data)
+        width, height = header.width, header.height
+    if options.resize and min(width, height) > options.resize:
+        data, width, height = _resized(data, width, height, options)
+        recoded.append("resized")
+    return Picture(data, width, height, orientation, "+".join(recoded))
+
+
+def identify(data: bytes) -> str:
+    """``jpeg``, ``png``, ``gif``, ``bmp``, ``webp`` by the first bytes, or ``""``."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":
+        return "bmp"
+    return ""
+
+
+def jpeg_header(data: bytes) -> JpegHeader:
+    """Walk the markers up to the first scan (ITU-T T.81, annex B). Raises RejectedError."""
+    at, end = 2, len(data)
+    width = height = components = 0
+    orientation = 1
+    while True:
+        at = data.find(b"\xff", at)
+        while 0 <= at < end - 1 and data[at + 1] == 0xFF:  # fill bytes
+            at += 1
+        if at < 0 or at + 4 > end:
+            raise RejectedError("truncated", "ends before the image data")
+        marker = data[at + 1]
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stuffing, TEM, RSTn, SOI: no segment
+            at += 2
+            continue
+        if marker == 0xD9:
+            raise RejectedError("undecodable", "ends (EOI) before any image data")
+        length = data[at + 2] << 8 | data[at + 3]
+        if marker == 0xDA:
+            if not components:
+                raise RejectedError("undecodable", "image data without a frame header")
+            return JpegHeader(width, height, components, orientation, at)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if at + 10 > end:
+                raise RejectedError("truncated", "ends inside the frame header")
+            height, width, components = struct.unpack_from(">HHB", data, at + 5)
+            if not (width and height) or components not in (1, 3, 4):
+                raise RejectedError("undecodable", f"frame of {width} x {height} pixels, {components} components")
+        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _exif_orientation(data[at + 10 : at + 2 + length])
+        at += 2 + length
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """Tag 0x0112 of the first directory, 1 where it is missing or makes no sense."""
+    if tiff[:4] == b"II*\0":
+        order = "<"
+    elif tiff[:4] == b"MM\0*":
+        order = ">"
+    else:
+        return 1
+    try:
+        (first,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, first)
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == 0x0112 and kind == 3:
+                (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1
+
+
+def _check_size(width: int, height: int, min_side: int) -> None:
+    if width * height > LARGEST_PIXELS:
+        raise RejectedError("too_large", f"{width} x {height} pixels, more than {LARGEST_PIXELS:,}")
+    if min(width, height) < min_side:
+        raise RejectedError("too_small", f"{width} x {height} pixels, the short side is under {min_side}")
+
+
+def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None:
+    if data.rfind(b"\xff\xd9", header.scan) < 0:
+        raise RejectedError("truncated", f"no end marker after {len(data)} bytes")
+    if options.verify == "header":
+        return
+    # The entropy-coded data is what breaks, and it is read in full at any scale: 1/8 saves most of the rest.
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+    except ValueError as error:
+        message = str(error).strip()
+        if "extraneous bytes before marker" in message:  # harmless, every decoder shows the whole picture
+            return
+        reason = "truncated" if "premature end" in message.lower() else "undecodable"
+        raise RejectedError(reason, message) from None
+
+
+def _gunzip(data: bytes) -> bytes:
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        inner = stream.decompress(data, LARGEST_FILE + 1)
+    except zlib.error as error:
+        raise RejectedError("undecodable", f"damaged gzip: {error}") from None
+    if len(inner) > LARGEST_FILE:
+        raise RejectedError("too_large", f"unpacks to more than {LARGEST_FILE:,} bytes")
+    if not stream.eof:
+        raise RejectedError("truncated", "gzip ends early")
+    return inner
+
+
+def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
+    """An RGB JPEG of the picture and its EXIF orientation. The size is looked at before anything is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of odd metadata in pictures that it reads well
+        try:
+            with Image.open(io.BytesIO(data), formats=[kind]) as image:
+                _check_size(image.width, image.height, options.min_side)
+                orientation = image.getexif().get(0x0112, 1)
+                pixels_HWC = np.asarray(_rgb(image))
+        except RejectedError:
+            raise
+        except Exception as error:  # PIL's decoders raise many types on damaged bytes
+            reason = "truncated" if "truncated" in str(error) else "undecodable"
+            raise RejectedError(reason, f"{kind}: {error}") from None
+    encoded = _encode(pixels_HWC, RECODE_QUALITY)
+    return encoded, orientation if orientation in range(1, 9) else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255
+        high_HW = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(high_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _resized(data: bytes, width: int, height: int, options: ImageOptions) -> tuple[bytes, int, int]:
+    """Area-averaged to ``options.resize`` on the short side, decoded no larger than needed (DCT scaling)."""
+    short = min(width, height)
+    target = (max(1, round(width * options.resize / short)), max(1, round(height * options.resize / short)))
+    try:
+        pixels_HWC = simplejpeg.decode_jpeg(data, "RGB", min_width=target[0], min_height=target[1], strict=False)
+    except ValueError as error:
+        raise RejectedError("undecodable", str(error).strip()) from None
+    smaller_HWC = cv2.resize(pixels_HWC, target, interpolation=cv2.INTER_AREA)
+    return _encode(smaller_HWC, options.quality), target[0], target[1]
+
+
+def _encode(pixels_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels_HWC), quality, "RGB", "420")
+    return encoded

@@ -1,0 +1,130 @@
+"""Which image goes to which shard, in which order: a pure function of the images' names, the seed and the options.
+
+An image is known by its class and its name inside the class. Nothing here sees where the bytes lie, so the form of the
+source, the number of workers and the number of tasks can't change the result. Tables have CATALOGUE columns; they are
+cut into buckets by hash so that 14 million rows never stand in memory together (see catalogue.py).
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+CATALOGUE = pa.schema(
+    [
+        ("wnid", pa.string()),  # class: WordNet id, or the folder's name
+        ("name", pa.string()),  # of the image inside its class, "/" between parts
+        ("file", pa.binary()),  # path of the tar that holds the bytes, or of the image itself
+        ("offset", pa.int64()),  # of the image's first byte in that file
+        ("size", pa.int64()),  # bytes
+    ]
+)
+PLAN = pa.schema(
+    [*CATALOGUE, ("key", pa.string()), ("label", pa.int32()), ("split", pa.string()), ("hash", pa.uint64())]
+)
+
+_NAMES_ITS_CLASS = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique in its release
+_ESCAPED = re.compile(r"[%.\\\x00-\x1f\x7f\udc80-\udcff]")  # a dot would end the key; the rest trips tools
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How a class's images are divided. At most one of the two rules is set."""
+
+    split: str = "train"
+    held_out: str = "val"
+    fraction: float = 0.0  # of each class, by hash
+    first: int = 0  # of each class, in the order of names (ImageNet-21K-P's rule: 50)
+
+
+def key_of(wnid: str, name: str) -> str:
+    """The sample's key: the original name without its ending, with the class before it where it isn't part of it.
+
+    Characters that WebDataset keys can't hold are written %XX, so that keys stay unique and traceable.
+    """
+    stem, dot, _ending = name.rpartition(".")
+    stem = stem if dot and stem and not stem.endswith("/") else name
+    if not (stem.startswith(f"{wnid}_") or _NAMES_ITS_CLASS.match(stem)):
+        stem = f"{wnid}/{stem}"
+    return _ESCAPED.sub(_percent, stem)
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogateescape"))
+
+
+def hashes(keys: list[str], seed: int) -> npt.NDArray[np.uint64]:
+    """xxh3_64 of each key: the order of the data set is the order of these."""
+    digest = xxhash.xxh3_64_intdigest
+    return np.fromiter((digest(key.encode(), seed) for key in keys), np.uint64, len(keys))
+
+
+def by_class(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Rows in (class, name) order, and the rows left out because a later one has the same class and name.
+
+    Later means later in ``table``: as when a tar with two members of one name is unpacked.
+    """
+    table = table.append_column("row", pa.array(np.arange(len(table))))
+    table = table.sort_by([("wnid", "ascending"), ("name", "ascending"), ("row", "ascending")]).drop_columns("row")
+    wnid, name = table["wnid"].combine_chunks(), table["name"].combine_chunks()
+    if len(table) < 2:
+        return table, table.slice(0, 0)
+    same = pc.and_(pc.equal(wnid[:-1], wnid[1:]), pc.equal(name[:-1], name[1:]))
+    overwritten = pa.concat_arrays([same.cast(pa.bool_()), pa.array([False])])
+    return table.filter(pc.invert(overwritten)), table.filter(overwritten)
+
+
+def with_keys(table: pa.Table, labels: dict[str, int], rule: SplitRule, seed: int) -> pa.Table:
+    """``table``, whole classes in (class, name) order, with PLAN's columns. Each wnid must be in ``labels``."""
+    wnids: list[str] = table["wnid"].to_pylist()
+    names: list[str] = table["name"].to_pylist()
+    keys = [key_of(wnid, name) for wnid, name in zip(wnids, names, strict=True)]
+    for row in range(1, len(keys)):  # a.jpg and a.png: the later one keeps its ending in its key
+        if keys[row] == keys[row - 1]:
+            keys[row] = key_of(wnids[row], names[row] + ".jpg")
+    order = hashes(keys, seed)
+    held_out = np.zeros(len(keys), bool)
+    for start, end in _runs(wnids):
+        held_out[start:end] = _held_out(keys[start:end], rule, seed)
+    split = np.where(held_out, rule.held_out, rule.split)
+    columns = {
+        "key": pa.array(keys, pa.string()),
+        "label": pa.array([labels[wnid] for wnid in wnids], pa.int32()),
+        "split": pa.array(split, pa.string()),
+        "hash": pa.array(order),
+    }
+    for column, values in columns.items():
+        table = table.append_column(column, values)
+    return table.cast(PLAN)
+
+
+def _runs(values: list[str]) -> list[tuple[int, int]]:
+    """(start, end) of each run of equal values."""
+    edges = [row for row in range(1, len(values)) if values[row] != values[row - 1]]
+    return list(zip([0, *edges], [*edges, len(values)], strict=True)) if values else []
+
+
+def _held_out(keys: list[str], rule: SplitRule, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of one class's images, given in name order, go to the held-out split."""
+    count = len(keys)
+    chosen = np.zeros(count, bool)
+    if rule.first:
+        chosen[: rule.first] = True
+    elif rule.fraction and count > 1:
+        share = int(count * Fraction(rule.fraction).limit_denominator(10**6) + Fraction(1, 2))
+        share = min(max(share, 1), count - 1)  # a class of two or more is in both splits
+        chosen[np.argsort(hashes(keys, seed ^ _SPLIT_SEED), kind="stable")[:share]] = True
+    return chosen
+
+
+_SPLIT_SEED = 0x5EED_0F_5711  # any constant: makes the split independent of the order
+
+
+def shuffled(table: pa.Table) -> pa.Table:
+    """Rows in the data set's order: by hash; equal hashes (1 in 10^5 data sets of this size) by key."""
+    return table.sort_by([("hash", "ascending"), ("key", "ascending"), ("name", "ascending")])

@@ -1,0 +1,168 @@
+"""Reading tar headers fast: names, offsets and sizes of the members, without touching their payloads.
+
+``tarfile`` builds a rich object a member; over 14 million of them that costs an hour. This reader does one positioned
+read of 512 bytes a member and understands what is found in the wild: V7, USTAR (with prefix), GNU long names and
+base-256 sizes, PAX headers. Format: POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU's
+extensions as the GNU tar manual, "Basic Tar Format", describes them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+BLOCK = 512
+ZERO_BLOCK = bytes(BLOCK)
+LARGEST_EXTENSION = 1 << 20  # bytes of a PAX header or GNU long name; a real one is far below 1 MiB
+
+Read = Callable[[int, int], bytes]  # (offset, size) -> bytes, fewer only at the end
+
+
+class DamagedTarError(ValueError):
+    """The bytes are no tar, or one that was cut short. The message says at which byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of a tar."""
+
+    name: str  # as stored; bytes that aren't UTF-8 are kept as surrogates
+    offset: int  # of the payload's first byte
+    size: int  # of the payload, bytes; 0 for what has none
+    kind: str  # "file", "directory", or what else it is: "symlink", "hard link", "device", "fifo", "sparse file", ...
+
+
+_KINDS = {
+    b"0": "file",
+    b"\0": "file",
+    b"7": "file",  # contiguous file: treated as a regular one
+    b"1": "hard link",
+    b"2": "symlink",
+    b"3": "device",
+    b"4": "device",
+    b"5": "directory",
+    b"6": "fifo",
+    b"S": "sparse file",
+}
+_WITHOUT_PAYLOAD = frozenset({"hard link", "symlink", "device", "directory", "fifo"})
+
+
+def scan(read: Read, start: int, end: int | None) -> Iterator[Member]:
+    """The members of the tar in bytes ``start`` to ``end`` (``None``: until it stops), in order, headers only.
+
+    ``read`` may be sequential: offsets only grow, and a payload read between two members comes in order too.
+    Raises DamagedTarError for a bad checksum, or a header or payload that runs past the end.
+    """
+    position = start
+    pax: dict[str, str] = {}  # of the next member
+    pax_global: dict[str, str] = {}
+    long_name: str | None = None
+    while end is None or position < end:
+        header = read(position, BLOCK if end is None else min(BLOCK, end - position))
+        if not header or header == ZERO_BLOCK:
+            return
+        if len(header) < BLOCK:
+            raise DamagedTarError(f"cut short inside the header at byte {position}")
+        if not _checksum_holds(header):
+            raise DamagedTarError(f"no valid tar header at byte {position}")
+        typeflag = header[156:157]
+        size = _number(header[124:136], position)
+        payload = position + BLOCK
+        if typeflag in b"xgXLK":
+            if size > LARGEST_EXTENSION:
+                raise DamagedTarError(f"extended header of {size} bytes at byte {position}")
+            extension = read(payload, size)
+            if len(extension) < size:
+                raise DamagedTarError(f"cut short inside the extended header at byte {position}")
+            if typeflag == b"L":
+                long_name = _text(extension)
+            elif typeflag == b"g":
+                pax_global = {**pax_global, **_pax_records(extension, position)}
+            elif typeflag in b"xX":
+                pax = _pax_records(extension, position)
+            position = payload + _padded(size)
+            continue
+        records = {**pax_global, **pax} if pax or pax_global else pax
+        name = long_name if long_name is not None else records.get("path") or _name(header)
+        kind = _KINDS.get(typeflag, f"entry of type {typeflag!r}")
+        if kind == "file" and typeflag == b"\0" and name.endswith("/"):
+            kind = "directory"  # V7's way to write one
+        if records:
+            if "size" in records:
+                size = _decimal(records["size"], position)
+            if any(field.startswith("GNU.sparse.") for field in records):
+                kind = "sparse file"
+        if kind in _WITHOUT_PAYLOAD:
+            size = 0
+        if end is not None and payload + size > end:
+            raise DamagedTarError(f"cut short inside {name!r}: {payload + size - end} bytes are missing")
+        yield Member(name, payload, size, kind)
+        position = payload + _padded(size)
+        pax, long_name = {}, None
+
+
+def looks_like_tar(header: bytes) -> bool:
+    """Whether a file that begins with ``header`` (512 bytes or more) may be a tar."""
+    return len(header) >= BLOCK and (header[:BLOCK] == ZERO_BLOCK or _checksum_holds(header[:BLOCK]))
+
+
+def _checksum_holds(header: bytes) -> bool:
+    try:
+        stored = int(header[148:156].split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        return False
+    unsigned = sum(header) - sum(header[148:156]) + 8 * 32
+    if stored == unsigned:
+        return True
+    high = sum(byte > 127 for byte in header[:148]) + sum(byte > 127 for byte in header[156:])
+    return stored == unsigned - 256 * high  # some old tars summed signed characters
+
+
+def _number(field: bytes, position: int) -> int:
+    if field[0] & 0x80:  # GNU base-256
+        if field[0] & 0x40:
+            raise DamagedTarError(f"negative size in the header at byte {position}")
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    try:
+        size = int(field.split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        raise DamagedTarError(f"unreadable size {field!r} in the header at byte {position}") from None
+    if size < 0:
+        raise DamagedTarError(f"negative size in the header at byte {position}")
+    return size
+
+
+def _decimal(text: str, position: int) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise DamagedTarError(f"unreadable PAX size {text!r} before byte {position}")
+    return int(text)
+
+
+def _name(header: bytes) -> str:
+    name = _text(header[:100])
+    if header[257:265] == b"ustar\x0000" and header[345]:
+        return f"{_text(header[345:500])}/{name}"
+    return name
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _pax_records(extension: bytes, position: int) -> dict[str, str]:
+    """Records ``"<length> <field>=<value>\\n"``; the length counts the whole record."""
+    records: dict[str, str] = {}
+    at = 0
+    while at < len(extension) and extension[at]:
+        space = extension.find(b" ", at, at + 20)
+        digits = extension[at:space] if space > 0 else b""
+        length = int(digits) if digits.isdigit() else 0
+        record = extension[at : at + length]
+        field, equals, value = record[space + 1 - at : -1].partition(b"=")
+        if not equals or len(record) < length or record[-1:] != b"\n":
+            raise DamagedTarError(f"unreadable PAX header before byte {position}")
+        records[field.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        at += length
+    return records

@@ -1,0 +1,104 @@
+"""One shard: a plain WebDataset tar, written atomically and byte-for-byte reproducibly."""
+
+import os
+import tarfile
+from pathlib import Path
+from types import TracebackType
+
+import xxhash
+
+from data_prep.tarscan import BLOCK, ZERO_BLOCK
+
+RECORD = 20 * BLOCK  # tars are padded to a record, as tar and tarfile do
+_FLUSH = 4 << 20  # bytes gathered before a write
+_PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]  # by size modulo BLOCK
+
+
+def header(name: str, size: int) -> bytes:
+    """The tar header(s) of a file: mode 0644, owner and time 0. USTAR, with a PAX header where the name needs it."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) <= 100 and encoded.isascii() and size < 8 << 30:
+        block = b"".join(
+            (
+                encoded.ljust(100, b"\0"),
+                b"0000644\x000000000\x000000000\x00%011o\x0000000000000\x00        0" % size,
+                _USTAR_REST,
+            )
+        )
+        return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+_USTAR_REST = bytes(100) + b"ustar\x0000" + bytes(512 - 265)
+
+
+class ShardWriter:
+    """Write ``<key>.jpg`` and ``<key>.cls`` members to ``path``, which appears only when all is on disk.
+
+    Use as a context manager; an exception leaves nothing behind. After the block, ``bytes`` is the tar's size and
+    ``xxh3_128`` the hash of all its bytes in hexadecimal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = 0
+        self.xxh3_128 = ""
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._hash = xxhash.xxh3_128()
+        self._parts: list[bytes] = []
+        self._gathered = 0
+
+    def __enter__(self) -> "ShardWriter":
+        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        return self
+
+    def add(self, key: str, jpeg: bytes, label: int) -> int:
+        """Append one sample; the offset of the JPEG's first byte in the tar."""
+        before = header(f"{key}.jpg", len(jpeg))
+        text = b"%d" % label
+        after = b"".join(
+            (_PADDING[len(jpeg) % BLOCK], header(f"{key}.cls", len(text)), text, _PADDING[len(text) % BLOCK])
+        )
+        offset = self.bytes + len(before)
+        for part in (before, jpeg, after):
+            self._append(part)
+        return offset
+
+    def _append(self, part: bytes) -> None:
+        self._hash.update(part)
+        self._parts.append(part)
+        self._gathered += len(part)
+        self.bytes += len(part)
+        if self._gathered >= _FLUSH or len(self._parts) >= 1000:  # writev takes at most IOV_MAX = 1024 parts
+            self._flush()
+
+    def _flush(self) -> None:
+        parts = self._parts
+        written = os.writev(self._fd, parts) if parts else 0
+        if written < self._gathered:  # a signal, or more than the kernel takes at once
+            rest = memoryview(b"".join(parts))[written:]
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        self._parts, self._gathered = [], 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                end = 2 * len(ZERO_BLOCK)
+                self._append(bytes(end + -(self.bytes + end) % RECORD))
+                self._flush()
+                os.fsync(self._fd)
+        except BaseException:
+            kind = BaseException
+            raise
+        finally:
+            os.close(self._fd)
+            if kind is not None:
+                self._temporary.unlink(missing_ok=True)
+        if kind is None:
+            self.xxh3_128 = self._hash.hexdigest()
+            self._temporary.replace(self.path)
