@@ -10,16 +10,21 @@ import dataclasses
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from pipeline.files import write_json
 
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
 RECORD = "tracking.json"
+SILENCE = 300.0  # seconds without a line after which a run on another host counts as dead; system.jsonl grows every 10
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names
 
@@ -161,3 +166,27 @@ def _whole_lines(descriptor: int) -> int:
             return start + newline + 1
         end = start
     return 0
+
+
+def alive(run_dir: Path, attempt: Attempt) -> bool:
+    """Whether the attempt is still going on: by its process on this host, by its latest line on another."""
+    if attempt.state != "RUNNING":
+        return False
+    if attempt.place.get("host") == socket.gethostname():
+        try:
+            return psutil.Process(attempt.pid).create_time() <= attempt.started
+        except psutil.NoSuchProcess:
+            return False
+    stamps = [path.stat().st_mtime for name in (METRICS, SYSTEM) if (path := run_dir / name).is_file()]
+    return time.time() - max(stamps, default=attempt.started) < SILENCE
+
+
+def close_dead(run_dir: Path, record: Record) -> Record:
+    """``record`` with the attempts that never said how they ended marked FAILED; their last line tells when."""
+    lines, _ = read_lines(run_dir / METRICS)
+    attempts = []
+    for attempt in record.attempts:
+        last = max((line.time for line in lines if line.attempt == attempt.number), default=attempt.started)
+        running = attempt.state == "RUNNING"
+        attempts.append(dataclasses.replace(attempt, state="FAILED", ended=last) if running else attempt)
+    return dataclasses.replace(record, attempts=attempts)

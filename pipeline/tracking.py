@@ -126,7 +126,7 @@ def open_tracker(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     old = spool.read_record(run_dir)
-    attempts = [_closed(attempt, run_dir) for attempt in old.attempts] if old else []
+    attempts = spool.close_dead(run_dir, old).attempts if old else []
     attempt = Attempt(len(attempts) + 1, start_step, time.time(), os.getpid(), provenance.describe_place(devices))
     record = Record(
         key=old.key if old else uuid.uuid4().hex,
@@ -139,15 +139,6 @@ def open_tracker(
     )
     spool.write_record(run_dir, record)
     return Tracker(run_dir, record, devices=devices, epoch_samples=epoch_samples)
-
-
-def _closed(attempt: Attempt, run_dir: Path) -> Attempt:
-    """An earlier attempt that never said how it ended has died; its last line tells when."""
-    if attempt.state != "RUNNING":
-        return attempt
-    lines, _ = spool.read_lines(run_dir / spool.METRICS)
-    last = max((line.time for line in lines if line.attempt == attempt.number), default=attempt.started)
-    return dataclasses.replace(attempt, state="FAILED", ended=last)
 
 
 def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:

@@ -1,0 +1,77 @@
+"""python -m jobs.sync RUN...: send to MLflow what a run folder holds and MLflow lacks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from pipeline import cli, mlflow_sync, spool
+from pipeline.cli import UserError
+from pipeline.provenance import without_secrets
+
+DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
+
+Sends each value once, however often it is called, and closes runs that died. The server is MLFLOW_TRACKING_URI, or the
+file mlflow.db beside the run folder. Examples:
+
+  python -m jobs.sync runs/b16
+  MLFLOW_TRACKING_URI=https://mlflow.lab.example python -m jobs.sync runs/*
+  MLFLOW_TRACKING_URI=sqlite:////backup/mlflow.db python -m jobs.sync runs/l16 runs/l16-ft"""
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+
+
+def main() -> int:
+    config = cli.parse(SyncConfig, prog="python -m jobs.sync", description=DESCRIPTION)
+    if not config.runs:
+        raise UserError("RUN is missing: name one or more run folders (see python -m jobs.sync --help)")
+    for run_dir in config.runs:
+        if not run_dir.exists():
+            raise UserError(f"RUN {str(run_dir)!r} does not exist: name a run folder of jobs.pretrain or jobs.finetune")
+    folders = [run_dir for run_dir in config.runs if (run_dir / spool.RECORD).is_file()]  # runs/* has mlflow.db too
+    if not folders:
+        raise UserError(f"RUN {str(config.runs[0])!r} has no {spool.RECORD}: it is no run folder, or was never started")
+    mlflow_sync.quiet_environment()
+    failed = 0
+    for run_dir in folders:
+        try:
+            print(f"{run_dir}: {sync(run_dir)}", flush=True)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the server or its client raise: the other runs still want their turn
+            failed += 1
+            reason = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+            print(
+                f"{run_dir}: not sent, MLflow at {without_secrets(mlflow_sync.tracking_uri(run_dir))}: {reason}",
+                flush=True,
+            )
+    return cli.EXIT_DONE if not failed else 1
+
+
+def sync(run_dir: Path) -> str:
+    """Send one run; says what was done."""
+    with mlflow_sync.locked(run_dir) as mine:
+        if not mine:
+            return "its training is syncing it now"
+        record = spool.read_record(run_dir)
+        assert record is not None
+        died = record.attempts[-1].state == "RUNNING" and not spool.alive(run_dir, record.attempts[-1])
+        if died:
+            record = spool.close_dead(run_dir, record)
+            spool.write_record(run_dir, record)
+        with Console().status(f"{run_dir} -> {without_secrets(mlflow_sync.tracking_uri(run_dir))}"):
+            count = mlflow_sync.sync(run_dir)
+        sent = mlflow_sync.read_sent(run_dir)
+        assert sent is not None
+        state = record.attempts[-1].state.lower()
+        return f"{count:,} values sent, {state}{' (it died)' if died else ''}, MLflow run {sent.run_id} at {sent.uri}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,2 @@
+def log_model(*a):
+    return None

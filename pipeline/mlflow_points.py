@@ -1,0 +1,45 @@
+"""Pure: lines of metrics.jsonl -> the values that MLflow gets. Imports no mlflow."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.spool import Line
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value in MLflow, which stores each (name, value, milliseconds, step) of a run once."""
+
+    name: str
+    value: float
+    milliseconds: int  # since 1970
+    step: int
+
+
+def points(lines: Iterable[Line], done_again: Iterable[Line]) -> list[Point]:
+    """The values of ``lines``, in order.
+
+    MLflow can't replace a value: of several at one step it takes the one with the latest time. A step that was done
+    again mostly gives the very same values (resuming is exact): those keep the time of ``done_again``, the superseded
+    lines of earlier attempts, so that MLflow has them once. Only what differs, such as the speed, is there twice.
+    """
+    earlier = {
+        (line.step, line.attempt, name): (value, line.time)
+        for line in done_again
+        for name, value in line.metrics.items()
+    }
+    found = []
+    for line in lines:
+        for name, value in line.metrics.items():
+            stamp = line.time
+            for attempt in range(1, line.attempt):
+                before = earlier.get((line.step, attempt, name))
+                if before is not None and same(before[0], value):
+                    stamp = before[1]
+                    break
+            found.append(Point(name, value, round(stamp * 1000), line.step))
+    return found
+
+
+def same(one: float, other: float) -> bool:
+    return one == other or (one != one and other != other)  # noqa: PLR0124  (NaN)

@@ -1,0 +1,292 @@
+"""python -m pipeline.mlflow_sync RUN [--follow]: copy a run folder's tracking to MLflow, each value exactly once.
+
+Idempotent: MLflow stores a value once for each (run, name, step, timestamp, value), so sending a line again, after a
+crash or a lost answer, changes nothing; the run is found again by the key in tracking.json. ``RUN/mlflow.json`` keeps
+what has been sent only to save work. With ``--follow`` it runs beside a training, started by pipeline.tracking.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import mlflow_describe as describe
+from pipeline import spool
+from pipeline.cli import UserError
+from pipeline.files import write_json
+from pipeline.mlflow_points import points
+from pipeline.provenance import without_secrets
+from pipeline.spool import Record
+from pipeline.system_metrics import Sampler
+
+STATE = "mlflow.json"
+LOCK = ".mlflow.lock"
+KEY_TAG = "run_key"
+INTERVAL = 5.0  # seconds between two passes beside a training
+LONGEST_PAUSE = 60.0  # seconds between two tries against a server that fails
+BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
+PARAMS = 100  # parameters or tags a call: MLflow's limit
+
+
+@dataclass
+class Sent:
+    """mlflow.json: which MLflow run this is, and how far it has got."""
+
+    uri: str  # of the server, without password
+    run_id: str
+    experiment_id: str
+    offsets: dict[str, int] = field(default_factory=dict)  # bytes, by file of lines
+    described: str = ""  # digest of what parameters and tags were made from
+    artifacts: dict[str, str] = field(default_factory=dict)  # path -> size and time of the copy that was sent
+    model_id: str = ""
+    closed: int = 0  # the attempt whose end MLflow knows
+
+
+def tracking_uri(run_dir: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, or the file beside the run folder, so that runs side by side share it."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
+
+
+def quiet_environment() -> None:
+    """Before mlflow is imported: no telemetry, and calls that fail soon, since we try again ourselves."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; MLflow's own is 120
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own is 7, with pauses up to a minute
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[bool]:
+    """Whether this process is the only one that syncs the run; true where the file system has no locks."""
+    with (run_dir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield True
+        else:
+            yield True
+
+
+def read_sent(run_dir: Path) -> Sent | None:
+    path = run_dir / STATE
+    return Sent(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def sync(run_dir: Path, *, died: bool = False) -> int:
+    """One pass: send everything that MLflow lacks. Returns the number of values sent; raises what MLflow raises.
+
+    ``died``: the last attempt is known to be dead though it never said so.
+    """
+    from mlflow import MlflowClient  # noqa: PLC0415  (seconds, and only after quiet_environment)
+
+    record = spool.read_record(run_dir)
+    if record is None:
+        raise UserError(f"{str(run_dir)!r} has no {spool.RECORD}: it is no run folder, or its training never started")
+    uri = tracking_uri(run_dir)
+    client = MlflowClient(uri)
+    sent = read_sent(run_dir)
+    if sent is None or sent.uri != without_secrets(uri):
+        sent = _find_or_create(client, run_dir, record, uri)
+        _save(run_dir, sent)
+    if sent.closed and sent.closed < record.attempts[-1].number:
+        client.update_run(sent.run_id, status="RUNNING")
+        sent.closed = 0
+    count = sum(_send_lines(client, run_dir, record, sent, name) for name in (spool.METRICS, spool.SYSTEM))
+    _describe(client, run_dir, record, sent)
+    _send_artifacts(client, run_dir, record, sent)
+    state = "FAILED" if died else record.attempts[-1].state
+    if state != "RUNNING" and sent.closed != record.attempts[-1].number:
+        _close(client, run_dir, record, sent, state)
+    return count
+
+
+def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sent:
+    experiment = client.get_experiment_by_name(record.experiment)
+    if experiment is None:
+        location = None
+        if uri.startswith("sqlite:"):  # MLflow's default is relative to whatever folder it was started in
+            location = (run_dir.absolute().parent / "mlartifacts" / record.key[:8]).as_uri()
+        experiment_id = client.create_experiment(record.experiment, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+    found = client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{record.key}'", max_results=1)
+    run = found[0] if found else None
+    if run is None:
+        run = client.create_run(
+            experiment_id,
+            start_time=round(record.attempts[0].started * 1000),
+            tags={KEY_TAG: record.key},
+            run_name=record.name,
+        )
+    return Sent(without_secrets(uri), run.info.run_id, experiment_id)
+
+
+def _send_lines(client: Any, run_dir: Path, record: Record, sent: Sent, name: str) -> int:
+    from mlflow.entities import Metric  # noqa: PLC0415
+
+    offset = sent.offsets.get(name, 0)
+    lines, end = spool.read_lines(run_dir / name, offset)
+    if not lines:
+        return 0
+    resumed = name == spool.METRICS and len(record.attempts) > 1
+    values = points(lines, _done_again(run_dir / name, record) if resumed else [])
+    for start in range(0, len(values), BATCH):
+        client.log_batch(
+            sent.run_id,
+            metrics=[
+                Metric(value.name, value.value, value.milliseconds, value.step)
+                for value in values[start : start + BATCH]
+            ],
+        )
+    sent.offsets[name] = end
+    _save(run_dir, sent)
+    return len(values)
+
+
+def _done_again(path: Path, record: Record) -> list[spool.Line]:
+    limits = spool.last_steps(record.attempts)
+    return [line for line in spool.read_lines(path)[0] if line.step > limits.get(line.attempt, float("inf"))]
+
+
+def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
+    """Parameters, tags and data sets, where they changed."""
+    from mlflow.entities import Param, RunTag  # noqa: PLC0415
+
+    wanted = describe.of_run(run_dir, record)
+    if wanted.digest() == sent.described:
+        return
+    known = client.get_run(sent.run_id).data.params
+    params = [Param(name, value) for name, value in wanted.params.items() if name not in known]
+    for start in range(0, len(params), PARAMS):
+        client.log_batch(sent.run_id, params=params[start : start + PARAMS])
+    tags = [RunTag(name, value) for name, value in wanted.tags.items()]
+    # A parameter of MLflow can't be changed: what a resumed run changed (workers, say) is a tag.
+    tags += [
+        RunTag(f"changed.{name}", f"{known[name]} -> {value}")
+        for name, value in wanted.params.items()
+        if name in known and known[name] != value
+    ]
+    if parent := describe.parent_run_id(wanted.tags, sent.uri):
+        tags.append(RunTag("mlflow.parentRunId", parent))
+    for start in range(0, len(tags), PARAMS):
+        client.log_batch(sent.run_id, tags=tags[start : start + PARAMS])
+    if wanted.datasets:
+        client.log_inputs(sent.run_id, datasets=describe.dataset_inputs(wanted.datasets))
+    sent.described = wanted.digest()
+    _save(run_dir, sent)
+
+
+def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
+    for name, folder in record.artifacts:
+        path = Path(name)
+        if not path.exists():
+            continue
+        for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
+            inside = Path(folder, file.parent.relative_to(path.parent)) if path.is_dir() else Path(folder)
+            stat = file.stat()
+            version = f"{stat.st_size} {stat.st_mtime_ns}"
+            if sent.artifacts.get(str(file)) == version:
+                continue
+            client.log_artifact(sent.run_id, str(file), str(inside) if str(inside) != "." else None)
+            sent.artifacts[str(file)] = version
+            _save(run_dir, sent)
+
+
+def _close(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> None:
+    from pipeline.comparison_plots import draw_run  # noqa: PLC0415  (matplotlib)
+
+    last = record.attempts[-1]
+    lines = spool.effective(spool.read_lines(run_dir / spool.METRICS)[0], record.attempts)
+    if lines:
+        draw_run(lines, record.name, run_dir / "curves.png")
+        client.log_artifact(sent.run_id, str(run_dir / "curves.png"))
+    client.set_tag(sent.run_id, "mlflow.note.content", describe.note(run_dir, record, lines, sent.run_id, state))
+    if state == "FINISHED" and not sent.model_id:
+        from pipeline.mlflow_model import log_model  # noqa: PLC0415  (torch)
+
+        sent.model_id = log_model(run_dir, record, lines, sent.run_id, tracking_uri(run_dir)) or "none"
+        _save(run_dir, sent)
+    end = last.ended or max((line.time for line in lines), default=last.started)
+    client.set_terminated(sent.run_id, status=state, end_time=round(end * 1000))
+    sent.closed = last.number
+    _save(run_dir, sent)
+
+
+def _save(run_dir: Path, sent: Sent) -> None:
+    # A full disk costs sending some values again, which is harmless: it must not stop the sync.
+    with contextlib.suppress(OSError):
+        write_json(run_dir / STATE, dataclasses.asdict(sent))
+
+
+def follow(run_dir: Path, say: Callable[[str], None]) -> int:
+    """Sync until the training says it ends (a line on stdin: seconds left) or has died. Returns the exit code."""
+    parent = os.getppid()
+    sampler = Sampler(run_dir)
+    deadline, died, pause, problem = float("inf"), False, INTERVAL, "not yet"
+    due = time.monotonic()
+    with _lock_in_time(run_dir):
+        while True:
+            if time.monotonic() >= due:
+                try:
+                    count = sync(run_dir, died=died)
+                    if problem:
+                        say(f"MLflow is up to date ({count} values sent)")
+                    problem, pause = "", INTERVAL
+                except Exception as error:  # whatever MLflow does, the training's figures are safe; try again
+                    text = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+                    if text != problem:
+                        say(f"MLflow can't be reached, trying on: {text}")
+                    problem, pause = text, min(LONGEST_PAUSE, pause * 2) if problem else 1.0
+                due = time.monotonic() + pause
+                if deadline < float("inf") and (not problem or time.monotonic() > deadline):
+                    return 1 if problem else 0
+            ready, _, _ = select.select([sys.stdin] if deadline == float("inf") else [], [], [], min(1.0, pause))
+            if deadline == float("inf"):
+                words = sys.stdin.readline().split() if ready else []
+                died = not words and (bool(ready) or os.getppid() != parent)
+                if words or died:
+                    patience = float(words[0]) if words else 30.0
+                    deadline, due = time.monotonic() + patience, time.monotonic()
+                    signal.alarm(int(patience) + 10)  # a call that hangs must not keep this process for ever
+            else:
+                due = min(due, time.monotonic() + 1.0)
+            sampler.sample_if_due()
+
+
+@contextlib.contextmanager
+def _lock_in_time(run_dir: Path) -> Iterator[None]:
+    """The lock, or after ten seconds without it: the sync of an attempt that has just ended may still hold it."""
+    for _ in range(100):
+        with locked(run_dir) as mine:
+            if mine:
+                yield
+                return
+        time.sleep(0.1)
+    yield
+
+
+def main() -> int:
+    run_dir = Path(sys.argv[1])
+    quiet_environment()
+
+    def say(text: str) -> None:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # they mean the training; it tells us how it ends
+        signal.signal(number, signal.SIG_IGN)
+    return follow(run_dir, say)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The machine's load beside a run, into RUN/system.jsonl, by MLflow's own monitors and under MLflow's own names."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import spool
+from pipeline.spool import Line
+
+PERIOD = 10.0  # seconds, as MLflow's own default
+
+
+class Sampler:
+    """CPU, memory, disk, network and, where nvidia-ml-py finds one, GPUs of rank 0's node."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor  # noqa: PLC0415
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor  # noqa: PLC0415
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # noqa: PLC0415
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor  # noqa: PLC0415
+
+        self._monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with contextlib.suppress(ImportError, RuntimeError):  # no GPU
+            self._monitors.append(GPUMonitor())
+        record = spool.read_record(run_dir)
+        assert record is not None
+        self._attempt = record.attempts[-1].number
+        lines, _ = spool.read_lines(run_dir / spool.SYSTEM)
+        self._step = lines[-1].step + 1 if lines else 0
+        self._file = spool.Appender(run_dir / spool.SYSTEM)
+        self._due = time.monotonic()
+
+    def sample_if_due(self) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + PERIOD
+        metrics = {}
+        for monitor in self._monitors:
+            monitor.clear_metrics()
+            monitor.collect_metrics()
+            metrics.update({f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()})
+        self._file.append(spool.to_json(Line(self._step, 0, time.time(), self._attempt, metrics)))
+        self._step += 1
