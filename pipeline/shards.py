@@ -32,11 +32,11 @@ INDEX_SCHEMA = pa.schema(
         ("offset", pa.int64()),  # of the JPEG's first byte in the tar
         ("size", pa.int32()),  # of the JPEG, bytes
         ("label", pa.int32()),  # class index
-        ("width", pa.int32()),  # pixels, as stored: orientation is not applied
+        ("width", pa.int32()),  # pixels, as stored: orientation is not applied; 0 where nobody looked (data_prep.index)
         ("height", pa.int32()),
         ("orientation", pa.uint8()),  # EXIF tag 0x0112, 1 to 8; 1 where there is none
         ("recoded", pa.dictionary(pa.int8(), pa.string())),  # "" for bytes untouched, else why: "png", "cmyk", ...
-        ("xxh3_64", pa.uint64()),  # of the JPEG's bytes
+        ("xxh3_64", pa.uint64()),  # of the JPEG's bytes; 0 where nobody looked
     ]
 )
 CLASSES_SCHEMA = pa.schema(
@@ -65,11 +65,12 @@ class ShardInfo:
     shard: int
     samples: int
     bytes: int  # of the whole tar
-    xxh3_128: str  # of the whole tar, hexadecimal
+    xxh3_128: str  # of the whole tar, hexadecimal; "" where data_prep.index made the index from the headers alone
+    file: str = ""  # the tar's name where it isn't {split}-{shard:05d}.tar: somebody else wrote it
 
     @property
     def file_name(self) -> str:
-        return shard_file_name(self.split, self.shard)
+        return self.file or shard_file_name(self.split, self.shard)
 
 
 @dataclass(frozen=True)
