@@ -24,7 +24,7 @@ from pipeline.config import (
 def b16() -> RunConfig:
     """AugReg B/16: 300 epochs, medium1, weight decay 0.1, no dropout (AugReg's recommendation). Target: 85.49.
 
-    python -m jobs.pretrain b16 --run-dir runs/b16 --data.train /data/imagenet21k
+    python -m jobs.pretrain b16 --run-dir runs/b16 --data.train shards/in21k
     """
     return _augreg("b16", "medium1")
 
@@ -32,7 +32,7 @@ def b16() -> RunConfig:
 def b32() -> RunConfig:
     """AugReg B/32: 300 epochs, light1, weight decay 0.1, no dropout (AugReg's recommendation). Target: 83.59.
 
-    python -m jobs.pretrain b32 --run-dir runs/b32 --data.train /data/imagenet21k
+    python -m jobs.pretrain b32 --run-dir runs/b32 --data.train shards/in21k
     """
     return _augreg("b32", "light1")
 
@@ -40,7 +40,7 @@ def b32() -> RunConfig:
 def l16() -> RunConfig:
     """AugReg L/16: 300 epochs, strong1, weight decay 0.1, no dropout (AugReg's recommendation). Target: 85.59.
 
-    python -m jobs.pretrain l16 --run-dir runs/l16 --data.train /data/imagenet21k
+    python -m jobs.pretrain l16 --run-dir runs/l16 --data.train shards/in21k
     """
     return _augreg("l16", "strong1")
 
@@ -48,7 +48,7 @@ def l16() -> RunConfig:
 def l32() -> RunConfig:
     """L/32 with AugReg's L/16 settings: AugReg has no L/32, so there is no published target; the paper's is 80.99.
 
-    python -m jobs.pretrain l32 --run-dir runs/l32 --data.train /data/imagenet21k
+    python -m jobs.pretrain l32 --run-dir runs/l32 --data.train shards/in21k
     """
     return _augreg("l32", "strong1")
 
@@ -56,7 +56,7 @@ def l32() -> RunConfig:
 def b16_paper() -> RunConfig:
     """Paper B/16 (Table 3): 90 epochs, linear decay, dropout 0.1. Targets: 83.97 (Table 5); 47.88 upstream (prec@1).
 
-    python -m jobs.pretrain b16_paper --run-dir runs/b16_paper --data.train /data/imagenet21k
+    python -m jobs.pretrain b16_paper --run-dir runs/b16_paper --data.train shards/in21k
     """
     return _paper("b16")
 
@@ -64,7 +64,7 @@ def b16_paper() -> RunConfig:
 def b32_paper() -> RunConfig:
     """Paper B/32 (Table 3): 90 epochs, linear decay, dropout 0.1. Targets: 81.28 (Table 5); 44.04 upstream (prec@1).
 
-    python -m jobs.pretrain b32_paper --run-dir runs/b32_paper --data.train /data/imagenet21k
+    python -m jobs.pretrain b32_paper --run-dir runs/b32_paper --data.train shards/in21k
     """
     return _paper("b32")
 
@@ -74,7 +74,7 @@ def l16_paper() -> RunConfig:
 
     Table 3 has a 30-epoch run too: --schedule.epochs 30.
 
-    python -m jobs.pretrain l16_paper --run-dir runs/l16_paper --data.train /data/imagenet21k
+    python -m jobs.pretrain l16_paper --run-dir runs/l16_paper --data.train shards/in21k
     """
     return _paper("l16")
 
@@ -82,7 +82,7 @@ def l16_paper() -> RunConfig:
 def l32_paper() -> RunConfig:
     """Paper L/32 (Table 3): 90 epochs, linear decay, dropout 0.1. Targets: 80.99 (Table 5); 45.42 upstream (prec@1).
 
-    python -m jobs.pretrain l32_paper --run-dir runs/l32_paper --data.train /data/imagenet21k
+    python -m jobs.pretrain l32_paper --run-dir runs/l32_paper --data.train shards/in21k
     """
     return _paper("l32")
 
@@ -90,7 +90,7 @@ def l32_paper() -> RunConfig:
 def tiny() -> RunConfig:
     """1.2 M parameters on 32 px images: for the demo and the tests, minutes on a laptop's CPU. No published target.
 
-    python -m jobs.pretrain tiny --run-dir runs/tiny --data.train data/digits
+    python -m jobs.pretrain tiny --run-dir runs/tiny --data.train shards/digits
     """
     return RunConfig(
         stage="pretrain",
@@ -106,7 +106,7 @@ def tiny() -> RunConfig:
 def finetune_b16() -> RunConfig:
     """Paper B/16 at 384 px (Table 4). Target: 83.97 from the paper's checkpoint, 85.49 from AugReg's.
 
-    python -m jobs.finetune b16 --parent runs/b16 --run-dir runs/b16_384 --data.train /data/imagenet
+    python -m jobs.finetune b16 --parent runs/b16 --run-dir runs/b16_384 --data.train shards/in1k
     """
     return _finetune("b16")
 
@@ -114,7 +114,7 @@ def finetune_b16() -> RunConfig:
 def finetune_b32() -> RunConfig:
     """Paper B/32 at 384 px (Table 4). Target: 81.28 from the paper's checkpoint, 83.59 from AugReg's.
 
-    python -m jobs.finetune b32 --parent runs/b32 --run-dir runs/b32_384 --data.train /data/imagenet
+    python -m jobs.finetune b32 --parent runs/b32 --run-dir runs/b32_384 --data.train shards/in1k
     """
     return _finetune("b32")
 
@@ -122,7 +122,7 @@ def finetune_b32() -> RunConfig:
 def finetune_l16() -> RunConfig:
     """Paper L/16 at 384 px (Table 4). Target: 85.15 from the paper's checkpoint, 85.59 from AugReg's.
 
-    python -m jobs.finetune l16 --parent runs/l16 --run-dir runs/l16_384 --data.train /data/imagenet
+    python -m jobs.finetune l16 --parent runs/l16 --run-dir runs/l16_384 --data.train shards/in1k
     """
     return _finetune("l16")
 
@@ -130,7 +130,7 @@ def finetune_l16() -> RunConfig:
 def finetune_l32() -> RunConfig:
     """Paper L/32 at 384 px (Table 4). Target: 80.99 from the paper's checkpoint.
 
-    python -m jobs.finetune l32 --parent runs/l32 --run-dir runs/l32_384 --data.train /data/imagenet
+    python -m jobs.finetune l32 --parent runs/l32 --run-dir runs/l32_384 --data.train shards/in1k
     """
     return _finetune("l32")
 
@@ -138,7 +138,7 @@ def finetune_l32() -> RunConfig:
 def finetune_tiny() -> RunConfig:
     """The demo's second stage: the tiny model at 48 px. No published target.
 
-    python -m jobs.finetune tiny --parent runs/tiny --run-dir runs/tiny_48 --data.train data/digits
+    python -m jobs.finetune tiny --parent runs/tiny --run-dir runs/tiny_48 --data.train shards/digits
     """
     return RunConfig(
         stage="finetune",
