@@ -1,16 +1,29 @@
 """Pictures of runs, for screens and paper: PNG and SVG by matplotlib, in colours that colour-blind readers can tell."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from pipeline.comparison import Row
 from pipeline.spool import Line
 
 # Okabe and Ito, "Color Universal Design" (2008); without the yellow, which vanishes on white paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = ("-", "--", "-.", ":")  # a second mark beside colour, for prints in grey
+MOST_COLOURS = len(COLOURS)  # curves in colour; more can't be told apart
+MOST_BARS = 40
+CURVES = ("eval/top1", "train/loss", "eval/loss", "train/lr", "train/grad_norm")
+BARS = ("eval/top1", "speed/images_per_second", "progress/goodput", "progress/device_hours")
+AGAINST = {  # command-line name -> (source of the x axis, its title)
+    "samples": ("samples", "samples seen"),
+    "step": ("step", "steps"),
+    "epochs": ("progress/epochs", "epochs"),
+    "device-hours": ("progress/device_hours", "device-hours"),
+}
 TITLES = {
     "train/loss": "training loss",
     "eval/loss": "evaluation loss",
@@ -20,16 +33,17 @@ TITLES = {
     "train/grad_norm": "gradient norm",
     "speed/images_per_second": "images a second",
     "speed/data_wait": "share of time waiting for data",
-    "progress/goodput": "goodput",
+    "progress/goodput": "goodput (share of device time in steps that count)",
+    "progress/device_hours": "device-hours",
 }
 
 
 def series(lines: Sequence[Line], name: str, against: str = "step") -> tuple[list[float], list[float]]:
-    """The values of one metric, with their ``against``: step, samples, or another metric such as progress/epochs."""
+    """The finite values of one metric, with their ``against``: step, samples, or another metric such as progress/epochs."""
     xs, ys = [], []
     for line in lines:
         x = {"step": float(line.step), "samples": float(line.samples)}.get(against, line.metrics.get(against))
-        if name in line.metrics and x is not None:
+        if x is not None and math.isfinite(line.metrics.get(name, math.nan)):
             xs.append(x)
             ys.append(line.metrics[name])
     return xs, ys
@@ -37,8 +51,7 @@ def series(lines: Sequence[Line], name: str, against: str = "step") -> tuple[lis
 
 def draw_run(lines: Sequence[Line], title: str, path: Path) -> None:
     """One run's curves on a page."""
-    present = {name for line in lines for name in line.metrics}
-    names = [name for name in TITLES if name in present]
+    names = [name for name in TITLES if series(lines, name)[0]]
     columns = 3
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
@@ -46,15 +59,86 @@ def draw_run(lines: Sequence[Line], title: str, path: Path) -> None:
         axes = figure.add_subplot(rows, columns, index + 1)
         xs, ys = series(lines, name, "samples")
         axes.plot(xs, ys, color=COLOURS[0], marker="." if len(xs) < 40 else "")
-        axes.set_title(TITLES[name], loc="left", fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if index >= len(names) - columns:
-            axes.set_xlabel("samples seen")
+        _plain(axes, TITLES[name], "samples seen" if index >= len(names) - columns else "")
     figure.suptitle(title, x=0.01, ha="left")
     save(figure, path)
 
 
+def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
+    """One metric of all rows, every seed its own thin line; the best rows in colour. None where no row has it."""
+    drawn = [row for row in rows if any(series(run.lines, name)[0] for run in row.runs)]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for index, row in reversed(list(enumerate(drawn))):
+        coloured = index < MOST_COLOURS
+        for number, run in enumerate(row.runs):
+            xs, ys = series(run.lines, name, AGAINST[against][0])
+            axes.plot(
+                xs,
+                ys,
+                color=COLOURS[index % len(COLOURS)] if coloured else "#b0b0b0",
+                linestyle=STYLES[index // len(COLOURS) % len(STYLES)] if coloured else "-",
+                linewidth=1.6 if coloured and len(row.runs) == 1 else 0.9,
+                marker="." if len(xs) < 3 else "",
+                label=row.name if coloured and number == 0 else None,
+                zorder=3 if coloured else 1,
+            )
+    _plain(axes, TITLES.get(name, name), AGAINST[against][1])
+    handles, labels = axes.get_legend_handles_labels()
+    more = f"{len(drawn) - MOST_COLOURS} more in grey" if len(drawn) > MOST_COLOURS else None
+    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, title=more, title_fontsize=8)
+    return figure
+
+
+def draw_bars(rows: Sequence[Row], name: str) -> Figure | None:
+    """A metric's final value by row, with the spread over seeds. None where no row has it."""
+    drawn = [row for row in rows if name in row.results and math.isfinite(row.results[name].mean)][:MOST_BARS]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(7, 0.8 + 0.32 * len(drawn)), layout="constrained")
+    axes = figure.add_subplot()
+    means = [row.results[name].mean for row in drawn]
+    errors = [0.0 if math.isnan(row.results[name].std) else row.results[name].std for row in drawn]
+    names = [("    " if row.depth else "") + row.name for row in drawn]
+    bars = axes.barh(range(len(drawn)), means, xerr=errors if any(errors) else None, color=COLOURS[0], height=0.7)
+    axes.bar_label(bars, [f" {mean:,.3g}" for mean in means], fontsize=8)
+    axes.set_yticks(range(len(drawn)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    _plain(axes, TITLES.get(name, name), "")
+    return figure
+
+
+def _plain(axes: Any, title: str, below: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(below)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_all(rows: Sequence[Row], against: str) -> dict[str, Figure]:
+    """By file name without ending."""
+    figures: dict[str, Figure | None] = {}
+    for name in CURVES:
+        figures[name.replace("/", "_")] = draw_curves(rows, name, against)
+    for name in BARS:
+        figures["bars_" + name.replace("/", "_")] = draw_bars(rows, name)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
 def save(figure: Figure, path: Path) -> None:
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vit"}):  # text stays text; the same input, same bytes
-        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+    """PNG or SVG, by the path's ending."""
+    if path.suffix == ".svg":
+        with path.open("w") as out:
+            save_svg(figure, out, path.stem)
+    else:
+        figure.savefig(path, dpi=150)
+
+
+def save_svg(figure: Figure, out: IO[str], salt: str) -> None:
+    """The same figure gives the same text. ``salt`` keeps the ids of several figures on one page apart."""
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(out, format="svg", metadata={"Date": None})

@@ -1,0 +1,117 @@
+"""python -m jobs.compare [RUN ...] [--experiment NAME] [--out FOLDER] [--html|--csv|--json|--latex]"""
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from pipeline import cli
+from pipeline.cli import UserError
+from pipeline.comparison import Row, rows, select
+from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
+from pipeline.run_reader import find_run_folders, read_experiment, read_run
+
+DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures, what differs.
+
+Prints a table; writes plots where --out names a folder. --csv, --json and --latex print that instead. Examples:
+
+  python -m jobs.compare runs/ --out comparison --html
+  python -m jobs.compare runs/b16 runs/b16-ft-0 runs/b16-ft-1 --against device-hours --out comparison
+  python -m jobs.compare --experiment vit --recipe "finetune b16" --parent runs/b16 --latex > table.tex"""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders, or folders that hold some."""
+    experiment: str = ""
+    """Read the runs of this MLflow experiment from MLFLOW_TRACKING_URI (or --mlflow)."""
+    mlflow: str = ""
+    """MLflow server or sqlite:///file, where MLFLOW_TRACKING_URI doesn't say it."""
+    recipe: str = ""
+    """Only these: b16, or "finetune b16"."""
+    tag: dict[str, str] = field(default_factory=dict)
+    """Only runs with these tags: --tag team vision."""
+    parent: str = ""
+    """Only fine-tunes of this run: its folder or the folder's name."""
+    against: Literal["samples", "step", "epochs", "device-hours"] = "samples"
+    """What the curves are aligned by."""
+    out: Path | None = None
+    """Write plots (and the page of --html) here."""
+    svg: bool = False
+    """Plots as SVG instead of PNG."""
+    html: bool = False
+    """Also write compare.html, one page that needs no other file, to --out (default: this folder)."""
+    csv: bool = False
+    json: bool = False
+    latex: bool = False
+    all: bool = False
+    """Every row in the terminal, not the best 60."""
+
+
+def main() -> int:
+    config = cli.parse(CompareConfig, prog="python -m jobs.compare", description=DESCRIPTION)
+    if bool(config.runs) == bool(config.experiment):
+        raise UserError("name either RUN folders or --experiment NAME: which runs are to be compared?")
+    if config.csv + config.json + config.latex > 1:
+        raise UserError("--csv, --json and --latex: choose one, it goes to the standard output")
+    if config.experiment:
+        runs = read_experiment(config.experiment, _mlflow(config))
+    else:
+        runs = [read_run(folder) for folder in find_run_folders(config.runs)]
+    parent = str(Path(config.parent).absolute()) if Path(config.parent).is_dir() and config.parent else config.parent
+    chosen = select(runs, recipe=config.recipe, tags=config.tag, parent=parent)
+    if not chosen:
+        recipes = ", ".join(sorted({run.recipe for run in runs})) or "none"
+        raise UserError(
+            f"none of the {len(runs)} runs matches --recipe {config.recipe!r} --tag {config.tag} --parent "
+            f"{config.parent!r}: there are the recipes {recipes}"
+        )
+    found = rows(chosen)
+    if config.csv or config.json or config.latex:
+        sys.stdout.write((to_csv if config.csv else to_json if config.json else to_latex)(found))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        for table in terminal(found, everything=config.all):
+            console.print(table)
+            console.print()
+    if config.out is not None or config.html:
+        _write(config, found)
+    return cli.EXIT_DONE
+
+
+def _mlflow(config: CompareConfig) -> str:
+    from pipeline.mlflow_sync import quiet_environment  # noqa: PLC0415
+
+    quiet_environment()
+    uri = config.mlflow or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        raise UserError("--experiment needs a server: set MLFLOW_TRACKING_URI or --mlflow sqlite:///runs/mlflow.db")
+    return uri
+
+
+def _write(config: CompareConfig, found: list[Row]) -> None:
+    from pipeline.comparison_html import page  # noqa: PLC0415  (matplotlib)
+    from pipeline.comparison_plots import draw_all, save  # noqa: PLC0415
+
+    out = config.out or Path()
+    out.mkdir(parents=True, exist_ok=True)
+    figures = draw_all(found, config.against)
+    if config.out is not None:
+        for name, figure in figures.items():
+            save(figure, out / f"{name}.{'svg' if config.svg else 'png'}")
+    if config.html:
+        command = " ".join(["python -m jobs.compare", *map(shlex.quote, sys.argv[1:])])
+        made = f"Made {time.strftime('%Y-%m-%d %H:%M')} by {command}"
+        (out / "compare.html").write_text(page(found, figures, config.experiment or "Comparison of runs", made))
+    print(f"plots: {out}" if config.out is not None else f"page: {out / 'compare.html'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

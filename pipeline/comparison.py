@@ -1,0 +1,144 @@
+"""Runs side by side: which differ in what, and how well each did. Pure."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.run_reader import Run
+
+# May differ between the seeds of one row; the data are compared by their digest.
+UNLIKE_SEEDS = frozenset({"run_dir", "name", "train.seed", "experiment", "parent", "data.train", "data.eval"})
+# Not shown as a difference: they name the run, or where things lie.
+NO_DIFFERENCE = frozenset({"run_dir", "name", "recipe", "experiment", "parent", "data.train", "data.eval"})
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one metric over seeds."""
+
+    mean: float
+    std: float  # of the sample (n - 1); nan for one run
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but the seed."""
+
+    name: str
+    runs: tuple[Run, ...]
+    depth: int = 0  # 1 under the pretrain run it was fine-tuned from
+    results: dict[str, Spread] = field(default_factory=dict)  # by metric
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+
+# Published top-1, per cent, by recipe and source
+FINETUNED = {  # ImageNet-2012 validation at 384 px after ImageNet-21K
+    "b16": {"ViT paper, Table 5": 83.97, "AugReg, 300 epochs": 85.49},
+    "b32": {"ViT paper, Table 5": 81.28, "AugReg, 300 epochs": 83.59},
+    "l16": {"ViT paper, Table 5": 85.15, "AugReg, 300 epochs": 85.59},
+    "l32": {"ViT paper, Table 5": 80.99},
+}
+PRETRAINED = {  # precision@1 on held-out ImageNet-21K: google-research/vision_transformer, issue 62
+    "b16_paper": {"vision_transformer#62": 47.88},
+    "b32_paper": {"vision_transformer#62": 44.04},
+    "l16_paper": {"vision_transformer#62": 49.90},
+    "l32_paper": {"vision_transformer#62": 45.42},
+}
+
+
+def published(run: Run) -> dict[str, float]:
+    """Published top-1 (per cent) that this run's may be held against, by source; empty for other data or sizes."""
+    recipe, classes = run.config.get("recipe", ""), run.facts.get("classes")
+    if run.config.get("stage") == "finetune" and classes == "1000" and run.config.get("model.image_size") == "384":
+        return FINETUNED.get(recipe, {})
+    if run.config.get("stage") == "pretrain" and classes == "21843":
+        return PRETRAINED.get(recipe, {})
+    return {}
+
+
+def select(runs: Iterable[Run], *, recipe: str, tags: Mapping[str, str], parent: str) -> list[Run]:
+    """Those of a recipe (``b16`` or ``finetune b16``), with these tags, fine-tuned from this run (folder or name)."""
+    return [
+        run
+        for run in runs
+        if recipe in ("", run.recipe, run.config.get("recipe"))
+        and all(run.tags.get(name) == value for name, value in tags.items())
+        and parent in ("", run.parent, Path(run.parent).name)
+    ]
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """Runs that differ in the seed only become one row; fine-tunes follow their pretrain run, best first."""
+    by_kind: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        by_kind.setdefault(_kind(run, runs), []).append(run)
+    found = [
+        Row(_name(members), tuple(members), results=spreads(run.final for run in members))
+        for members in by_kind.values()
+    ]
+    found.sort(key=_rank)
+    where = {run.path: row for row in found for run in row.runs}
+    children: dict[int, list[Row]] = {}
+    roots = []
+    for row in found:
+        above = where.get(row.first.parent)
+        if above is None or above is row:
+            roots.append(row)
+        else:
+            children.setdefault(id(above), []).append(row)
+    ordered = []
+    for root in roots:
+        ordered.append(root)
+        ordered += [Row(row.name, row.runs, 1, row.results) for row in children.get(id(root), [])]
+    return ordered
+
+
+def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
+    """Equal for runs of one row: the same configuration, data and code, from parents of one kind."""
+    parent = next((other for other in runs if other.path == run.parent and other is not run), None)
+    above = _kind(parent, [other for other in runs if other is not run]) if parent else bool(run.parent)
+    config = tuple(sorted((key, value) for key, value in run.config.items() if key not in UNLIKE_SEEDS))
+    if not run.config:  # nothing is known of it: a row of its own
+        config = (("path", run.path),)
+    return config, run.facts.get("dataset_digest"), above
+
+
+def _name(runs: Sequence[Run]) -> str:
+    return runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} other seed(s)"
+
+
+def _rank(row: Row) -> tuple[float, str]:
+    best = row.results.get("eval/top1")
+    return (-best.mean if best else math.inf, row.name)
+
+
+def spreads(finals: Iterable[Mapping[str, float]]) -> dict[str, Spread]:
+    """Mean, standard deviation and number of each metric over the runs where it is finite."""
+    values: dict[str, list[float]] = {}
+    for final in finals:
+        for name, value in final.items():
+            values.setdefault(name, [])
+            if math.isfinite(value):
+                values[name].append(value)
+    return {
+        name: Spread(
+            statistics.fmean(found) if found else math.nan,
+            statistics.stdev(found) if len(found) > 1 else math.nan,
+            len(found),
+        )
+        for name, found in values.items()
+    }
+
+
+def differences(rows: Sequence[Row], kind: str = "config") -> dict[str, list[str]]:
+    """The fields of ``config`` or ``facts`` that differ between rows, with each row's value."""
+    trees = [getattr(row.first, kind) for row in rows]
+    names = sorted({name for tree in trees for name in tree if name not in NO_DIFFERENCE})
+    found = {name: [tree.get(name, "") for tree in trees] for name in names}
+    return {name: values for name, values in found.items() if len(set(values)) > 1}

@@ -1,0 +1,108 @@
+"""The comparison as one HTML page without any other file: readable on a phone, on a desk, and in print."""
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from pipeline.comparison import Row, differences, published
+from pipeline.comparison_plots import save_svg
+from pipeline.comparison_text import COLUMNS, cell, label, published_cell
+
+STYLE = """
+:root { color-scheme: light; --ink: #1a1a1a; --line: #d5d5d5; --soft: #5a5a5a }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 0 auto; max-width: 75rem;
+  padding: 1rem clamp(.75rem, 3vw, 2rem) }
+h1 { font-size: 1.5rem; margin: .5rem 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
+p { color: var(--soft); margin: .25rem 0 1rem; max-width: 45rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: anywhere }
+th { font-weight: 600; border-bottom-color: var(--ink) } .n { text-align: right; white-space: nowrap }
+tbody th { font-weight: 400; border-bottom-color: var(--line) } tbody th.child { padding-left: 1.4rem }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem }
+figure { margin: 0; break-inside: avoid } svg { width: 100%; height: auto; display: block }
+@media (max-width: 40rem) {
+  .results thead { display: none } .results, .results tbody, .results tr { display: block; width: 100% }
+  .results th, .results td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0 }
+  .results th { font-weight: 600 !important; padding-top: .6rem } .results tr { border-bottom: 1px solid var(--line) }
+  .results td::before { content: attr(data-title); color: var(--soft) } .n { white-space: normal }
+}
+@media print { body { font-size: 10pt; padding: 0; max-width: none } .wide { overflow: visible } a { color: inherit } }
+"""
+
+
+def page(rows: Sequence[Row], figures: Mapping[str, Figure], title: str, made: str) -> str:
+    """``made``: when and by which command, for the foot of the page."""
+    runs = sum(len(row.runs) for row in rows)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{runs} runs in {len(rows)} rows. Runs that differ in the seed only share a row: mean ± deviation. "
+        "A fine-tune stands under the run it started from.</p>",
+        _results(rows),
+        '<h2>Curves and bars</h2><p>Each seed is a thin line of its own.</p><div class="figures">',
+        *(f"<figure>{_svg(figure, name)}</figure>" for name, figure in figures.items()),
+        "</div>",
+    ]
+    if len(rows) > 1:
+        parts += _difference("What differs in the configuration", differences(rows), rows)
+        parts += _difference("What differs in data and code", differences(rows, "facts"), rows)
+    parts.append(f"<p>{html.escape(made)}</p>")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f"<body>\n{chr(10).join(parts)}\n</body></html>\n"
+    )
+
+
+def _results(rows: Sequence[Row]) -> str:
+    columns = [column for column in COLUMNS if any(column.metric in row.results for row in rows)]
+    with_published = any(published(row.first) for row in rows)
+    heads = "".join(f'<th class="n">{html.escape(column.title)}</th>' for column in columns)
+    last = "<th>published top-1 %</th>" if with_published else ""
+    body = []
+    for row in rows:
+        states = "/".join(sorted({run.state for run in row.runs}))
+        cells = [f'<td data-title="recipe">{html.escape(row.first.recipe)}</td><td data-title="state">{states}</td>']
+        cells += [
+            f'<td class="n" data-title="{html.escape(column.title)}">{html.escape(cell(row, column))}</td>'
+            for column in columns
+        ]
+        if with_published:
+            cells.append(f'<td data-title="published">{html.escape(published_cell(row)) or "-"}</td>')
+        kind = ' class="child"' if row.depth else ""
+        body.append(f"<tr><th{kind}>{html.escape(label(row).strip())}</th>{''.join(cells)}</tr>")
+    return (
+        '<div class="wide"><table class="results"><thead><tr><th>run</th><th>recipe</th><th>state</th>'
+        f"{heads}{last}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _difference(title: str, found: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> list[str]:
+    """Fields down, rows across; the other way round once there are many rows."""
+    if not found:
+        return []
+    if len(rows) <= 6:
+        head = ["", *(row.name for row in rows)]
+        body = [[name, *values] for name, values in found.items()]
+    else:
+        head = ["", *found]
+        body = [[row.name, *(values[index] for values in found.values())] for index, row in enumerate(rows)]
+    cells = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    lines = ""
+    for first, *rest in body:
+        values = "".join(f"<td>{html.escape(text) or '-'}</td>" for text in rest)
+        lines += f"<tr><th>{html.escape(first)}</th>{values}</tr>"
+    table = f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return [f"<h2>{html.escape(title)}</h2>", table]
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Inline: without the XML head, with a name for screen readers."""
+    out = io.StringIO()
+    save_svg(figure, out, name)
+    text = out.getvalue()
+    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)

@@ -1,0 +1,52 @@
+"""How figures are written in every form of the comparison. Pure."""
+
+import math
+from dataclasses import dataclass
+
+from pipeline.comparison import Row, published
+
+
+@dataclass(frozen=True)
+class Column:
+    metric: str
+    title: str
+    form: str  # of str.format; {:%} forms are shown in per cent
+
+
+COLUMNS = (
+    Column("eval/top1", "top-1 %", "{:.2%}"),
+    Column("eval/top5", "top-5 %", "{:.2%}"),
+    Column("eval/loss", "eval loss", "{:.4f}"),
+    Column("train/loss", "train loss", "{:.4f}"),
+    Column("speed/images_per_second", "img/s", "{:,.0f}"),
+    Column("progress/epochs", "epochs", "{:.1f}"),
+    Column("progress/device_hours", "device-hours", "{:,.3g}"),
+    Column("progress/goodput", "goodput %", "{:.1%}"),
+)
+
+
+def number(column: Column, value: float) -> str:
+    return "-" if math.isnan(value) else column.form.format(value).rstrip("%")  # the unit stands in the title
+
+
+def cell(row: Row, column: Column) -> str:
+    """``84.12``, or ``84.12 ± 0.10`` over seeds; ``-`` where there is none."""
+    spread = row.results.get(column.metric)
+    if spread is None:
+        return "-"
+    text = number(column, spread.mean)
+    return text if spread.n < 2 else f"{text} ± {number(column, spread.std)}"
+
+
+def label(row: Row) -> str:
+    return ("  ↳ " if row.depth else "") + row.name + (f" (n={len(row.runs)})" if len(row.runs) > 1 else "")
+
+
+def published_cell(row: Row) -> str:
+    """``83.97 (ViT paper, Table 5; +0.12)``: the figure, its source, and how far this row is above it."""
+    spread = row.results.get("eval/top1")
+    texts = []
+    for source, figure in published(row.first).items():
+        ahead = f"; {100 * spread.mean - figure:+.2f}" if spread else ""
+        texts.append(f"{figure:.2f} ({source}{ahead})")
+    return ", ".join(texts)

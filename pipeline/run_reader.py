@@ -1,0 +1,147 @@
+"""Reading runs, for comparing: from their folders, or from MLflow where only the server has them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import spool
+from pipeline.cli import UserError
+from pipeline.config import flatten
+from pipeline.mlflow_describe import read_json
+from pipeline.spool import Line
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as read. ``config`` and ``facts`` are flat, with text values."""
+
+    name: str
+    path: str  # run folder, absolute
+    state: str  # running, finished, failed, killed
+    config: dict[str, str]
+    facts: dict[str, str]  # of data and code: digests, commit, package versions
+    tags: dict[str, str]
+    lines: list[Line]  # those that count
+    attempts: int = 1
+    parent: str = ""  # run folder of the pretrain run, absolute; empty for none
+
+    @property
+    def recipe(self) -> str:
+        return f"{self.config.get('stage', '')} {self.config.get('recipe', '')}".strip()
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The latest value of each metric."""
+        latest: dict[str, float] = {}
+        for line in self.lines:
+            latest.update(line.metrics)
+        return latest
+
+
+def find_run_folders(paths: Iterable[Path]) -> list[Path]:
+    """Run folders among ``paths`` and directly inside them. Raises UserError where a path has none."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"RUN {str(path)!r} does not exist: name a run folder, or a folder of run folders")
+        inside = (
+            [path] if is_run(path) else sorted(item for item in path.glob("*") if is_run(item)) if path.is_dir() else []
+        )
+        if not inside and path.is_dir():
+            raise UserError(
+                f"RUN {str(path)!r} holds no run (no {spool.METRICS} in it or one level below): name a run folder of "
+                "jobs.pretrain or jobs.finetune"
+            )
+        found += [folder for folder in inside if folder not in found]
+    if not found:
+        raise UserError("RUN: none of the paths is a run folder: name one of jobs.pretrain or jobs.finetune")
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / spool.METRICS).is_file() or (folder / spool.RECORD).is_file()
+
+
+def read_run(run_dir: Path) -> Run:
+    record = spool.read_record(run_dir)
+    attempts = record.attempts if record else []
+    lines, _ = spool.read_lines(run_dir / spool.METRICS)
+    facts = read_json(run_dir / "run.json")
+    state = attempts[-1].state if attempts else "FINISHED"
+    if attempts and state == "RUNNING" and not spool.alive(run_dir, attempts[-1]):
+        state = "FAILED"
+    parent = facts.get("parent", {}).get("run_dir", "")
+    return Run(
+        name=record.name if record else run_dir.name,
+        path=str(run_dir.absolute()),
+        state=state.lower(),
+        config={key: str(value) for key, value in flatten(read_json(run_dir / "config.json")).items()},
+        facts=_facts(facts),
+        tags=record.tags if record else {},
+        lines=spool.effective(lines, attempts),
+        attempts=len(attempts) or 1,
+        parent=str(Path(parent).absolute()) if parent else "",
+    )
+
+
+def _facts(run: Mapping[str, Any]) -> dict[str, str]:
+    code = run.get("code", {})
+    named = {"code.commit": code.get("commit"), "code.dirty": code.get("dirty"), "python": code.get("python")}
+    packages = {f"package.{name}": version for name, version in code.get("packages", {}).items()}
+    data = {name: run.get(name) for name in ("dataset_digest", "classes_digest", "classes", "samples", "steps")}
+    return {name: str(value) for name, value in {**data, **named, **packages}.items() if value}
+
+
+def read_experiment(name: str, uri: str) -> list[Run]:
+    """The runs of an MLflow experiment, from folders where those are here. Raises UserError where there is none."""
+    from mlflow import MlflowClient  # noqa: PLC0415  (seconds)
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        names = ", ".join(item.name for item in client.search_experiments()) or "none"
+        raise UserError(f"--experiment {name!r} is not on the MLflow server {uri}: it has {names}")
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            break
+    return [_from_mlflow(client, run) for run in runs]
+
+
+def _from_mlflow(client: Any, run: Any) -> Run:
+    tags, params = run.data.tags, run.data.params
+    folder = Path(tags.get("run_dir", ""))
+    record = spool.read_record(folder) if tags.get("run_dir") else None
+    if record is not None and record.key == tags.get("run_key"):
+        return read_run(folder)
+    values: dict[tuple[int, str], tuple[int, float]] = {}  # the value with the latest time counts
+    for metric in (name for name in run.data.metrics if not name.startswith("system/")):
+        for point in client.get_metric_history(run.info.run_id, metric):
+            if point.timestamp >= values.get((point.step, metric), (-1, 0.0))[0]:
+                values[point.step, metric] = (point.timestamp, point.value)
+    by_step: dict[int, dict[str, tuple[int, float]]] = {}
+    for (step, metric), value in values.items():
+        by_step.setdefault(step, {})[metric] = value
+    lines = []
+    for step, found in sorted(by_step.items()):
+        metrics = {metric: value for metric, (_, value) in found.items()}
+        stamp = max(stamp for stamp, _ in found.values()) / 1000
+        lines.append(Line(step, int(metrics.get("progress/samples", 0)), stamp, 1, metrics))
+    facts = {name: tags[name] for name in tags if name.startswith("package.") or name.endswith("_digest")}
+    facts |= {key.removeprefix("run."): value for key, value in params.items() if key.startswith("run.")}
+    named = {"code.commit": tags.get("mlflow.source.git.commit", ""), "code.dirty": tags.get("git.dirty", "")}
+    return Run(
+        name=run.info.run_name,
+        path=tags.get("run_dir", run.info.run_id),
+        state=run.info.status.lower(),
+        config={key: value for key, value in params.items() if not key.startswith("run.")},
+        facts=facts | {key: value for key, value in named.items() if value},
+        tags=tags,
+        lines=lines,
+        attempts=int(tags.get("attempts", 1)),
+        parent=tags.get("parent_run_dir", ""),
+    )
