@@ -1,0 +1,45 @@
+# shellcheck shell=bash disable=SC2034
+# What differs from site to site. This is the one file to edit; each job reads it on its first node.
+# A value already in the environment wins: IN21K=/data/in21k sbatch slurm/pretrain_b16.sh
+
+# 1. Where sbatch sends the jobs. sbatch reads these from your shell, so `source slurm/env.sh` before it, or put them
+#    into your shell's start-up file. slurm/shard.sh and slurm/submit_all.sh read this file by themselves.
+#export SBATCH_PARTITION=gpu
+#export SBATCH_ACCOUNT=mylab
+#export SBATCH_QOS=normal
+
+# 2. Folders that every node sees under the same path.
+WORK=${VIT_WORK:-$REPO/work}
+RUNS=${RUNS:-$WORK/runs}           # run folders: checkpoints, metrics, logs
+IN21K=${IN21K:-$WORK/shards/in21k} # data sets, made by slurm/shard.sh
+IN1K=${IN1K:-$WORK/shards/in1k}
+
+# 3. Python: the repository's virtual environment where there is one. Load modules here too.
+#module purge; module load cuda/12.8
+[ -d "$REPO/.venv/bin" ] && PATH=$REPO/.venv/bin:$PATH
+
+# 4. Containers, where Python lives in one. REPO and WORK must be visible inside under the same paths.
+SRUN_OPTIONS=()
+#SRUN_OPTIONS=(--container-image=/images/vit.sqsh --container-mounts="$REPO,$WORK") # pyxis + enroot
+RANK_PREFIX=()
+#RANK_PREFIX=(apptainer exec --nv --bind "$REPO,$WORK" /images/vit.sif) # apptainer
+
+# 5. One srun task a GPU is how the ranks start. torchrun (one agent a node) does the same for sites that prefer it.
+LAUNCHER=${LAUNCHER:-srun}
+
+# 6. Network. NCCL finds InfiniBand by itself on most clusters; look here if jobs.doctor reports a slow all-reduce.
+#export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+#export NCCL_IB_HCA=mlx5
+#export NCCL_DEBUG=INFO
+
+# 7. Node-local scratch, for torch's and Triton's caches.
+#export TMPDIR=/local/$SLURM_JOB_ID TRITON_CACHE_DIR=/local/$SLURM_JOB_ID/triton
+
+# 8. Tracking: an MLflow server; without it, a SQLite file in RUNS.
+#export MLFLOW_TRACKING_URI=https://mlflow.example.org
+
+# 9. Check nodes, network, storage and GPUs before the first attempt of a run (jobs.doctor). no: start at once.
+DOCTOR=${DOCTOR:-yes}
+
+# 10. Learning rates that a fine-tuning array tries: --array=0-3 takes them all.
+FINETUNE_LRS=${FINETUNE_LRS:-0.003 0.01 0.03 0.06}

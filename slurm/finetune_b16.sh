@@ -1,0 +1,23 @@
+#!/bin/bash
+# Fine-tune ViT-B/16 on ImageNet-2012 at 384 pixels, from RUNS/pretrain-b16.
+#   sbatch slurm/finetune_b16.sh                                    # data set IN1K, run folder RUNS/<job name>: see env.sh
+#   sbatch --nodes=2 slurm/finetune_b16.sh --optim.lr 0.01
+#   sbatch --array=0-3 slurm/finetune_b16.sh                # the learning rates FINETUNE_LRS, a run each
+# Any number of nodes gives the same run; sbatch's options come before the script, the recipe's fields after it.
+#SBATCH --job-name=finetune-b16
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/Command=/{s|.*Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p;q}') # sbatch runs a copy
+# shellcheck source=slurm/launch.sh
+source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
+
+finetune b16 "$@"

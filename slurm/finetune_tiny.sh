@@ -1,0 +1,21 @@
+#!/bin/bash
+# Rehearse a fine-tuning with the tiny ViT, from RUNS/pretrain-tiny.
+#   sbatch slurm/finetune_tiny.sh                                    # data set IN1K, run folder RUNS/<job name>: see env.sh
+#   sbatch --nodes=2 slurm/finetune_tiny.sh --optim.lr 0.01
+#   sbatch --array=0-3 slurm/finetune_tiny.sh               # the learning rates FINETUNE_LRS, a run each
+# Any number of nodes gives the same run; sbatch's options come before the script, the recipe's fields after it.
+#SBATCH --job-name=finetune-tiny
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --gpus-per-node=2
+#SBATCH --cpus-per-task=2
+#SBATCH --time=01:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/Command=/{s|.*Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p;q}') # sbatch runs a copy
+# shellcheck source=slurm/launch.sh
+source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
+
+finetune tiny "$@"

@@ -1,0 +1,298 @@
+# shellcheck shell=bash
+# The steps that all jobs share. Sourced by the job scripts, inside a job.
+#
+# A training run's folder keeps what Slurm did to it in RUN/slurm/:
+#   attempts.tsv    a line an event: start, end or leave; job; restart; checkpoint's step; unix time; nodes or outcome
+#   bad-nodes.tsv   a line for each time a node failed: node, job, restart, unix time, reason
+#   rank-0000.log   each rank's output, all attempts
+#   failed          the first rank that failed in the latest attempt: node, rank, exit code
+set -uo pipefail
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export REPO
+export PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# shellcheck source=slurm/env.sh
+source "$REPO/slurm/env.sh"
+export LAUNCHER
+
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # scontrol's name for one task of an array
+JOB=${JOB:-$SLURM_JOB_ID}
+RESTART=${SLURM_RESTART_COUNT:-0}
+MOST_STARTS_WITHOUT_PROGRESS=2
+MOST_RESTARTS_AFTER_FAILURE=2 # of a job without checkpoints
+RUN=   # the training run's folder
+asked= # the signal that asked this job to stop
+
+say() { echo "$(date '+%F %T') $SLURM_JOB_NAME $JOB: $*"; }
+
+# ---- the two kinds of training job ----
+
+pretrain() { # RECIPE [--any.field value ...]
+  train jobs.pretrain "$1" --run-dir "$RUNS/$SLURM_JOB_NAME" --data.train "$IN21K" "${@:2}"
+}
+
+finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-th learning rate of FINETUNE_LRS
+  local recipe=$1 run=$RUNS/$SLURM_JOB_NAME grid rate=()
+  shift
+  if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+    read -ra grid <<<"$FINETUNE_LRS"
+    if [ "$SLURM_ARRAY_TASK_ID" -ge ${#grid[@]} ]; then
+      say "error: array task $SLURM_ARRAY_TASK_ID has no learning rate: FINETUNE_LRS has ${#grid[@]} ($FINETUNE_LRS)"
+      exit 2
+    fi
+    rate=(--optim.lr "${grid[SLURM_ARRAY_TASK_ID]}")
+    run=$run-lr${grid[SLURM_ARRAY_TASK_ID]}
+  fi
+  train jobs.finetune "$recipe" --parent "$RUNS/pretrain-$recipe" --run-dir "$run" --data.train "$IN1K" "${rate[@]}" "$@"
+}
+
+# ---- one attempt of a run, from the start to what happens next ----
+
+train() { # MODULE RECIPE ARGUMENTS...
+  RUN=$(option --run-dir "$@")
+  export RUN
+  mkdir -p "$RUN/slurm" || { say "error: --run-dir $RUN cannot be made: name a folder that every node can write"; exit 2; }
+  if [ "$(state)" = finished ]; then
+    say "$RUN is finished: nothing to do"
+    exit 0
+  fi
+  refuse_second_job
+  trap 'asked=USR1; signal_step USR1' USR1
+  trap 'asked=TERM' TERM # Slurm sends it to the ranks as well
+  blame_nodes
+  leave_bad_nodes
+  stop_without_progress
+  record start "$SLURM_JOB_NODELIST"
+  say "attempt $((RESTART + 1)) from step $(checkpoint_step) on $SLURM_JOB_NODELIST"
+  if [ "$DOCTOR" != no ] && [ "$(checkpoint_step)" = 0 ]; then check_cluster "$@"; fi
+  if [ -n "$asked" ]; then
+    record end stopped
+    requeue "asked to stop by SIG$asked before the ranks had started"
+  fi
+  rm -f "$RUN/slurm/failed"
+  step python -m "$@"
+  after_step $?
+}
+
+after_step() { # EXIT_CODE of the ranks
+  local state outcome=failed
+  [ -z "$asked" ] || rm -f "$RUN/slurm/failed" # ranks that were still starting die of the signal: no node's fault
+  exit_if_superseded
+  state=$(state)
+  # torchrun turns 75 into 1, so the run folder decides; a status older than this attempt says nothing about it
+  if [ "$state" = stopped ] && ! [ "$RUN/slurm/attempts.tsv" -nt "$RUN/status.json" ]; then outcome=stopped; fi
+  [ "$1" = 0 ] && [ "$state" = finished ] && outcome=finished
+  [ "$1" = 2 ] || [ "$(cut -d' ' -f3 "$RUN/slurm/failed" 2>/dev/null)" = 2 ] && outcome=refused
+  record end $outcome
+  case $outcome in
+    finished) say "finished at step $(checkpoint_step): $RUN"; exit 0 ;;
+    refused) say "error: the command line or the data were refused (above): not tried again"; exit 2 ;;
+  esac
+  requeue "$outcome at step $(checkpoint_step)${asked:+ after SIG$asked}"
+}
+
+step() { # COMMAND...: one task a GPU (or a torchrun agent a node); returns its exit code, whatever signals come meanwhile
+  local tasks=() code
+  rendezvous
+  if [ "$LAUNCHER" = torchrun ]; then
+    tasks=(--ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}")
+    set -- torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$SLURM_NTASKS_PER_NODE" --max-restarts=0 \
+      --rdzv-backend=c10d --rdzv-id="$JOB-$RESTART" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" "${@:2}"
+  else
+    tasks=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}") # from Slurm 22.05 on, srun does not inherit it
+  fi
+  # kill-on-bad-exit: without it, the peers of a dead rank wait for it until the time limit.
+  srun --kill-on-bad-exit=1 --label "${tasks[@]}" "${SRUN_OPTIONS[@]}" \
+    "$REPO/slurm/rank.sh" "${RANK_PREFIX[@]}" "$@" &
+  srun_pid=$!
+  while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
+  wait "$srun_pid"
+  code=$?
+  srun_pid=
+  return $code
+}
+
+signal_step() { # SIGNAL: srun passes it on to every rank
+  [ -z "${srun_pid:-}" ] || kill -s "$1" "$srun_pid" 2>/dev/null
+}
+
+rendezvous() { # where rank 0 listens: this host, a port that no other job and no other program on it uses
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  MASTER_PORT=$((12000 + SLURM_JOB_ID % 18000)) # below the ports that Linux hands out by itself (32768 and up)
+  while grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$MASTER_PORT") .* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; do
+    MASTER_PORT=$((MASTER_PORT + 1))
+  done
+  export MASTER_ADDR MASTER_PORT
+}
+
+check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a step of its own
+  say "checking the cluster (jobs.doctor)"
+  if ! step python -m jobs.doctor --folder "$RUN" --data "$(option --data.train "$@")" && [ -z "$asked" ]; then
+    record end unfit
+    say "error: jobs.doctor found faults (above): mend them, or start with DOCTOR=no to train in spite of them"
+    exit 1
+  fi
+}
+
+# ---- jobs of one command, which goes on where it was when it is started again ----
+
+command_job() { # COMMAND...
+  local code
+  trap 'asked=USR1; kill -TERM "$srun_pid"' USR1
+  trap 'asked=TERM' TERM
+  srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SRUN_OPTIONS[@]}" "${RANK_PREFIX[@]}" "$@" &
+  srun_pid=$!
+  while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
+  wait "$srun_pid"
+  code=$?
+  if [ $code = 0 ]; then
+    [ -z "${DONE_MARK:-}" ] || touch "$DONE_MARK" # submit_all.sh: this stage is done
+    exit 0
+  elif [ $code = 2 ]; then
+    exit 2 # the command line or the data were refused: not tried again
+  elif [ -z "$asked" ] && [ "$RESTART" -ge $MOST_RESTARTS_AFTER_FAILURE ]; then
+    say "error: failed $((RESTART + 1)) times, last with exit code $code: not tried again"
+    exit 1
+  fi
+  requeue "left with exit code $code${asked:+ after SIG$asked}"
+}
+
+# ---- requeue, or not ----
+
+requeue() { # REASON: start this job again under its own id, unless its user cancelled it
+  local detail
+  exit_if_superseded
+  detail=$(scontrol show job "$JOB")
+  # COMPLETING: Slurm is ending the job. After a time limit it goes on; else it was cancelled, or is requeued already.
+  if [[ $detail == *JobState=COMPLETING* && $detail != *Reason=TimeLimit* ]]; then
+    say "$1; ended by Slurm or its user: not requeued from here (sbatch goes on from the last checkpoint)"
+    exit 0
+  fi
+  say "$1; requeueing"
+  for _ in 1 2 3 4 5 6; do # the controller may be busy or restarting
+    if scontrol requeue "$JOB"; then
+      exclude_bad_nodes
+      exit 0
+    fi
+    sleep 10
+  done
+  say "error: this job cannot requeue itself: submit it again, and it goes on from where it is"
+  exit 75
+}
+
+exit_if_superseded() { # Slurm lost sight of this node and has started the job elsewhere: that attempt must be left alone
+  local restarts
+  restarts=$(scontrol show job "$JOB" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p' | head -n 1)
+  if [ "${restarts:-$RESTART}" != "$RESTART" ]; then
+    say "Slurm has started this job again (restart $restarts, this is $RESTART): leaving it alone"
+    exit 0
+  fi
+}
+
+stop_without_progress() { # a run that starts from the same step again and again would do so for ever
+  local starts
+  starts=$(awk -F'\t' -v job="$SLURM_JOB_ID" -v step="$(checkpoint_step)" '
+    $1 == "start" && $2 == job { same = $4 == step ? same + 1 : 0 }
+    # Excused: a node was lost, or the run leaves a node that may be the reason
+    $2 == job && same && ($1 == "leave" || $1 == "end" && $6 == "lost") { same-- }
+    END { print same + 0 }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
+  if [ "${starts:-0}" -ge $MOST_STARTS_WITHOUT_PROGRESS ]; then
+    say "error: $starts attempts made no progress beyond step $(checkpoint_step): not starting another. The reason stands" \
+      "above and in $RUN/slurm/rank-*.log; once it is mended, sbatch starts anew"
+    exit 1
+  fi
+}
+
+refuse_second_job() { # two jobs in one run folder would take turns in stopping each other
+  local owner
+  owner=$(awk -F'\t' '$1 == "start" { job = $2 } END { print job }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
+  if [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] && [ "$(squeue -h -j "$owner" -t RUNNING -o %T 2>/dev/null)" ]; then
+    say "error: --run-dir $RUN is in use by job $owner, which is running: wait, scancel it, or name another --run-dir"
+    exit 2
+  fi
+}
+
+# ---- nodes that fail ----
+
+blame_nodes() { # find who ended the last attempt of this job: nodes that went down, else the first rank that failed
+  local event job restart since nodes node facts lost=
+  IFS=$'\t' read -r _ job restart _ since nodes < <(grep -P '^start\t' "$RUN/slurm/attempts.tsv" 2>/dev/null | tail -n 1)
+  event=$(tail -n 1 "$RUN/slurm/attempts.tsv" 2>/dev/null | awk -F'\t' '{ print $1 == "end" ? $6 : $1 }')
+  [ "${job:-}" = "$SLURM_JOB_ID" ] && { [ "$event" = start ] || [ "$event" = failed ]; } || return 0
+  for node in $(scontrol show hostnames "$nodes"); do
+    facts=$(scontrol show node "$node")
+    if [[ $facts =~ State=[A-Z+]*(DOWN|NOT_RESPONDING|FAIL|\*) ]] || restarted_after "$since" "$facts"; then
+      note_bad_node "$node" "lost in attempt $((restart + 1))"
+      lost=yes
+    fi
+  done
+  if [ -n "$lost" ]; then
+    record end lost
+  elif [ -s "$RUN/slurm/failed" ]; then
+    read -r node rank code <"$RUN/slurm/failed"
+    note_bad_node "$node" "rank $rank was the first to fail in attempt $((restart + 1)), with exit code $code"
+  fi
+}
+
+leave_bad_nodes() { # go elsewhere if one of our nodes has failed twice in this run
+  local node
+  [ "$(tail -n 1 "$RUN/slurm/attempts.tsv" 2>/dev/null | cut -f1)" != leave ] || return 0 # tried, and we got it again
+  for node in $(bad_nodes); do
+    if scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -qx "$node"; then
+      record leave "$node"
+      requeue "$node has failed twice in this run"
+    fi
+  done
+}
+
+restarted_after() { # UNIX_TIME NODE_FACTS: whether the node's slurmd has started since
+  local started
+  started=$(sed -n 's/.*SlurmdStartTime=\([^ ]*\).*/\1/p' <<<"$2")
+  [ -n "$started" ] && [ "$(date -d "$started" +%s 2>/dev/null || echo 0)" -gt "$1" ]
+}
+
+note_bad_node() { # NODE REASON
+  printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$SLURM_JOB_ID" "$RESTART" "$(date +%s)" "$2" >>"$RUN/slurm/bad-nodes.tsv"
+  say "node $1: $2"
+}
+
+bad_nodes() { # those that failed at least twice, one a line, where enough others are left to run on
+  local bad usable
+  bad=$(cut -f1 "$RUN/slurm/bad-nodes.tsv" 2>/dev/null | sort | uniq -c | awk '$1 >= 2 { print $2 }')
+  usable=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o %N | sort -u | grep -cvxF "${bad:-}")
+  [ -z "$bad" ] || [ "$usable" -lt "$SLURM_JOB_NUM_NODES" ] || echo "$bad"
+}
+
+exclude_bad_nodes() { # of the job that was just requeued
+  local bad
+  [ -n "$RUN" ] || return 0
+  bad=$(bad_nodes | paste -sd,)
+  [ -z "$bad" ] || { scontrol update JobId="$JOB" ExcNodeList="$bad" && say "excluded from now on: $bad"; }
+}
+
+# ---- reading the run folder ----
+
+option() { # --NAME ARGUMENTS...: the last value given to it
+  local name=$1 value='' key
+  while shift && [ $# -gt 0 ]; do
+    key=${1%%=*}
+    [ "${key//_/-}" = "$name" ] || continue # tyro takes --run_dir as well
+    if [[ $1 == *=* ]]; then value=${1#*=}; else value=${2:-}; fi
+  done
+  echo "$value"
+}
+
+state() { sed -n 's/.*"state": *"\([a-z]*\)".*/\1/p' "$RUN/status.json" 2>/dev/null; }
+
+checkpoint_step() { # of the newest complete checkpoint, 0 without one
+  local newest
+  newest=$(find "$RUN/checkpoints" -path '*/step-*/meta.json' 2>/dev/null | sort | tail -n 1)
+  newest=${newest%/meta.json}
+  newest=${newest##*step-}
+  echo $((10#${newest:-0}))
+}
+
+record() { # EVENT DETAIL
+  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$SLURM_JOB_ID" "$RESTART" "$(checkpoint_step)" "$(date +%s)" "$2" \
+    >>"$RUN/slurm/attempts.tsv"
+}

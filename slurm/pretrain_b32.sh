@@ -1,0 +1,23 @@
+#!/bin/bash
+# Pretrain ViT-B/32 on ImageNet-21K: one rank a GPU, requeued until it is finished.
+#   sbatch slurm/pretrain_b32.sh                                    # data set IN21K, run folder RUNS/<job name>: see env.sh
+#   sbatch --nodes=4 slurm/pretrain_b32.sh --optim.lr 3e-4
+#   sbatch --job-name=b32-seed1 slurm/pretrain_b32.sh --train.seed 1 # a second run beside the first
+# Any number of nodes gives the same run; sbatch's options come before the script, the recipe's fields after it.
+#SBATCH --job-name=pretrain-b32
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/Command=/{s|.*Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p;q}') # sbatch runs a copy
+# shellcheck source=slurm/launch.sh
+source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
+
+pretrain b32 "$@"

@@ -1,0 +1,21 @@
+#!/bin/bash
+# Rehearse a pretraining with the tiny ViT on a small data set, before you spend GPU hours.
+#   sbatch slurm/pretrain_tiny.sh                                    # data set IN21K, run folder RUNS/<job name>: see env.sh
+#   sbatch --nodes=2 slurm/pretrain_tiny.sh --optim.lr 3e-4
+#   sbatch --job-name=tiny-seed1 slurm/pretrain_tiny.sh --train.seed 1 # a second run beside the first
+# Any number of nodes gives the same run; sbatch's options come before the script, the recipe's fields after it.
+#SBATCH --job-name=pretrain-tiny
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --gpus-per-node=2
+#SBATCH --cpus-per-task=2
+#SBATCH --time=01:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/Command=/{s|.*Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p;q}') # sbatch runs a copy
+# shellcheck source=slurm/launch.sh
+source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
+
+pretrain tiny "$@"
