@@ -39,7 +39,7 @@ TITLES = {
 
 
 def series(lines: Sequence[Line], name: str, against: str = "step") -> tuple[list[float], list[float]]:
-    """The finite values of one metric, with their ``against``: step, samples, or another metric such as progress/epochs."""
+    """The finite values of one metric, with their ``against``: step, samples or another metric."""
     xs, ys = [], []
     for line in lines:
         x = {"step": float(line.step), "samples": float(line.samples)}.get(against, line.metrics.get(against))

@@ -75,7 +75,7 @@ def clean_name(name: str) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Empty where there is none yet."""
-    return json.loads(path.read_text()) if path.is_file() else {}  # type: ignore[no-any-return]
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def recipe_changes(config: dict[str, Any]) -> str:

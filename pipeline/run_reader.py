@@ -102,7 +102,8 @@ def read_experiment(name: str, uri: str) -> list[Run]:
     if experiment is None:
         names = ", ".join(item.name for item in client.search_experiments()) or "none"
         raise UserError(f"--experiment {name!r} is not on the MLflow server {uri}: it has {names}")
-    runs, token = [], None
+    runs: list[Any] = []
+    token = None
     while True:
         page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
         runs += page

@@ -174,7 +174,7 @@ def alive(run_dir: Path, attempt: Attempt) -> bool:
         return False
     if attempt.place.get("host") == socket.gethostname():
         try:
-            return psutil.Process(attempt.pid).create_time() <= attempt.started
+            return bool(psutil.Process(attempt.pid).create_time() <= attempt.started)
         except psutil.NoSuchProcess:
             return False
     stamps = [path.stat().st_mtime for name in (METRICS, SYSTEM) if (path := run_dir / name).is_file()]

@@ -20,9 +20,11 @@ class Sampler:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # noqa: PLC0415
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor  # noqa: PLC0415
 
-        self._monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]
+        self._monitors = [kind() for kind in kinds]
+        gpu: Any = GPUMonitor
         with contextlib.suppress(ImportError, RuntimeError):  # no GPU
-            self._monitors.append(GPUMonitor())
+            self._monitors.append(gpu())
         record = spool.read_record(run_dir)
         assert record is not None
         self._attempt = record.attempts[-1].number
