@@ -72,7 +72,9 @@ def main() -> int:
     )
     if accelerator.is_main_process:
         print(f"{source}: {result}")
-        print(json.dumps({"checkpoint": str(source), "samples": result.samples, "step": meta.step, **result.metrics("")}))
+        print(
+            json.dumps({"checkpoint": str(source), "samples": result.samples, "step": meta.step, **result.metrics("")})
+        )
     accelerator.end_training()
     return cli.EXIT_DONE
 

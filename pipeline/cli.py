@@ -51,9 +51,7 @@ def parse(
     ``description`` ends with examples, shown by ``--help``. Bad usage raises :class:`UserError` in one line.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
-    return _one_line_errors(
-        lambda: tyro.cli(config, prog=prog, description=description, args=args, **options), prog
-    )
+    return _one_line_errors(lambda: tyro.cli(config, prog=prog, description=description, args=args, **options), prog)
 
 
 def parse_recipe(
@@ -65,7 +63,9 @@ def parse_recipe(
     if not args:
         raise UserError(f"RECIPE is missing: name one of {names} (see {prog} --help)")
     if args[0] in ("-h", "--help"):
-        summaries = "\n".join(f"  {name:12} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items())
+        summaries = "\n".join(
+            f"  {name:12} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items()
+        )
         print(f"usage: {prog} RECIPE [--field value ...]\n\n{description}\n\nRecipes:\n{summaries}\n")
         print(f"{prog} RECIPE --help lists the fields of a recipe with their values.")
         sys.exit(EXIT_DONE)

@@ -84,9 +84,7 @@ def start(ranks: Ranks) -> torch.device:
     """Join the process group (nccl on GPUs, gloo on CPUs) through DeepSpeed; return this rank's device."""
     os.environ.update(export_variables(ranks, os.environ))
     device = local_device(ranks.local_rank)
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # noqa: PLC0415  (after DS_ACCELERATOR is set)
+    import deepspeed  # noqa: PLC0415  (evaluation needs this module, but no DeepSpeed)
 
     # DeepSpeed compiles a shared-memory all-reduce for CPU ranks at the first start: half a minute, and a failure
     # where there is no compiler. gloo does the same work.

@@ -5,11 +5,16 @@ and its optimizer moments, full-sized. DeepSpeed's own checkpoints are bound to 
 universal ones silently lose the second parameter group under ZeRO-3 (docs/design.md).
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns at import where it has to find out
+
+import deepspeed
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -78,6 +83,7 @@ def gather_state(engine: Any, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
     """
     optimizer = _torch_optimizer(engine)
     moments = MOMENTS[kind] if optimizer.state else ()
+    _link_moments(engine)
     for name, parameter in engine.module.named_parameters():
         for key in (None, *moments):
             yield f"{key or MASTER}/{name}", _full(engine, parameter, key)
@@ -124,7 +130,16 @@ def _make_optimizer_state(engine: Any, moments: tuple[str, ...], steps: int) -> 
             on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
             state["step"] = torch.tensor(float(steps), device=parameter.device if on_device else "cpu")
         optimizer.state[parameter] = state
-    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2
+    _link_moments(engine)
+
+
+def _link_moments(engine: Any) -> None:
+    """Let ZeRO 1 and 2 know where each parameter's moments are.
+
+    DeepSpeed does it once, after the step of the first parameter group, when the second has no moments yet.
+    """
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 

@@ -49,16 +49,16 @@ def evaluate(
     pass is itself collective.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # samples, top-1 hits, top-5 hits, loss
-    batches = eval_batches(
-        split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers
-    )
+    batches = eval_batches(split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers)
     for item in _padded(batches, passes=-(-(-(-len(split) // world_size)) // batch)):
         if item is None:
             forward(torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype))
             continue
         logits_BC = forward(normalise(item.images_BHWC.to(device), dtype)).float()
         labels_B = item.labels_B.to(device)
-        sums += torch.stack([*_counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)])
+        sums += torch.stack(
+            [*_counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)]
+        )
     samples, top1, top5, total_loss = reduce(sums).tolist()
     assert samples == len(split), (samples, len(split))
     return Result(int(samples), top1 / samples, top5 / samples, total_loss / samples)

@@ -54,7 +54,9 @@ def check_config(config: RunConfig) -> None:
         raise UserError(f"--run-dir {str(config.run_dir)!r} is not a folder: name a new or an existing run folder")
     if not path.is_file():
         if config.run_dir.is_dir() and (config.run_dir / "checkpoints").exists():
-            raise UserError(f"--run-dir {str(config.run_dir)!r} has checkpoints but no config.json: name another folder")
+            raise UserError(
+                f"--run-dir {str(config.run_dir)!r} has checkpoints but no config.json: name another folder"
+            )
         return
     old, new = flatten(json.loads(path.read_text())), flatten(to_dict(config))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in FREE_FIELDS]

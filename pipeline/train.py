@@ -67,7 +67,7 @@ def train(config: RunConfig) -> int:
     if leader:
         run = {**facts, "samples": len(data), "steps": steps, "parent": lineage, "code": describe_code()}
         run = rundir.start(config, run, read_classes(data.folder).select(["wnid", "name"]).to_pylist())
-        tracker = start_tracking(config, run, start_step)
+        tracker = start_tracking(config, run, start_step, ranks.world_size)
         print(headline(config, model, data, ranks, device, steps, start_step), flush=True)
 
     metrics: dict[str, float] = dict(status.metrics) if status else {}
@@ -207,9 +207,7 @@ def resume(config: RunConfig, engine: Any, leader: bool) -> int:
     return checkpoint.load(choice[0], engine, config).step
 
 
-def evaluate_engine(
-    config: RunConfig, engine: Any, held_out: Split, ranks: Ranks, device: torch.device
-) -> Result:
+def evaluate_engine(config: RunConfig, engine: Any, held_out: Split, ranks: Ranks, device: torch.device) -> Result:
     def reduce(sums: torch.Tensor) -> torch.Tensor:
         torch.distributed.all_reduce(sums)
         return sums
@@ -234,7 +232,7 @@ def due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def start_tracking(config: RunConfig, run: dict[str, Any], start_step: int) -> Tracker:
+def start_tracking(config: RunConfig, run: dict[str, Any], start_step: int, world_size: int) -> Tracker:
     assert config.data.train is not None
     lineage = {f"parent_{key}": str(value) for key, value in run["parent"].items()}
     return open_tracker(
@@ -245,6 +243,8 @@ def start_tracking(config: RunConfig, run: dict[str, Any], start_step: int) -> T
         tags={"recipe": config.recipe, "stage": config.stage, "dataset_digest": run["dataset_digest"], **lineage},
         artifacts=[config.run_dir / "config.json", config.run_dir / "run.json", config.data.train / "dataset.json"],
         start_step=start_step,
+        devices=world_size,
+        epoch_samples=run["samples"],
     )
 
 

@@ -1,0 +1,165 @@
+"""python -m jobs.demo: the whole path, raw tars to a fine-tuned model, on scikit-learn's digits and two CPU ranks.
+
+Every step is a command that a user could type, printed before it runs. Run again, it goes on where it stopped.
+"""
+
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import cli
+from pipeline.cli import UserError
+
+DESCRIPTION = """The whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
+
+Examples:
+
+  make demo
+  python -m jobs.demo --folder work/demo-1 --seed 1
+  python -m jobs.demo --folder work/quick --pretrain-steps 20 --finetune-steps 10"""
+
+PRETRAIN_CLASSES = 7  # of the ten digits: fine-tuning meets three that pretraining has never seen
+RAW_SIDE = 32  # pixels of the JPEGs; scikit-learn's digits have 8
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    folder: Path = Path("work/demo")
+    """Everything is written below this folder."""
+    seed: int = 0
+    ranks: int = 2
+    """DeepSpeed ranks that train, each a CPU process."""
+    pretrain_steps: int = 0
+    """0: the recipe's."""
+    finetune_steps: int = 0
+
+
+def main() -> int:
+    config = cli.parse(DemoConfig, prog="python -m jobs.demo", description=DESCRIPTION)
+    began = time.monotonic()
+    raw = {name: config.folder / "raw" / f"{name}_whole.tar" for name in ("seven", "ten")}
+    shards = {name: config.folder / "shards" / name for name in raw}
+    runs = {name: config.folder / "runs" / name for name in ("pretrain", "finetune", "scratch")}
+    console = Console()
+
+    console.rule("1. raw data: scikit-learn's digits as a tar of <class>.tar, like ImageNet-21K's")
+    write_raw(raw["seven"], classes=PRETRAIN_CLASSES)
+    write_raw(raw["ten"], classes=10)
+
+    console.rule("2. shards: verified, shuffled, indexed WebDataset tars")
+    for name, source in raw.items():
+        if not (shards[name] / "dataset.json").exists():
+            command("data_prep.shard", source, shards[name], "--val-fraction", 0.25)
+
+    console.rule(f"3. pretrain on {PRETRAIN_CLASSES} classes, {config.ranks} DeepSpeed ranks")
+    train(config, "jobs.pretrain", runs["pretrain"], shards["seven"], config.pretrain_steps)
+
+    console.rule("4. fine-tune on all ten classes at a higher resolution")
+    train(config, "jobs.finetune", runs["finetune"], shards["ten"], config.finetune_steps, "--parent", runs["pretrain"])
+
+    console.rule("5. control: the same from random weights")
+    train(config, "jobs.finetune", runs["scratch"], shards["ten"], config.finetune_steps, "--parent", "scratch")
+
+    console.rule("6. evaluate: every held-out image once")
+    results = {}
+    for name, run in runs.items():
+        output = command("jobs.evaluate", run, "--data", shards["seven" if name == "pretrain" else "ten"], capture=True)
+        results[name] = json.loads(output.splitlines()[-1])
+
+    console.rule("7. compare")
+    command("jobs.compare", *runs.values(), "--out", config.folder / "compare")
+
+    table = Table(title=f"Held-out accuracy after {time.monotonic() - began:.0f} s")
+    for column in ("run", "classes", "steps", "images", "top-1", "top-5"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for name, result in results.items():
+        classes = PRETRAIN_CLASSES if name == "pretrain" else 10
+        row = (classes, result["step"], result["samples"], f"{result['top1']:.2%}", f"{result['top5']:.2%}")
+        table.add_row(name, *map(str, row))
+    console.print(table)
+    gain = results["finetune"]["top1"] - results["scratch"]["top1"]
+    console.print(f"Pretraining is worth {100 * gain:+.2f} points of top-1 at equal steps.")
+    console.print(f"Plots:  {config.folder / 'compare'}", soft_wrap=True)
+    console.print(
+        f"MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///{runs['pretrain'].parent / 'mlflow.db'}",
+        soft_wrap=True,
+    )
+    return cli.EXIT_DONE
+
+
+def train(config: DemoConfig, job: str, run: Path, data: Path, steps: int, *options: object) -> None:
+    launcher = ("torch.distributed.run", "--nproc-per-node", config.ranks, "--standalone", "-m", job)
+    length = ("--schedule.steps", steps) if steps else ()
+    command(*launcher, "tiny", "--run-dir", run, "--data.train", data, "--train.seed", config.seed, *length, *options)
+
+
+def command(module: str, *arguments: object, capture: bool = False) -> str:
+    """Run ``python -m module arguments``, shown first. Raises UserError where it fails, with what to do next."""
+    line = ["python", "-m", module, *map(str, arguments)]
+    print(f"$ {shlex.join(line)}", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    done = subprocess.run(
+        [sys.executable, *line[1:]],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE if capture else None,
+        check=False,
+    )
+    if capture:
+        print(done.stdout, end="", flush=True)
+    if done.returncode:
+        raise UserError(
+            f"the demo's step {module} left with exit code {done.returncode}: its message is above; run the demo again "
+            "to go on from here"
+        )
+    return done.stdout or ""
+
+
+def write_raw(path: Path, classes: int) -> None:
+    """scikit-learn's digits as real JPEGs in ImageNet-21K's form: a tar of ``digit<d>.tar``, each of ``*.JPEG``."""
+    if path.exists():
+        return
+    from sklearn.datasets import load_digits  # noqa: PLC0415  (a demo's dependency, slow to import)
+
+    images, labels = load_digits(return_X_y=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    with tarfile.open(aside, "w") as outer:
+        for digit in range(classes):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as tar:
+                for number in np.flatnonzero(labels == digit):
+                    _add(tar, f"digit{digit}_{number}.JPEG", _jpeg(images[number]))
+            _add(outer, f"digit{digit}.tar", inner.getvalue())
+    aside.rename(path)
+    print(f"{path}: {classes} classes, {int((labels < classes).sum())} JPEGs of {RAW_SIDE} px", flush=True)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    """64 intensities from 0 to 16 -> an RGB JPEG."""
+    grey = (pixels.reshape(8, 8) * (255 / 16)).astype(np.uint8)
+    large = cv2.resize(grey, (RAW_SIDE, RAW_SIDE), interpolation=cv2.INTER_CUBIC)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(np.repeat(large[:, :, None], 3, axis=2)), quality=95)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+if __name__ == "__main__":
+    cli.run(main)

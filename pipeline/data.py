@@ -1,0 +1,181 @@
+"""The loader: the samples that pipeline.order names, read at their offsets in the tars, decoded in worker processes.
+
+B batch, H W pixels, C channels.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline import order, shards
+from pipeline.cli import UserError
+from pipeline.order import Ints, Order
+from pipeline.transforms import Image, eval_image, train_image
+
+
+@dataclass(frozen=True)
+class Batch:
+    images_BHWC: torch.Tensor  # uint8
+    labels_B: torch.Tensor  # int64
+    samples_B: torch.Tensor  # int64, row of the sample within its split
+    step: int  # optimizer step, from 0; -1 in evaluation
+
+    def pin_memory(self) -> "Batch":
+        pinned = (self.images_BHWC.pin_memory(), self.labels_B.pin_memory(), self.samples_B.pin_memory())
+        return Batch(*pinned, self.step)
+
+
+class Split:
+    """One split of a data set, opened: its index columns and, in each process, the tars it has read from."""
+
+    def __init__(self, folder: Path, split: str):
+        self.folder = folder
+        self.info = shards.read_info(folder)
+        self.shards = self.info.split_shards(split)
+        for shard in self.shards:
+            path = folder / shard.file_name
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                raise UserError(
+                    f"shard {str(path)!r} is missing or not {shard.bytes} bytes long: run data_prep.shard again"
+                )
+        table = shards.read_index(folder, ["split", "shard", "offset", "size", "label"])
+        table = table.filter(table.column("split").cast("string").to_numpy() == split)
+        columns = {name: table.column(name).to_numpy() for name in ("shard", "offset", "size", "label")}
+        self.shard, self.offset, self.size, self.label = columns.values()
+        self._place = {shard.shard: number for number, shard in enumerate(self.shards)}
+        self._files: dict[int, int] = {}  # descriptors, opened by the process that reads
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def read(self, row: int) -> bytes:
+        """The JPEG of one sample."""
+        shard = int(self.shard[row])
+        if shard not in self._files:
+            self._files[shard] = os.open(self.folder / self.shards[self._place[shard]].file_name, os.O_RDONLY)
+        return os.pread(self._files[shard], int(self.size[row]), int(self.offset[row]))
+
+
+def open_split(folder: Path, split: str) -> Split:
+    """Raises UserError where the data set is unfinished, lacks the split or a shard."""
+    return Split(folder, split)
+
+
+@dataclass(frozen=True)
+class TrainMicroBatches(Dataset[Batch]):
+    """Item k: the k-th micro-batch of this rank since step 0."""
+
+    split: Split
+    order: Order
+    image_size: int
+    global_batch: int
+    micro_batch: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, index: int) -> Batch:
+        passes = self.global_batch // (self.micro_batch * self.world_size)
+        step, part = divmod(index, passes)
+        positions = order.step_positions(step, self.global_batch, self.rank, self.world_size)
+        epochs, rows = self.order.rows(positions[part * self.micro_batch : (part + 1) * self.micro_batch])
+        seeds = order.sample_seeds(self.order.seed, epochs, rows)
+        images = [
+            train_image(self.split.read(row), self.image_size, int(seed))
+            for row, seed in zip(rows.tolist(), seeds, strict=True)
+        ]
+        return _batch(self.split, images, rows, step)
+
+
+@dataclass(frozen=True)
+class EvalBatches(Dataset[Batch]):
+    """Item k: the k-th batch of the rows congruent to this rank."""
+
+    split: Split
+    image_size: int
+    batch: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.batch * self.world_size + self.rank
+        rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
+        return _batch(
+            self.split, [eval_image(self.split.read(row), self.image_size) for row in rows.tolist()], rows, -1
+        )
+
+
+def train_batches(
+    split: Split,
+    *,
+    image_size: int,
+    augment: str,
+    seed: int,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    start_step: int,
+    stop_step: int,
+) -> Iterator[Batch]:
+    """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order."""
+    assert augment == "none"
+    sizes = tuple(shard.samples for shard in split.shards)
+    batches = TrainMicroBatches(split, Order(sizes, seed), image_size, global_batch, micro_batch, rank, world_size)
+    passes = global_batch // (micro_batch * world_size)
+    yield from _load(batches, range(start_step * passes, stop_step * passes), workers)
+
+
+def eval_batches(
+    split: Split, *, image_size: int, batch: int, rank: int, world_size: int, workers: int
+) -> Iterator[Batch]:
+    """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent."""
+    samples = len(range(rank, len(split), world_size))
+    yield from _load(EvalBatches(split, image_size, batch, rank, world_size), range(-(-samples // batch)), workers)
+
+
+def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 images -> x_BCHW in [-1, 1], on the images' device: (x - 127.5) / 127.5."""
+    return ((images_BHWC.to(torch.float32) - 127.5) / 127.5).to(dtype).permute(0, 3, 1, 2).contiguous()
+
+
+def _load(batches: Dataset[Batch], indices: range, workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=indices,
+        num_workers=min(workers, len(indices)),
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers and len(indices) else None,
+    )
+    yield from loader
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def _start_worker(worker: int) -> None:  # noqa: ARG001
+    """Slurm signals every process of a task; the training process decides, and its workers leave with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def _batch(split: Split, images: list[Image], rows: Ints, step: int) -> Batch:
+    return Batch(
+        images_BHWC=torch.from_numpy(np.stack(images)),
+        labels_B=torch.from_numpy(split.label[rows].astype(np.int64)),
+        samples_B=torch.from_numpy(rows.astype(np.int64)),
+        step=step,
+    )
