@@ -17,7 +17,7 @@ from pipeline.comparison import Row, rows, select
 from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
 from pipeline.run_reader import find_run_folders, read_experiment, read_run
 
-DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures, differences.
+DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures.
 
 Prints a table; writes plots where --out names a folder. --csv, --json and --latex print that instead. Examples:
 

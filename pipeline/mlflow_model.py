@@ -1,2 +1,121 @@
-def log_model(*a):
-    return None
+"""A finished run's model in MLflow: loadable by mlflow.pyfunc, in the registry, the best one called ``champion``."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import provenance
+from pipeline.mlflow_describe import read_json
+from pipeline.spool import Line, Record
+
+CHAMPION = "champion"
+REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "simplejpeg", "opencv-python-headless", "pyarrow", "tyro")
+
+
+def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, uri: str) -> str | None:
+    """Log the newest checkpoint's model to the run and register it. Returns MLflow's model id, None without checkpoint.
+
+    Calling it again after a crash registers no second version of the same run.
+    """
+    if not any((run_dir / "checkpoints").glob("step-*/meta.json")):
+        return None
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process only copies weights: the GPUs are the training's
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import mlflow  # noqa: PLC0415
+
+    client = mlflow.MlflowClient(uri)
+    name = registered_name(run_dir, record)
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if versions:
+        return str(versions[0].model_id)
+    mlflow.set_tracking_uri(uri)
+    config = read_json(run_dir / "config.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        write_weights(run_dir, folder)
+        with mlflow.start_run(run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("mlflow_classifier.py")),
+                artifacts={"model": str(folder)},
+                code_paths=[str(Path(__file__).parent)],
+                pip_requirements=[f"{package}=={provenance.version(package)}" for package in REQUIREMENTS],
+                signature=signature(),
+                input_example=example(config["model"]["image_size"]),
+                registered_model_name=name,
+            )
+    version = logged.registered_model_version
+    top1 = next((line.metrics["eval/top1"] for line in reversed(lines) if "eval/top1" in line.metrics), None)
+    run = read_json(run_dir / "run.json")
+    tags = {
+        "recipe": f"{config['stage']} {config['recipe']}",
+        "run_dir": str(run_dir.absolute()),
+        "classes_digest": run.get("classes_digest", ""),
+        "parent_run_dir": run.get("parent", {}).get("run_dir", ""),
+        "parent_mlflow_run_id": record.tags.get("parent_mlflow_run_id", ""),
+        "top1": "" if top1 is None else f"{top1:.6f}",
+    }
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, version, tag, value)
+    if top1 is not None and _is_better(client, name, top1, tags["classes_digest"]):
+        client.set_registered_model_alias(name, CHAMPION, version)
+    return str(logged.model_id)
+
+
+def registered_name(run_dir: Path, record: Record) -> str:
+    """``vit-b16-finetune``: one registered model for each experiment, variant and stage."""
+    config = read_json(run_dir / "config.json")
+    return f"{record.experiment}-{config['model']['variant']}-{config['stage']}".replace("/", "-").replace(":", "-")
+
+
+def _is_better(client: Any, name: str, top1: float, classes_digest: str) -> bool:
+    """Than the champion; there is none yet, or it knows the same classes and has a lower top-1."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        champion = client.get_model_version_by_alias(name, CHAMPION).tags
+    except MlflowException:  # no champion yet
+        return True
+    return bool(champion.get("classes_digest") == classes_digest and float(champion.get("top1") or 0.0) < top1)
+
+
+def write_weights(run_dir: Path, folder: Path) -> None:
+    """What mlflow_classifier.py loads: weights.safetensors and model.json."""
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    from pipeline import checkpoint  # noqa: PLC0415
+    from pipeline.config import to_dict  # noqa: PLC0415
+
+    config, _, weights = checkpoint.read_model(run_dir)
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "weights.safetensors")
+    classes = json.loads((run_dir / "classes.json").read_text())
+    facts = {"model": to_dict(config.model), "loss": config.train.loss, "classes": classes}
+    (folder / "model.json").write_text(json.dumps(facts, indent=1))
+
+
+def signature() -> Any:
+    """Image bytes -> lists of the likeliest classes."""
+    from mlflow.models import ModelSignature  # noqa: PLC0415
+    from mlflow.types.schema import Array, ColSpec, Schema  # noqa: PLC0415
+
+    outputs = [("class", "long"), ("wnid", "string"), ("name", "string"), ("probability", "double")]
+    return ModelSignature(
+        inputs=Schema([ColSpec("binary", "image")]),
+        outputs=Schema([ColSpec(Array(kind), name) for name, kind in outputs]),
+    )
+
+
+def example(size: int) -> Any:
+    """A JPEG of a smooth colour gradient, ``size`` pixels square."""
+    import numpy as np  # noqa: PLC0415
+    import pandas as pd  # noqa: PLC0415
+    import simplejpeg  # noqa: PLC0415
+
+    ramp = np.linspace(0, 255, size).astype(np.uint8)
+    image_HWC = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(image_HWC))
+    return pd.DataFrame({"image": [data]})

@@ -39,7 +39,7 @@ def describe_code() -> dict[str, Any]:
         "commit": _git(source, "rev-parse", "HEAD").strip(),
         "dirty": hashlib.sha256(diff.encode()).hexdigest()[:32] if diff else "",
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := version(name))},
         "host": socket.gethostname(),
         "command": without_secrets(" ".join(sys.orig_argv)),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
@@ -86,7 +86,7 @@ def _git(source: Path, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
