@@ -39,7 +39,7 @@ def describe_code() -> dict[str, Any]:
         "commit": _git(source, "rev-parse", "HEAD").strip(),
         "dirty": hashlib.sha256(diff.encode()).hexdigest()[:32] if diff else "",
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := version(name))},
+        "packages": {name: found for name in PACKAGES if (found := version(name))},
         "host": socket.gethostname(),
         "command": without_secrets(" ".join(sys.orig_argv)),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
