@@ -169,6 +169,7 @@ requeue() { # REASON: start this job again under its own id, unless its user can
     exit 0
   fi
   say "$1; requeueing"
+  trap '' TERM USR1 # requeueing ends this script: first let it, and the commands it calls, finish
   for _ in 1 2 3 4 5 6; do # the controller may be busy or restarting
     if scontrol requeue "$JOB"; then
       exclude_bad_nodes
@@ -236,8 +237,8 @@ blame_nodes() { # find who ended the last attempt of this job: nodes that went d
 
 leave_bad_nodes() { # go elsewhere if one of our nodes has failed twice in this run
   local node
-  [ "$(tail -n 1 "$RUN/slurm/attempts.tsv" 2>/dev/null | cut -f1)" != leave ] || return 0 # tried, and we got it again
   for node in $(bad_nodes); do
+    grep -qP "^leave\t$SLURM_JOB_ID\t.*\t$node$" "$RUN/slurm/attempts.tsv" && continue # tried once, and got it again
     if scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -qx "$node"; then
       record leave "$node"
       requeue "$node has failed twice in this run"
