@@ -1,13 +1,14 @@
 """The list of a source's images, and the plan made of it, on disk: any number of rows in bounded memory.
 
-Both are Arrow IPC files. The plan has one file a split, whose batch i is shard i, so a worker reads only its shard's
-rows. Between the two the rows pass twice through buckets: once by class (splits are drawn inside a class), once by
-hash (the global shuffle).
+All are Arrow IPC files. The plan has one file a split, whose batch i is shard i, so a worker reads only its shard's
+rows. Between catalogue and plan the rows pass twice through buckets: once by class (splits are drawn inside a class),
+once by hash (the global shuffle).
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +18,67 @@ import xxhash
 from pyarrow import ipc
 
 from data_prep import plan
-from data_prep.plan import PLAN, SplitRule
+from data_prep.plan import CATALOGUE, PLAN, SplitRule
+from pipeline.shards import REJECTS_SCHEMA
 
-BUCKET_ROWS = 250_000  # about 60 MB while a bucket is sorted
+BUCKET_ROWS = 200_000  # about 60 MB while a bucket is sorted
+BATCH_ROWS = 65_536
 _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
 
 
-def write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
-    """Write ``tables`` as batches of ``path``, which appears only when all is on disk. Returns the rows."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    rows = 0
-    with temporary.open("wb") as file:
-        with ipc.new_file(file, schema, options=_OPTIONS) as writer:
-            for table in tables:
-                for batch in table.combine_chunks().to_batches():
-                    writer.write_batch(batch)
-                rows += len(table)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    return rows
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` that no other process takes, to be renamed to it."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+class Writer:
+    """Appends tables to an Arrow IPC file, which appears only when all is on disk. A context manager."""
+
+    def __init__(self, path: Path, schema: pa.Schema, batch_rows: int = BATCH_ROWS) -> None:
+        self.rows = 0
+        self._path, self._temporary, self._schema = path, temporary(path), schema
+        self._batch_rows = batch_rows
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def __enter__(self) -> "Writer":
+        self._file = self._temporary.open("wb")
+        self._writer = ipc.new_file(self._file, self._schema, options=_OPTIONS)
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows. They are gathered to batches of ``batch_rows``, or more where a table is longer."""
+        self._waiting.append(table)
+        self._waiting_rows += len(table)
+        self.rows += len(table)
+        if self._waiting_rows >= self._batch_rows:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting_rows:
+            for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches():
+                self._writer.write_batch(batch)
+        self._waiting, self._waiting_rows = [], 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._temporary.replace(self._path)
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    """One table as a file of one batch."""
+    with Writer(path, schema) as writer:
+        writer.add(table)
 
 
 def batches(path: Path) -> Iterator[pa.Table]:
@@ -52,58 +94,77 @@ def batch(path: Path, index: int) -> pa.Table:
         return pa.Table.from_batches([reader.get_batch(index)])
 
 
+def whole(path: Path) -> pa.Table:
+    with path.open("rb") as file, ipc.open_file(file) as reader:
+        return reader.read_all()
+
+
 def make_plan(
     catalogue: Path,
     folder: Path,
     *,
     labels: dict[str, int],
+    exclude: Collection[str],
     rule: SplitRule,
     seed: int,
     samples_per_shard: int,
-) -> dict[str, int]:
-    """Write ``plan-<split>.arrow`` files and ``duplicates.arrow`` to ``folder``; returns the samples of each split.
+    rejects: Writer,
+) -> dict[str, dict[str, int]]:
+    """Write ``plan-<split>.arrow`` files to ``folder``; ``{split: {"samples": ..., "bytes": ...}}`` of the source.
 
-    ``duplicates`` are rows that another one of the same class and name overwrites.
+    ``labels`` are the class indices by wnid; ``exclude`` the keys to leave out. What is left out goes to ``rejects``.
     """
     count = sum(len(table) for table in batches(catalogue))
     buckets = max(1, -(-count // BUCKET_ROWS))
-    by_class = _partition(batches(catalogue), _class_bucket, buckets, folder, "class")
-    duplicates: list[pa.Table] = []
+    excluded = pa.array(sorted(exclude), pa.string())
+
+    def leave_out(table: pa.Table, mask: pa.Array, reason: str, detail: str) -> pa.Table:
+        rejects.add(_as_rejects(table.filter(mask), reason, detail))
+        return table.filter(pc.invert(mask))
 
     def keyed() -> Iterator[pa.Table]:
         for path in by_class:
-            table, repeated = plan.by_class(_whole(path))
+            table = plan.by_class(whole(path))
             path.unlink()
-            duplicates.append(repeated)
-            yield plan.with_keys(table, labels, rule, seed)
+            table = leave_out(table, plan.overwritten(table), "duplicate_name", "a later entry has the same name")
+            unlisted = pa.array([wnid not in labels for wnid in table["wnid"].to_pylist()], pa.bool_())
+            table = leave_out(table, unlisted, "class_not_listed", "not a class of --classes")
+            table = plan.with_keys(table, labels, rule, seed)
+            yield leave_out(table, pc.is_in(table["key"], excluded), "excluded", "named by --exclude")
 
-    by_hash = _partition(keyed(), _hash_bucket, buckets, folder, "hash")
-    counts = {}
+    by_class = _partition(batches(catalogue), CATALOGUE, _class_bucket, buckets, folder / "class")
+    by_hash = _partition(keyed(), PLAN, _hash_bucket, buckets, folder / "hash")
+    sums: dict[str, dict[str, int]] = {}
     for split in dict.fromkeys((rule.split, rule.held_out)):
-        shards = _cut((_split_of(plan.shuffled(_whole(path)), split) for path in by_hash), samples_per_shard)
-        path = folder / f"plan-{split}.arrow"
-        rows = write(path, PLAN, shards)
-        if rows:
-            counts[split] = rows
+        path, size = folder / f"plan-{split}.arrow", 0
+        with Writer(path, PLAN, 1) as writer:
+            sorted_rows = (plan.shuffled(_split_of(whole(bucket), split)) for bucket in by_hash)
+            for shard in _cut(sorted_rows, samples_per_shard):
+                size += pc.sum(shard["size"]).as_py()
+                writer.add(shard)
+        if writer.rows:
+            sums[split] = {"samples": writer.rows, "bytes": size}
         else:
             path.unlink()
     for path in by_hash:
         path.unlink()
-    write(folder / "duplicates.arrow", plan.CATALOGUE, duplicates)
-    return counts
+    return sums
+
+
+def _as_rejects(table: pa.Table, reason: str, detail: str) -> pa.Table:
+    source = pc.binary_join_element_wise(table["wnid"], table["name"], "/")
+    same = [pa.array([text] * len(table), pa.string()) for text in (reason, detail)]
+    return pa.table([source, table["wnid"], table["size"], *same], schema=REJECTS_SCHEMA)
 
 
 def _split_of(table: pa.Table, split: str) -> pa.Table:
     return table.filter(pc.equal(table["split"], split))
 
 
-def _whole(path: Path) -> pa.Table:
-    with path.open("rb") as file, ipc.open_file(file) as reader:
-        return reader.read_all()
-
-
 def _class_bucket(table: pa.Table, buckets: int) -> npt.NDArray[np.int64]:
-    return np.array([xxhash.xxh3_64_intdigest(wnid.as_py().encode()) % buckets for wnid in table["wnid"]], np.int64)
+    wnids: list[str] = table["wnid"].to_pylist()
+    bucket = {wnid: xxhash.xxh3_64_intdigest(wnid.encode()) % buckets for wnid in set(wnids)}
+    return np.array([bucket[wnid] for wnid in wnids], np.int64)
 
 
 def _hash_bucket(table: pa.Table, buckets: int) -> npt.NDArray[np.int64]:
@@ -114,20 +175,22 @@ def _hash_bucket(table: pa.Table, buckets: int) -> npt.NDArray[np.int64]:
 
 def _partition(
     tables: Iterable[pa.Table],
+    schema: pa.Schema,
     bucket_of: Callable[[pa.Table, int], npt.NDArray[np.int64]],
     buckets: int,
-    folder: Path,
-    name: str,
+    stem: Path,
 ) -> list[Path]:
     """Spread rows over ``buckets`` files, each in the order of ``tables``."""
-    paths = [folder / f"{name}-{bucket:05d}.arrow" for bucket in range(buckets)]
-    schema = plan.CATALOGUE if name == "class" else PLAN
+    paths = [stem.with_name(f"{stem.name}-{bucket:05d}.arrow") for bucket in range(buckets)]
     writers = [ipc.new_file(str(path), schema, options=_OPTIONS) for path in paths]
     try:
         for table in tables:
             target = bucket_of(table, buckets)
+            order = np.argsort(target, kind="stable")
+            edges = np.searchsorted(target[order], np.arange(buckets + 1))
+            grouped = table.take(order)
             for bucket in np.unique(target):
-                writers[bucket].write_table(table.filter(target == bucket))
+                writers[bucket].write_table(grouped.slice(edges[bucket], edges[bucket + 1] - edges[bucket]))
     finally:
         for writer in writers:
             writer.close()
@@ -143,10 +206,10 @@ def _cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         count += len(table)
         if count < rows:
             continue
-        whole = pa.concat_tables(waiting)
+        joined = pa.concat_tables(waiting)
         full = count // rows * rows
         for start in range(0, full, rows):
-            yield whole.slice(start, rows)
-        waiting, count = [whole.slice(full)], count - full
+            yield joined.slice(start, rows)
+        waiting, count = [joined.slice(full)], count - full
     if count:
         yield pa.concat_tables(waiting)

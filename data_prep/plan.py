@@ -64,29 +64,32 @@ def hashes(keys: list[str], seed: int) -> npt.NDArray[np.uint64]:
     return np.fromiter((digest(key.encode(), seed) for key in keys), np.uint64, len(keys))
 
 
-def by_class(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Rows in (class, name) order, and the rows left out because a later one has the same class and name.
-
-    Later means later in ``table``: as when a tar with two members of one name is unpacked.
-    """
+def by_class(table: pa.Table) -> pa.Table:
+    """Rows in (class, name) order; rows of one class and name stay in their order."""
     table = table.append_column("row", pa.array(np.arange(len(table))))
-    table = table.sort_by([("wnid", "ascending"), ("name", "ascending"), ("row", "ascending")]).drop_columns("row")
-    wnid, name = table["wnid"].combine_chunks(), table["name"].combine_chunks()
-    if len(table) < 2:
-        return table, table.slice(0, 0)
+    order = [("wnid", "ascending"), ("name", "ascending"), ("row", "ascending")]
+    return table.sort_by(order).drop_columns("row").combine_chunks()
+
+
+def overwritten(table: pa.Table) -> pa.Array:
+    """Which rows of ``by_class`` another one of the same class and name follows.
+
+    The last one counts, as when a tar with two members of one name is unpacked.
+    """
+    wnid, name = (_one_chunk(table[column]) for column in ("wnid", "name"))
     same = pc.and_(pc.equal(wnid[:-1], wnid[1:]), pc.equal(name[:-1], name[1:]))
-    overwritten = pa.concat_arrays([same.cast(pa.bool_()), pa.array([False])])
-    return table.filter(pc.invert(overwritten)), table.filter(overwritten)
+    return pa.concat_arrays([same, pa.array([False] * min(len(table), 1), pa.bool_())])
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def with_keys(table: pa.Table, labels: dict[str, int], rule: SplitRule, seed: int) -> pa.Table:
     """``table``, whole classes in (class, name) order, with PLAN's columns. Each wnid must be in ``labels``."""
     wnids: list[str] = table["wnid"].to_pylist()
     names: list[str] = table["name"].to_pylist()
-    keys = [key_of(wnid, name) for wnid, name in zip(wnids, names, strict=True)]
-    for row in range(1, len(keys)):  # a.jpg and a.png: the later one keeps its ending in its key
-        if keys[row] == keys[row - 1]:
-            keys[row] = key_of(wnids[row], names[row] + ".jpg")
+    keys = _unique_keys(wnids, names)
     order = hashes(keys, seed)
     held_out = np.zeros(len(keys), bool)
     for start, end in _runs(wnids):
@@ -101,6 +104,19 @@ def with_keys(table: pa.Table, labels: dict[str, int], rule: SplitRule, seed: in
     for column, values in columns.items():
         table = table.append_column(column, values)
     return table.cast(PLAN)
+
+
+def _unique_keys(wnids: list[str], names: list[str]) -> list[str]:
+    """Where a class has a.jpg and a.png, the later one keeps its ending in its key."""
+    keys: list[str] = []
+    taken: set[str] = set()
+    for wnid, name in zip(wnids, names, strict=True):
+        key = key_of(wnid, name)
+        if key in taken:
+            key = key_of(wnid, f"{name}.jpg")
+        taken.add(key)
+        keys.append(key)
+    return keys
 
 
 def _runs(values: list[str]) -> list[tuple[int, int]]:

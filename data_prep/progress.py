@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+DRAW_EVERY = 0.1  # seconds
 
 
 class Bar:
-    """Progress over ``total`` things called ``unit``. Use as a context manager."""
+    """Progress over ``total`` things called ``unit``; 0 where nobody knows how many. Use as a context manager."""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
@@ -20,6 +21,7 @@ class Bar:
         self._reasons: collections.Counter[str] = collections.Counter()
         self._console = Console(stderr=True)
         self._started = self._last_line = time.monotonic()
+        self._last_drawn = 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -32,30 +34,36 @@ class Bar:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task(what, total=total, rate="", rejects="")
+        self._task = self._progress.add_task(what, total=total or None, rate="", rejects="")
 
     def __enter__(self) -> "Bar":
         self._progress.start()
         return self
 
     def report(self, counts: dict[str, int]) -> None:
-        """Counts since the last report: ``images``, ``bytes``, and rejects by reason."""
-        counts = dict(counts)
-        self._bytes += counts.pop("bytes", 0)
-        done = counts.pop("images", 0)
-        self._reasons.update(counts)
-        self.advance(done)
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        self._progress.update(self._task, completed=self._done, rate=self._rate(), rejects=self._rejects())
+        """Counts since the last report: ``images`` (the things), ``bytes``, and rejects by reason."""
+        for name, count in counts.items():
+            if name == "images":
+                self._done += count
+            elif name == "bytes":
+                self._bytes += count
+            elif name != "kept":  # shards
+                self._reasons[name] += count
         now = time.monotonic()
+        if now - self._last_drawn >= DRAW_EVERY:
+            self._last_drawn = now
+            self._draw()
         if not self._console.is_terminal and now - self._last_line >= LINE_EVERY:
             self._last_line = now
             self._line(now)
 
+    def _draw(self) -> None:
+        self._progress.update(self._task, completed=self._done, rate=self._rate(), rejects=self._rejects())
+
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
+        if self._unit == "bytes":
+            return f"{self._done / seconds / 1e6:,.0f} MB/s"
         rate = f"{self._done / seconds:,.0f} {self._unit}/s"
         return f"{rate} {self._bytes / seconds / 1e6:,.0f} MB/s" if self._bytes else rate
 
@@ -63,17 +71,19 @@ class Bar:
         return ", ".join(f"{count} {reason}" for reason, count in self._reasons.most_common(4))
 
     def _line(self, now: float) -> None:
+        if self._unit == "bytes":
+            done, total = f"{self._done / 1e6:,.0f}", f" of {self._total / 1e6:,.0f} MB" if self._total else " MB"
+        else:
+            done, total = f"{self._done:,}", f" of {self._total:,} {self._unit}" if self._total else f" {self._unit}"
         left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
+        remaining = f", {left:,.0f} s left" if left > 0 else ""
         rejects = f", left out: {self._rejects()}" if self._reasons else ""
-        print(
-            f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {self._rate()}, "
-            f"{left:,.0f} s left{rejects}",
-            file=sys.stderr,
-        )
+        print(f"{self._what}: {done}{total}, {self._rate()}{remaining}{rejects}", file=sys.stderr)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._draw()
         self._progress.stop()
         if kind is None and not self._console.is_terminal:
             self._line(time.monotonic())

@@ -1,260 +1,336 @@
 """``python -m data_prep.shard INPUT OUTPUT``: raw images -> a shuffled, checked data set of WebDataset tars."""
 
 import collections
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import tyro
 
-from data_prep import build, catalogue, plan, progress, sources, workers
+from data_prep import build, classmaps, finish, prepare, progress, sources, spool, workers
+from data_prep.build import ShardTask
+from data_prep.devkit import read_devkit
 from data_prep.images import ImageOptions
 from data_prep.plan import SplitRule
+from data_prep.prepare import NOT_DEFECTS, Planned, PlanOptions
 from pipeline import cli, shards
 from pipeline.cli import UserError
 
 DESCRIPTION = """Turn a raw image release into a data set: every image checked, all of them shuffled, written as
-WebDataset tars with an index, a class list and a list of what was left out and why.
+WebDataset tars with an index, a class list, and a list of what was left out and why.
 
-INPUT is a tar of <wnid>.tar files (ImageNet-21K, ImageNet-2012 train), or a folder of class folders. Nothing is
-unpacked. Killed or stopped runs go on where they were when started again. The same INPUT and options give the same
-bytes, whatever the number of workers and tasks.
+INPUT: what you downloaded, be it fall11_whole.tar, winter21_whole.tar.gz, ILSVRC2012's train or val tar (the latter with
+--devkit), a folder of <wnid>.tar files, a folder of class folders, or WebDataset tars (a folder, shards-{000..099}.tar,
+pipe:COMMAND, s3://..., https://...). Nothing is unpacked to loose files. A killed run goes on where it was when
+started again. The same images, options and seed give the same bytes, whatever the number of workers and tasks.
 
 Examples:
-  python -m data_prep.shard fall11_whole.tar data/imagenet21k --workers 16
-  python -m data_prep.shard photos/ data/photos --val-fraction 0.1
-  python -m data_prep.shard fall11_whole.tar data/imagenet21k --task 3 --tasks 32   # one of a Slurm array
-  python -m data_prep.shard fall11_whole.tar data/imagenet21k --finalize            # after all of them
+  python -m data_prep.shard fall11_whole.tar data/imagenet21k --classes google21k
+  python -m data_prep.shard ILSVRC2012_img_val.tar data/imagenet1k-val --split val \\
+      --devkit ILSVRC2012_devkit_t12.tar.gz
+  python -m data_prep.shard photos/ data/photos --val-fraction 0.1 --resize short=256
+  python -m data_prep.shard fall11_whole.tar data/imagenet21k --task 3 --tasks 32   # one of a Slurm array, and
+  python -m data_prep.shard fall11_whole.tar data/imagenet21k --tasks 32 --finalize   # after all of them
 """
+FREE_DEFECTS = 10  # a failure budget says nothing about a handful of images
+FULL = (28, 122, 27)  # errno: no space left, quota exceeded, file size limit
+
+
+class StoppedError(Exception):
+    """A signal asked for the end."""
 
 
 @dataclass(frozen=True)
 class Options:
-    input: Annotated[Path, tyro.conf.Positional]
-    """The release's tar, or a folder of class folders."""
+    input: Annotated[str, tyro.conf.Positional]
+    """The release as downloaded, or any folder of class folders, or WebDataset tars."""
     output: Annotated[Path, tyro.conf.Positional]
     """Folder of the data set to make."""
-    source: Literal["auto", "tar-of-tars", "folder"] = "auto"
-    """Form of INPUT; auto looks at it."""
+    source: Literal["auto", "tar", "tars", "folder", "webdataset"] = "auto"
+    """Form of INPUT. auto: looks at it. tar: one tar (or tar.gz) of <wnid>.tar files or class folders. tars: a folder
+    of <wnid>.tar files. folder: a folder of class folders. webdataset: samples with a .cls member."""
+    devkit: Path | None = None
+    """ILSVRC2012_devkit_t12.tar.gz or its folder: gives ILSVRC2012's validation images their classes."""
     split: str = "train"
     """Name of the split to write."""
     val_fraction: float = 0.0
     """Part of each class that goes to the split `val` instead, chosen by a hash of the keys."""
+    val_first: int = 0
+    """Number of images of each class, the first by name, that go to the split `val` instead."""
     classes: str = "derive"
-    """The class list: `derive` (all classes of INPUT, sorted) or a file with a wnid a line, in order of their index;
-    images of other classes are left out."""
+    """The class list: derive (what INPUT holds, sorted), fall11 (21,841), winter21 (19,167), google21k (21,843, for
+    the heads of the official checkpoints), 21k-p (classes of more than 500 images, the first 50 of each to `val`),
+    imagenet1k (1,000), or a file with a wnid a line in index order. Images of other classes are left out."""
+    exclude: Path | None = None
+    """A file with a key a line, such as data_prep.audit writes: these images are left out."""
     seed: int = 0
-    """Of the shuffle."""
+    """Of the shuffle and of val_fraction."""
     name: str = ""
     """Name of the data set; the output folder's where empty."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes."""
     verify: Literal["decode", "header"] = "decode"
     """decode: read each image's data to its end. header: only its header and end marker, at the speed of the disk."""
+    resize: str = ""
+    """short=256 makes the short side 256 pixels where it is longer, for clusters that can't decode full-size photos."""
+    quality: int = 95
+    """JPEG quality of resized images."""
     min_side: int = 1
     """Leave out images with a side shorter than this, pixels."""
+    failure_budget: str = "1%"
+    """Stop when more than this part of the images is defective (and more than 10 of them)."""
     samples_per_shard: int = 4096
     task: int | None = None
     """Make only this task's shards (0 to tasks - 1); run --finalize when all tasks are done."""
     tasks: int = 1
     finalize: bool = False
     """Merge the shards that tasks made."""
+    json: bool = False
+    """Print the summary as one JSON object, for machines."""
 
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.shard", description=DESCRIPTION, args=args)
-    check(options)
-    if (options.output / "dataset.json").is_file():
-        return _already_there(options)
-    planned = _planned(options)
-    everything = build.all_shards(planned["samples"], options.samples_per_shard)
-    if not options.finalize:
-        _make_shards(options, everything)
-    if options.task is None:
-        _finish(options, everything)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
+    try:
+        run(options)
+    except (StoppedError, KeyboardInterrupt):
+        print("stopped; finished shards are kept: run the same command again to go on", file=sys.stderr)
+        return cli.EXIT_REQUEUE
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"the disk of OUTPUT {str(options.output)!r} is full ({error.strerror}; "
+            f"{shutil.disk_usage(options.output).free / 1e9:.1f} GB free): make room and run the same command again, "
+            "finished shards are kept"
+        ) from None
     return cli.EXIT_DONE
+
+
+def _stop(*_: object) -> None:
+    raise StoppedError
+
+
+def run(options: Options) -> None:
+    """Make the data set, or the task's share of it. Raises UserError."""
+    started = time.monotonic()
+    check(options)
+    identity = content_options(options)
+    if (options.output / "dataset.json").is_file():
+        info = shards.read_info(options.output)
+        prepare.same_options(
+            options.output, {"name": info.name, "seed": info.seed, **info.options}, identity, "a finished"
+        )
+        shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
+        _summarise(options, info, time.monotonic() - started)
+        return
+    devkit = read_devkit(options.devkit) if options.devkit else None
+    source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
+    found = prepare.planned(options.output, source, plan_options(options, identity))
+    every = all_shards(found.samples, options.samples_per_shard)
+    if not options.finalize:
+        _make_shards(options, found, every)
+    if options.task is None:
+        made_with = {field: value for field, value in identity.items() if field not in ("name", "seed")}
+        info = finish.finalize(
+            options.output,
+            name=identity["name"],
+            seed=options.seed,
+            options=made_with,
+            classes=finish.classes_table(found.wnids, found.names),
+            expected=every,
+        )
+        _summarise(options, info, time.monotonic() - started)
 
 
 def check(options: Options) -> None:
     """Raise UserError for options that make no sense."""
-    if options.workers < 1:
-        raise UserError(f"--workers {options.workers} must be at least 1")
-    if options.samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard {options.samples_per_shard} must be at least 1")
+    for field, least in (("workers", 1), ("samples_per_shard", 1), ("tasks", 1), ("min_side", 1), ("seed", 0)):
+        if getattr(options, field) < least:
+            raise UserError(f"--{field.replace('_', '-')} {getattr(options, field)} must be at least {least}")
     if not 0 <= options.val_fraction < 1:
         raise UserError(f"--val-fraction {options.val_fraction} must be from 0 to below 1, such as 0.1")
-    if options.val_fraction and options.split == "val":
-        raise UserError("--val-fraction writes the split 'val' beside --split 'val': choose another --split")
-    if options.tasks < 1 or not (options.task is None or 0 <= options.task < options.tasks):
+    if options.val_first < 0 or (options.val_first and options.val_fraction):
+        raise UserError(f"--val-first {options.val_first} must be 0 or more, and not go with --val-fraction")
+    if options.split == "val" and split_rule(options) != SplitRule("val"):
+        raise UserError("the held-out split is 'val', and so is --split: choose another --split")
+    if options.task is not None and not 0 <= options.task < options.tasks:
         raise UserError(f"--task {options.task} of --tasks {options.tasks}: tasks are numbered 0 to tasks - 1")
-    if options.task is None and options.tasks > 1:
+    if options.task is None and options.tasks > 1 and not options.finalize:
         raise UserError(f"--tasks {options.tasks} needs --task, the number of this one (0 to {options.tasks - 1})")
     if options.finalize and options.task is not None:
         raise UserError("--finalize merges what all tasks made: leave out --task")
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
+    if not 1 <= options.quality <= 100:
+        raise UserError(f"--quality {options.quality} must be from 1 to 100")
     if options.output.exists() and not options.output.is_dir():
         raise UserError(f"OUTPUT {str(options.output)!r} is a file: give a folder")
+    short_side(options.resize)
+    budget(options.failure_budget)
+
+
+def short_side(resize: str) -> int:
+    """Pixels of ``short=PIXELS``; 0 for the empty string."""
+    if not resize:
+        return 0
+    name, _, pixels = resize.partition("=")
+    if name != "short" or not pixels.isdecimal() or int(pixels) < 1:
+        raise UserError(f"--resize {resize!r} must be short=PIXELS, such as short=256")
+    return int(pixels)
+
+
+def budget(text: str) -> Fraction:
+    """``0.1%`` or ``0.001`` as a fraction."""
+    try:
+        part = Fraction(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        part = Fraction(-1)
+    if not 0 <= part <= 1:
+        raise UserError(f"--failure-budget {text!r} must be a part such as 0.1% or 0.001")
+    return part
+
+
+def split_rule(options: Options) -> SplitRule:
+    first = options.val_first or (50 if options.classes == "21k-p" and not options.val_fraction else 0)
+    return SplitRule(options.split, "val", options.val_fraction, first)
 
 
 def content_options(options: Options) -> dict[str, Any]:
-    """The options that change the data set's bytes."""
-    names = ("split", "val_fraction", "classes", "verify", "min_side", "samples_per_shard")
-    chosen = {name: getattr(options, name) for name in names}
-    if options.classes != "derive":
-        chosen["classes"] = shards.classes_digest(_read_class_list(Path(options.classes)))
-    return chosen
+    """All that changes the data set's bytes, as plain values; class and exclusion lists by their digests."""
+    rule = split_rule(options)
+    listed = classmaps.listed(options.classes)
+    return {
+        "name": options.name or options.output.resolve().name,
+        "seed": options.seed,
+        "split": options.split,
+        "val_fraction": rule.fraction,
+        "val_first": rule.first,
+        "classes": options.classes if listed is None else shards.classes_digest(listed),
+        "exclude": hashlib.sha256("\n".join(sorted(_excluded(options))).encode()).hexdigest()[:32],
+        "verify": options.verify,
+        "resize": options.resize,
+        "quality": options.quality if options.resize else 0,
+        "min_side": options.min_side,
+        "samples_per_shard": options.samples_per_shard,
+    }
 
 
-def _identity(options: Options) -> dict[str, Any]:
-    return {"name": _name(options), "seed": options.seed, **content_options(options)}
-
-
-def _name(options: Options) -> str:
-    return options.name or options.output.resolve().name
-
-
-def _already_there(options: Options) -> int:
-    info = shards.read_info(options.output)
-    made = {"name": info.name, "seed": info.seed, **info.options}
-    _same(options, made, "a finished")
-    shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
-    print(f"{options.output} is already complete: {_summary(info)}")
-    return cli.EXIT_DONE
-
-
-def _same(options: Options, made: dict[str, Any], what: str) -> None:
-    for field, value in _identity(options).items():
-        if made.get(field) != value:
-            raise UserError(
-                f"OUTPUT {str(options.output)!r} holds {what} data set made with {field} {made.get(field)!r}, "
-                f"not {value!r}: choose another folder, or delete this one"
-            )
-
-
-def _planned(options: Options) -> dict[str, Any]:
-    """Scan the source and plan the shards, unless that is done; what plan.json says."""
-    folder = build.work_folder(options.output) / "plan"
-    if not (folder / "plan.json").is_file():
-        form = sources.detect(options.input) if options.source == "auto" else options.source
-        parts = sources.parts(form, options.input)
-        own = folder.with_name(f"plan.{os.uname().nodename}.{os.getpid()}.tmp")
-        own.mkdir(parents=True)
-        try:
-            _write_plan(options, parts, own)
-            folder.with_name("done").mkdir(exist_ok=True)
-            try:
-                own.rename(folder)
-            except OSError:  # another task was faster; its plan is the same
-                if not (folder / "plan.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(own, ignore_errors=True)
-    planned: dict[str, Any] = json.loads((folder / "plan.json").read_text())
-    _same(options, planned["options"], "an unfinished")
-    return planned
-
-
-def _write_plan(options: Options, parts: list[sources.Part], folder: Path) -> None:
-    listed = None if options.classes == "derive" else _read_class_list(Path(options.classes))
-    wnids = listed or sorted({part.wnid for part in parts})
-    labels = {wnid: index for index, wnid in enumerate(wnids)}
-    rejects: list[pa.Table] = []
-
-    def scanned() -> Iterator[pa.Table]:
-        with progress.Bar("scanning", len(parts), "classes") as bar:
-            for images, rejected in workers.run(sources.scan_part, parts, min(options.workers, len(parts))):
-                bar.advance(1)
-                rejects.append(rejected)
-                known = pa.array([wnid in labels for wnid in images["wnid"].to_pylist()], pa.bool_())
-                rejects.append(_as_rejects(images.filter(pc.invert(known)), "class_not_listed", "not in --classes"))
-                yield images.filter(known)
-
-    rows = catalogue.write(folder / "catalogue.arrow", plan.CATALOGUE, scanned())
-    if not rows:
-        raise UserError(
-            f"INPUT {str(options.input)!r} holds no images{' of the listed classes' if listed else ''} "
-            f"(endings {' '.join(sorted(sources.ENDINGS))}) in {len(parts)} classes: is it the right path?"
-        )
-    rule = SplitRule(options.split, "val", options.val_fraction)
-    samples = catalogue.make_plan(
-        folder / "catalogue.arrow",
-        folder,
-        labels=labels,
-        rule=rule,
+def plan_options(options: Options, identity: dict[str, Any]) -> PlanOptions:
+    return PlanOptions(
+        classes=options.classes,
+        exclude=_excluded(options),
+        rule=split_rule(options),
         seed=options.seed,
         samples_per_shard=options.samples_per_shard,
+        identity=identity,
+        workers=options.workers,
+        tasks=options.tasks,
     )
-    duplicates = catalogue.batches(folder / "duplicates.arrow")
-    rejects += [_as_rejects(table, "duplicate_name", "a later entry has the same name") for table in duplicates]
-    catalogue.write(folder / "rejects.arrow", shards.REJECTS_SCHEMA, rejects)
-    planned = {"options": _identity(options), "samples": samples, "classes": wnids}
-    (folder / "plan.json").write_text(json.dumps(planned, indent=1))
 
 
-def _as_rejects(table: pa.Table, reason: str, detail: str) -> pa.Table:
-    source = pc.binary_join_element_wise(table["wnid"], table["name"], "/")
-    same = [pa.array([text] * len(table), pa.string()) for text in (reason, detail)]
-    return pa.table([source, table["wnid"], table["size"], *same], schema=shards.REJECTS_SCHEMA)
+def _excluded(options: Options) -> frozenset[str]:
+    if options.exclude is None:
+        return frozenset()
+    if not options.exclude.is_file():
+        raise UserError(f"--exclude {str(options.exclude)!r} does not exist: make it with data_prep.audit")
+    lines = options.exclude.read_text().splitlines()
+    return frozenset(line.split("\t")[0] for line in lines if line and not line.startswith("#"))
 
 
-def _read_class_list(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"--classes {str(path)!r} is neither 'derive' nor a file with a wnid a line")
-    wnids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    repeated = [wnid for wnid, count in collections.Counter(wnids).items() if count > 1]
-    if repeated or not wnids:
-        raise UserError(f"--classes {str(path)!r} " + (f"lists {repeated[0]!r} twice" if repeated else "is empty"))
-    return wnids
+def all_shards(samples: dict[str, int], samples_per_shard: int) -> list[tuple[str, int]]:
+    """(split, shard) of the whole data set, in order."""
+    return [(split, shard) for split, n in sorted(samples.items()) for shard in range(-(-n // samples_per_shard))]
 
 
-def _make_shards(options: Options, everything: list[tuple[str, int]]) -> None:
-    own = everything[options.task :: options.tasks] if options.task is not None else everything
-    waiting = []
-    for split, shard in own:
-        info = build.read_done(options.output, split, shard)
-        if info is None or not build.is_intact(options.output, info):
-            waiting.append((split, shard))
-    if len(waiting) < len(own):
-        print(f"{len(own) - len(waiting)} of {len(own)} shards are already made")
-    image_options = ImageOptions(verify=options.verify, min_side=options.min_side)
-    total = sum(len(catalogue.batch(build.plan_path(options.output, split), shard)) for split, shard in waiting)
-    tasks = [build.ShardTask(options.output, split, shard, image_options) for split, shard in waiting]
-    if not tasks:
+def _make_shards(options: Options, found: Planned, every: list[tuple[str, int]]) -> None:
+    own = every[options.task :: options.tasks] if options.task is not None else every
+    if not own:
         return
-    with progress.Bar("writing", total, "images") as bar:
-        for _ in workers.run(build.make_shard, tasks, min(options.workers, len(tasks)), bar.report):
+    image_options = ImageOptions(options.verify, short_side(options.resize), options.quality, options.min_side)
+    tasks = [ShardTask(options.output, split, shard, image_options) for split, shard in own]
+    _check_room(options, found, tasks, len(every))
+    if found.streamed:
+        tasks = _with_stream(options, tasks)
+    images = sum(_images(task, found, options.samples_per_shard) for task in tasks)
+    allowed = max(FREE_DEFECTS, int(budget(options.failure_budget) * images))
+    defects: collections.Counter[str] = collections.Counter({"found while scanning": found.defects})
+    with progress.Bar("writing", images, "images") as bar:
+
+        def on_report(counts: workers.Report) -> None:
+            bar.report(counts)
+            known = {"images", "bytes", "kept", *NOT_DEFECTS}
+            defects.update({reason: count for reason, count in counts.items() if reason not in known})
+            if defects.total() > allowed:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in defects.most_common() if count)
+                raise UserError(
+                    f"{defects.total()} of {images} images are defective, more than --failure-budget "
+                    f"{options.failure_budget} allows ({reasons}): check INPUT, or allow more"
+                )
+
+        for _ in workers.run(build.keep_or_make, tasks, min(options.workers, len(tasks)), on_report):
             pass
 
 
-def _finish(options: Options, everything: list[tuple[str, int]]) -> None:
-    folder = build.work_folder(options.output) / "plan"
-    wnids = json.loads((folder / "plan.json").read_text())["classes"]
-    classes = pa.table([pa.array(range(len(wnids)), pa.int32()), wnids, wnids], schema=shards.CLASSES_SCHEMA)
-    info = build.finalize(
-        options.output,
-        name=_name(options),
-        seed=options.seed,
-        options=content_options(options),
-        classes=classes,
-        expected=everything,
-    )
-    print(f"{options.output}: {_summary(info)}")
+def _images(task: ShardTask, found: Planned, samples_per_shard: int) -> int:
+    return min(samples_per_shard, found.samples[task.split] - task.shard * samples_per_shard)
 
 
-def _summary(info: shards.DatasetInfo) -> str:
+def _check_room(options: Options, found: Planned, tasks: list[ShardTask], shards_of_all: int) -> None:
+    """Refuse to start what can't fit. Resized images need less than their source: no telling."""
+    unfinished = sum(not task.tar.is_file() for task in tasks) / shards_of_all
+    needed = (sum(found.bytes.values()) + 2048 * sum(found.samples.values())) * unfinished
+    needed *= 2 if found.streamed else 1  # the stream's images are laid down first
+    free = shutil.disk_usage(options.output).free
+    if needed > free and not options.resize:
+        raise UserError(
+            f"OUTPUT {str(options.output)!r} needs about {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB "
+            "free: make room, or give another folder"
+        )
+
+
+def _with_stream(options: Options, tasks: list[ShardTask]) -> list[ShardTask]:
+    """Have this task's unfinished shards read from the images that it lays down now."""
+    folder = spool.fresh(build.work_folder(options.output).resolve() / f"stream-{options.task}")
+    todo = [task for task in tasks if not _is_finished(task)]
+    if not todo:
+        return tasks
+    with progress.Bar("reading the stream again", 0, "images") as bar:
+        spool.lay_down_shards([(task.plan, task.shard, task.locations) for task in todo], folder, bar.report)
+    laid_down = {(task.split, task.shard): spool.group_path(folder, number) for number, task in enumerate(todo)}
+    return [replace(task, laid_down=laid_down.get((task.split, task.shard))) for task in tasks]
+
+
+def _is_finished(task: ShardTask) -> bool:
+    info = build.read_done(task.done)
+    return info is not None and build.is_intact(task.output, info)
+
+
+def _summarise(options: Options, info: shards.DatasetInfo, seconds: float) -> None:
+    reasons = collections.Counter(shards.read_rejects(options.output, ["reason"])["reason"].to_pylist())
+    size = sum(shard.bytes for shard in info.shards)
+    if options.json:
+        facts = {"dataset": str(options.output), "samples": info.samples, "classes": info.classes, "bytes": size}
+        facts |= {"shards": len(info.shards), "rejects": reasons, "seconds": round(seconds, 3), "digest": info.digest}
+        print(json.dumps(facts))
+        return
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
-    size = sum(shard.bytes for shard in info.shards) / 1e9
-    return (
-        f"{samples} images of {info.classes:,} classes in {len(info.shards):,} shards ({size:.2f} GB), "
-        f"{info.rejects:,} left out (rejects.parquet says why)"
-    )
+    print(f"{options.output}: {samples} images of {info.classes:,} classes in {len(info.shards):,} shards, ", end="")
+    print(f"{size / 1e9:.2f} GB, {seconds:.0f} s")
+    for reason, count in reasons.most_common():
+        print(f"  left out: {count:,} {reason}")
+    if reasons:
+        print(f"  each one is in {options.output / 'rejects.parquet'}")
 
 
 if __name__ == "__main__":

@@ -1,165 +1,248 @@
-"""The raw forms: what they hold, found without reading any image.
+"""The raw forms: what INPUT is, and its images, found without unpacking anything.
 
-A source is cut into parts (a class each, as a rule) that are scanned independently, each giving rows of the catalogue
-and rejects. Nothing is unpacked.
+A source is cut into parts (a class each, as a rule) that processes scan side by side, each giving rows of the catalogue
+and of the rejects. A stream (gzip, a pipe, a URL) is one part, and its images' bytes come along.
 """
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
+import braceexpand
 import pyarrow as pa
 
+from data_prep import streams, tarwalk
+from data_prep.devkit import Devkit
+from data_prep.images import LARGEST_FILE
 from data_prep.plan import CATALOGUE
-from data_prep.tarscan import BLOCK, DamagedTarError, Member, looks_like_tar, scan
+from data_prep.tarscan import BLOCK, DamagedTarError, looks_like_tar, scan
+from data_prep.tarwalk import ENDINGS, ImageRow, RejectRow, Row, Tar, printable
+from pipeline import shards
 from pipeline.cli import UserError
 from pipeline.shards import REJECTS_SCHEMA
 
-Form = Literal["tar-of-tars", "folder"]
-ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp"})
+Form = Literal["tar", "tars", "folder", "webdataset"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What INPUT is."""
+
+    form: Form
+    locations: tuple[str, ...]  # tars, or the one folder
+    seekable: bool  # else its images can only be read in order
+    devkit: Devkit | None = None
+    class_list: tuple[str, ...] = ()  # webdataset: the wnid of each class number, where known
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source that one process scans: one class's tar inside ``path``, or one class's folder."""
+    """A piece of a source that one process scans."""
 
-    form: Form
-    path: Path
-    wnid: str
-    start: int = 0  # bytes in path, for tars
+    source: Source
+    location: str
+    wnid: str = ""  # of a class's tar or folder; "" for a whole tar
+    start: int = 0  # bytes, of a class's tar inside ``location``
     end: int = 0
 
 
-@dataclass
-class Found:
-    """Rows of the catalogue and of the rejects, gathered while scanning."""
-
-    images: list[tuple[str, str, bytes, int, int]] = field(default_factory=list)
-    rejects: list[tuple[str, str, int, str, str]] = field(default_factory=list)
-
-    def image(self, wnid: str, name: str, file: bytes, offset: int, size: int) -> None:
-        self.images.append((wnid, name, file, offset, size))
-
-    def reject(self, source: str, wnid: str, size: int, reason: str, detail: str) -> None:
-        self.rejects.append((printable(source), wnid, size, reason, detail))
-
-    def tables(self) -> tuple[pa.Table, pa.Table]:
-        return rows_table(self.images, CATALOGUE), rows_table(self.rejects, REJECTS_SCHEMA)
-
-
-def rows_table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
-    return pa.table([pa.array(column, kind.type) for column, kind in zip(columns, schema, strict=True)], schema=schema)
-
-
-def printable(text: str) -> str:
-    """``text`` with bytes that aren't UTF-8 written %XX, so that it can be stored and shown anywhere."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text)
-    return text
-
-
-def detect(path: Path) -> Form:
-    """The form of what lies at ``path``. Raises UserError where there is nothing, or nothing we know."""
-    if path.is_dir():
-        return "folder"
-    if not path.exists():
-        raise UserError(f"INPUT {str(path)!r} does not exist: give the release's tar, or a folder of class folders")
-    with path.open("rb") as file:
-        start = file.read(BLOCK)
-    if not start:
-        raise UserError(f"INPUT {str(path)!r} is empty (0 bytes): download it again")
-    if looks_like_tar(start):
-        return "tar-of-tars"
-    raise UserError(f"INPUT {str(path)!r} is no tar and no folder (it starts with {start[:8].hex(' ')})")
-
-
-def parts(form: Form, path: Path) -> list[Part]:
-    """The parts of a source, in the order they lie there."""
-    return _tar_parts(path) if form == "tar-of-tars" else _folder_parts(path)
-
-
-def scan_part(part: Part) -> tuple[pa.Table, pa.Table]:
-    """CATALOGUE and REJECTS_SCHEMA rows of one part."""
-    found = Found()
-    if part.form == "folder":
-        _scan_folder(part, found)
+def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] | None) -> Source:
+    """What INPUT ``text`` is, of the given form unless that is "auto". Raises UserError."""
+    remote = text.startswith("pipe:") or "://" in text
+    text = text if remote else str(Path(text).absolute())  # a run may be resumed from another folder
+    path = Path(text)
+    if remote or ("{" in text and not path.exists()):
+        locations = tuple(braceexpand.braceexpand(text))
+        for location in locations:
+            if not remote and not Path(location).is_file():
+                raise UserError(f"INPUT {text!r}: {location!r} does not exist")
+    elif not path.exists():
+        raise UserError(f"INPUT {text!r} does not exist: give the release's tar, a folder of class folders or of tars")
+    elif path.is_dir():
+        locations = tuple(str(tar) for tar in sorted(path.glob("*.tar")) if not tar.name.startswith("."))
+        folders = any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(path))
+        if locations and folders and form == "auto":
+            raise UserError(
+                f"INPUT {text!r} holds both tars and folders: say which by --source folder or --source tars"
+            )
+        if form == "folder" or not locations:
+            return Source("folder", (text,), True, devkit)
     else:
-        _scan_tar(part, found)
-    return found.tables()
+        locations = (text,)
+    seekable = all(streams.is_seekable(location) for location in locations)
+    if not remote:
+        for location in locations:
+            _check_tar(location, seekable)
+    if form == "auto":
+        peeked = not remote and _has_samples(locations[0])
+        form = "webdataset" if peeked or (remote and len(locations) > 1) else "tars" if path.is_dir() else "tar"
+    own: tuple[str, ...] = ()
+    if form == "webdataset":
+        own = tuple(class_list or _classes_beside(locations[0]))
+    return Source(
+        "tar" if form == "tar" else "tars" if form == "tars" else "webdataset", locations, seekable, devkit, own
+    )
 
 
-def _tar_parts(path: Path) -> list[Part]:
-    found = []
-    for member in tar_members(path, 0, None):
-        name = PurePosixPath(member.name)
-        if member.kind == "file" and name.suffix == ".tar" and not name.name.startswith("."):
-            found.append(Part("tar-of-tars", path, printable(name.stem), member.offset, member.offset + member.size))
+def _classes_beside(location: str) -> Sequence[str]:
+    folder = Path(location).parent
+    if "://" in location or not (folder / "classes.parquet").is_file():
+        return ()
+    wnids: list[str] = shards.read_classes(folder)["wnid"].to_pylist()
+    return wnids
+
+
+def _check_tar(location: str, seekable: bool) -> None:
+    start = streams.open_stream(location).read(0, BLOCK)
+    if not start:
+        raise UserError(f"INPUT {location!r} is empty (0 bytes): download it again")
+    if not looks_like_tar(start):
+        kind = "tar" if seekable else "gzipped tar"
+        raise UserError(f"INPUT {location!r} is no {kind} and no folder (it starts with {start[:8].hex(' ')})")
+
+
+def _has_samples(location: str) -> bool:
+    """Whether the first members look like WebDataset's: a class beside an image."""
+    stream = streams.open_stream(location)
+    try:
+        return any(member.name.endswith(".cls") for member in islice(scan(stream.read, 0, None), 64))
+    except DamagedTarError:
+        return False
+
+
+def parts(source: Source) -> list[Part]:
+    """The parts of a source, in the order they lie there. Raises UserError where there are none."""
+    if source.form == "folder":
+        return _folder_parts(source)
+    if not source.seekable or source.form == "webdataset":
+        return [Part(source, location) for location in source.locations]
+    if source.form == "tars":
+        return [
+            Part(source, location, tarwalk.class_of_tar(location), 0, Path(location).stat().st_size)
+            for location in source.locations
+        ]
+    return _tar_parts(source)
+
+
+def _tar_parts(source: Source) -> list[Part]:
+    (location,) = source.locations
+    found: list[Part] = []
+    loose = False
+    with _opened(location) as (tar, size):
+        for member in _checked(scan(tar.read, 0, size), location):
+            if tarwalk.is_class_tar(member):
+                wnid = tarwalk.class_of_tar(member.name)
+                found.append(Part(source, location, wnid, member.offset, member.offset + member.size))
+            elif not tarwalk.is_ignored(member):
+                loose = True
+    if loose:
+        found.append(Part(source, location))
     if not found:
-        raise UserError(f"INPUT {str(path)!r} holds no <wnid>.tar members: it is an empty tar, or no ImageNet release")
+        raise UserError(f"INPUT {location!r} is an empty tar: it holds no images and no <wnid>.tar members")
     return found
 
 
-def tar_members(path: Path, start: int, end: int | None) -> Iterator[Member]:
-    """The members of a tar, or of the tar in bytes ``start`` to ``end`` of it. UserError where it is damaged."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        yield from scan(lambda offset, count: os.pread(fd, count, offset), start, size if end is None else end)
-    except DamagedTarError as error:
-        raise UserError(f"INPUT {str(path)!r} is damaged, {error}: download it again and check its md5") from None
-    finally:
-        os.close(fd)
-
-
-def _scan_tar(part: Part, found: Found) -> None:
-    file = os.fsencode(part.path)
-    for member in tar_members(part.path, part.start, part.end):
-        take_member(member, part.wnid, file, f"{part.wnid}.tar/{member.name}", found)
-
-
-def take_member(member: Member, wnid: str, file: bytes, source: str, found: Found) -> None:
-    """Put a tar member where it belongs: an image of ``wnid``, a reject, or nothing at all."""
-    path = PurePosixPath(printable(member.name))
-    if member.kind == "directory" or path.name.startswith("."):
-        return
-    if member.kind != "file":
-        found.reject(source, wnid, member.size, "not_a_file", f"the tar member is a {member.kind}")
-    elif path.is_absolute() or ".." in path.parts:
-        found.reject(source, wnid, member.size, "unsafe_path", "the tar member's path leaves its folder")
-    elif path.suffix.lower() not in ENDINGS:
-        found.reject(source, wnid, member.size, "other_file", f"ending {path.suffix!r} is no image's")
-    else:
-        inside = path.parts[1:] if path.parts[0] == wnid and len(path.parts) > 1 else path.parts
-        found.image(wnid, "/".join(inside), file, member.offset, member.size)
-
-
-def _folder_parts(path: Path) -> list[Part]:
-    folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+def _folder_parts(source: Source) -> list[Part]:
+    (location,) = source.locations
+    folders = sorted(entry.name for entry in os.scandir(location) if entry.is_dir() and not entry.name.startswith("."))
+    splits = [name for name in folders if name in ("train", "val", "test", "validation")]
+    if source.devkit and not folders:
+        return [Part(source, location)]
+    if splits and len(splits) == len(folders):
+        raise UserError(
+            f"INPUT {location!r} holds the splits {', '.join(splits)}, not classes: shard one after another, such as "
+            f"{str(Path(location) / splits[0])!r} with --split {splits[0]}"
+        )
     if not folders:
-        raise UserError(f"INPUT {str(path)!r} has no class folders: images must lie in INPUT/<class>/<image>")
-    return [Part("folder", path / name, printable(name)) for name in folders]
+        raise UserError(
+            f"INPUT {location!r} has no class folders and no tars: images must lie in INPUT/<class>/<image>"
+        )
+    return [Part(source, str(Path(location) / name), printable(name)) for name in folders]
 
 
-def _scan_folder(part: Part, found: Found) -> None:
-    for entry in _walk(part.path):
-        inside = os.path.relpath(entry.path, part.path)
-        source = f"{part.wnid}/{inside}"
+def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
+    """What one part holds. ``on_bytes`` is told of the bytes read from a stream."""
+    source = part.source
+    if source.form == "folder":
+        yield from _folder_rows(part)
+    elif source.seekable:
+        with _opened(part.location) as (tar, size):
+            yield from _checked(_tar_rows(part, tar, size), part.location)
+    else:
+        stream = streams.open_stream(part.location, on_bytes)
+        tar = Tar(stream.read, part.location, streaming=True)
+        yield from _checked(_tar_rows(part, tar, None), part.location)
+        while not stream.ended:  # what follows the tar: its end decides whether gzip's checksum and the command held
+            stream.skip()
+
+
+def _tar_rows(part: Part, tar: Tar, size: int | None) -> Iterator[Row]:
+    source = part.source
+    if source.form == "webdataset":
+        return tarwalk.samples(tar, size, lambda label: _class_name(source, label))
+    if part.wnid:
+        return tarwalk.class_tar(tar, part.start, part.end, part.wnid)
+    return tarwalk.release_tar(tar, size, source.devkit, nested=not source.seekable)
+
+
+def _class_name(source: Source, label: str) -> str:
+    """The class a ``.cls`` member means: a number in the class list, a number without one, or a wnid itself."""
+    if not label.isdecimal():
+        return label
+    if source.class_list and int(label) >= len(source.class_list):
+        raise UserError(
+            f"INPUT has class number {label}, but the class list has {len(source.class_list)} classes: "
+            "give the list it was made with by --classes FILE"
+        )
+    return source.class_list[int(label)] if source.class_list else f"{int(label):05d}"
+
+
+class _opened:  # noqa: N801 reads as a function
+    """The tar at ``location``, for positioned reads, and its size."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+
+    def __enter__(self) -> tuple[Tar, int]:
+        self._fd = fd = os.open(self._location, os.O_RDONLY | os.O_CLOEXEC)
+        read = lambda offset, size: os.pread(fd, size, offset)  # noqa: E731 the fastest there is
+        return Tar(read, self._location, streaming=False), os.fstat(fd).st_size
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _checked(found: Iterator[Any], location: str) -> Iterator[Any]:
+    try:
+        yield from found
+    except DamagedTarError as error:
+        raise UserError(f"INPUT {location!r} is damaged, {error}: download it again and check its md5") from None
+
+
+def _folder_rows(part: Part) -> Iterator[Row]:
+    devkit = part.source.devkit
+    for entry in _walk(part.location):
+        inside = os.path.relpath(entry.path, part.location)
+        wnid = part.wnid or (devkit.wnid_of(entry.name) if devkit else None) or ""
+        source = printable(f"{part.wnid}/{inside}" if part.wnid else inside)
         if not entry.is_file():
-            found.reject(source, part.wnid, 0, "not_a_file", "neither a file nor a link to one")
+            yield RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
             continue
         size = entry.stat().st_size
-        if os.path.splitext(entry.name)[1].lower() not in ENDINGS:  # noqa: PTH122 a Path a file is slow
-            found.reject(source, part.wnid, size, "other_file", "the ending is no image's")
+        if entry.name.rpartition(".")[2].lower() not in ENDINGS:
+            yield RejectRow(source, wnid, size, "other_file", "the ending is no image's")
+        elif size > LARGEST_FILE:
+            yield RejectRow(source, wnid, size, "too_large", f"{size:,} bytes, more than {LARGEST_FILE:,}")
+        elif not wnid:
+            yield RejectRow(source, "", size, "no_class", "not a name of the --devkit")
         else:
-            found.image(part.wnid, printable(inside), os.fsencode(entry.path), 0, size)
+            yield ImageRow(wnid, printable(inside), entry.path, 0, size)
 
 
-def _walk(folder: Path | str) -> Iterator["os.DirEntry[str]"]:
+def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
@@ -168,3 +251,27 @@ def _walk(folder: Path | str) -> Iterator["os.DirEntry[str]"]:
                 yield from _walk(entry.path)
             else:
                 yield entry
+
+
+def tables(found: Sequence[Row]) -> tuple[pa.Table, pa.Table]:
+    """CATALOGUE and REJECTS_SCHEMA rows."""
+    images = [(*row[:2], os.fsencode(row.file), row.offset, row.size) for row in found if isinstance(row, ImageRow)]
+    rejects = [row for row in found if isinstance(row, RejectRow)]
+    return table(images, CATALOGUE), table(rejects, REJECTS_SCHEMA)
+
+
+def table(records: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
+    """Tuples in the order of ``schema``'s fields as a table."""
+    columns = zip(*records, strict=True) if records else [[] for _ in schema]
+    arrays = []
+    for column, field in zip(columns, schema, strict=True):
+        if pa.types.is_dictionary(field.type):
+            arrays.append(pa.array(column, field.type.value_type).dictionary_encode().cast(field.type))
+        else:
+            arrays.append(pa.array(column, field.type))
+    return pa.table(arrays, schema=schema)
+
+
+def scan_part(part: Part) -> tuple[pa.Table, pa.Table]:
+    """CATALOGUE and REJECTS_SCHEMA rows of one part of a seekable source or folder."""
+    return tables(list(rows(part)))

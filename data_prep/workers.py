@@ -33,7 +33,10 @@ def run(
 
     The first exception of any item stops everything and is raised here.
     """
-    context = multiprocessing.get_context("spawn")  # no fork beside threads (the progress bar's, Arrow's)
+    # Not fork: it copies this process with its threads (the progress bar's, Arrow's). The server that is forked
+    # instead has imported what the work needs, once for all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.build"])
     queue: SimpleQueue[Report] = context.SimpleQueue()
     source = iter(items)
     pool = ProcessPoolExecutor(workers, context, _start, (queue,))

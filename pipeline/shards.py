@@ -148,6 +148,11 @@ def read_classes(folder: Path) -> pa.Table:
     return pq.read_table(folder / "classes.parquet", schema=CLASSES_SCHEMA)
 
 
+def read_rejects(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """REJECTS_SCHEMA, or some of its columns."""
+    return pq.read_table(folder / "rejects.parquet", columns=columns)
+
+
 def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """INDEX_SCHEMA, or some of its columns, all splits, in tar order."""
     return pq.read_table(folder / "index.parquet", columns=columns)

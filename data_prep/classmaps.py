@@ -1,0 +1,62 @@
+"""Which classes a data set has, in which order, and what they are called."""
+
+import collections
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from pipeline.cli import UserError
+
+NAMED = ("derive", "fall11", "winter21", "google21k", "21k-p", "imagenet1k")
+WINTER21_CLASSES = 19_167
+MIN_IMAGES_21K_P = 501  # "more than 500 images": Ridnik et al., "ImageNet-21K Pretraining for the Masses", section 3.1
+_LETTERS = {"fall11": "f", "google21k": "g", "imagenet1k": "k"}  # in classes.tsv
+
+
+@cache
+def _known() -> dict[str, tuple[str, str]]:
+    """wnid -> (letters of the lists it is in, name)."""
+    lines = resources.files("data_prep").joinpath("classes.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    return {wnid: (letters, name) for wnid, letters, name in rows}
+
+
+def name_of(wnid: str) -> str:
+    """The class's name in WordNet; the wnid itself where it isn't ImageNet's."""
+    return _known().get(wnid, ("", wnid))[1]
+
+
+def listed(choice: str) -> list[str] | None:
+    """The wnids of ``--classes`` in index order; ``None`` where they depend on what INPUT holds."""
+    if choice in _LETTERS:
+        return [wnid for wnid, (letters, _) in sorted(_known().items()) if _LETTERS[choice] in letters]
+    return None if choice in NAMED else read_list(Path(choice))
+
+
+def derived(choice: str, counts: dict[str, int]) -> list[str]:
+    """The wnids for images counted by class in INPUT, for the choices that depend on it."""
+    if choice == "21k-p":
+        chosen = sorted(wnid for wnid, count in counts.items() if count >= MIN_IMAGES_21K_P)
+        if not chosen:
+            raise UserError("--classes 21k-p keeps classes of more than 500 images, and INPUT has none")
+        return chosen
+    if choice == "winter21" and len(counts) != WINTER21_CLASSES:
+        raise UserError(
+            f"--classes winter21 stands for {WINTER21_CLASSES:,} classes, but INPUT holds images of {len(counts):,}: "
+            "is it complete? --classes derive takes what is there"
+        )
+    return sorted(counts)
+
+
+def read_list(path: Path) -> list[str]:
+    """A file with a wnid a line; what follows on the line is ignored. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"--classes {str(path)!r} is none of {', '.join(NAMED)}, nor a file with a wnid a line")
+    try:
+        wnids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"--classes {str(path)!r} is no text file") from None
+    repeated = [wnid for wnid, count in collections.Counter(wnids).items() if count > 1]
+    if repeated or not wnids:
+        raise UserError(f"--classes {str(path)!r} " + (f"lists {repeated[0]!r} twice" if repeated else "is empty"))
+    return wnids

@@ -1,0 +1,161 @@
+"""The last step of a data set: the finished shards' rows merged, and dataset.json written after everything else."""
+
+import collections
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep import build, catalogue
+from pipeline import shards
+from pipeline.cli import UserError
+from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, DatasetInfo, ShardInfo
+
+ROW_GROUP = 131_072  # rows of index.parquet
+
+
+def finalize(
+    output: Path, *, name: str, seed: int, options: dict[str, Any], classes: pa.Table, expected: list[tuple[str, int]]
+) -> DatasetInfo:
+    """Merge what ``expected`` (split, shard) left in the work folder. Raises UserError where one is missing."""
+    infos = [build.read_done(build.done_path(output, *where)) for where in expected]
+    missing = [
+        shards.shard_file_name(*where)
+        for where, info in zip(expected, infos, strict=True)
+        if info is None or not _has_size(output / info.file_name, info.bytes)
+    ]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(expected)} shards of {str(output)!r} are missing ({', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}): run the tasks that make them, then --finalize again"
+        )
+    finished = [info for info in infos if info]
+    kept = [info for info in finished if info.samples]
+    if not kept:
+        raise UserError("no image of INPUT could be used: " + _reasons(output, expected))
+    for info in finished:
+        if not info.samples:  # every image was rejected
+            (output / info.file_name).unlink()
+    rows = (catalogue.whole(build.done_path(output, info.split, info.shard)) for info in kept)
+    write_parquet(output / "index.parquet", INDEX_SCHEMA, rows)
+    rejects = write_parquet(output / "rejects.parquet", REJECTS_SCHEMA, _rejects(output, expected))
+    dataset = describe(output, name=name, seed=seed, options=options, classes=classes, made=kept, rejects=rejects)
+    for left in output.glob(".*.tmp"):  # of killed runs
+        left.unlink()
+    shutil.rmtree(build.work_folder(output), ignore_errors=True)
+    return dataset
+
+
+def describe(
+    output: Path,
+    *,
+    name: str,
+    seed: int,
+    options: dict[str, Any],
+    classes: pa.Table,
+    made: list[ShardInfo],
+    rejects: int,
+) -> DatasetInfo:
+    """Write classes.parquet, _info.json and, last of all, dataset.json."""
+    write_parquet(output / "classes.parquet", shards.CLASSES_SCHEMA, [classes])
+    samples: collections.Counter[str] = collections.Counter()
+    for info in made:
+        samples[info.split] += info.samples
+    wnids: list[str] = classes["wnid"].to_pylist()
+    dataset = shards.with_digest(
+        DatasetInfo(
+            name=name,
+            format_version=shards.FORMAT_VERSION,
+            tool_version=version("vit-pipeline"),
+            classes=len(wnids),
+            classes_digest=shards.classes_digest(wnids),
+            samples=dict(samples),
+            rejects=rejects,
+            seed=seed,
+            options=options,
+            shards=tuple(made),
+            digest="",
+        )
+    )
+    write_text(output / "_info.json", json.dumps(timm_info(dataset), indent=1) + "\n")
+    write_text(output / "dataset.json", shards.to_json(dataset))
+    return dataset
+
+
+def classes_table(wnids: list[str], names: list[str]) -> pa.Table:
+    return pa.table([pa.array(range(len(wnids)), pa.int32()), wnids, names], schema=shards.CLASSES_SCHEMA)
+
+
+def timm_info(dataset: DatasetInfo) -> dict[str, Any]:
+    """The form that timm's WebDataset reader looks for in ``_info.json``."""
+    splits = {}
+    for split, count in dataset.samples.items():
+        own = dataset.split_shards(split)
+        splits[split] = {
+            "name": split,
+            "num_samples": count,
+            "filenames": [info.file_name for info in own],
+            "shard_lengths": [info.samples for info in own],
+        }
+    return {"name": dataset.name, "splits": splits}
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _rejects(output: Path, expected: list[tuple[str, int]]) -> Iterator[pa.Table]:
+    yield from catalogue.batches(build.work_folder(output) / "plan" / "rejects.arrow")
+    for split, shard in expected:
+        yield catalogue.whole(build.done_path(output, split, shard).with_suffix(".rejects"))
+
+
+def _reasons(output: Path, expected: list[tuple[str, int]]) -> str:
+    counts: collections.Counter[str] = collections.Counter()
+    for table in _rejects(output, expected):
+        counts.update(table["reason"].to_pylist())
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write row groups of about ROW_GROUP rows; the file appears when it is complete. Returns the rows."""
+    aside = catalogue.temporary(path)
+    rows = waiting_rows = 0
+    waiting: list[pa.Table] = []
+    with aside.open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd", compression_level=3) as writer:
+
+            def flush() -> None:
+                table = pa.concat_tables([*waiting, schema.empty_table()]).unify_dictionaries().combine_chunks()
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                waiting.clear()
+
+            for table in tables:
+                waiting.append(table.replace_schema_metadata(None))
+                rows += len(table)
+                waiting_rows += len(table)
+                if waiting_rows >= ROW_GROUP:
+                    flush()
+                    waiting_rows = 0
+            if waiting_rows or not rows:
+                flush()
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either complete or not there."""
+    aside = catalogue.temporary(path)
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

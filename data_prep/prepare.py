@@ -1,0 +1,188 @@
+"""Scan a source and plan its shards, once: the first half of making a data set.
+
+The plan is made aside and renamed, so it is complete or not there. Where several tasks start at once each makes it;
+all plans are the same, and the first one stays.
+"""
+
+import collections
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep import build, catalogue, classmaps, finish, progress, sources, spool, workers
+from data_prep.plan import CATALOGUE, SplitRule
+from data_prep.sources import Source
+from data_prep.tarwalk import ENDINGS, ImageRow, Row
+from pipeline.cli import UserError
+from pipeline.shards import REJECTS_SCHEMA
+
+NOT_DEFECTS = frozenset({"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small"})
+STREAM_BATCH = 20_000  # rows
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the plan depends on, beside the source."""
+
+    classes: str
+    exclude: frozenset[str]  # keys
+    rule: SplitRule
+    seed: int
+    samples_per_shard: int
+    identity: dict[str, Any]  # all options that change the data set's bytes
+    workers: int
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """plan.json."""
+
+    identity: dict[str, Any]
+    input: list[list[Any]]  # path and size of each of INPUT's files
+    samples: dict[str, int]  # images to read, by split
+    bytes: dict[str, int]  # of these images
+    wnids: list[str]
+    names: list[str]
+    defects: int  # rejects so far that count as defects
+    streamed: bool  # whether each task has to read the stream again for its images
+
+
+def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
+    """The plan in OUTPUT's work folder, made now unless it is there. Raises UserError where it is another run's."""
+    folder = build.work_folder(output) / "plan"
+    if not (folder / "plan.json").is_file():
+        aside = catalogue.temporary(folder)
+        spool.fresh(aside)
+        (build.work_folder(output) / "done").mkdir(exist_ok=True)
+        try:
+            _make(output, source, options, aside)
+            if not (folder / "plan.json").is_file():  # else another task was faster
+                aside.rename(folder)
+        except OSError:
+            if not (folder / "plan.json").is_file():
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            if not folder.exists():
+                if options.tasks == 1:
+                    shutil.rmtree(stream_folder(output), ignore_errors=True)
+                _forget(output)
+    found = Planned(**json.loads((folder / "plan.json").read_text()))
+    same_options(output, found.identity, options.identity, "an unfinished")
+    if found.input != _fingerprint(source):
+        raise UserError(
+            f"OUTPUT {str(output)!r} was begun with another INPUT, or INPUT has changed since: give the same one, or "
+            "delete OUTPUT to start over"
+        )
+    return found
+
+
+def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what: str) -> None:
+    """Raise UserError where a data set that is there was made with other options than asked for."""
+    for field, value in asked.items():
+        if made.get(field) != value:
+            raise UserError(
+                f"OUTPUT {str(output)!r} holds {what} data set made with {field} {made.get(field)!r}, "
+                f"not {value!r}: choose another folder, or delete this one"
+            )
+
+
+def stream_folder(output: Path) -> Path:
+    """Where the one task of a run lays down the images of a stream."""
+    return build.work_folder(output).resolve() / "stream"
+
+
+def _forget(output: Path) -> None:
+    """Leave no trace of a run that failed before it had a plan, where nobody else works there."""
+    for folder in (build.work_folder(output) / "done", build.work_folder(output), output):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _fingerprint(source: Source) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    for location in source.locations:
+        path = Path(location)
+        remote = location.startswith("pipe:") or "://" in location
+        size = path.stat().st_size if path.is_file() and not remote else 0
+        found.append([location if remote else str(path.resolve()), size])
+    return found
+
+
+def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> None:
+    counts: collections.Counter[str] = collections.Counter()
+    defects: collections.Counter[str] = collections.Counter()
+    with catalogue.Writer(folder / "rejects.arrow", REJECTS_SCHEMA) as rejects:
+        with catalogue.Writer(folder / "catalogue.arrow", CATALOGUE) as images:
+            for found, rejected in _scanned(output, source, options):
+                images.add(found)
+                rejects.add(rejected)
+                counts.update(found["wnid"].to_pylist())
+                defects.update(rejected["reason"].to_pylist())
+        if not counts:
+            what = ", ".join(f"{count} {reason}" for reason, count in defects.most_common()) or "nothing else either"
+            raise UserError(
+                f"INPUT {source.locations[0]!r} holds no images (files ending in {', '.join(sorted(ENDINGS))}; it has "
+                f"{what}): is it the right path?"
+            )
+        wnids = classmaps.listed(options.classes)
+        wnids = classmaps.derived(options.classes, counts) if wnids is None else wnids
+        if not counts.keys() & set(wnids):
+            raise UserError(f"INPUT has no image of the {len(wnids)} classes of --classes {options.classes}")
+        sums = catalogue.make_plan(
+            folder / "catalogue.arrow",
+            folder,
+            labels={wnid: index for index, wnid in enumerate(wnids)},
+            exclude=options.exclude,
+            rule=options.rule,
+            seed=options.seed,
+            samples_per_shard=options.samples_per_shard,
+            rejects=rejects,
+        )
+    (folder / "catalogue.arrow").unlink()
+    if not sums:
+        raise UserError("no image is left to write: --exclude names all of them")
+    known = source.devkit.names if source.devkit else {}
+    result = Planned(
+        identity=options.identity,
+        input=_fingerprint(source),
+        samples={split: sums[split]["samples"] for split in sums},
+        bytes={split: sums[split]["bytes"] for split in sums},
+        wnids=wnids,
+        names=[known.get(wnid) or classmaps.name_of(wnid) for wnid in wnids],
+        defects=sum(count for reason, count in defects.items() if reason not in NOT_DEFECTS),
+        streamed=not source.seekable and options.tasks > 1,
+    )
+    finish.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+
+
+def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[Any]:
+    """(images, rejects) tables of the whole source."""
+    parts = sources.parts(source)
+    if source.seekable:
+        with progress.Bar("scanning", len(parts), "parts") as bar:
+            for found in workers.run(sources.scan_part, parts, min(options.workers, len(parts))):
+                bar.report({"images": 1})
+                yield found
+        return
+    size = sum(item[1] for item in _fingerprint(source))
+    with progress.Bar("reading the stream", size, "bytes") as bar:
+        rows: Iterator[Row] = (
+            row for part in parts for row in sources.rows(part, lambda count: bar.report({"images": count}))
+        )
+        if options.tasks == 1:
+            rows = spool.lay_down(rows, spool.fresh(stream_folder(output)), options.seed)
+        batch: list[Row] = []
+        for row in rows:
+            batch.append(row._replace(data=b"") if isinstance(row, ImageRow) else row)
+            if len(batch) >= STREAM_BATCH:
+                yield sources.tables(batch)
+                batch = []
+        yield sources.tables(batch)

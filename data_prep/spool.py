@@ -1,0 +1,106 @@
+"""Streams made seekable: their images' bytes laid down in files near the order in which they will be read.
+
+With one task, one pass over the stream is enough: each image goes to one of some bucket files by the hash that orders
+the data set, and a shard later reads from a bucket or two. With several tasks, each reads the stream once for the
+names, and once more to lay down the images of its own shards only: tasks share nothing.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep import catalogue, plan
+from data_prep.streams import open_stream
+from data_prep.tarwalk import ImageRow, Row
+from data_prep.workers import Report
+
+BUCKETS = 128  # files open at once; 1.2 TB of ImageNet-21K make buckets of about 10 GB, 25 shards each
+GROUPS = 256
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder: what a killed run left there is of no use."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:
+    """Write each image's bytes to a bucket file in ``folder``; the rows, saying where the bytes are now."""
+    paths = [folder / f"bucket-{bucket:03d}" for bucket in range(BUCKETS)]
+    fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644) for path in paths]
+    ends = [0] * BUCKETS
+    try:
+        for row in rows:
+            if isinstance(row, ImageRow):
+                key = plan.key_of(row.wnid, row.name)
+                bucket = int(plan.hashes([key], seed)[0]) * BUCKETS >> 64
+                write_all(fds[bucket], row.data)
+                yield row._replace(file=str(paths[bucket]), offset=ends[bucket], data=b"")
+                ends[bucket] += row.size
+            else:
+                yield row
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def lay_down_shards(shards: list[tuple[Path, int, Path]], folder: Path, report: Callable[[Report], None]) -> None:
+    """Read the streams again and lay down the images of some shards in ``folder``.
+
+    ``shards`` are (plan file, batch, file for the locations): the latter get, in the batch's row order, where each
+    image begins in ``group_path(folder, position of the shard in shards)``.
+    """
+    columns = [_wanted(plan_file, batch) for plan_file, batch, _ in shards]
+    counts = [len(sizes) for _, _, sizes in columns]
+    names: list[bytes] = sorted({name for files, _, _ in columns for name in files.unique().to_pylist()})
+    files = np.concatenate([pc.index_in(part, pa.array(names, pa.binary())).to_numpy() for part, _, _ in columns])
+    offsets = np.concatenate([part for _, part, _ in columns])
+    sizes = np.concatenate([part for _, _, part in columns])
+    del columns
+    shard = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+    order = np.lexsort((offsets, files))
+    fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644) for path in _group_paths(folder, len(shards))]
+    locations = np.empty(len(order), np.int64)
+    ends = [0] * len(fds)
+    try:
+        current, stream = -1, None
+        for row in order:
+            if files[row] != current or stream is None:
+                current = files[row]
+                stream = open_stream(os.fsdecode(names[current]))
+            group, size = shard[row] % GROUPS, int(sizes[row])
+            write_all(fds[group], stream.read(int(offsets[row]), size))
+            locations[row] = ends[group]
+            ends[group] += size
+            report({"images": 1, "bytes": size})
+    finally:
+        for fd in fds:
+            os.close(fd)
+    for part, (_, _, path) in zip(np.split(locations, np.cumsum(counts)[:-1]), shards, strict=True):
+        np.save(path, part, allow_pickle=False)
+
+
+def group_path(folder: Path, position: int) -> Path:
+    return folder / f"group-{position % GROUPS:03d}"
+
+
+def _group_paths(folder: Path, shards: int) -> list[Path]:
+    return [group_path(folder, position) for position in range(min(shards, GROUPS))]
+
+
+def _wanted(plan_file: Path, batch: int) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    rows = catalogue.batch(plan_file, batch)
+    return rows["file"], rows["offset"].to_numpy(), rows["size"].to_numpy().astype(np.int32)

@@ -1,0 +1,134 @@
+"""Bytes that only come in order: gzip files, pipes, downloads. Read once, front to back, in bounded memory."""
+
+import os
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.cli import UserError
+
+CHUNK = 1 << 20  # bytes read at a time
+
+
+class Stream:
+    """Positioned reads over something sequential: each must start at or after the end of the one before."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._chunk = b""
+        self._start = 0  # position of the chunk's first byte
+        self.ended = False
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``, fewer only at the end."""
+        assert offset >= self._start, "a stream can't be read backwards"
+        found: list[bytes] = []
+        while size:
+            at = offset - self._start
+            piece = self._chunk[at : at + size]
+            if piece:
+                found.append(piece)
+                offset += len(piece)
+                size -= len(piece)
+                continue
+            self._start += len(self._chunk)
+            self._chunk = next(self._chunks, b"")
+            if not self._chunk:
+                self.ended = True
+                break
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def skip(self) -> None:
+        """Forget the rest of what was read, and read on."""
+        self._start += len(self._chunk)
+        self._chunk = next(self._chunks, b"")
+        self.ended = not self._chunk
+
+
+def open_stream(location: str, on_bytes: Callable[[int], None] = lambda _: None) -> Stream:
+    """Open a local file, ``pipe:COMMAND``, or a URL that fsspec knows (s3://, https://); gzip is unpacked.
+
+    ``on_bytes`` is told of the bytes read before unpacking. Errors of the source are raised as UserError.
+    """
+    return Stream(_unpacked(_counted(_raw(location), on_bytes), location))
+
+
+def _counted(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        on_bytes(len(chunk))
+        yield chunk
+
+
+def _raw(location: str) -> Iterator[bytes]:
+    if location.startswith("pipe:"):
+        yield from _from_command(location.removeprefix("pipe:"))
+    elif "://" in location:
+        yield from _from_url(location)
+    else:
+        with Path(location).open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+
+def _from_command(command: str) -> Iterator[bytes]:
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            while chunk := process.stdout.read(CHUNK):
+                yield chunk
+        except GeneratorExit:
+            process.kill()
+            raise
+    if process.returncode:
+        raise UserError(f"INPUT's command {command!r} failed with exit code {process.returncode}")
+
+
+def _from_url(url: str) -> Iterator[bytes]:
+    try:
+        import fsspec  # noqa: PLC0415 only where it is asked for: it is an extra
+
+        with fsspec.open(url, "rb", block_size=8 << 20) as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except ImportError as error:
+        raise UserError(f"INPUT {url!r} needs the remote extra ({error}): pip install 'vit-pipeline[remote]'") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"INPUT {url!r} can't be read: {error}") from None
+
+
+def _unpacked(chunks: Iterator[bytes], location: str) -> Iterator[bytes]:
+    """The same bytes, or what they unpack to where they are gzip (any number of members, RFC 1952)."""
+    first = next(chunks, b"")
+    if first[:2] != b"\x1f\x8b":
+        if first:
+            yield first
+        yield from chunks
+        return
+    unpacker = zlib.decompressobj(wbits=31)
+    waiting = first
+    try:
+        while waiting:
+            if plain := unpacker.decompress(waiting, 4 * CHUNK):
+                yield plain
+            waiting = unpacker.unconsumed_tail or unpacker.unused_data
+            if unpacker.eof:
+                waiting = (waiting or next(chunks, b"")).lstrip(b"\0")  # padding after the last member
+                unpacker = zlib.decompressobj(wbits=31) if waiting else unpacker
+            elif not waiting:
+                waiting = next(chunks, b"")
+    except zlib.error as error:
+        raise UserError(f"INPUT {location!r} is damaged gzip ({error}): download it again") from None
+    if not unpacker.eof:
+        raise UserError(f"INPUT {location!r} is cut short inside its gzip data: download it again")
+
+
+def is_seekable(location: str) -> bool:
+    """Whether positioned reads work: a local regular file that isn't gzip."""
+    if location.startswith("pipe:") or "://" in location or not Path(location).is_file():
+        return False
+    fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 2) != b"\x1f\x8b"
+    finally:
+        os.close(fd)

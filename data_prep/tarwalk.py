@@ -1,0 +1,159 @@
+"""From tar members to images: what is an image of which class, and what is left out for which reason."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from data_prep.devkit import Devkit
+from data_prep.images import LARGEST_FILE
+from data_prep.tarscan import Member, Read, scan
+from pipeline.cli import UserError
+
+ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
+
+
+class ImageRow(NamedTuple):
+    """An image found in a source."""
+
+    wnid: str
+    name: str  # inside its class, "/" between parts
+    file: str  # that holds the bytes
+    offset: int
+    size: int
+    data: bytes = b""  # the bytes, where the source is a stream: they can't be read later
+
+
+class RejectRow(NamedTuple):
+    """Something found that can't be an image of the data set (pipeline.shards.REJECTS_SCHEMA)."""
+
+    source: str
+    wnid: str
+    size: int
+    reason: str
+    detail: str
+
+
+Row = ImageRow | RejectRow
+
+
+class Tar(NamedTuple):
+    """A tar to walk: how to read it, and what its rows say of where they are."""
+
+    read: Read
+    file: str
+    streaming: bool
+
+    def image(self, wnid: str, name: str, member: Member) -> ImageRow:
+        data = self.read(member.offset, member.size) if self.streaming else b""
+        if self.streaming and len(data) < member.size:
+            raise UserError(f"INPUT {self.file!r} is cut short inside {member.name!r}: download it again")
+        return ImageRow(wnid, name, self.file, member.offset, member.size, data)
+
+
+def printable(text: str) -> str:
+    """``text`` with bytes that aren't UTF-8 written %XX, so that it can be stored and shown anywhere."""
+    if text.isascii():
+        return text
+    return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text)
+
+
+def problem(member: Member, wnid: str, where: str = "") -> RejectRow | None:
+    """Why a member that isn't a directory can't be used; ``None`` for a plain file with an image's name."""
+    name = member.name
+    if member.kind != "file":
+        reason, detail = "not_a_file", f"the tar member is a {member.kind}"
+    elif name == ".." or name.startswith(("/", "../")) or "/../" in name or name.endswith("/.."):
+        reason, detail = "unsafe_path", "the tar member's path leaves its folder"
+    elif name.rpartition(".")[2].lower() not in ENDINGS:
+        reason, detail = "other_file", "the ending is no image's"
+    elif member.size > LARGEST_FILE:
+        reason, detail = "too_large", f"{member.size:,} bytes, more than {LARGEST_FILE:,}"
+    else:
+        return None
+    return RejectRow(printable(where + name), wnid, member.size, reason, detail)
+
+
+def is_ignored(member: Member) -> bool:
+    """Directories, and hidden files such as macOS's ``._name``: not meant as images."""
+    return member.kind == "directory" or member.name.rpartition("/")[2].startswith(".")
+
+
+def is_class_tar(member: Member) -> bool:
+    return member.kind == "file" and member.name.endswith(".tar") and not is_ignored(member)
+
+
+def class_of_tar(name: str) -> str:
+    """``winter21_whole/n01440764.tar`` -> ``n01440764``."""
+    return printable(name.rpartition("/")[2].removesuffix(".tar"))
+
+
+def class_tar(tar: Tar, start: int, end: int, wnid: str) -> Iterator[Row]:
+    """The images of one class's tar."""
+    for member in scan(tar.read, start, end):
+        if is_ignored(member):
+            continue
+        reject = problem(member, wnid, f"{wnid}.tar/")
+        if reject:
+            yield reject
+            continue
+        parts = [part for part in printable(member.name).split("/") if part not in ("", ".")]
+        inside = parts[1:] if len(parts) > 1 and parts[0] == wnid else parts
+        yield tar.image(wnid, "/".join(inside), member)
+
+
+def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) -> Iterator[Row]:
+    """A release's tar: ``<class>/<image>`` members, validation images (with ``devkit``), class tars if ``nested``."""
+    for member in scan(tar.read, 0, end):
+        if is_ignored(member):
+            continue
+        if is_class_tar(member):
+            if nested:
+                yield from class_tar(tar, member.offset, member.offset + member.size, class_of_tar(member.name))
+            continue
+        folder, _, name = printable(member.name).rpartition("/")
+        wnid = (devkit.wnid_of(name) if devkit else None) or folder.rpartition("/")[2]
+        reject = problem(member, wnid)
+        if reject:
+            yield reject
+        elif wnid in ("", "."):
+            raise UserError(
+                f"INPUT {tar.file!r} has images without a class, such as {name!r}: images must lie in <wnid>.tar "
+                "members or in class folders; for ILSVRC2012's validation tar give --devkit"
+            )
+        elif devkit and not devkit.wnid_of(name):
+            yield RejectRow(printable(member.name), "", member.size, "no_class", "not a name of the --devkit")
+        else:
+            yield tar.image(wnid, name, member)
+
+
+def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str]) -> Iterator[Row]:
+    """A WebDataset tar: members of one key, side by side, are a sample; ``wnid_of`` names the class in ``.cls``."""
+    key: str | None = None
+    image: tuple[ImageRow, str] | None = None
+    label: str | None = None
+
+    def sample() -> Iterator[Row]:
+        if image and label is not None:
+            wnid = wnid_of(label)
+            row, ending = image
+            yield row._replace(wnid=wnid, name=f"{(key or '').removeprefix(wnid + '/')}.{ending}")
+        elif image:
+            yield RejectRow(f"{tar.file}/{key}", "", image[0].size, "no_class", "the sample has no .cls member")
+
+    for member in scan(tar.read, 0, end):
+        if is_ignored(member):
+            continue
+        folder, slash, name = printable(member.name).rpartition("/")
+        stem, _, ending = name.partition(".")
+        own = f"{folder}{slash}{stem}"
+        if own != key:
+            yield from sample()
+            key, image, label = own, None, None
+        if ending == "cls" and member.kind == "file":
+            label = tar.read(member.offset, min(member.size, 256)).decode("utf-8", "replace").strip()
+        elif ending.rpartition(".")[2].lower() in ENDINGS:
+            reject = problem(member, "", f"{tar.file}/")
+            if reject:
+                yield reject
+            elif image is None:
+                image = tar.image("", "", member), ending
+    yield from sample()
