@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 from pyarrow import ipc
 
-from data_prep import catalogue, images, sources, workers
+from data_prep import catalogue, images, workers
 from data_prep.images import ImageOptions, RejectedError
 from data_prep.writer import ShardWriter
 from pipeline import shards
@@ -121,9 +121,9 @@ def make_shard(task: ShardTask) -> ShardInfo:
                 counts.clear()
     workers.report(dict(counts))
     info = ShardInfo(task.split, task.shard, len(written), writer.bytes, writer.xxh3_128)
-    catalogue.write(task.done.with_suffix(".rejects"), sources.table(rejects, REJECTS_SCHEMA), REJECTS_SCHEMA)
+    catalogue.write(task.done.with_suffix(".rejects"), catalogue.table(rejects, REJECTS_SCHEMA), REJECTS_SCHEMA)
     schema = INDEX_SCHEMA.with_metadata({"shard": json.dumps(dataclasses.asdict(info))})
-    catalogue.write(task.done, sources.table(written, INDEX_SCHEMA), schema)
+    catalogue.write(task.done, catalogue.table(written, INDEX_SCHEMA), schema)
     return info
 
 

@@ -6,9 +6,10 @@ once by hash (the global shuffle).
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,18 @@ class Writer:
         finally:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def table(records: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
+    """Tuples in the order of ``schema``'s fields as a table."""
+    columns = zip(*records, strict=True) if records else [[] for _ in schema]
+    arrays = []
+    for column, field in zip(columns, schema, strict=True):
+        if pa.types.is_dictionary(field.type):
+            arrays.append(pa.array(column, field.type.value_type).dictionary_encode().cast(field.type))
+        else:
+            arrays.append(pa.array(column, field.type))
+    return pa.table(arrays, schema=schema)
 
 
 def write(path: Path, table: pa.Table, schema: pa.Schema) -> None:

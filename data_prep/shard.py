@@ -27,10 +27,11 @@ from pipeline.cli import UserError
 DESCRIPTION = """Turn a raw image release into a data set: every image checked, all of them shuffled, written as
 WebDataset tars with an index, a class list, and a list of what was left out and why.
 
-INPUT: what you downloaded, be it fall11_whole.tar, winter21_whole.tar.gz, ILSVRC2012's train or val tar (the latter with
---devkit), a folder of <wnid>.tar files, a folder of class folders, or WebDataset tars (a folder, shards-{000..099}.tar,
-pipe:COMMAND, s3://..., https://...). Nothing is unpacked to loose files. A killed run goes on where it was when
-started again. The same images, options and seed give the same bytes, whatever the number of workers and tasks.
+INPUT: what you downloaded, be it fall11_whole.tar, winter21_whole.tar.gz, ILSVRC2012's train or val tar (the latter
+with --devkit), a folder of <wnid>.tar files, a folder of class folders, or WebDataset tars (their folder,
+shards-{000..099}.tar, pipe:COMMAND, s3://..., https://...). Nothing is unpacked to loose files. A killed run goes on
+where it was when started again. The same images, options and seed give the same bytes, whatever the number of workers
+and tasks.
 
 Examples:
   python -m data_prep.shard fall11_whole.tar data/imagenet21k --classes google21k

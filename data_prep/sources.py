@@ -14,7 +14,7 @@ from typing import Any, Literal
 import braceexpand
 import pyarrow as pa
 
-from data_prep import streams, tarwalk
+from data_prep import catalogue, streams, tarwalk
 from data_prep.devkit import Devkit
 from data_prep.images import LARGEST_FILE
 from data_prep.plan import CATALOGUE
@@ -257,19 +257,7 @@ def tables(found: Sequence[Row]) -> tuple[pa.Table, pa.Table]:
     """CATALOGUE and REJECTS_SCHEMA rows."""
     images = [(*row[:2], os.fsencode(row.file), row.offset, row.size) for row in found if isinstance(row, ImageRow)]
     rejects = [row for row in found if isinstance(row, RejectRow)]
-    return table(images, CATALOGUE), table(rejects, REJECTS_SCHEMA)
-
-
-def table(records: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    """Tuples in the order of ``schema``'s fields as a table."""
-    columns = zip(*records, strict=True) if records else [[] for _ in schema]
-    arrays = []
-    for column, field in zip(columns, schema, strict=True):
-        if pa.types.is_dictionary(field.type):
-            arrays.append(pa.array(column, field.type.value_type).dictionary_encode().cast(field.type))
-        else:
-            arrays.append(pa.array(column, field.type))
-    return pa.table(arrays, schema=schema)
+    return catalogue.table(images, CATALOGUE), catalogue.table(rejects, REJECTS_SCHEMA)
 
 
 def scan_part(part: Part) -> tuple[pa.Table, pa.Table]:

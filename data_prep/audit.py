@@ -1,0 +1,210 @@
+"""``python -m data_prep.audit DATASET --against OTHER``: which images of one data set are also in another?"""
+
+import collections
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import tyro
+import xxhash
+
+from data_prep import finish, phash, progress, workers
+from data_prep.datasets import OpenTar, Piece, pieces, rows_of
+from pipeline import cli, shards
+from pipeline.cli import UserError
+
+DESCRIPTION = """Find the images of DATASET that are also in OTHER, such as the test images that a training set holds:
+equal bytes by their hash, near-equal pictures (resized, recompressed) by a perceptual hash, confirmed by comparing the
+pictures. File names are not looked at: they prove nothing.
+
+Writes a removal list, a line each: key, key in OTHER, exact or near, correlation. `data_prep.shard --exclude` takes it.
+With DATASET and OTHER the same, finds its own duplicates and lists all but the first of each.
+
+Examples:
+  python -m data_prep.audit data/imagenet21k --against data/imagenet1k-val
+  python -m data_prep.audit data/imagenet21k --against data/imagenet1k-val --distance 0 --out leaks.tsv
+  python -m data_prep.shard fall11_whole.tar data/imagenet21k-clean --exclude leaks.tsv
+"""
+BLOCK = 4096  # images compared at a time
+
+
+@dataclass(frozen=True)
+class Options:
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """The data set to clean."""
+    against: Path
+    """The data set whose images must not be in it."""
+    distance: int = 6
+    """Bits of 64 in which the perceptual hashes of near-equal pictures may differ, 0 to 7; -1: equal bytes only."""
+    correlation: float = 0.95
+    """Least correlation of two near-equal pictures' thumbnails."""
+    out: Path | None = None
+    """The removal list; DATASET-in-OTHER.tsv in this folder where not given."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes."""
+    json: bool = False
+    """Print one JSON object, for machines."""
+
+
+class Prints(NamedTuple):
+    """What is compared of a data set's images, in index order; ``perceptual`` is empty where nobody asked for it."""
+
+    exact: npt.NDArray[np.uint64]  # xxh3_64 of the bytes
+    perceptual: npt.NDArray[np.uint64]
+
+
+class Match(NamedTuple):
+    """A row of DATASET that is also in OTHER."""
+
+    row: int
+    other_row: int
+    kind: str  # "exact" or "near"
+    correlation: float
+
+
+def main(args: list[str] | None = None) -> int:
+    options = cli.parse(Options, prog="python -m data_prep.audit", description=DESCRIPTION, args=args)
+    if not -1 <= options.distance <= 7:
+        raise UserError(f"--distance {options.distance} must be from 0 to 7, or -1 for equal bytes only")
+    if not 0 < options.correlation <= 1:
+        raise UserError(f"--correlation {options.correlation} must be above 0 and at most 1")
+    own = pieces(options.dataset, shards.read_info(options.dataset))
+    other = pieces(options.against, shards.read_info(options.against))
+    itself = options.dataset.resolve() == options.against.resolve()
+    other_prints = _prints(other, options, "reading OTHER")
+    own_prints = other_prints if itself else _prints(own, options, "reading DATASET")
+    matches = _exact(own_prints.exact, other_prints.exact, itself)
+    if options.distance >= 0:
+        matches |= _near(own, other, own_prints.perceptual, other_prints.perceptual, options, itself, set(matches))
+    out = options.out or Path(f"{options.dataset.resolve().name}-in-{options.against.resolve().name}.tsv")
+    lines = list(_lines(own, other, [matches[row] for row in sorted(matches)]))
+    finish.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
+    kinds = collections.Counter(match.kind for match in matches.values())
+    count = len(own_prints.exact)
+    if options.json:
+        print(json.dumps({"list": str(out), "images": count, "exact": kinds["exact"], "near": kinds["near"]}))
+    else:
+        print(f"{len(matches):,} of {count:,} images of {options.dataset} are in {options.against}: ", end="")
+        print(f"{kinds['exact']:,} byte for byte, {kinds['near']:,} nearly; the list is {out}")
+        print(f"  to leave them out: python -m data_prep.shard INPUT OUTPUT --exclude {out}")
+    return cli.EXIT_DONE
+
+
+def _prints(work: list[Piece], options: Options, what: str) -> Prints:
+    total = sum(piece.info.samples for piece in work)
+    items = [(piece, options.distance >= 0) for piece in work]
+    with progress.Bar(what, total, "images") as bar:
+        found = list(workers.run(prints_of, items, options.workers, bar.report))
+    return Prints(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def prints_of(item: tuple[Piece, bool]) -> Prints:
+    """The hashes of one shard's images; those that the index lacks are computed."""
+    piece, perceptual = item
+    cv2.setNumThreads(1)
+    rows = rows_of(piece, ["offset", "size", "xxh3_64"])
+    exact = rows["xxh3_64"].to_numpy().copy()
+    seen = np.zeros(len(rows) if perceptual else 0, np.uint64)
+    with OpenTar(piece.tar) as tar:
+        for row, (offset, size) in enumerate(zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)):
+            if perceptual or not exact[row]:
+                data = tar.read(offset, size)
+                exact[row] = exact[row] or xxhash.xxh3_64_intdigest(data)
+            if perceptual:
+                try:
+                    seen[row] = phash.of_thumbnail(phash.thumbnail(data))
+                except ValueError:
+                    seen[row] = 0  # undecodable: like nothing else
+            workers.report({"images": 1, "bytes": size})
+    return Prints(exact, seen)
+
+
+def _exact(own: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64], itself: bool) -> dict[int, Match]:
+    """By row of DATASET, the first row of OTHER with the same bytes."""
+    order = np.argsort(other, kind="stable")
+    place = np.minimum(np.searchsorted(other[order], own), len(other) - 1)
+    first = order[place]
+    same = other[first] == own
+    if itself:
+        same &= first < np.arange(len(own))
+    return {int(row): Match(int(row), int(first[row]), "exact", 1.0) for row in np.flatnonzero(same)}
+
+
+def _near(
+    own: list[Piece],
+    other: list[Piece],
+    own_hashes: npt.NDArray[np.uint64],
+    other_hashes: npt.NDArray[np.uint64],
+    options: Options,
+    itself: bool,
+    known: set[int],
+) -> dict[int, Match]:
+    """Candidates by perceptual hash, each confirmed by comparing the two thumbnails; the best one a row."""
+    found: dict[int, Match] = {}
+    with Pictures(own) as mine, Pictures(other) as theirs:
+        for start in range(0, len(own_hashes), BLOCK):
+            queries, others = phash.neighbours(own_hashes[start : start + BLOCK], other_hashes, options.distance)
+            for row, other_row in zip((queries + start).tolist(), others.tolist(), strict=True):
+                if row in known or (itself and other_row >= row):
+                    continue
+                correlation = phash.similarity(mine.thumbnail(row), theirs.thumbnail(other_row))
+                if correlation >= max(options.correlation, found[row].correlation if row in found else 0):
+                    found[row] = Match(row, other_row, "near", correlation)
+    return found
+
+
+class Pictures:
+    """Thumbnails by index row, the last ones kept."""
+
+    def __init__(self, work: list[Piece]) -> None:
+        self._pieces = work
+        self._starts = np.array([piece.first_row for piece in work])
+        self._rows: tuple[int, pa.Table] = (-1, None)
+        self._kept: collections.OrderedDict[int, npt.NDArray[np.float32]] = collections.OrderedDict()
+
+    def __enter__(self) -> "Pictures":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.clear()
+
+    def thumbnail(self, row: int) -> npt.NDArray[np.float32]:
+        if row not in self._kept:
+            number = int(np.searchsorted(self._starts, row, "right")) - 1
+            piece = self._pieces[number]
+            if self._rows[0] != number:
+                self._rows = number, rows_of(piece, ["offset", "size"])
+            place = self._rows[1].slice(row - piece.first_row, 1).to_pylist()[0]
+            with OpenTar(piece.tar) as tar:
+                self._kept[row] = phash.thumbnail(tar.read(place["offset"], place["size"]))
+            if len(self._kept) > BLOCK:
+                self._kept.popitem(last=False)
+        return self._kept[row]
+
+
+def _lines(own: list[Piece], other: list[Piece], matches: list[Match]) -> Iterator[str]:
+    keys = _keys(own, {match.row for match in matches})
+    other_keys = _keys(other, {match.other_row for match in matches})
+    for match in matches:
+        yield f"{keys[match.row]}\t{other_keys[match.other_row]}\t{match.kind}\t{match.correlation:.3f}\n"
+
+
+def _keys(work: list[Piece], rows: set[int]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for piece in work:
+        here = sorted(row for row in rows if piece.first_row <= row < piece.first_row + piece.info.samples)
+        if here:
+            keys = rows_of(piece, ["key"])["key"].take([row - piece.first_row for row in here]).to_pylist()
+            found.update(zip(here, keys, strict=True))
+    return found
+
+
+if __name__ == "__main__":
+    cli.run(main)

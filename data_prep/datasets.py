@@ -1,0 +1,76 @@
+"""Reading finished data sets shard by shard, as the commands that check, show and compare them do."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.shards import DatasetInfo, ShardInfo
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A shard and where its rows begin in index.parquet."""
+
+    folder: Path
+    info: ShardInfo
+    first_row: int
+
+    @property
+    def tar(self) -> Path:
+        return self.folder / self.info.file_name
+
+
+def pieces(folder: Path, info: DatasetInfo) -> list[Piece]:
+    """One piece a shard, in index order."""
+    found, row = [], 0
+    for shard in info.shards:
+        found.append(Piece(folder, shard, row))
+        row += shard.samples
+    return found
+
+
+def rows_of(piece: Piece, columns: list[str] | None = None) -> pa.Table:
+    """The index rows of one shard, without reading those of the others."""
+    with pq.ParquetFile(piece.folder / "index.parquet") as index:
+        start, tables = 0, []
+        first, last = piece.first_row, piece.first_row + piece.info.samples
+        for group in range(index.num_row_groups):
+            end = start + index.metadata.row_group(group).num_rows
+            if start < last and first < end:
+                table = index.read_row_group(group, columns=columns)
+                tables.append(table.slice(max(first - start, 0), min(last, end) - max(first, start)))
+            start = end
+        names = columns or index.schema_arrow.names
+        return pa.concat_tables(tables) if tables else index.schema_arrow.empty_table().select(names)
+
+
+def batches(folder: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """The index's row groups, some columns of them, one in memory at a time."""
+    with pq.ParquetFile(folder / "index.parquet") as index:
+        for group in range(index.num_row_groups):
+            yield index.read_row_group(group, columns=columns)
+
+
+class OpenTar:
+    """Positioned reads on one tar. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "OpenTar":
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes, fewer only at the file's end."""
+        return os.pread(self._fd, size, offset)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)

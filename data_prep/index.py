@@ -1,0 +1,250 @@
+"""``python -m data_prep.index FOLDER``: make WebDataset tars that somebody else wrote a data set, where they lie.
+
+Reads tar headers and ``.cls`` members only, so a terabyte takes minutes. What can't be known from headers stays empty:
+widths, heights and hashes are 0.
+"""
+
+import collections
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import tyro
+
+from data_prep import catalogue, classmaps, finish, progress, workers
+from data_prep.tarscan import DamagedTarError, Read, scan
+from pipeline import cli
+from pipeline.cli import UserError
+from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
+
+DESCRIPTION = """Index the WebDataset tars in FOLDER, by their headers alone, so that the pipeline can train on them.
+Writes index.parquet, classes.parquet, rejects.parquet and dataset.json beside the tars, which stay as they are.
+
+Each sample needs a JPEG (.jpg or .jpeg) and a .cls member: a class number, or a class name. Splits are told by the
+tars' names (val and test in them; all others are train).
+
+Examples:
+  python -m data_prep.index data/imagenet1k-wds --classes imagenet1k
+  python -m data_prep.index data/shards --classes wnids.txt --split train
+  python -m data_prep.index data/shards --force     # again, after tars were added
+"""
+WINDOW = 2048  # bytes: a .cls member with its header, and the next header, in one read
+JPEGS = frozenset({"jpg", "jpeg", "JPEG", "JPG"})
+
+
+@dataclass(frozen=True)
+class Options:
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds the tars."""
+    classes: str = "derive"
+    """The class list that the numbers mean: fall11, google21k, imagenet1k, or a file with a wnid a line. derive: the
+    numbers or names themselves."""
+    split: str = "auto"
+    """Split of all tars; auto goes by their names."""
+    name: str = ""
+    """Name of the data set; the folder's where empty."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes."""
+    force: bool = False
+    """Replace an index that is there."""
+
+
+class Indexed(NamedTuple):
+    """What the headers of one tar say."""
+
+    keys: list[str]
+    offsets: list[int]
+    sizes: list[int]
+    labels: list[str]
+    left_out: list[tuple[str, str, int, str, str]]  # REJECTS_SCHEMA
+
+
+def main(args: list[str] | None = None) -> int:
+    options = cli.parse(Options, prog="python -m data_prep.index", description=DESCRIPTION, args=args)
+    tars = _tars(options)
+    listed = None if options.classes == "derive" else classmaps.listed(options.classes)
+    if listed is None and options.classes != "derive":
+        raise UserError(f"--classes {options.classes} isn't a fixed list: give derive, a list's name or a file")
+    names = [path.name for path in tars]
+    splits = [_split(name) if options.split == "auto" else options.split for name in names]
+    order = sorted(range(len(tars)), key=lambda number: (splits[number], names[number]))
+    rows = catalogue.temporary(options.folder / "index.arrow")
+    rejects: list[tuple[str, str, int, str, str]] = []
+    made: list[ShardInfo] = []
+    seen: set[str] = set()
+    try:
+        with catalogue.Writer(rows, _ROWS) as writer, progress.Bar("indexing", len(tars), "tars") as bar:
+            found = workers.run(index_tar, [tars[number] for number in order], min(options.workers, len(tars)))
+            counts: collections.Counter[str] = collections.Counter()
+            for number, indexed in zip(order, found, strict=True):
+                bar.report({"images": 1})
+                split, shard = splits[number], counts[splits[number]]
+                counts[split] += 1
+                size = tars[number].stat().st_size
+                made.append(ShardInfo(split, shard, len(indexed.keys), size, "", names[number]))
+                writer.add(_table(indexed, split, shard))
+                seen.update(indexed.labels)
+                rejects += indexed.left_out
+        if not writer.rows:
+            raise UserError(f"FOLDER {str(options.folder)!r}: no tar has a sample with a JPEG and a .cls member")
+        wnids, label_of = _classes(seen, listed, options.classes)
+        tables = (_labelled(table, label_of) for table in catalogue.batches(rows))
+        finish.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
+    finally:
+        rows.unlink(missing_ok=True)
+    reject_table = catalogue.table(rejects, REJECTS_SCHEMA)
+    finish.write_parquet(options.folder / "rejects.parquet", REJECTS_SCHEMA, [reject_table])
+    info = finish.describe(
+        options.folder,
+        name=options.name or options.folder.resolve().name,
+        seed=0,
+        options={"made_by": "data_prep.index", "classes": options.classes},
+        classes=finish.classes_table(wnids, [classmaps.name_of(wnid) for wnid in wnids]),
+        made=made,
+        rejects=len(rejects),
+    )
+    samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
+    print(
+        f"{options.folder}: {samples} images of {info.classes:,} classes in {len(made):,} tars, {len(rejects):,} left out"
+    )
+    return cli.EXIT_DONE
+
+
+def _tars(options: Options) -> list[Path]:
+    if not options.folder.is_dir():
+        raise UserError(f"FOLDER {str(options.folder)!r} does not exist: give the folder that holds the tars")
+    if (options.folder / "dataset.json").exists() and not options.force:
+        raise UserError(f"FOLDER {str(options.folder)!r} has a dataset.json already: --force makes a new index")
+    tars = sorted(path for path in options.folder.glob("*.tar") if not path.name.startswith("."))
+    if not tars:
+        raise UserError(f"FOLDER {str(options.folder)!r} holds no .tar files")
+    return tars
+
+
+def _split(name: str) -> str:
+    """``imagenet1k-validation-03.tar`` -> ``val``."""
+    return "val" if "val" in name.lower() else "test" if "test" in name.lower() else "train"
+
+
+def index_tar(path: Path) -> Indexed:
+    """Find the samples of one tar. Raises UserError where it is damaged."""
+    found = Indexed([], [], [], [], [])
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _find_samples(fd, path.name, found)
+    except DamagedTarError as error:
+        raise UserError(f"{str(path)!r} is damaged, {error}: get it again, or move it out of the folder") from None
+    finally:
+        os.close(fd)
+    return found
+
+
+def _windowed(fd: int) -> Read:
+    """Positioned reads that fetch a little more than asked for: small members and the next header come with it."""
+    window, start = b"", 0
+    pread = os.pread
+
+    def read(offset: int, size: int) -> bytes:
+        nonlocal window, start
+        at = offset - start
+        if at < 0 or at + size > len(window):
+            window, start, at = pread(fd, size if size > WINDOW else WINDOW, offset), offset, 0
+        return window[at : at + size]
+
+    return read
+
+
+def _find_samples(fd: int, tar: str, found: Indexed) -> None:
+    read = _windowed(fd)
+    key, offset, size, label = "", 0, -1, ""
+
+    def sample() -> None:
+        if size >= 0 and label:
+            found.keys.append(key)
+            found.offsets.append(offset)
+            found.sizes.append(size)
+            found.labels.append(label)
+        elif key:
+            what = "no .cls member" if size >= 0 else "no JPEG"
+            found.left_out.append((f"{tar}/{key}", "", max(size, 0), "incomplete", what))
+
+    for name, start, length, kind in scan(read, 0, os.fstat(fd).st_size):
+        stem, _, ending = name.partition(".")
+        if "/" in ending or not stem or stem[-1] == "/":  # a dot in a folder's name, or a hidden file
+            folder, slash, last = name.rpartition("/")
+            stem, _, ending = last.partition(".")
+            if not stem:
+                continue
+            stem = f"{folder}{slash}{stem}"
+        if kind != "file":
+            continue
+        if stem != key:
+            sample()
+            key, size, label = stem, -1, ""
+        if ending in JPEGS and size < 0:
+            offset, size = start, length
+        elif ending == "cls":
+            label = read(start, min(length, 256)).decode("utf-8", "replace").strip()
+    sample()
+
+
+_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])
+
+
+def _table(indexed: Indexed, split: str, shard: int) -> pa.Table:
+    """INDEX_SCHEMA's columns and the class as it stands in the tar; labels come when all classes are known."""
+    count = len(indexed.keys)
+
+    def same(value: int, kind: pa.DataType) -> pa.Array:
+        return pa.array(np.full(count, value), kind)
+
+    columns = {
+        "key": pa.array(indexed.keys, pa.string()),
+        "split": _constant(split, count),
+        "shard": same(shard, pa.int32()),
+        "offset": pa.array(indexed.offsets, pa.int64()),
+        "size": pa.array(indexed.sizes, pa.int32()),
+        "label": same(-1, pa.int32()),
+        "width": same(0, pa.int32()),
+        "height": same(0, pa.int32()),
+        "orientation": same(1, pa.uint8()),
+        "recoded": _constant("", count),
+        "xxh3_64": same(0, pa.uint64()),
+        "class": pa.array(indexed.labels, pa.string()),
+    }
+    return pa.table(columns, schema=_ROWS)
+
+
+def _constant(text: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count), pa.int8()), pa.array([text]))
+
+
+def _classes(seen: set[str], listed: list[str] | None, choice: str) -> tuple[list[str], dict[str, int]]:
+    """The class list, and the index that each text of a .cls member means. Raises UserError where one means none."""
+    numbers = all(text.isdecimal() for text in seen)
+    if numbers:
+        largest = max(int(text) for text in seen)
+        if listed is not None and largest >= len(listed):
+            raise UserError(f"--classes {choice} has {len(listed)} classes, but a .cls member says {largest}")
+        wnids = listed or [f"{number:05d}" for number in range(largest + 1)]
+        return wnids, {text: int(text) for text in seen}
+    wnids = listed or sorted(seen)
+    index = {wnid: number for number, wnid in enumerate(wnids)}
+    unknown = sorted(seen - index.keys())
+    if unknown:
+        raise UserError(f"--classes {choice} lacks the class {unknown[0]!r} of a .cls member")
+    return wnids, index
+
+
+def _labelled(table: pa.Table, label_of: dict[str, int]) -> pa.Table:
+    labels: npt.NDArray[np.int32] = np.array([label_of[text] for text in table["class"].to_pylist()], np.int32)
+    column = INDEX_SCHEMA.get_field_index("label")
+    return table.drop_columns("class").set_column(column, "label", pa.array(labels))
+
+
+if __name__ == "__main__":
+    cli.run(main)

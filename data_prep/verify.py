@@ -1,0 +1,208 @@
+"""``python -m data_prep.verify DATASET``: is the data set on this disk the one that was made, and is it a good one?"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import simplejpeg
+import tyro
+import xxhash
+
+from data_prep import build, progress, workers
+from data_prep.datasets import OpenTar, Piece, batches, pieces, rows_of
+from data_prep.tarscan import DamagedTarError, scan
+from pipeline import cli, shards
+from pipeline.shards import DatasetInfo
+
+DESCRIPTION = """Check a finished data set: the hash of every tar and of every image, tar headers and class members
+against the index, every image decoded, counts, the balance of the classes, and whether the order is random.
+
+Exit code 0: all holds. 1: something doesn't; each finding is a line.
+
+Examples:
+  python -m data_prep.verify data/imagenet21k
+  python -m data_prep.verify data/imagenet21k --no-decode --workers 32   # hashes only, at the speed of the disk
+  python -m data_prep.verify data/imagenet21k --json | jq .findings
+"""
+EXIT_DAMAGED = 1
+MOST_FINDINGS = 20  # of a shard
+LEAST_Z = 5.0  # standard deviations: a random order shows this once in two million data sets
+
+
+@dataclass(frozen=True)
+class Options:
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """Folder of a finished data set."""
+    decode: bool = True
+    """Decode every image."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes."""
+    json: bool = False
+    """Print one JSON object, for machines."""
+
+
+def main(args: list[str] | None = None) -> int:
+    options = cli.parse(Options, prog="python -m data_prep.verify", description=DESCRIPTION, args=args)
+    info = shards.read_info(options.dataset)
+    findings = check_counts(options.dataset, info)
+    if not findings:  # else the index can't say where the samples are
+        work = [(piece, options.decode) for piece in pieces(options.dataset, info)]
+        with progress.Bar("verifying", sum(info.samples.values()), "images") as bar:
+            for found in workers.run(check_shard, work, options.workers, bar.report):
+                findings += found
+        findings += check_labels(options.dataset, info)
+    order = {split: order_statistic(options.dataset, split) for split in info.samples}
+    findings += [
+        f"split {split}: the order isn't random: neighbours share a class {z:+.1f} standard deviations from chance"
+        for split, z in order.items()
+        if abs(z) > LEAST_Z
+    ]
+    balance = class_balance(options.dataset)
+    if options.json:
+        print(json.dumps({"dataset": str(options.dataset), "findings": findings, "order_z": order, **balance}))
+    else:
+        for finding in findings:
+            print(f"finding: {finding}")
+        images = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
+        checked = "hashes, tar members, class members" + (", decoded images" if options.decode else "")
+        print(f"{options.dataset}: {len(findings)} findings in {images} images ({checked})")
+        print(
+            f"  images a class: {balance['smallest_class']} to {balance['largest_class']}, {balance['empty_classes']} "
+            f"classes without any; order: z = {', '.join(f'{split} {z:+.1f}' for split, z in order.items())}"
+        )
+    return EXIT_DAMAGED if findings else cli.EXIT_DONE
+
+
+def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
+    """Files and numbers of rows against dataset.json."""
+    findings = []
+    for name, count in (
+        ("index.parquet", sum(info.samples.values())),
+        ("classes.parquet", info.classes),
+        ("rejects.parquet", info.rejects),
+    ):
+        if not (folder / name).is_file():
+            findings.append(f"{name} is missing")
+        elif (rows := pq.read_metadata(folder / name).num_rows) != count:
+            findings.append(f"{name} has {rows} rows, dataset.json says {count}")
+    known = {shard.file_name for shard in info.shards}
+    findings += [
+        f"{tar.name} is no shard of this data set" for tar in sorted(folder.glob("*.tar")) if tar.name not in known
+    ]
+    return findings
+
+
+def check_shard(work: tuple[Piece, bool]) -> list[str]:
+    """What is wrong with one shard, at most MOST_FINDINGS lines and a count of the others."""
+    piece, decode = work
+    name = piece.info.file_name
+    if not piece.tar.is_file():
+        return [f"{name} is missing"]
+    if piece.tar.stat().st_size != piece.info.bytes:
+        return [f"{name} has {piece.tar.stat().st_size} bytes, dataset.json says {piece.info.bytes}"]
+    findings = []
+    if piece.info.xxh3_128 and build.file_hash(piece.tar) != piece.info.xxh3_128:
+        findings.append(f"{name}: its hash isn't the one in dataset.json")
+    with OpenTar(piece.tar) as tar:
+        try:
+            members = {member.offset: member for member in scan(tar.read, 0, piece.info.bytes)}
+        except DamagedTarError as error:
+            return [*findings, f"{name} is damaged, {error}"]
+        by_name = {member.name: member for member in members.values()}
+        rows = rows_of(piece).to_pylist()
+        for row in rows:
+            problem = _check_row(row, tar, members, by_name, decode)
+            if problem:
+                findings.append(f"{name}: {row['key']}: {problem}")
+            workers.report({"images": 1, "bytes": row["size"]})
+    more = len(findings) - MOST_FINDINGS
+    return findings[:MOST_FINDINGS] + ([f"{name}: {more} more findings"] if more > 0 else [])
+
+
+def _check_row(
+    row: dict[str, Any], tar: OpenTar, members: dict[int, Any], by_name: dict[str, Any], decode: bool
+) -> str:
+    member = members.get(row["offset"])
+    if member is None or not member.name.startswith(f"{row['key']}.") or member.size != row["size"]:
+        return "the tar has no such member at the index's offset"
+    label = by_name.get(f"{row['key']}.cls")
+    text = tar.read(label.offset, label.size).decode("ascii", "replace").strip() if label else "nothing"
+    if text != str(row["label"]):
+        return f"its .cls member says {text}, the index {row['label']}"
+    data = tar.read(row["offset"], row["size"])
+    if row["xxh3_64"] and xxhash.xxh3_64_intdigest(data) != row["xxh3_64"]:
+        return "its bytes aren't those that were written (hash differs)"
+    if decode:
+        try:
+            height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, strict=False)
+        except ValueError as error:
+            return f"it doesn't decode ({str(error).strip()})"
+        if row["width"] and (width, height) != (row["width"], row["height"]):
+            return f"it has {width} x {height} pixels, the index says {row['width']} x {row['height']}"
+    return ""
+
+
+def check_labels(folder: Path, info: DatasetInfo) -> list[str]:
+    """Class indices outside the class list."""
+    wrong = sum(
+        int(((t := b["label"].to_numpy()) < 0).sum() + (t >= info.classes).sum()) for b in batches(folder, ["label"])
+    )
+    return [f"index.parquet has {wrong} labels outside 0 to {info.classes - 1}"] if wrong else []
+
+
+def class_balance(folder: Path) -> dict[str, int]:
+    """Images of the smallest and largest class that has any, and the number of classes that have none."""
+    classes = pq.read_metadata(folder / "classes.parquet").num_rows
+    counts = np.zeros(classes, np.int64)
+    for batch in batches(folder, ["label"]):
+        labels = batch["label"].to_numpy()
+        counts += np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
+    some = counts[counts > 0]
+    smallest, largest = (int(some.min()), int(some.max())) if len(some) else (0, 0)
+    return {"smallest_class": smallest, "largest_class": largest, "empty_classes": int((counts == 0).sum())}
+
+
+def order_statistic(folder: Path, split: str) -> float:
+    """How far the number of neighbours of one class is from a random order's, in standard deviations."""
+    labels = []
+    for batch in batches(folder, ["split", "label"]):
+        own = pc.equal(batch["split"].cast(pa.string()), split)
+        labels.append(batch["label"].filter(own).to_numpy())
+    return neighbour_z(np.concatenate(labels))
+
+
+def neighbour_z(labels: npt.NDArray[np.int32]) -> float:
+    """z of the number of equal neighbours under random permutation of ``labels``; 0 where all orders are alike.
+
+    With N labels, S2 = sum n_c (n_c - 1) and S3 = sum n_c (n_c - 1)(n_c - 2) over the classes' counts n_c, the number
+    of the N - 1 neighbouring pairs that agree has mean S2 / N, and by counting pairs of pairs that share one place
+    (N - 2 of them, twice) or none, second moment S2/N + 2 (N-2) S3 / N3 + (N-2)(N-3) (S2^2 - 4 S3 - 2 S2) / N4 with
+    Nk = N (N-1) ... (N-k+1).
+    """
+    n = len(labels)
+    counts = [int(count) for count in np.unique(labels, return_counts=True)[1]]
+    if n < 4:
+        return 0.0
+    s2 = sum(c * (c - 1) for c in counts)
+    s3 = sum(c * (c - 1) * (c - 2) for c in counts)
+    n3 = n * (n - 1) * (n - 2)
+    mean = s2 / n
+    second = mean + 2 * (n - 2) * s3 / n3 + (n - 2) * (n - 3) * (s2 * s2 - 4 * s3 - 2 * s2) / (n3 * (n - 3))
+    variance = second - mean * mean
+    if variance <= 1e-12:
+        return 0.0
+    seen = int((labels[1:] == labels[:-1]).sum())
+    return (seen - mean) / math.sqrt(variance)
+
+
+if __name__ == "__main__":
+    cli.run(main)
