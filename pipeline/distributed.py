@@ -80,8 +80,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(ranks: Ranks) -> torch.device:
-    """Join the process group (nccl on GPUs, gloo on CPUs) through DeepSpeed; return this rank's device."""
+def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
+    """Join the process group (nccl on GPUs, gloo on CPUs) through DeepSpeed; return this rank's device.
+
+    ``timeout``: of the ranks' meeting, and of each collective after it.
+    """
     os.environ.update(export_variables(ranks, os.environ))
     device = local_device(ranks.local_rank)
     import deepspeed  # noqa: PLC0415  (evaluation needs this module, but no DeepSpeed)
@@ -90,8 +93,8 @@ def start(ranks: Ranks) -> torch.device:
     # where there is no compiler. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed clones the data-parallel group with torch's default of 30 minutes, whatever timeout it is given.
-    torch.distributed.distributed_c10d.default_pg_timeout = TIMEOUT
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, verbose=False)
+    torch.distributed.distributed_c10d.default_pg_timeout = timeout
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)
     return device
 
 

@@ -11,6 +11,7 @@ set -uo pipefail
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO
 export PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own calls, a line a rank
 # shellcheck source=slurm/env.sh
 source "$REPO/slurm/env.sh"
 export LAUNCHER
@@ -127,7 +128,8 @@ rendezvous() { # where rank 0 listens: this host, a port that no other job and n
 
 check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a step of its own
   say "checking the cluster (jobs.doctor)"
-  if ! step python -m jobs.doctor --folder "$RUN" --data "$(option --data.train "$@")" && [ -z "$asked" ]; then
+  if ! step python -m jobs.doctor "$2" --stage "${1#jobs.}" --folder "$RUN" --data "$(option --data.train "$@")" &&
+    [ -z "$asked" ]; then
     record end unfit
     say "error: jobs.doctor found faults (above): mend them, or start with DOCTOR=no to train in spite of them"
     exit 1

@@ -1,0 +1,158 @@
+"""jobs.doctor's measurements, on one rank among the others. Each takes about a second."""
+
+import hashlib
+import importlib.metadata
+import os
+import socket
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from pipeline.distributed import Ranks
+from pipeline.provenance import PACKAGES
+
+REDUCE_BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
+GEMM_SIZE = {"cuda": 8192, "cpu": 768}
+WRITE_BYTES = 64 << 20
+
+
+def code_digest() -> str:
+    """SHA-256 of our Python sources, by name and content: 32 hexadecimal digits."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for folder in ("pipeline", "jobs", "data_prep"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def package_versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    return versions
+
+
+def cpus_of_this_rank(local_ranks: int) -> int:
+    """CPUs for this rank: those it is bound to, or its share where Slurm binds no task and all see the node's."""
+    visible = len(os.sched_getaffinity(0))
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
+    return min(visible, asked) if asked else max(visible // local_ranks, 1)
+
+
+def clock_skew(rounds: int = 5) -> float:
+    """This clock minus rank 0's, seconds: the smallest of some tries, as a slow barrier exit can only add to it."""
+    if torch.distributed.get_world_size() == 1:
+        return 0.0
+    best = float("inf")
+    for _ in range(rounds):
+        torch.distributed.barrier()
+        times: list[float] = [0.0] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(times, time.time())
+        difference = times[torch.distributed.get_rank()] - times[0]
+        best = difference if abs(difference) < abs(best) else best
+    return best
+
+
+def all_reduce(device: torch.device, rounds: int = 3) -> tuple[bool, float]:
+    """Whether the sum over all ranks is exact, and the bus bandwidth, bytes/s (2 (n - 1) / n of the size a rank)."""
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    # Whole numbers below 2^24 add up exactly in float32, in any order
+    base = torch.arange(REDUCE_BYTES[device.type] // 4, device=device, dtype=torch.float32) % 1000
+    expected = base * (world * (world + 1) / 2)
+    exact, fastest = True, float("inf")
+    for _ in range(rounds):
+        values = base * (rank + 1)
+        torch.distributed.barrier()
+        began = _now(device)
+        torch.distributed.all_reduce(values)
+        fastest = min(fastest, _now(device) - began)
+        exact = exact and bool(torch.equal(values, expected))
+    return exact, 2 * (world - 1) / world * base.numel() * 4 / fastest
+
+
+def gemm(device: torch.device, rounds: int = 5) -> float:
+    """FLOP/s of a square matrix product, bfloat16 on GPUs and float32 on CPUs: the best of some."""
+    size = GEMM_SIZE[device.type]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    fastest = float("inf")
+    for _ in range(rounds):
+        began = _now(device)
+        a @ b
+        fastest = min(fastest, _now(device) - began)
+    return 2 * size**3 / fastest
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:
+    """Whether rank 0's file is seen here, what went wrong, bytes/s written (first rank of a node), seconds to open.
+
+    Collective. Leaves nothing behind.
+    """
+    fault, seen, rate, opening = "", False, 0.0, 0.0
+    mark = folder / ".doctor-mark"
+    own = folder / f".doctor-{socket.gethostname()}-{ranks.rank}"
+    token = [os.urandom(8).hex()]
+    torch.distributed.broadcast_object_list(token)
+    try:
+        if ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(token[0])
+    except OSError as error:
+        fault = f"{folder} cannot be written: {error.strerror}"
+    torch.distributed.barrier()
+    deadline = time.monotonic() + 5  # NFS clients may remember for seconds that a file wasn't there
+    while not seen and not fault:
+        began = time.perf_counter()
+        seen = _content(mark) == token[0]
+        opening = time.perf_counter() - began
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0 if seen else 0.1)
+    if ranks.local_rank == 0 and not fault and seen:
+        try:
+            rate = _write(own)
+        except OSError as error:
+            fault = f"{folder} cannot be written: {error.strerror}"
+        own.unlink(missing_ok=True)
+    torch.distributed.barrier()
+    if ranks.rank == 0:
+        mark.unlink(missing_ok=True)
+    return seen, fault, rate, opening
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _write(path: Path) -> float:
+    block = os.urandom(1 << 20)
+    began = time.perf_counter()
+    with path.open("wb") as file:
+        for _ in range(WRITE_BYTES // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return WRITE_BYTES / (time.perf_counter() - began)
+
+
+def free_space(folder: Path) -> tuple[int, int]:
+    """Bytes and inodes that a user may still take on the file system of ``folder``; -1 where inodes aren't counted."""
+    while not folder.exists():
+        folder = folder.parent
+    facts = os.statvfs(folder)
+    return facts.f_bavail * facts.f_frsize, facts.f_favail if facts.f_files else -1
