@@ -20,8 +20,8 @@ from pipeline.config import RunConfig
 from pipeline.health import Facts, Need, Verdict, judge
 from pipeline.recipes import FINETUNE, PRETRAIN
 
-DESCRIPTION = """Check what training needs, on all ranks: rendezvous, all-reduce, same code and packages, clocks, GPUs and
-their speed, CPUs, the shared folder and its speed, free space, and the loader against what the recipe asks for.
+DESCRIPTION = """Check what training needs, on all ranks: rendezvous, all-reduce, same code and packages, clocks,
+GPUs and their speed, CPUs, the shared folder and its speed, free space, and the loader against what the recipe needs.
 
 Job scripts run it before a run's first attempt. It exits with 1 where something must be mended. Examples:
 

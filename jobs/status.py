@@ -1,0 +1,208 @@
+"""python -m jobs.status [FOLDER ...]: where every run stands: state, step, ETA, last checkpoint, goodput, why pending."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import cli, spool
+from pipeline.cli import UserError
+from pipeline.metrics import duration
+from pipeline.rundir import Status, read_status
+
+DESCRIPTION = """Show runs and a campaign's other jobs as a table, from their folders and Slurm's queue.
+
+FOLDER is a run folder, a folder of run folders, or a campaign's folder (slurm/submit_all.sh). Examples:
+
+  python -m jobs.status
+  python -m jobs.status work/runs work/campaigns/l16
+  watch -n 30 python -m jobs.status --json work/runs/pretrain-l16"""
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Default: work/runs and work/campaigns, as far as they exist."""
+    json: bool = False
+    """Print JSON, a row a line, instead of the table."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in Slurm's queue."""
+
+    state: str  # PENDING, RUNNING, ...
+    reason: str  # why it is pending: Priority, Resources, Dependency, BeginTime (requeued a moment ago), ...
+    nodes: str
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    state: str  # of the run folder: running, stopped, finished, failed; of Slurm: pending; or dead, done, not submitted
+    step: int = 0
+    steps: int = 0
+    eta: float | None = None  # seconds
+    checkpoint_step: int | None = None
+    checkpoint_age: float | None = None  # seconds
+    goodput: float | None = None  # share of the device time that went into steps that count
+    starts: int = 0
+    job: str = ""
+    note: str = ""  # nodes of a running job, reason of a pending one
+
+
+def main() -> int:
+    config = cli.parse(StatusConfig, prog="python -m jobs.status", description=DESCRIPTION)
+    folders = config.folders or tuple(path for path in (Path("work/runs"), Path("work/campaigns")) if path.is_dir())
+    rows = collect(folders, read_queue(), time.time())
+    if not rows:
+        raise UserError(
+            f"FOLDER {', '.join(map(str, folders)) or 'work/runs'} holds neither a run nor a campaign: "
+            "name a folder that --run-dir or slurm/submit_all.sh wrote to"
+        )
+    if config.json:
+        for row in rows:
+            print(json.dumps(dataclasses.asdict(row)))
+    else:
+        console = Console() if os.isatty(1) else Console(width=150)
+        console.print(table(rows))
+    return cli.EXIT_DONE
+
+
+def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[Row]:
+    """A row for each stage of a campaign and each run, in the folders' order. Raises UserError for a missing folder."""
+    rows = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"FOLDER {str(folder)!r} does not exist: name a run folder or a campaign's folder")
+        inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+        for path in inside:
+            rows += [stage_row(job, queue) for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_ctime)]
+            if (path / "config.json").is_file() or (path / "slurm").is_dir():
+                rows.append(run_row(path, queue, now))
+    return rows
+
+
+def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> Row:
+    """A stage of a campaign that is no training run: sharding, verifying, exporting."""
+    job = job_file.read_text().strip()
+    name = f"{job_file.parent.name}/{job_file.stem}"
+    if job in queue:
+        return Row(name, queue[job].state.lower(), job=job, note=_note(queue[job]))
+    return Row(name, "done" if job_file.with_suffix(".done").exists() else "ended", job=job)
+
+
+def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:
+    status, (job, starts) = read_status(run), _slurm_starts(run)
+    queued = queue.get(job)
+    record = spool.read_record(run)
+    lines, _ = spool.read_lines(run / spool.METRICS)
+    kept = spool.effective(lines, record.attempts if record else [])
+    latest: dict[str, float] = {}
+    for line in kept:
+        latest |= line.metrics
+    checkpoints = sorted((run / "checkpoints").glob("step-*/meta.json"))
+    last = checkpoints[-1] if checkpoints else None
+    state = run_state(status, queued, alive=record is not None and spool.alive(run, record.attempts[-1]))
+    eta = None
+    if status and state == "running" and "speed/step_seconds" in latest:
+        eta = (status.steps - status.step) * latest["speed/step_seconds"]
+    return Row(
+        name=run.name,
+        state=state,
+        step=status.step if status else 0,
+        steps=status.steps if status else 0,
+        eta=eta,
+        checkpoint_step=int(last.parent.name.removeprefix("step-")) if last else None,
+        checkpoint_age=now - last.stat().st_mtime if last else None,
+        goodput=latest.get("progress/goodput"),
+        starts=max(starts, len(record.attempts) if record else 0),
+        job=job,
+        note=_note(queued) if queued else "",
+    )
+
+
+def run_state(status: Status | None, queued: QueuedJob | None, *, alive: bool) -> str:
+    """What the run folder says, put right by what Slurm knows: a folder says "running" for ever if its node dies."""
+    if status and status.state == "finished":
+        return "finished"
+    if queued and queued.state != "RUNNING":
+        return queued.state.lower()
+    if queued:
+        return "running" if status and status.state == "running" else "starting"
+    if status is None:
+        return "dead" if not alive else "starting"
+    if status.state == "running" and not alive:
+        return "dead"
+    return status.state
+
+
+def read_queue() -> dict[str, QueuedJob]:
+    """Slurm's queue by job id; an array's tasks under its id too. Empty without Slurm."""
+    if not shutil.which("squeue"):
+        return {}
+    command = ["squeue", "--noheader", "--array", "--format=%A|%F|%T|%r|%N", "--states=all"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=60, check=False)
+    return parse_queue(done.stdout)
+
+
+def parse_queue(text: str) -> dict[str, QueuedJob]:
+    queue: dict[str, QueuedJob] = {}
+    for line in text.splitlines():
+        job, array, state, reason, nodes = line.split("|")
+        if state in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"):
+            queue[job] = QueuedJob(state, reason, nodes)
+            if queue.get(array, queue[job]).state != "RUNNING":  # of an array, a running task speaks for it
+                queue[array] = queue[job]
+    return queue
+
+
+def _note(job: QueuedJob) -> str:
+    return job.nodes if job.state == "RUNNING" else job.reason
+
+
+def _slurm_starts(run: Path) -> tuple[str, int]:
+    """The latest Slurm job of a run, and how often jobs have started it (slurm/launch.sh)."""
+    path = run / "slurm" / "attempts.tsv"
+    if not path.is_file():
+        return "", 0
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    jobs = [row[1] for row in rows if row[0] == "start"]
+    return (jobs[-1] if jobs else ""), len(jobs)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    result = Table(title="Runs")
+    for column in ("run", "state", "step", "ETA", "last checkpoint", "goodput", "starts", "job", "nodes | reason"):
+        result.add_column(column, justify="right" if column in ("step", "ETA", "goodput", "starts") else "left")
+    colours = {"finished": "green", "done": "green", "running": "cyan", "failed": "red", "dead": "red"}
+    for row in rows:
+        checkpoint = ""
+        if row.checkpoint_step is not None and row.checkpoint_age is not None:
+            checkpoint = f"step {row.checkpoint_step}, {duration(row.checkpoint_age)} ago"
+        result.add_row(
+            row.name,
+            f"[{colours.get(row.state, 'yellow')}]{row.state}[/]",
+            f"{row.step:,}/{row.steps:,}" if row.steps else "",
+            duration(row.eta) if row.eta is not None else "",
+            checkpoint,
+            f"{row.goodput:.1%}" if row.goodput is not None else "",
+            str(row.starts or ""),
+            row.job,
+            row.note,
+        )
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main)

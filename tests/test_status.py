@@ -1,0 +1,112 @@
+"""jobs.status: what a run folder and Slurm's queue say together."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.status import QueuedJob, collect, parse_queue, run_state, table
+from pipeline.cli import UserError
+from pipeline.rundir import Status, write_status
+from pipeline.spool import Attempt, Line, Record, to_json, write_record
+
+NOW = 1_800_000_000.0
+
+
+def make_run(folder: Path, *, state: str = "running", step: int = 40, host: str = "elsewhere", job: str = "12") -> Path:
+    run = folder / "pretrain-l16"
+    (run / "slurm").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    write_status(run, Status(state, step, 100, 2, 0.0, {}))  # type: ignore[arg-type]
+    attempts = [
+        Attempt(1, 0, NOW - 900, 1, {"host": host}, "FAILED", NOW - 500),
+        Attempt(2, 20, NOW - 400, 1, {"host": host}),
+    ]
+    write_record(run, Record("key", "vit", "l16", {}, {}, attempts=attempts))
+    metrics = {"speed/step_seconds": 2.5, "progress/goodput": 0.75}
+    (run / "metrics.jsonl").write_bytes(to_json(Line(30, 300, NOW - 600, 1, {"speed/step_seconds": 99.0})))
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(to_json(Line(40, 400, NOW - 10, 2, metrics)))
+    os.utime(run / "metrics.jsonl", (NOW, NOW))
+    meta = run / "checkpoints" / "step-00000020" / "meta.json"
+    meta.parent.mkdir(parents=True)
+    meta.write_text("{}")
+    os.utime(meta, (NOW - 90, NOW - 90))
+    (run / "checkpoints" / ".step-00000040.tmp").mkdir()
+    (run / "slurm" / "attempts.tsv").write_text(
+        f"start\t{job}\t0\t0\t1\tnode[1-2]\nend\t{job}\t0\t20\t2\tfailed\nstart\t{job}\t1\t20\t3\tnode[3-4]\n"
+    )
+    return run
+
+
+def test_a_running_job(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    queue = {"12": QueuedJob("RUNNING", "None", "node[3-4]")}
+    (row,) = collect([run], queue, NOW)
+    assert (row.state, row.step, row.steps, row.starts, row.job, row.note) == ("running", 40, 100, 2, "12", "node[3-4]")
+    assert row.eta == pytest.approx(60 * 2.5)  # by the attempt that counts
+    assert (row.checkpoint_step, row.checkpoint_age) == (20, pytest.approx(90))
+    assert row.goodput == 0.75
+    assert collect([tmp_path], queue, NOW) == [row]  # a folder of runs
+    json.dumps(row.__dict__)
+    assert table([row]).row_count == 1
+
+
+def test_a_pending_job_says_why(tmp_path: Path) -> None:
+    (row,) = collect([make_run(tmp_path)], {"12": QueuedJob("PENDING", "BeginTime", "")}, NOW)
+    assert (row.state, row.note, row.eta) == ("pending", "BeginTime", None)
+
+
+@pytest.mark.parametrize(
+    ("folder", "queued", "alive", "expected"),
+    [
+        (None, None, False, "dead"),
+        (None, "RUNNING", False, "starting"),
+        ("running", None, False, "dead"),
+        ("running", None, True, "running"),
+        ("running", "COMPLETING", True, "completing"),
+        ("stopped", None, False, "stopped"),
+        ("stopped", "PENDING", False, "pending"),
+        ("stopped", "RUNNING", False, "starting"),
+        ("failed", None, False, "failed"),
+        ("finished", "COMPLETING", False, "finished"),
+    ],
+)
+def test_states(folder: str | None, queued: str | None, alive: bool, expected: str) -> None:
+    status = Status(folder, 1, 2, 1, 0.0, {}) if folder else None  # type: ignore[arg-type]
+    job = QueuedJob(queued, "None", "") if queued else None
+    assert run_state(status, job, alive=alive) == expected
+
+
+def test_the_queue_keeps_jobs_that_have_not_ended() -> None:
+    queue = parse_queue(
+        "11|11|PENDING|Dependency|\n12|12|COMPLETED|None|node1\n21|20|PENDING|Resources|\n22|20|RUNNING|None|node2\n"
+        "23|20|PENDING|Resources|\n"
+    )
+    assert queue == {
+        "11": QueuedJob("PENDING", "Dependency", ""),
+        "20": QueuedJob("RUNNING", "None", "node2"),
+        "21": QueuedJob("PENDING", "Resources", ""),
+        "22": QueuedJob("RUNNING", "None", "node2"),
+        "23": QueuedJob("PENDING", "Resources", ""),
+    }
+
+
+def test_the_stages_of_a_campaign(tmp_path: Path) -> None:
+    campaign = tmp_path / "l16"
+    campaign.mkdir()
+    for stage, job in (("verify", "31"), ("export", "32"), ("evaluate", "33")):
+        (campaign / f"{stage}.job").write_text(job + "\n")
+    (campaign / "verify.done").touch()
+    rows = {row.name: row for row in collect([tmp_path], {"32": QueuedJob("PENDING", "Dependency", "")}, NOW)}
+    assert {name: (row.state, row.note) for name, row in rows.items()} == {
+        "l16/verify": ("done", ""),
+        "l16/export": ("pending", "Dependency"),
+        "l16/evaluate": ("ended", ""),
+    }
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'.*nowhere' does not exist"):
+        collect([tmp_path / "nowhere"], {}, NOW)
