@@ -1,0 +1,6 @@
+from typing_extensions import Buffer
+
+def size(jpeg: Buffer, /) -> tuple[int, int]: ...
+def decode(
+    jpeg: Buffer, denominator: int, top: int, left: int, height: int, width: int, out: Buffer, /
+) -> tuple[int, int, int]: ...

@@ -1,0 +1,65 @@
+"""JPEG bytes -> RGB pixels, whole or only a region. Images are HWC, uint8.
+
+The region decoder is a C extension over libjpeg-turbo (_jpeg.c), built where a compiler and libjpeg-turbo's headers are.
+Without it simplejpeg decodes the whole image: the same pixels, bit for bit, at two thirds of the speed.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+try:
+    from pipeline import _jpeg
+except ImportError:
+    _jpeg = None  # type: ignore[assignment]
+
+Image = npt.NDArray[np.uint8]  # HWC
+Box = tuple[int, int, int, int]  # top, left, height, width; pixels
+
+HAS_REGION_DECODER = _jpeg is not None
+_scratch = np.empty(1 << 22, np.uint8)  # what a region is decoded into: a process decodes one image at a time
+
+
+def size(jpeg: bytes) -> tuple[int, int]:
+    """Height and width, from the header. Raises ValueError where the bytes are no JPEG."""
+    height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+    return int(height), int(width)
+
+
+def decode(jpeg: bytes) -> Image:
+    """The whole image. Raises ValueError where the bytes are no JPEG."""
+    return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)  # type: ignore[no-any-return]
+
+
+def decode_region(jpeg: bytes, box: Box, denominator: int = 1) -> Image:
+    """The pixels of ``box``, in pixels of the image scaled by 1/``denominator`` (1, 2, 4 or 8) in the DCT domain.
+
+    The same as cutting them out of the whole image. The array is valid until the next call in this process.
+    Raises ValueError where the bytes are no JPEG.
+    """
+    global _scratch  # noqa: PLW0603
+    top, left, height, width = box
+    if _jpeg is None:
+        return _decode_scaled(jpeg, denominator)[top : top + height, left : left + width]
+    room = (height + 8) * (width + 8 + 2 * 32) * 3  # the margin, and blocks of up to 32 pixels at either side
+    if room > len(_scratch):
+        _scratch = np.empty(room, np.uint8)
+    above, before, length = _jpeg.decode(jpeg, denominator, top, left, height, width, _scratch)
+    rows = _scratch[: (above + height) * length * 3].reshape(above + height, length, 3)
+    return rows[above:, before : before + width]
+
+
+def scaled_size(height: int, width: int, denominator: int) -> tuple[int, int]:
+    """Size of an image scaled in the DCT domain: rounded up, as libjpeg does."""
+    return math.ceil(height / denominator), math.ceil(width / denominator)
+
+
+def _decode_scaled(jpeg: bytes, denominator: int) -> Image:
+    if denominator == 1:
+        return decode(jpeg)
+    height, width = scaled_size(*size(jpeg), denominator)
+    return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
+        jpeg, "RGB", strict=False, min_height=height, min_width=width, min_factor=1
+    )
