@@ -21,6 +21,7 @@ from pyarrow import ipc
 
 from data_prep import catalogue, images, workers
 from data_prep.images import ImageOptions, RejectedError
+from data_prep.tarwalk import RejectRow
 from data_prep.writer import ShardWriter
 from pipeline import shards
 from pipeline.cli import UserError
@@ -28,6 +29,7 @@ from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 READ_AHEAD = 32  # images whose bytes the kernel is asked to fetch before they are needed
 REPORT_EVERY = 64  # images
+THUMBNAILS = 8  # rejected images of a shard of which a thumbnail is kept
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def make_shard(task: ShardTask) -> ShardInfo:
         files = [os.fsencode(task.laid_down)] * len(files)
         offsets = np.load(task.locations, allow_pickle=False).tolist()
     written: list[tuple[Any, ...]] = []
-    rejects: list[tuple[str, str, int, str, str]] = []
+    rejects: list[RejectRow] = []
     seen: set[str] = set()
     counts: collections.Counter[str] = collections.Counter()
     with SourceFiles() as source, ShardWriter(task.tar) as writer:
@@ -97,12 +99,16 @@ def make_shard(task: ShardTask) -> ShardInfo:
             if row % READ_AHEAD == 0:
                 ahead = slice(row + READ_AHEAD, row + 2 * READ_AHEAD)
                 source.expect(files[ahead], offsets[ahead], sizes[ahead])
+            data = b""
             try:
                 if key in seen:
                     raise RejectedError("duplicate_key", f"another image of this shard has the key {key!r}")
-                picture = images.prepare(source.read(files[row], offsets[row], sizes[row]), task.options)
+                data = source.read(files[row], offsets[row], sizes[row])
+                picture = images.prepare(data, task.options)
             except RejectedError as error:
-                rejects.append((f"{wnids[row]}/{names[row]}", wnids[row], sizes[row], error.reason, error.detail))
+                where = f"{wnids[row]}/{names[row]}"
+                seen_of_it = images.remains(data) if len(rejects) < THUMBNAILS else None
+                rejects.append(RejectRow(where, wnids[row], sizes[row], error.reason, error.detail, seen_of_it))
                 counts[error.reason] += 1
             else:
                 seen.add(key)

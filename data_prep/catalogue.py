@@ -167,7 +167,8 @@ def make_plan(
 def _as_rejects(table: pa.Table, reason: str, detail: str) -> pa.Table:
     source = pc.binary_join_element_wise(table["wnid"], table["name"], "/")
     same = [pa.array([text] * len(table), pa.string()) for text in (reason, detail)]
-    return pa.table([source, table["wnid"], table["size"], *same], schema=REJECTS_SCHEMA)
+    nothing = pa.nulls(len(table), pa.binary())
+    return pa.table([source, table["wnid"], table["size"], *same, nothing], schema=REJECTS_SCHEMA)
 
 
 def _split_of(table: pa.Table, split: str) -> pa.Table:

@@ -16,6 +16,7 @@ from PIL import Image
 LARGEST_FILE = 256 << 20  # bytes; the largest ImageNet-21K file is far below
 LARGEST_PIXELS = 100_000_000  # width x height; a photograph of today's largest cameras passes
 RECODE_QUALITY = 95
+REMAINS_SIDE = 96  # pixels, of the thumbnails of rejected images
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,20 @@ def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None
             return
         reason = "truncated" if "premature end" in message.lower() else "undecodable"
         raise RejectedError(reason, message) from None
+
+
+def remains(data: bytes) -> bytes | None:
+    """A small JPEG of what can still be decoded of a rejected JPEG; ``None`` where that is nothing."""
+    try:
+        header = jpeg_header(data) if identify(data) == "jpeg" else None
+        if header is None or header.components == 4 or header.width * header.height > LARGEST_PIXELS:
+            return None
+        pixels_HWC = simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1, strict=False)
+    except (RejectedError, ValueError):
+        return None
+    scale = REMAINS_SIDE / max(header.width, header.height)
+    size = max(1, round(header.width * scale)), max(1, round(header.height * scale))
+    return _encode(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA), 75)
 
 
 def _gunzip(data: bytes) -> bytes:

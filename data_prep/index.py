@@ -17,6 +17,7 @@ import tyro
 
 from data_prep import catalogue, classmaps, finish, progress, workers
 from data_prep.tarscan import DamagedTarError, Read, scan
+from data_prep.tarwalk import RejectRow
 from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
@@ -60,7 +61,7 @@ class Indexed(NamedTuple):
     offsets: list[int]
     sizes: list[int]
     labels: list[str]
-    left_out: list[tuple[str, str, int, str, str]]  # REJECTS_SCHEMA
+    left_out: list[RejectRow]  # REJECTS_SCHEMA
 
 
 def main(args: list[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def main(args: list[str] | None = None) -> int:
     splits = [_split(name) if options.split == "auto" else options.split for name in names]
     order = sorted(range(len(tars)), key=lambda number: (splits[number], names[number]))
     rows = catalogue.temporary(options.folder / "index.arrow")
-    rejects: list[tuple[str, str, int, str, str]] = []
+    rejects: list[RejectRow] = []
     made: list[ShardInfo] = []
     seen: set[str] = set()
     try:
@@ -108,9 +109,8 @@ def main(args: list[str] | None = None) -> int:
         rejects=len(rejects),
     )
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
-    print(
-        f"{options.folder}: {samples} images of {info.classes:,} classes in {len(made):,} tars, {len(rejects):,} left out"
-    )
+    made_of = f"{samples} images of {info.classes:,} classes in {len(made):,} tars"
+    print(f"{options.folder}: {made_of}, {len(rejects):,} left out")
     return cli.EXIT_DONE
 
 
@@ -170,7 +170,7 @@ def _find_samples(fd: int, tar: str, found: Indexed) -> None:
             found.labels.append(label)
         elif key:
             what = "no .cls member" if size >= 0 else "no JPEG"
-            found.left_out.append((f"{tar}/{key}", "", max(size, 0), "incomplete", what))
+            found.left_out.append(RejectRow(f"{tar}/{key}", "", max(size, 0), "incomplete", what))
 
     for name, start, length, kind in scan(read, 0, os.fstat(fd).st_size):
         stem, _, ending = name.partition(".")

@@ -30,6 +30,7 @@ class RejectRow(NamedTuple):
     size: int
     reason: str
     detail: str
+    thumbnail: bytes | None = None
 
 
 Row = ImageRow | RejectRow

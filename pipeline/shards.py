@@ -53,6 +53,7 @@ REJECTS_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("reason", pa.string()),  # one word that groups: "truncated", "not_an_image", ...
         ("detail", pa.string()),
+        ("thumbnail", pa.binary()),  # a small JPEG of what can still be seen of it, for some of them; else null
     ]
 )
 

@@ -1,0 +1,60 @@
+"""The figures of a data set's report, as PNGs. Counts come in, so any number of images can be shown."""
+
+import io
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+mpl.use("Agg")
+
+BLUE = "#2b6cb0"
+SIDES = np.concatenate([np.arange(0, 2000, 25), [np.inf]])  # bin edges, pixels; the last bin takes what is larger
+KILOBYTES = np.concatenate([np.arange(0, 500, 5), [np.inf]])  # bin edges
+
+
+def class_sizes(counts: npt.NDArray[np.int64]) -> bytes:
+    """Images a class, the classes sorted by it. ``counts`` by class index."""
+    figure, axes = _new()
+    ordered = np.sort(counts)[::-1]
+    axes.fill_between(np.arange(len(ordered)), ordered, step="mid" if len(ordered) > 1 else None, color=BLUE)
+    if len(ordered) == 1:
+        axes.bar([0], ordered, color=BLUE)
+    axes.set(xlabel="classes, largest first", ylabel="images", ylim=(0, None), title="Images a class")
+    axes.margins(x=0)
+    return _png(figure)
+
+
+def classes_by_size(counts: npt.NDArray[np.int64]) -> bytes:
+    """How many classes have how many images."""
+    figure, axes = _new()
+    axes.hist(counts, bins=min(60, max(10, len(counts) // 10)), color=BLUE)
+    axes.set(xlabel="images a class", ylabel="classes", title="Classes by size")
+    return _png(figure)
+
+
+def histogram(counts: npt.NDArray[np.int64], edges: npt.NDArray[np.float64], title: str, unit: str) -> bytes:
+    """Counts between ``edges``, the last of which is infinite."""
+    figure, axes = _new()
+    finite, width = edges[:-1], edges[1] - edges[0]
+    axes.bar(finite, counts, width=width, align="edge", color=BLUE)
+    last = np.flatnonzero(counts)
+    end = finite[last[-1]] + width if len(last) else width
+    axes.set(xlabel=f"{unit} (the last bar: {finite[-1]:,.0f} and more)" if counts[-1] else unit, ylabel="images")
+    axes.set(title=title, xlim=(0, end))
+    return _png(figure)
+
+
+def _new() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
