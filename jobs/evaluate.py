@@ -50,7 +50,7 @@ def main() -> int:
     if split.info.classes_digest != meta.classes_digest:
         raise UserError(
             f"--data {str(config.data)!r} has another class map ({split.info.classes} classes, digest "
-            f"{split.info.classes_digest}) than the run ({classes}, {meta.classes_digest}): shard it with the run's classes"
+            f"{split.info.classes_digest}) than the run ({classes}, {meta.classes_digest}): use its classes"
         )
     accelerator = Accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]

@@ -3,7 +3,7 @@
 from pipeline import cli
 from pipeline.recipes import FINETUNE
 
-DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or published weights, usually at a higher resolution.
+DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or published weights, at a higher resolution.
 
 --parent is a run folder of ours, an official .npz file, a timm or transformers folder, or "scratch". Examples:
 

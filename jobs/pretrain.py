@@ -3,7 +3,7 @@
 from pipeline import cli
 from pipeline.recipes import PRETRAIN
 
-DESCRIPTION = """Pretrain a Vision Transformer, on one process or as one rank of many (srun, torchrun, accelerate launch).
+DESCRIPTION = """Pretrain a Vision Transformer, alone or as one rank of many (srun, torchrun, accelerate launch).
 
 A run folder that holds an unfinished run is resumed. Examples:
 

@@ -1,4 +1,4 @@
-"""python -m jobs.status [FOLDER ...]: where every run stands: state, step, ETA, last checkpoint, goodput, why pending."""
+"""python -m jobs.status [FOLDER ...]: where every run stands: state, step, ETA, checkpoint, goodput, why pending."""
 
 import dataclasses
 import json

@@ -1,6 +1,7 @@
-from typing_extensions import Buffer
+import numpy as np
+import numpy.typing as npt
 
-def size(jpeg: Buffer, /) -> tuple[int, int]: ...
+def size(jpeg: bytes, /) -> tuple[int, int]: ...
 def decode(
-    jpeg: Buffer, denominator: int, top: int, left: int, height: int, width: int, out: Buffer, /
+    jpeg: bytes, denominator: int, top: int, left: int, height: int, width: int, out: npt.NDArray[np.uint8], /
 ) -> tuple[int, int, int]: ...

@@ -97,10 +97,10 @@ class State(Mapping[str, torch.Tensor]):
         self._files = [
             safetensors.safe_open(checkpoint / name, framework="pt") for name in sorted(read_meta(checkpoint).files)
         ]
-        self._where = {key: file for file in self._files for key in file.keys()}  # noqa: SIM118
+        self._where = {key: file for file in self._files for key in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        return self._where[key].get_tensor(key)  # type: ignore[no-any-return]
+        return self._where[key].get_tensor(key)  # type: ignore[no-any-return,no-untyped-call]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -110,7 +110,7 @@ class State(Mapping[str, torch.Tensor]):
 
 
 def read_model(run_or_checkpoint: Path) -> tuple[RunConfig, int, dict[str, torch.Tensor]]:
-    """The run's configuration, number of classes and full float32 weights, from its newest checkpoint or a named one."""
+    """The run's configuration, number of classes and float32 weights, from its newest checkpoint or a named one."""
     checkpoint = resolve(run_or_checkpoint)
     meta = read_meta(checkpoint)
     prefix = ds.MASTER + "/"

@@ -45,13 +45,23 @@ def parse(
     description: str,
     args: Sequence[str] | None = None,
     default: Config | None = None,
+    flags: bool = True,
 ) -> Config:
     """Parse the command line (``sys.argv`` unless ``args`` is given) into ``config``, a dataclass.
 
-    ``description`` ends with examples, shown by ``--help``. Bad usage raises :class:`UserError` in one line.
+    ``description`` ends with examples, shown by ``--help``. Without ``flags``, a bool takes a value as other fields do:
+    ``--data.flip False`` instead of ``--data.no-flip``. Bad usage raises :class:`UserError` in one line.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
-    return _one_line_errors(lambda: tyro.cli(config, prog=prog, description=description, args=args, **options), prog)
+    if not flags:
+        options["config"] = (tyro.conf.FlagConversionOff,)
+
+    def call() -> Config:
+        return tyro.cli(  # type: ignore[no-any-return]
+            config, prog=prog, description=description, args=args, **options
+        )
+
+    return _one_line_errors(call, prog)
 
 
 def parse_recipe(
@@ -74,7 +84,8 @@ def parse_recipe(
         hint = f"did you mean {close[0]}? There are" if close else "there are"
         raise UserError(f"RECIPE {args[0]!r} is unknown: {hint} {names}")
     default = recipes[args[0]]()
-    return parse(type(default), prog=f"{prog} {args[0]}", description=description, args=args[1:], default=default)
+    prog = f"{prog} {args[0]}"
+    return parse(type(default), prog=prog, description=description, args=args[1:], default=default, flags=False)
 
 
 def _one_line_errors(parse: Callable[[], Config], prog: str) -> Config:

@@ -45,6 +45,10 @@ class DataConfig:
     eval_split: str = "val"
     augment: Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] = "none"
     """RandAugment and mixup on top of crop and flip, by AugReg's names (arXiv 2106.10270, section 3)."""
+    min_area: float = 0.05
+    """Smallest fraction of the image's area that a random crop covers (Inception crop: 0.05)."""
+    flip: bool = True
+    """Mirror half of the training images. Turn off where left and right mean something, as in digits."""
     workers: int = 2
     """Loader processes a rank. 0 loads in the training process."""
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import order, shards
 from pipeline.cli import UserError
+from pipeline.jpeg import Image
 from pipeline.order import Ints, Order
-from pipeline.transforms import Image, eval_image, train_image
+from pipeline.transforms import TrainTransform, eval_image
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,28 @@ class TrainMicroBatches(Dataset[Batch]):
 
     split: Split
     order: Order
-    image_size: int
+    transform: TrainTransform
     global_batch: int
     micro_batch: int
     rank: int
     world_size: int
 
     def __getitem__(self, index: int) -> Batch:
-        passes = self.global_batch // (self.micro_batch * self.world_size)
-        step, part = divmod(index, passes)
-        positions = order.step_positions(step, self.global_batch, self.rank, self.world_size)
-        epochs, rows = self.order.rows(positions[part * self.micro_batch : (part + 1) * self.micro_batch])
+        step, part = divmod(index, self.global_batch // (self.micro_batch * self.world_size))
+        positions = order.micro_batch_positions(
+            step,
+            part,
+            global_batch=self.global_batch,
+            micro_batch=self.micro_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        epochs, rows = self.order.rows(positions)
         seeds = order.sample_seeds(self.order.seed, epochs, rows)
-        images = [
-            train_image(self.split.read(row), self.image_size, int(seed))
-            for row, seed in zip(rows.tolist(), seeds, strict=True)
-        ]
-        return _batch(self.split, images, rows, step)
+        images_BHWC = np.empty((len(rows), self.transform.size, self.transform.size, 3), np.uint8)
+        for row, seed, image_HWC in zip(rows.tolist(), seeds.tolist(), images_BHWC, strict=True):
+            self.transform(self.split.read(row), seed, image_HWC)
+        return _batch(self.split, images_BHWC, rows, step)
 
 
 @dataclass(frozen=True)
@@ -107,16 +113,14 @@ class EvalBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         first = index * self.batch * self.world_size + self.rank
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
-        return _batch(
-            self.split, [eval_image(self.split.read(row), self.image_size) for row in rows.tolist()], rows, -1
-        )
+        images_BHWC = np.stack([eval_image(self.split.read(row), self.image_size) for row in rows.tolist()])
+        return _batch(self.split, images_BHWC, rows, -1)
 
 
 def train_batches(
     split: Split,
+    transform: TrainTransform,
     *,
-    image_size: int,
-    augment: str,
     seed: int,
     global_batch: int,
     micro_batch: int,
@@ -127,9 +131,8 @@ def train_batches(
     stop_step: int,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order."""
-    assert augment == "none"
     sizes = tuple(shard.samples for shard in split.shards)
-    batches = TrainMicroBatches(split, Order(sizes, seed), image_size, global_batch, micro_batch, rank, world_size)
+    batches = TrainMicroBatches(split, Order(sizes, seed), transform, global_batch, micro_batch, rank, world_size)
     passes = global_batch // (micro_batch * world_size)
     yield from _load(batches, range(start_step * passes, stop_step * passes), workers)
 
@@ -161,7 +164,7 @@ def _load(batches: Dataset[Batch], indices: range, workers: int) -> Iterator[Bat
     yield from loader
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch
 
 
@@ -172,9 +175,9 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001
     cv2.setNumThreads(0)
 
 
-def _batch(split: Split, images: list[Image], rows: Ints, step: int) -> Batch:
+def _batch(split: Split, images_BHWC: Image, rows: Ints, step: int) -> Batch:
     return Batch(
-        images_BHWC=torch.from_numpy(np.stack(images)),
+        images_BHWC=torch.from_numpy(images_BHWC),
         labels_B=torch.from_numpy(split.label[rows].astype(np.int64)),
         samples_B=torch.from_numpy(rows.astype(np.int64)),
         step=step,

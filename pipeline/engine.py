@@ -34,8 +34,8 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration dict. Raises UserError for combinations that give wrong numbers."""
     if config.train.zero_stage == 0 and config.train.dtype == "bfloat16":
         raise UserError(
-            "train.zero_stage 0 with train.dtype bfloat16 trains on wrong numbers (DeepSpeed 0.19's bf16 optimizer takes "
-            "a step on zero gradients at start): set train.zero_stage to 1, 2 or 3, or train.dtype to float32"
+            "train.zero_stage 0 with train.dtype bfloat16 trains on wrong numbers (DeepSpeed 0.19's bf16 optimizer "
+            "takes a step on zero gradients at start): set train.zero_stage to 1, 2 or 3, or train.dtype to float32"
         )
     return {
         "train_batch_size": config.train.global_batch,
@@ -154,7 +154,7 @@ def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty parameter behind
 
 
-def _set_full(engine: Any, parameter: torch.nn.Parameter, value: torch.Tensor, key: str | None) -> None:
+def _set_full(engine: Any, parameter: Any, value: torch.Tensor, key: str | None) -> None:
     stage = engine.zero_optimization_stage()
     if stage == 3:
         local = _local_partition(parameter, value)

@@ -3,8 +3,10 @@
 Shapes: B batch, C classes, H height, W width.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -35,7 +37,7 @@ def evaluate(
     *,
     image_size: int,
     batch: int,
-    loss: str,
+    loss: Literal["sigmoid", "softmax"],
     workers: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -50,7 +52,8 @@ def evaluate(
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # samples, top-1 hits, top-5 hits, loss
     batches = eval_batches(split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers)
-    for item in _padded(batches, passes=-(-(-(-len(split) // world_size)) // batch)):
+    longest_share = math.ceil(len(split) / world_size)
+    for item in _padded(batches, passes=math.ceil(longest_share / batch)):
         if item is None:
             forward(torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype))
             continue

@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Images -> z_BD, the normalised class token: what the head (or a linear probe) sees, before any pre_logits."""
         x_BLD = self.patch_embed(x_BCHW)
-        x_BLD = torch.cat([self.cls_token.expand(len(x_BLD), -1, -1), x_BLD], dim=1)
+        x_BLD = torch.cat([self.cls_token.expand(x_BLD.shape[0], -1, -1), x_BLD], dim=1)
         x_BLD = self.pos_drop(x_BLD + self.pos_embed)
         tokens = x_BLD.shape[1]
         for index, block in enumerate(self.blocks):
@@ -156,7 +156,7 @@ class Block(nn.Module):
         if self.drop == 0.0 or not self.training:
             return x_BQD
         keep = 1.0 - self.drop
-        kept_B11 = torch.empty(len(x_BQD), 1, 1, device=x_BQD.device, dtype=x_BQD.dtype).bernoulli_(keep)
+        kept_B11 = torch.empty(x_BQD.shape[0], 1, 1, device=x_BQD.device, dtype=x_BQD.dtype).bernoulli_(keep)
         return x_BQD * (kept_B11 / keep)
 
 

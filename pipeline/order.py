@@ -1,11 +1,12 @@
 """The sampling policy: which sample stands at which position, a pure function. Imports no torch.
 
-The global sequence depends on the shards' sizes, the seed and the position alone: not on the number of ranks, workers or
-restarts. Nothing of the data set's size is built, so seeking costs the same anywhere.
+The global sequence depends on the shards' sizes, the seed and the position alone: not on the number of ranks, workers
+or restarts. Nothing of the data set's size is built, so seeking costs the same anywhere.
 
-One epoch: the shards are permuted, and their samples, laid end to end, are cut into ``lanes`` equal runs. Inside a lane
-samples are permuted window by window. Position p of the epoch is lane p mod lanes at depth p div lanes, so a rank that
-takes each W-th position reads only its own lanes, where W divides the lanes, and each lane from a few shards at a time.
+One epoch: the shards are permuted, and their samples, laid end to end, turned round by a random number and cut into
+``lanes`` equal runs. Inside a lane samples are permuted window by window; a split that fits one window is one lane.
+Position p of the epoch is lane p mod lanes at depth p div lanes, so a rank that takes each W-th position reads only its
+own lanes, where W divides the lanes, and each lane from a few shards at a time.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ Words = npt.NDArray[np.uint64]
 
 LANES = 64
 WINDOW = 16384  # samples that are permuted together: four shards of the usual 4096
+LEDGER_BITS = 40
 _ROUNDS = 6  # Feistel rounds; four already make a pseudo-random permutation (Luby and Rackoff 1988)
 
 
@@ -27,11 +29,13 @@ class Order:
 
     shard_samples: tuple[int, ...]  # samples of each shard, in index order
     seed: int
-    lanes: int = LANES
+    lanes: int = 0  # 0: LANES, or 1 where all samples fit one window
     window: int = WINDOW
 
     def __post_init__(self) -> None:
         assert sum(self.shard_samples) > 0
+        if self.lanes == 0:
+            object.__setattr__(self, "lanes", LANES if self.samples > self.window else 1)
         assert self.lanes > 0
         assert self.window > 0
 
@@ -57,22 +61,44 @@ class Order:
         window_length = np.minimum(self.window, lane_length - window_start)
         key = _mix(_mix(_word(self.seed), _word(epoch)), (lane_start + window_start).astype(np.uint64))
         laid = lane_start + window_start + permute(depth - window_start, window_length, key)
-        return self._unlay(epoch, laid)
+        turn = int(_mix(_mix(_mix(_word(self.seed), _word(epoch)), _word(1)), _word(0)) % np.uint64(self.samples))
+        return self._unlay(epoch, (laid + turn) % self.samples)
 
     def _unlay(self, epoch: int, laid: Ints) -> Ints:
         """Place in the sequence of permuted shards, laid end to end -> index row."""
         sizes = np.asarray(self.shard_samples, np.int64)
-        shards = np.random.default_rng([self.seed, epoch, 1]).permutation(len(sizes))
+        numbers = np.arange(len(sizes), dtype=np.uint64)
+        shards = np.argsort(_mix(_mix(_mix(_word(self.seed), _word(epoch)), _word(2)), numbers), kind="stable")
         ends = np.cumsum(sizes[shards])
         which = np.searchsorted(ends, laid, side="right")
         starts = np.cumsum(sizes) - sizes
         return starts[shards[which]] + laid - (ends[which] - sizes[shards[which]])
 
 
-def step_positions(step: int, global_batch: int, rank: int, world_size: int) -> Ints:
-    """Global positions of an optimizer step that belong to one rank: those congruent to it, in order."""
-    assert global_batch % world_size == 0
-    return np.arange(step * global_batch + rank, (step + 1) * global_batch, world_size, dtype=np.int64)
+def micro_batch_positions(
+    step: int, part: int, *, global_batch: int, micro_batch: int, rank: int, world_size: int
+) -> Ints:
+    """Global positions of one rank's ``part``-th micro-batch of an optimizer step: congruent to the rank.
+
+    An even micro-batch holds pairs: its elements i and i + micro_batch/2 are half a global batch apart, whatever the
+    number of ranks, so that mixup (pipeline.mixing) needs no other rank's images.
+    """
+    assert global_batch % (micro_batch * world_size) == 0
+    first = step * global_batch + rank
+    if micro_batch % 2:
+        return first + world_size * np.arange(part * micro_batch, (part + 1) * micro_batch, dtype=np.int64)
+    half = micro_batch // 2
+    pairs = first + world_size * np.arange(part * half, (part + 1) * half, dtype=np.int64)
+    return np.concatenate([pairs, pairs + global_batch // 2])
+
+
+def ledger_hash(samples: Ints) -> int:
+    """A hash of a set of samples that doesn't depend on their order, below 2**LEDGER_BITS.
+
+    Sums over ranks stay exact in float64 (up to 8,192 of them); take the sum modulo 2**LEDGER_BITS.
+    """
+    hashes: Words = _mix(_word(0x6C6564676572), samples.astype(np.uint64)) & np.uint64((1 << LEDGER_BITS) - 1)
+    return int(hashes.sum(dtype=np.uint64)) % (1 << LEDGER_BITS)
 
 
 def sample_seeds(seed: int, epochs: Ints, rows: Ints) -> Words:
@@ -83,26 +109,26 @@ def sample_seeds(seed: int, epochs: Ints, rows: Ints) -> Words:
 def permute(index: Ints, size: Ints, key: Words) -> Ints:
     """Element-wise: the image of ``index`` under a permutation of range(``size``) chosen by ``key``.
 
-    A Feistel network over the next power of four, walked until the value falls inside (cycle walking).
+    A Feistel network over the smallest near-square grid of at least ``size`` cells, walked until the value falls inside
+    (cycle walking; the grid exceeds ``size`` by less than its square root, so one walk nearly always does).
     """
     index, size, key = np.broadcast_arrays(index, size, key)
     # each element by its own size, so that its image does not depend on its neighbours in the array
-    bits = np.frexp(np.maximum(size - 1, 1).astype(np.float64))[1].astype(np.uint64)
-    halves = (bits + np.uint64(1)) // np.uint64(2)
-    value = index.astype(np.uint64)
-    outside = np.ones(value.shape, bool)
-    while outside.any():
-        value[outside] = _feistel(value[outside], halves[outside], key[outside])
-        outside[outside] = value[outside] >= size[outside].astype(np.uint64)
+    columns = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
+    limit = size.astype(np.uint64)
+    rows = (limit + columns - np.uint64(1)) // columns
+    value = _feistel(index.astype(np.uint64), rows, columns, key)
+    while (outside := value >= limit).any():
+        value[outside] = _feistel(value[outside], rows[outside], columns[outside], key[outside])
     return value.astype(np.int64)
 
 
-def _feistel(value: Words, half: Words, key: Words) -> Words:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = value >> half, value & mask
-    for number in range(_ROUNDS):
-        left, right = right, left ^ (_mix(key + np.uint64(number), right) & mask)
-    return (left << half) | right
+def _feistel(value: Words, rows: Words, columns: Words, key: Words) -> Words:
+    row, column = np.divmod(value, columns)
+    for number in range(0, _ROUNDS, 2):
+        column = (column + _mix(key + np.uint64(number), row) % columns) % columns
+        row = (row + _mix(key + np.uint64(number + 1), column) % rows) % rows
+    return row * columns + column
 
 
 def _word(value: int) -> Words:

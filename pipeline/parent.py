@@ -4,18 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline import checkpoint
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.interop import load_weights
+from pipeline.model import VisionTransformer
 from pipeline.transfer import transfer
 
 SCRATCH = "scratch"
 
 
-def start_from_parent(config: RunConfig, model: torch.nn.Module) -> dict[str, Any]:
+def start_from_parent(config: RunConfig, model: VisionTransformer) -> dict[str, Any]:
     """Fill ``model`` with the parent's weights; return the lineage for run.json.
 
     Raises UserError where there is no parent, or its architecture is another.
@@ -52,6 +51,10 @@ def check_architecture(config: RunConfig, parent: ModelConfig) -> None:
             f"model.variant is {config.model.variant!r} but --parent {config.parent!r} is a {parent.variant!r}: "
             f"use the recipe of {parent.variant} or another parent"
         )
+    differing = [name for name in ("gelu", "norm_eps") if getattr(parent, name) != getattr(config.model, name)]
+    if differing:  # it can be trained, but the parent's features are not quite what the model now computes
+        remedy = " ".join(f"--model.{name} {getattr(parent, name)}" for name in differing)
+        print(f"warning: --parent {config.parent!r} was trained with other settings: {remedy} keeps them", flush=True)
 
 
 def _lineage(source: Path) -> dict[str, Any]:

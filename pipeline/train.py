@@ -5,12 +5,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 
-from pipeline import checkpoint, distributed, engine as ds, rundir
+from pipeline import checkpoint, distributed, rundir
+from pipeline import engine as ds
 from pipeline.cli import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.config import RunConfig, accumulation, flatten, to_dict, total_steps
 from pipeline.data import Batch, Split, normalise, open_split, train_batches
@@ -19,6 +21,7 @@ from pipeline.evaluate import Result, evaluate
 from pipeline.fence import claim
 from pipeline.losses import loss as loss_of
 from pipeline.metrics import Stopwatch, duration
+from pipeline.mixing import mixup, mixup_lambda
 from pipeline.model import VisionTransformer, initialise
 from pipeline.parent import start_from_parent
 from pipeline.preempt import StopRequest
@@ -26,8 +29,14 @@ from pipeline.provenance import describe_code
 from pipeline.schedule import learning_rate
 from pipeline.shards import read_classes
 from pipeline.tracking import Tracker, open_tracker
+from pipeline.transforms import AUGMENT, TrainTransform
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MLFLOW_STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
 
 
 def train(config: RunConfig) -> int:
@@ -68,13 +77,14 @@ def train(config: RunConfig) -> int:
         run = {**facts, "samples": len(data), "steps": steps, "parent": lineage, "code": describe_code()}
         run = rundir.start(config, run, read_classes(data.folder).select(["wnid", "name"]).to_pylist())
         tracker = start_tracking(config, run, start_step, ranks.world_size)
-        print(headline(config, model, data, ranks, device, steps, start_step), flush=True)
+        print(headline(config, data, ranks, device, steps, start_step), flush=True)
 
     metrics: dict[str, float] = dict(status.metrics) if status else {}
     batches = train_batches(
         data,
-        image_size=config.model.image_size,
-        augment=config.data.augment,
+        TrainTransform(
+            config.model.image_size, config.data.augment, min_area=config.data.min_area, flip=config.data.flip
+        ),
         seed=config.train.seed,
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
@@ -85,9 +95,9 @@ def train(config: RunConfig) -> int:
         stop_step=steps,
     )
     watch = Stopwatch(config.train.global_batch, ranks.world_size)
-    outcome, step = "failed", start_step
+    step = start_step
+    outcome: Literal["finished", "stopped", "failed"] = "finished"
     try:
-        outcome = "finished"
         while step < steps:
             faulthandler.dump_traceback_later(config.train.step_timeout, exit=True)
             lr = learning_rate(config.schedule, config.optim.lr, step, steps)
@@ -123,7 +133,7 @@ def train(config: RunConfig) -> int:
         faulthandler.cancel_dump_traceback_later()
         if tracker is not None and fence is not None and fence.holds():
             rundir.write_status(config.run_dir, rundir.Status(outcome, step, steps, attempt, 0.0, metrics))
-            tracker.close({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[outcome])
+            tracker.close(MLFLOW_STATUS[outcome])
     if leader:
         print(f"{outcome} after step {step} of {steps}: {config.run_dir}", flush=True)
     engine.destroy()
@@ -147,6 +157,7 @@ def train_step(
     # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
     torch.manual_seed((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank)
     passes = accumulation(config.train, ranks.world_size)
+    lam = mixup_lambda(config.train.seed, step, AUGMENT[config.data.augment].mixup)
     total = torch.zeros((), device=device)
     norm = None
     for _ in range(passes):
@@ -155,8 +166,10 @@ def train_step(
         watch.waited += time.perf_counter() - began
         assert batch.step == step, (batch.step, step)
         x_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype])
-        labels_B = batch.labels_B.to(device, non_blocking=True)
-        loss = loss_of(config.train.loss, engine(x_BCHW).float(), labels_B)
+        targets = batch.labels_B.to(device, non_blocking=True)
+        if lam < 1.0:
+            x_BCHW, targets = mixup(x_BCHW, F.one_hot(targets, engine.module.classes).float(), lam)
+        loss = loss_of(config.train.loss, engine(x_BCHW).float(), targets)
         engine.backward(loss)
         if config.train.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
             norm = ds.grad_norm(engine)
@@ -248,14 +261,12 @@ def start_tracking(config: RunConfig, run: dict[str, Any], start_step: int, worl
     )
 
 
-def headline(
-    config: RunConfig, model: torch.nn.Module, data: Split, ranks: Ranks, device: torch.device, steps: int, start: int
-) -> str:
-    start_text = f"resumes after step {start}" if start else "starts"
+def headline(config: RunConfig, data: Split, ranks: Ranks, device: torch.device, steps: int, start: int) -> str:
+    batch, passes = config.train, accumulation(config.train, ranks.world_size)
     return (
-        f"{config.stage} {config.recipe}: {start_text}, {steps} steps of {config.train.global_batch} samples "
-        f"({config.train.micro_batch} x {ranks.world_size} rank(s) x {accumulation(config.train, ranks.world_size)}), "
-        f"{len(data):,} samples, {data.info.classes:,} classes, {config.model.variant} at {config.model.image_size} px, "
+        f"{config.stage} {config.recipe}: {f'resumes after step {start}' if start else 'starts'}, {steps} steps of "
+        f"{batch.global_batch} samples ({batch.micro_batch} x {ranks.world_size} rank(s) x {passes}), {len(data):,} "
+        f"samples, {data.info.classes:,} classes, {config.model.variant} at {config.model.image_size} px, "
         f"ZeRO-{config.train.zero_stage} {config.train.dtype} on {device.type}, started by {ranks.launcher}"
     )
 

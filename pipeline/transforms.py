@@ -1,49 +1,107 @@
-"""One JPEG's bytes -> one square uint8 image, for training (Inception crop and flip) or evaluation (resize).
+"""One JPEG's bytes -> one square uint8 image, for training (crop, flip, RandAugment) or evaluation (resize).
 
-H height, W width, C the three channels, in pixels; all images are RGB, uint8.
+H height, W width, C the three channels, in pixels; all images are RGB, uint8, HWC. Everything random is a function of
+the sample's seed.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-import simplejpeg
 
-Image = npt.NDArray[np.uint8]  # HWC
+from pipeline import jpeg as jpegs
+from pipeline.jpeg import Box, Image
+from pipeline.randaugment import rand_augment
 
-AREA = (0.05, 1.0)  # fraction of the image that a crop covers; AugReg, arXiv 2106.10270 section 3
-ASPECT = (3 / 4, 4 / 3)
+Random = np.random.Generator
+
+ASPECT = (3 / 4, 4 / 3)  # Inception crop: log-uniform; AugReg, arXiv 2106.10270 section 3
+CENTRAL = 8 / 7  # short side over crop: 448 for 384 px and 256 for 224 px, as big_vision and torchvision evaluate
 _ATTEMPTS = 10  # Inception's (and torchvision's) number of tries before the central crop
 
 
-def decode(jpeg: bytes) -> Image:
-    """RGB pixels. Raises ValueError where the bytes are no JPEG."""
-    return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)  # type: ignore[no-any-return]
+class Augment(NamedTuple):
+    layers: int  # of RandAugment
+    magnitude: int
+    mixup: float  # alpha; applied to the batch by pipeline.mixing
 
 
-def train_image(jpeg: bytes, size: int, seed: int) -> Image:
-    """Inception crop, bilinear resize to ``size`` square, horizontal flip half of the time."""
-    random = np.random.Generator(np.random.SFC64(seed))
-    image = decode(jpeg)
-    top, left, height, width = inception_crop(image.shape[0], image.shape[1], random)
-    flip = random.random() < 0.5
-    crop = cv2.resize(image[top : top + height, left : left + width], (size, size), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(crop[:, ::-1]) if flip else crop  # type: ignore[return-value]
+AUGMENT = {  # AugReg's settings (arXiv 2106.10270, section 3)
+    "none": Augment(0, 0, 0.0),
+    "light1": Augment(2, 0, 0.0),
+    "light2": Augment(2, 10, 0.2),
+    "medium1": Augment(2, 15, 0.2),
+    "medium2": Augment(2, 15, 0.5),
+    "strong1": Augment(2, 20, 0.5),
+    "strong2": Augment(2, 20, 0.8),
+}
 
 
-def eval_image(jpeg: bytes, size: int) -> Image:
-    """Direct resize to ``size`` square, bilinear, as google-research/vision_transformer evaluates."""
-    return cv2.resize(decode(jpeg), (size, size), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
+@dataclass(frozen=True)
+class TrainTransform:
+    """What happens to each training image."""
+
+    size: int  # side of the result
+    augment: str = "none"  # a key of AUGMENT; mixup is applied to the batch, not here
+    crop: Literal["inception", "resize"] = "inception"  # resize: short side to CENTRAL x size, then a random square
+    min_area: float = 0.05  # smallest fraction of the image that an Inception crop covers
+    flip: bool = True
+    erasing: float = 0.0  # probability of random erasing
+    decode: Literal["region", "scaled", "full"] = "region"
+
+    def __call__(self, jpeg: bytes, seed: int, out: Image) -> None:
+        """Write the image into ``out``, size x size x 3. Raises ValueError where the bytes are no JPEG."""
+        random = np.random.Generator(np.random.SFC64(seed))
+        height, width = jpegs.size(jpeg)
+        if self.crop == "inception":
+            box = inception_crop(height, width, self.min_area, random)
+        else:
+            box = resized_crop(height, width, random)
+        cv2.resize(decode_box(jpeg, box, self.size, self.decode), out.shape[:2], out, interpolation=cv2.INTER_LINEAR)
+        if self.flip and random.random() < 0.5:
+            cv2.flip(out, 1, out)
+        layers, magnitude, _ = AUGMENT[self.augment]
+        if layers:
+            out[:] = rand_augment(out, layers, magnitude, random)
+        if self.erasing > 0 and random.random() < self.erasing:
+            erase(out, random)
 
 
-def inception_crop(height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random crop's (top, left, height, width): area uniform in AREA, log-aspect uniform in ASPECT.
+def decode_box(jpeg: bytes, box: Box, size: int, how: Literal["region", "scaled", "full"] = "region") -> Image:
+    """The pixels of ``box``; with ``how`` scaled, a box of at least twice ``size`` comes at 1/2, 1/4 or 1/8."""
+    top, left, height, width = box
+    if how == "full":
+        return jpegs.decode(jpeg)[top : top + height, left : left + width]
+    denominator = 1
+    if how == "scaled":
+        while denominator < 8 and min(height, width) >= 2 * denominator * size:
+            denominator *= 2
+    # rounded inwards, so that the region is inside the scaled image
+    scaled = (top // denominator, left // denominator, height // denominator, width // denominator)
+    return jpegs.decode_region(jpeg, scaled, denominator)
+
+
+def eval_image(jpeg: bytes, size: int, resize: Literal["square", "central"] = "square") -> Image:
+    """``square``: direct resize to ``size``, as google-research/vision_transformer evaluates.
+
+    ``central``: short side to 8/7 of ``size``, then the central square, as big_vision does. Both bilinear.
+    """
+    height, width = jpegs.size(jpeg)
+    box = (0, 0, height, width) if resize == "square" else central_crop(height, width)
+    return cv2.resize(  # type: ignore[return-value]
+        decode_box(jpeg, box, size), (size, size), interpolation=cv2.INTER_LINEAR
+    )
+
+
+def inception_crop(height: int, width: int, min_area: float, random: Random) -> Box:
+    """A random box: area uniform from ``min_area`` to 1, log-aspect uniform in ASPECT.
 
     After ten tries that don't fit the image, the largest central crop whose aspect is in bounds.
     """
     for _ in range(_ATTEMPTS):
-        area = height * width * random.uniform(*AREA)
+        area = height * width * random.uniform(min_area, 1.0)
         aspect = math.exp(random.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -52,3 +110,27 @@ def inception_crop(height: int, width: int, random: np.random.Generator) -> tupl
     crop_height = min(height, max(1, round(width / ASPECT[0])))
     crop_width = min(width, max(1, round(height * ASPECT[1])))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resized_crop(height: int, width: int, random: Random) -> Box:
+    """The box that a resize of the short side to CENTRAL x size and a random size x size crop would show."""
+    side = max(1, round(min(height, width) / CENTRAL))
+    return int(random.integers(height - side + 1)), int(random.integers(width - side + 1)), side, side
+
+
+def central_crop(height: int, width: int) -> Box:
+    side = max(1, round(min(height, width) / CENTRAL))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def erase(image: Image, random: Random) -> None:
+    """Random erasing, in place: noise over 2 to 33 % of the area, aspect 0.3 to 3.3 (arXiv 1708.04896, section 3.2)."""
+    height, width = image.shape[:2]
+    for _ in range(_ATTEMPTS):
+        area = height * width * random.uniform(0.02, 0.33)
+        aspect = math.exp(random.uniform(math.log(0.3), math.log(3.3)))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
+            image[top : top + h, left : left + w] = random.integers(0, 256, (h, w, 3), np.uint8)
+            return
