@@ -104,7 +104,8 @@ def main() -> int:
 def train(config: DemoConfig, job: str, run: Path, data: Path, steps: int, *options: object) -> None:
     launcher = ("torch.distributed.run", "--nproc-per-node", config.ranks, "--standalone", "-m", job)
     length = ("--schedule.steps", steps) if steps else ()
-    command(*launcher, "tiny", "--run-dir", run, "--data.train", data, "--train.seed", config.seed, *length, *options)
+    run_options = ("--run-dir", run, "--data.train", data, "--train.seed", config.seed, *DIGITS)
+    command(*launcher, "tiny", *run_options, *length, *options)
 
 
 def command(module: str, *arguments: object, capture: bool = False) -> str:
