@@ -1,0 +1,35 @@
+"""Data that every test may use: scikit-learn's digits, sharded once a session by the real command."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep import shard
+from jobs.demo import write_raw
+
+
+@pytest.fixture(scope="session")
+def raw_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All ten digits as JPEGs of 32 px, in ImageNet-21K's form: a tar of ``digit<d>.tar``. 1,797 images."""
+    path = tmp_path_factory.mktemp("raw") / "digits_whole.tar"
+    write_raw(path, classes=10)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits(raw_digits: Path) -> Path:
+    """A data set of them: splits train and val (a quarter), shards of 256 samples. Read only."""
+    folder = raw_digits.parent / "digits"
+    arguments = [raw_digits, folder, "--val-fraction", 0.25, "--samples-per-shard", 256, "--workers", 1]
+    assert shard.main([str(argument) for argument in arguments]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seven_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the first seven classes."""
+    raw = tmp_path_factory.mktemp("raw") / "seven_whole.tar"
+    write_raw(raw, classes=7)
+    folder = raw.parent / "seven"
+    assert shard.main([str(raw), str(folder), "--val-fraction", "0.25", "--workers", "1"]) == 0
+    return folder
