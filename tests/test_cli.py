@@ -1,0 +1,113 @@
+"""One line for a user's mistake, a recipe's fields on the command line, exit codes."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from pipeline import cli
+from pipeline.cli import UserError
+
+
+@dataclass(frozen=True)
+class Inner:
+    lr: float = 1e-3
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "a"
+    optim: Inner = field(default_factory=Inner)
+
+
+def small() -> Config:
+    """A small one.
+
+    More about it.
+    """
+    return Config(name="small")
+
+
+def large() -> Config:
+    """A large one."""
+    return Config(name="large", optim=Inner(lr=0.1))
+
+
+RECIPES = {"small": small, "large": large}
+
+
+def parse(*args: str) -> Config:
+    return cli.parse_recipe(RECIPES, prog="prog", description="What it does.", args=args)
+
+
+def test_fields_replace_the_recipes() -> None:
+    assert parse("large") == large()
+    assert parse("large", "--optim.lr", "3e-4", "--name", "b") == Config("b", Inner(lr=3e-4))
+    assert parse("small", "--optim.flip", "False") == Config("small", Inner(flip=False))
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        ((), ["RECIPE is missing", "small, large", "prog --help"]),
+        (("smal",), ["'smal'", "did you mean small?", "small, large"]),
+        (("x",), ["'x'", "there are small, large"]),
+        (("small", "--optim.lrr", "1"), ["--optim.lrr", "--optim.lr", "prog small --help"]),
+        (("small", "--optim.lr", "fast"), ["optim.lr", "fast"]),
+        (("small", "--optim.lr"), ["optim.lr"]),
+        (("small", "stray"), ["stray"]),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(args: tuple[str, ...], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert not set(message) & set("╭╮╰╯│─")
+
+
+def test_help_lists_the_recipes_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "What it does." in out
+    assert "A small one." in out
+    assert "More about it." not in out
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), (75, 75)])
+def test_the_exit_code_is_mains(code: int | None, expected: int) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: code)
+    assert caught.value.code == expected
+
+
+def test_a_user_error_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise UserError("field 1\n  is wrong: change it")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == cli.EXIT_USER
+    assert capsys.readouterr().err == "error: field 1 is wrong: change it\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    program = (
+        "from pipeline import cli\ndef main():\n    for _ in range(100_000): print('line', flush=True)\ncli.run(main)\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stderr is not None
+    assert writer.stdout.readline() == "line\n"
+    writer.stdout.close()
+    assert writer.wait(timeout=30) == 0
+    assert writer.stderr.read() == ""
+    writer.stderr.close()
