@@ -15,7 +15,7 @@ DESCRIPTION = """Evaluate a run's newest checkpoint (or a named one) on a data s
 Prints a line for people and one JSON object. Examples:
 
   python -m jobs.evaluate runs/tiny-ft --data shards/digits
-  accelerate launch --num-processes 8 -m jobs.evaluate runs/b16-ft --data shards/in1k
+  accelerate launch --multi-gpu --num-processes 8 -m jobs.evaluate runs/b16-ft --data shards/in1k
   python -m jobs.evaluate runs/b16-ft/checkpoints/step-00020000 --data shards/in1k --split val --batch 512"""
 
 

@@ -195,6 +195,8 @@ def check_finite(loss: float, norm: float, step: int, engine: Any) -> None:
 
 def open_data(config: RunConfig) -> tuple[Split, Split | None]:
     """The training split and the evaluation split, if there is one. Raises UserError where they don't fit."""
+    if config.run_dir == Path():
+        raise UserError("--run-dir is missing: name the folder of a new run, or of one to resume")
     if config.data.train is None:
         raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
     data = open_split(config.data.train, config.data.train_split)

@@ -1,0 +1,98 @@
+"""Start whole jobs as a user does, with a time limit, and read what they left."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import spool
+
+REPOSITORY = Path(__file__).parents[2]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+ACCELERATE = (
+    # without --multi-gpu, a machine that has none starts one process only and says nothing
+    "-m", "accelerate.commands.launch", "--multi-gpu", "--num-processes", 2, "--num-machines", 1,
+    "--mixed-precision", "no", "--dynamo-backend", "no", "--main-process-port", 0,
+)  # fmt: skip
+
+
+def environment(**more: str) -> dict[str, str]:
+    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    own = {key: value for key, value in os.environ.items() if key not in launchers}
+    speed = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "VIT_MLFLOW": "off"}
+    return own | speed | {"PYTHONWARNINGS": "ignore::FutureWarning"} | more
+
+
+def start(*arguments: object, log: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """``python ARGUMENTS`` in a process group of its own, its output in ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=environment(**variables),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def run(*arguments: object, log: Path, code: int = 0, timeout: float = 180, **variables: str) -> str:
+    """Run to the end, which must have exit code ``code``; return the output."""
+    process = start(*arguments, log=log, **variables)
+    try:
+        assert process.wait(timeout) == code, log.read_text()
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"still runs after {timeout} s:\n{log.read_text()}") from None
+    finally:
+        kill_group(process)
+    return log.read_text()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def kill_a_rank_after(process: subprocess.Popen[bytes], run_dir: Path, step: int, choice: random.Random) -> int:
+    """kill -9 one rank, chosen at random, once ``run_dir`` has recorded ``step``; return the step recorded last."""
+    limit = time.monotonic() + 120
+    while not (recorded := losses(run_dir)) or max(recorded) < step:
+        assert process.poll() is None, f"left before step {step}"
+        assert time.monotonic() < limit, f"step {step} did not come within 120 s"
+        time.sleep(0.01)
+    os.kill(choice.choice(ranks_of(process)), signal.SIGKILL)
+    return max(recorded)
+
+
+def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """The launcher's own child processes that are ranks."""
+    children = Path(f"/proc/{launcher.pid}/task").glob("*/children")
+    ranks = [int(pid) for file in children for pid in file.read_text().split()]
+    assert ranks
+    return ranks
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Training loss by step, as the run folder records it."""
+    path = run_dir / spool.METRICS
+    if not path.exists():
+        return {}
+    lines, _ = spool.read_lines(path)
+    return {line.step: line.metrics["train/loss"] for line in lines if "train/loss" in line.metrics}
+
+
+def last_json(output: str) -> dict[str, float]:
+    return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])  # type: ignore[no-any-return]
+
+
+def as_strings(arguments: Sequence[object]) -> list[str]:
+    return [str(argument) for argument in arguments]
