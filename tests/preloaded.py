@@ -1,0 +1,11 @@
+"""What the fork server of tests/ranks.py imports once: everything that a rank needs and that takes time."""
+
+import deepspeed
+import torch
+
+import pipeline.train  # noqa: F401
+
+# The first optimizer of a process imports more of torch
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+assert deepspeed.__version__
+assert torch.get_num_threads() == 1, "a pool of threads doesn't survive a fork"
