@@ -37,7 +37,7 @@ BLOCK = 4096  # images compared at a time
 
 @dataclass(frozen=True)
 class Options:
-    dataset: Annotated[Path, tyro.conf.Positional]
+    dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """The data set to clean."""
     against: Path
     """The data set whose images must not be in it."""

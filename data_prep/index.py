@@ -39,7 +39,7 @@ JPEGS = frozenset({"jpg", "jpeg", "JPEG", "JPG"})
 
 @dataclass(frozen=True)
 class Options:
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder that holds the tars."""
     classes: str = "derive"
     """The class list that the numbers mean: fall11, google21k, imagenet1k, or a file with a wnid a line. derive: the

@@ -48,7 +48,7 @@ code { background: #f1f5f9; padding: 0 .3em; } .missing { display: inline-block;
 
 @dataclass(frozen=True)
 class Options:
-    dataset: Annotated[Path, tyro.conf.Positional]
+    dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Folder of a finished data set."""
     out: Path | None = None
     """The page; DATASET/report.html where not given."""

@@ -51,9 +51,9 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    input: Annotated[str, tyro.conf.Positional]
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """The release as downloaded, or any folder of class folders, or WebDataset tars."""
-    output: Annotated[Path, tyro.conf.Positional]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder of the data set to make."""
     source: Literal["auto", "tar", "tars", "folder", "webdataset"] = "auto"
     """Form of INPUT. auto: looks at it. tar: one tar (or tar.gz) of <wnid>.tar files or class folders. tars: a folder

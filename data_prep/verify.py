@@ -39,7 +39,7 @@ LEAST_Z = 5.0  # standard deviations: a random order shows this once in two mill
 
 @dataclass(frozen=True)
 class Options:
-    dataset: Annotated[Path, tyro.conf.Positional]
+    dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Folder of a finished data set."""
     decode: bool = True
     """Decode every image."""

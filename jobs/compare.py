@@ -28,7 +28,7 @@ Prints a table; writes plots where --out names a folder. --csv, --json and --lat
 
 @dataclass(frozen=True)
 class CompareConfig:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]")] = ()
     """Run folders, or folders that hold some."""
     experiment: str = ""
     """Read the runs of this MLflow experiment from MLFLOW_TRACKING_URI (or --mlflow)."""

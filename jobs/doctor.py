@@ -36,7 +36,7 @@ CLASSES = {"pretrain": 21_841, "finetune": 1000}  # of ImageNet-21K and ImageNet
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    recipe: Annotated[str, tyro.conf.Positional] = ""
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
     """Recipe to plan for; empty leaves out what depends on one."""
     stage: Literal["pretrain", "finetune"] = "pretrain"
     """Where RECIPE comes from."""

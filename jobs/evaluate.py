@@ -21,7 +21,7 @@ Prints a line for people and one JSON object. Examples:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder, or a checkpoint's folder in it."""
     data: Path
     """Data set, made by data_prep.shard with the run's class map."""

@@ -31,7 +31,7 @@ FOLDER is a run folder, a folder of run folders, or a campaign's folder (slurm/s
 
 @dataclass(frozen=True)
 class StatusConfig:
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER ...]")] = ()
     """Default: work/runs and work/campaigns, as far as they exist."""
     json: bool = False
     """Print JSON, a row a line, instead of the table."""

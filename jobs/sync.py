@@ -23,7 +23,7 @@ file mlflow.db beside the run folder. Examples:
 
 @dataclass(frozen=True)
 class SyncConfig:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders."""
 
 
