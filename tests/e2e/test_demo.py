@@ -1,0 +1,43 @@
+"""The whole path as `make demo` walks it, with few steps: each command real, each result there."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+from tests.e2e.launch import run
+
+
+def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    demo = ("-m", "jobs.demo", "--folder", folder, "--pretrain-steps", 12, "--finetune-steps", 4)
+    output = run(*demo, log=tmp_path / "log", timeout=280, VIT_MLFLOW="")
+    for words in (
+        "Held-out accuracy",
+        "Pretraining is worth",
+        "Plots:",
+        "MLflow: .venv/bin/mlflow ui --backend-store-uri",
+    ):
+        assert words in output
+
+    pictures = {path.name for path in (folder / "compare").glob("*.png")}
+    assert {"train_loss.png", "eval_top1.png", "bars_eval_top1.png"} <= pictures
+
+    runs = folder / "runs"
+    held_out = {name: json.loads((folder / "shards" / name / "dataset.json").read_text())["samples"]["val"]
+                for name in ("seven", "ten")}  # fmt: skip
+    assert held_out["ten"] > held_out["seven"] > 0
+    facts = json.loads((runs / "finetune" / "run.json").read_text())
+    assert facts["parent"]["run_dir"] == str(runs / "pretrain")
+    assert json.loads((runs / "scratch" / "run.json").read_text())["parent"] == {}
+
+    with sqlite3.connect(runs / "mlflow.db") as database:
+        names = {name for (name,) in database.execute("select name from runs")}
+        ids = dict(database.execute("select name, run_uuid from runs"))
+        tags = dict(database.execute("select key, value from tags where run_uuid = ?", [ids["finetune"]]))
+        steps = database.execute(
+            "select count(*) from metrics where run_uuid = ? and key = 'train/loss'", [ids["pretrain"]]
+        ).fetchone()[0]
+    database.close()
+    assert names == {"pretrain", "finetune", "scratch"}
+    assert tags["parent_mlflow_run_id"] == ids["pretrain"]
+    assert steps == 2  # steps 10 and 12: the recipe logs every tenth, and the last
