@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, flushed, renamed, complete or not there at all.
+"""Checkpoints: their files, which are complete or broken, and reading them. pipeline.saver writes them.
 
 ``RUN/checkpoints/step-00001000/`` holds ``meta.json`` and ``state-000.safetensors`` ...: float32 master weights as
 ``param/<name>`` and optimizer moments as ``exp_avg/<name>`` and so on, full-sized, dealt over the files. Nothing in it
@@ -6,24 +6,19 @@ depends on the number of ranks or the ZeRO stage it was saved under, so any can 
 last and lists the files' sizes and hashes: it is the mark of a complete checkpoint.
 """
 
-import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-import torch.distributed
-from safetensors.torch import save_file
 
 from pipeline import engine as ds
 from pipeline.cli import UserError
-from pipeline.config import RunConfig, from_dict, to_dict
-from pipeline.fence import Fence
-from pipeline.files import flush, write_json, xxh3_128
+from pipeline.config import RunConfig, from_dict
+from pipeline.files import xxh3_128
 
 FORMAT_VERSION = 1
 
@@ -42,6 +37,8 @@ class Meta:
     dataset_digest: str  # of the training data set
     world_size: int  # it was saved under; for people only
     files: dict[str, dict[str, Any]]  # name -> {"bytes": int, "xxh3_128": str}
+    skipped: int = 0  # steps left out because their gradient was no number
+    metrics: dict[str, float] = field(default_factory=dict)  # of an evaluation at this very step
 
 
 def folder_name(step: int) -> str:
@@ -109,12 +106,17 @@ class State(Mapping[str, torch.Tensor]):
         return len(self._where)
 
 
-def read_model(run_or_checkpoint: Path) -> tuple[RunConfig, int, dict[str, torch.Tensor]]:
-    """The run's configuration, number of classes and float32 weights, from its newest checkpoint or a named one."""
+def read_model(run_or_checkpoint: Path, *, average: bool = False) -> tuple[RunConfig, int, dict[str, torch.Tensor]]:
+    """The run's configuration, number of classes and float32 weights, from its newest checkpoint or a named one.
+
+    ``average``: the running average of the weights instead. Raises UserError where there is none.
+    """
     checkpoint = resolve(run_or_checkpoint)
     meta = read_meta(checkpoint)
-    prefix = ds.MASTER + "/"
+    prefix = (ds.AVERAGE if average else ds.MASTER) + "/"
     state = State(checkpoint)
+    if not any(key.startswith(prefix) for key in state):
+        raise UserError(f"{str(checkpoint)!r} holds no averaged weights: train with --train.average, or use the last")
     weights = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     return from_dict(RunConfig, meta.config), meta.classes, weights
 
@@ -133,83 +135,8 @@ def resolve(run_or_checkpoint: Path) -> Path:
     return checkpoint
 
 
-def save(
-    run_dir: Path,
-    engine: Any,
-    config: RunConfig,
-    *,
-    step: int,
-    facts: Mapping[str, Any],
-    fence: Fence | None = None,
-) -> Path:
-    """Write the checkpoint of ``step``; collective. ``facts``: classes, classes_digest and dataset_digest of Meta.
-
-    Tensors are dealt to the ranks by size, so that each rank writes about its share of the bytes. Raises FencedError on
-    rank 0 where a later attempt owns the run folder by ``fence``.
-    """
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    final = run_dir / "checkpoints" / folder_name(step)
-    aside = final.with_name(f".{final.name}.tmp")
-    if rank == 0:
-        if fence is not None:
-            fence.check()
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    torch.distributed.barrier()  # the folder is there
-    mine = _own_share(engine, config, rank, world)
-    name = f"state-{rank:03d}.safetensors"
-    entry = {}
-    if mine:
-        save_file(mine, aside / name, metadata={"format": "pt"})
-        flush(aside / name)
-        entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
-    entries: list[dict[str, Any]] = [{} for _ in range(world)]
-    torch.distributed.all_gather_object(entries, entry)  # also: all files are written
-    if rank == 0:
-        meta = Meta(
-            format_version=FORMAT_VERSION,
-            step=step,
-            samples=step * config.train.global_batch,
-            optimizer_steps=ds.optimizer_steps(engine),
-            config=to_dict(config),
-            world_size=world,
-            files={key: value for part in entries for key, value in part.items()},
-            **facts,
-        )
-        write_json(aside / "meta.json", dataclasses.asdict(meta))
-        if fence is not None:
-            fence.check()
-        shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, passed over at start
-        aside.rename(final)
-        flush(final.parent)
-        _delete_old(run_dir, config)
-    torch.distributed.barrier()
-    return final
-
-
-def _own_share(engine: Any, config: RunConfig, rank: int, world: int) -> dict[str, torch.Tensor]:
-    load = [0] * world
-    mine = {}
-    for key, tensor in ds.gather_state(engine, config.optim.kind):
-        owner = load.index(min(load))
-        load[owner] += tensor.numel()
-        if owner == rank:
-            mine[key] = tensor.to("cpu", torch.float32, copy=True).contiguous()
-    return mine
-
-
 def load(checkpoint: Path, engine: Any, config: RunConfig) -> Meta:
     """Put a checkpoint's state into a fresh engine. No communication."""
     meta = read_meta(checkpoint)
     ds.load_state(engine, State(checkpoint), config.optim.kind, meta.optimizer_steps)
     return meta
-
-
-def _delete_old(run_dir: Path, config: RunConfig) -> None:
-    """Keep the newest ``keep_last`` and the multiples of ``keep_every``."""
-    rule = config.checkpoint
-    for path in complete(run_dir)[: -max(rule.keep_last, 1)]:
-        step = int(path.name.removeprefix("step-"))
-        if not rule.keep_every or step % rule.keep_every:
-            (path / "meta.json").unlink()  # first, so that a half-deleted one isn't taken for complete
-            shutil.rmtree(path)

@@ -88,11 +88,24 @@ class TrainConfig:
     """Samples a rank's forward pass; global_batch / (micro_batch x ranks) passes are accumulated."""
     loss: Literal["sigmoid", "softmax"] = "softmax"
     """sigmoid: binary cross-entropy summed over the classes. softmax: cross-entropy."""
+    label_smoothing: float = 0.0
+    """s turns a target t into t (1 - s) + s / classes."""
+    average: float = 0.0
+    """Decay of a running average of the weights (Polyak averaging), such as 0.9999; evaluations and checkpoints then
+    hold both. 0: none."""
     seed: int = 0
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 1 shards the optimizer state, 2 also the gradients, 3 also the parameters."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute type. Master weights and optimizer state are float32 in either case."""
+    offload: bool = False
+    """Keep and update the optimizer state in the host's memory: slower, for models that don't fit. ZeRO 1 to 3."""
+    compile: bool = False
+    """torch.compile the model: minutes at the start, faster steps on GPUs."""
+    skip_nonfinite: int = 0
+    """Steps with a non-finite loss or gradient that a run may skip, each reported; one more stops it."""
+    profile: int = 0
+    """Steps to record with torch's profiler, from the tenth of an attempt on, into RUN/profile/."""
     log_every: int = 50
     """Steps between logged lines."""
     eval_every: int = 5000
@@ -108,9 +121,15 @@ class TrainConfig:
 class CheckpointConfig:
     every: int = 1000
     """Steps between checkpoints; there is always one at the end."""
+    minutes: float = 0.0
+    """Also save where this many minutes have passed since the last checkpoint. 0: steps alone decide."""
+    background: bool = True
+    """Write while training goes on: it only waits for a copy in the host's memory."""
     keep_last: int = 2
     keep_every: int = 0
     """Also keep each checkpoint whose step is a multiple of this for good. 0: none."""
+    keep_best: int = 0
+    """Also keep this many with the highest eval/top1, of those saved at a step that was evaluated."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ universal ones silently lose the second parameter group under ZeRO-3 (docs/desig
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pipeline.cli import UserError
 from pipeline.config import RunConfig, accumulation
 
 MASTER = "param"  # the first part of a state key: "param/blocks.0.attn.qkv.weight"
+AVERAGE = "average"  # of the running average of the weights, kept beside the moments
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch.optim's names
 
 
@@ -37,12 +39,17 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
             "train.zero_stage 0 with train.dtype bfloat16 trains on wrong numbers (DeepSpeed 0.19's bf16 optimizer "
             "takes a step on zero gradients at start): set train.zero_stage to 1, 2 or 3, or train.dtype to float32"
         )
+    zero: dict[str, Any] = {"stage": config.train.zero_stage}
+    if config.train.offload:
+        if config.train.zero_stage == 0:
+            raise UserError("train.offload True needs ZeRO, and train.zero_stage is 0: set it to 1, 2 or 3")
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "gradient_accumulation_steps": accumulation(config.train, world_size),
         "gradient_clipping": config.optim.clip,
-        "zero_optimization": {"stage": config.train.zero_stage},
+        "zero_optimization": zero,
         "bf16": {"enabled": config.train.dtype == "bfloat16"},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW and SGD
         "zero_force_ds_cpu_optimizer": False,
@@ -58,6 +65,8 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> 
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
+    if config.train.compile:
+        engine.compile()
     return engine
 
 
@@ -75,14 +84,63 @@ def grad_norm(engine: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
+def skip_step(engine: Any) -> None:
+    """Leave the step out, at stage 0, as DeepSpeed does under ZeRO: same weights and moments, counted."""
+    engine.optimizer.zero_grad()
+    engine.micro_steps += 1
+    engine.global_steps += 1
+    engine.skipped_steps += 1
+
+
+@torch.no_grad()
+def update_average(engine: Any, decay: float) -> None:
+    """Move the running average towards this rank's part of the master weights: ``decay`` old, the rest new.
+
+    It starts as the weights after the first step. Without communication; saved and reshaped like a moment.
+    """
+    optimizer = _torch_optimizer(engine)
+    for parameter in _owned(engine):
+        state = optimizer.state[parameter]
+        if AVERAGE in state:
+            state[AVERAGE].lerp_(parameter.detach(), 1 - decay)
+        elif state:  # a first step has been taken
+            state[AVERAGE] = parameter.detach().clone()
+
+
+@contextmanager
+def averaged_weights(engine: Any) -> Iterator[None]:
+    """Compute with the running average instead of the weights, for evaluation; collective."""
+    masters = [parameter.detach().clone() for parameter in _owned(engine)] if _torch_optimizer(engine).state else []
+    if masters:
+        _link_moments(engine)
+        for parameter in engine.module.parameters():
+            _set_full(engine, parameter, _full(engine, parameter, AVERAGE), None)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, master in zip(_owned(engine), masters, strict=bool(masters)):
+                parameter.copy_(master)
+            if masters and engine.zero_optimization_stage() > 0:
+                for parameter in engine.module.parameters():
+                    _set_full(engine, parameter, _full(engine, parameter, None), None)
+
+
+def moment_names(engine: Any, kind: str) -> tuple[str, ...]:
+    """What the optimizer keeps for each parameter so far: nothing before the first step."""
+    states = list(_torch_optimizer(engine).state.values())
+    if not states:
+        return ()
+    return (*MOMENTS[kind], AVERAGE) if AVERAGE in states[0] else MOMENTS[kind]
+
+
 def gather_state(engine: Any, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the key and full float32 tensor of each master parameter and each of its moments.
 
     Collective: every rank must run it to the end, in step with the others. Moments are left out before the first
     optimizer step, when there are none.
     """
-    optimizer = _torch_optimizer(engine)
-    moments = MOMENTS[kind] if optimizer.state else ()
+    moments = moment_names(engine, kind)
     _link_moments(engine)
     for name, parameter in engine.module.named_parameters():
         for key in (None, *moments):
@@ -102,7 +160,8 @@ def load_state(engine: Any, state: Mapping[str, torch.Tensor], kind: str, steps:
 
     ``state`` is key -> full float32 tensor, read when asked for; ``steps`` is the optimizer's counter.
     """
-    moments = MOMENTS[kind] if any(not key.startswith(MASTER + "/") for key in state) else ()
+    kinds = {key.partition("/")[0] for key in state}
+    moments = tuple(key for key in (*MOMENTS[kind], AVERAGE) if key in kinds)
     if moments:
         _make_optimizer_state(engine, moments, steps)
     device = next(engine.module.parameters()).device
@@ -118,13 +177,17 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 
 
+def _owned(engine: Any) -> list[torch.Tensor]:
+    """The float32 tensors that this rank's optimizer updates: flat partitions under ZeRO, parameters without."""
+    # ZeRO-3 hands torch one flat partition at a time and keeps the groups empty in between
+    flat = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    return flat if flat is not None else [p for group in _torch_optimizer(engine).param_groups for p in group["params"]]
+
+
 def _make_optimizer_state(engine: Any, moments: tuple[str, ...], steps: int) -> None:
     """Allocate what the first optimizer step would, so that there is something to fill."""
     optimizer = _torch_optimizer(engine)
-    # ZeRO-3 hands torch one flat partition at a time and keeps the groups empty in between
-    flat = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
-    parameters = flat if flat is not None else [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter in parameters:
+    for parameter in _owned(engine):
         state: dict[str, torch.Tensor] = {key: torch.zeros_like(parameter) for key in moments}
         if "exp_avg" in moments:
             on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")

@@ -1,33 +1,88 @@
-"""What the loop measures of itself: speed, waiting, remaining time."""
+"""What the loop measures of itself: speed, waiting, where the time went, remaining time."""
 
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+
+Part = Literal["training", "data", "evaluation", "checkpoint"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass
 class Stopwatch:
-    """Rates since the last :meth:`lap`. Times in seconds."""
+    """Rates since the last :meth:`lap`, and seconds by part since the attempt's start."""
 
     samples_per_step: int
     ranks: int
-    started: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-    waited: float = 0.0  # for data
-    paused: float = 0.0  # in evaluation and checkpoints
+    flops_per_sample: float = 0.0  # of training
+    peak: float = 0.0  # FLOP/s of one rank's device
+    seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    own: float = 0.0  # of the latest step: what this rank spent before it had to wait for others
+    steps: list[float] = field(default_factory=list)  # seconds of each step of the lap
+    waited: float = 0.0  # for data, in the lap
+    _step_began: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def time(self, part: Part) -> Iterator[None]:
+        """Time that belongs to no step: of an evaluation or a checkpoint."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            pause = time.perf_counter() - began
+            self.seconds[part] += pause
+            self._step_began += pause
+
+    def step(self, waited: float, own: float) -> None:
+        """Record the step that ends now, the loop's own work since the last one included.
+
+        ``waited``: seconds of it without data. ``own``: see :attr:`own`.
+        """
+        now = time.perf_counter()
+        seconds, self._step_began = now - self._step_began, now
+        self.steps.append(seconds)
+        self.waited += waited
+        self.own = own
+        self.seconds["training"] += seconds - waited
+        self.seconds["data"] += waited
 
     def lap(self) -> dict[str, float]:
         """Metrics of the steps since the last lap; starts the next one."""
-        now = time.perf_counter()
-        busy = max(now - self.started - self.paused, 1e-9)
-        rate = self.steps * self.samples_per_step / busy
+        busy = max(sum(self.steps), 1e-9)
+        rate = len(self.steps) * self.samples_per_step / busy
+        ordered = sorted(self.steps) or [0.0]
         metrics = {
             "speed/images_per_second": rate,
             "speed/images_per_second_per_rank": rate / self.ranks,
-            "speed/step_seconds": busy / max(self.steps, 1),
+            "speed/step_seconds": busy / max(len(self.steps), 1),
+            "speed/step_p50": percentile(ordered, 0.5),
+            "speed/step_p95": percentile(ordered, 0.95),
+            "speed/step_max": ordered[-1],
             "speed/data_wait": self.waited / busy,  # fraction of the time
+            "memory/peak_gb": peak_memory() / 1e9,
+            **{f"seconds/{part}": seconds for part, seconds in self.seconds.items()},
         }
-        self.started, self.steps, self.waited, self.paused = now, 0, 0.0, 0.0
+        if self.peak:
+            metrics["speed/mfu"] = rate / self.ranks * self.flops_per_sample / self.peak
+        self.steps, self.waited = [], 0.0
         return metrics
+
+
+def percentile(ordered: list[float], fraction: float) -> float:
+    """Of sorted values, by the nearest rank."""
+    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
+
+
+def peak_memory() -> float:
+    """Bytes: the most that torch has held on this rank's GPU, or that this process has held where there is none."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def duration(seconds: float) -> str:

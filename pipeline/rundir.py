@@ -20,8 +20,10 @@ from pipeline.files import write_json
 FREE_FIELDS = frozenset(
     {
         "run_dir", "name", "experiment", "parent", "data.train", "data.eval", "data.workers", "train.micro_batch",
-        "train.zero_stage", "train.log_every", "train.eval_every", "train.eval_batch", "train.step_timeout",
-        "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every",
+        "train.zero_stage", "train.offload", "train.compile", "train.skip_nonfinite", "train.profile",
+        "train.log_every", "train.eval_every", "train.eval_batch", "train.step_timeout", "checkpoint.every",
+        "checkpoint.minutes", "checkpoint.background", "checkpoint.keep_last", "checkpoint.keep_every",
+        "checkpoint.keep_best",
     }
 )  # fmt: skip
 
@@ -58,7 +60,8 @@ def check_config(config: RunConfig) -> None:
                 f"--run-dir {str(config.run_dir)!r} has checkpoints but no config.json: name another folder"
             )
         return
-    old, new = flatten(json.loads(path.read_text())), flatten(to_dict(config))
+    # a field that the run's version didn't have yet stood for what is now its default
+    old, new = flatten(to_dict(RunConfig())) | flatten(json.loads(path.read_text())), flatten(to_dict(config))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in FREE_FIELDS]
     if changed:
         difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)

@@ -16,6 +16,7 @@ from pipeline import engine as ds
 from pipeline.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from pipeline.losses import loss as loss_of
 from pipeline.model import VisionTransformer, initialise
+from pipeline.saver import Saver
 
 GLOBAL_BATCH = 8
 CLASSES = 5
@@ -55,7 +56,9 @@ def main() -> None:
         if ranks.rank == 0:
             print(f"loss {step + 1} {mean.item():.17g}", flush=True)
     facts = {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"}
-    checkpoint.save(config.run_dir, engine, config, step=int(last), facts=facts)
+    saver = Saver(config, facts)
+    saver.save(engine, int(last))
+    saver.finish()
     engine.destroy()
     del engine, model
     distributed.finish()

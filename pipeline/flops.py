@@ -1,0 +1,51 @@
+"""What a Vision Transformer costs: multiply-accumulates, floating-point operations, and a device's peak.
+
+A multiply-accumulate (MAC) is two floating-point operations; a training step is three forward passes' worth.
+"""
+
+from pipeline.config import ModelConfig
+from pipeline.model import ARCHITECTURES, grid_size
+
+# Dense bfloat16 FLOP/s by a part of the device's name; the makers' data sheets (SXM where the name doesn't say PCIe).
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def forward_macs(config: ModelConfig, classes: int, *, published: bool = False) -> int:
+    """Multiply-accumulates of one image's forward pass: patch embedding, blocks and head.
+
+    Norms, GELU and softmax aren't counted, as in published tables. ``published``: the whole last block too, which this
+    code skips but for the class token; MFU doesn't count work that isn't done.
+    """
+    sizes = ARCHITECTURES[config.variant]
+    patches = grid_size(config) ** 2
+    tokens, width = patches + 1, sizes.width
+    total = patches * 3 * sizes.patch**2 * width
+    for block in range(sizes.depth):
+        queries = 1 if block == sizes.depth - 1 and not published else tokens
+        projections = (queries + 2 * tokens) * width**2 + queries * width**2  # q, k and v; out
+        attention = 2 * queries * tokens * width  # scores; their sum over the values
+        total += projections + attention + 2 * queries * width * sizes.mlp
+    if config.pre_logits:
+        total += width**2
+    return total + width * classes
+
+
+def train_flops(config: ModelConfig, classes: int) -> float:
+    """FLOPs of one image's training step. Recomputation by activation checkpointing isn't counted as useful."""
+    return 6.0 * forward_macs(config, classes)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a GPU by its name; None where it isn't in the table."""
+    return next((peak for part, peak in PEAKS.items() if part in device_name), None)

@@ -1,0 +1,31 @@
+"""A trace of some training steps, for chrome://tracing, Perfetto or TensorBoard."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+FIRST = 10  # steps before the first recorded one: the start of a run is not what it is like
+
+
+@contextmanager
+def profile(run_dir: Path, steps: int) -> Iterator[Callable[[], None]]:
+    """Record ``steps`` steps (0: none) into RUN/profile/; call what it yields after each step."""
+    if not steps:
+        yield lambda: None
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+
+    def write(profiler: torch.profiler.profile) -> None:
+        folder = run_dir / "profile"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"steps-{profiler.step_num - steps}-{profiler.step_num}.json"
+        profiler.export_chrome_trace(str(path))
+        print(f"profile: {path}", flush=True)
+
+    schedule = torch.profiler.schedule(wait=FIRST - 1, warmup=1, active=steps, repeat=1)
+    with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profiler:
+        yield profiler.step

@@ -1,0 +1,64 @@
+"""What rank 0 tells the person who watches: a progress bar on a terminal, lines anywhere else."""
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.config import accumulation
+from pipeline.metrics import duration
+from pipeline.start import Run
+
+
+class Screen:
+    """A context manager. Only the one made with ``speaks`` prints."""
+
+    def __init__(self, start: int, steps: int, *, speaks: bool) -> None:
+        self.speaks = speaks
+        self._progress: Progress | None = None
+        console = Console()
+        if speaks and console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=console)
+            self._task = self._progress.add_task("", total=steps, completed=start)
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self.speaks:
+            print(text, flush=True)
+
+    def step(self, step: int, loss: float) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=f"loss {loss:.4f}")
+
+
+def headline(run: Run) -> str:
+    config, ranks, data = run.config, run.job.ranks, run.job.data
+    batch, passes, start = config.train, accumulation(config.train, ranks.world_size), run.start_step
+    return (
+        f"{config.stage} {config.recipe}: {f'resumes after step {start}' if start else 'starts'}, {run.job.steps} "
+        f"steps of {batch.global_batch} samples ({batch.micro_batch} x {ranks.world_size} rank(s) x {passes}), "
+        f"{len(data):,} samples, {data.info.classes:,} classes, {config.model.variant} at {config.model.image_size} px, "
+        f"ZeRO-{batch.zero_stage} {batch.dtype} on {run.device.type} ({run.clock.peak / 1e12:.3g} TFLOP/s a rank at "
+        f"best), started by {ranks.launcher}"
+    )
+
+
+def progress_line(metrics: dict[str, float], step: int, steps: int) -> str:
+    return (
+        f"step {step}/{steps}  loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.2e}  "
+        f"grad {metrics['train/grad_norm']:.3f}  {metrics['speed/images_per_second']:.0f} img/s  "
+        f"MFU {metrics['speed/mfu']:.1%}  data wait {metrics['speed/data_wait']:.1%}  "
+        f"ETA {duration((steps - step) * metrics['speed/step_seconds'])}"
+    )

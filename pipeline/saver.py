@@ -1,0 +1,160 @@
+"""Writing checkpoints: a copy in memory while training waits, the files while it goes on.
+
+Each rank's thread writes its share and says so in a small file; rank 0's thread waits for all of them, writes
+``meta.json`` and renames the folder. So threads need no collective, and a folder with its final name is complete.
+"""
+
+import dataclasses
+import json
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from safetensors.torch import save_file
+
+from pipeline import engine as ds
+from pipeline.checkpoint import FORMAT_VERSION, Meta, complete, folder_name, read_meta
+from pipeline.config import CheckpointConfig, RunConfig, to_dict
+from pipeline.fence import Fence
+from pipeline.files import flush, write_json, xxh3_128
+
+PATIENCE = 1800.0  # seconds that rank 0 waits for the other ranks' files
+BEST = "eval/top1"  # what keep_best compares
+
+
+class Saver:
+    """Of one attempt, on one rank. One checkpoint is written at a time: the next waits for the one before."""
+
+    def __init__(self, config: RunConfig, facts: Mapping[str, Any], fence: Fence | None = None) -> None:
+        self.config, self.facts, self.fence = config, facts, fence
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.last = time.monotonic()  # of the latest save's start
+        self._buffers: dict[str, torch.Tensor] = {}  # of the copy, used again by the next one
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._folder = config.run_dir / "checkpoints"
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the clock or the step asks for a checkpoint; the clock is this rank's."""
+        rule = self.config.checkpoint
+        by_clock = rule.minutes > 0 and time.monotonic() - self.last >= 60 * rule.minutes
+        return step == steps or by_clock or (rule.every > 0 and step % rule.every == 0)
+
+    def save(self, engine: Any, step: int, *, skipped: int = 0, metrics: Mapping[str, float] | None = None) -> Path:
+        """Start writing the checkpoint of ``step``; collective. ``metrics``: of an evaluation at this very step.
+
+        Tensors are dealt to the ranks by size, so that each writes about its share of the bytes. Raises what went
+        wrong with the checkpoint before: FencedError where a later attempt owns the run folder, OSError, RuntimeError.
+        """
+        self.finish()
+        self.last = time.monotonic()
+        final = self._folder / folder_name(step)
+        aside = final.with_name(f".{final.name}.tmp")
+        if self.rank == 0:
+            if self.fence is not None:
+                self.fence.check()
+            for left in self._folder.glob(".step-*.tmp"):  # of attempts that died while saving
+                shutil.rmtree(left)
+            aside.mkdir(parents=True)
+        torch.distributed.barrier()  # the folder is there
+        mine = self._copy_own_share(engine)
+        meta = Meta(
+            format_version=FORMAT_VERSION,
+            step=step,
+            samples=step * self.config.train.global_batch,
+            optimizer_steps=ds.optimizer_steps(engine),
+            skipped=skipped,
+            config=to_dict(self.config),
+            world_size=self.world,
+            files={},
+            metrics=dict(metrics or {}),
+            **self.facts,
+        )
+        self._thread = threading.Thread(target=self._write, args=(aside, final, mine, meta), name="saver")
+        self._thread.start()
+        if not self.config.checkpoint.background:
+            self.finish()
+        return final
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written is complete, if there is one; collective."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        failed: list[str] = [""] * self.world
+        torch.distributed.all_gather_object(failed, repr(self._error) if self._error else "")
+        if self._error is not None:
+            raise self._error
+        for rank, fault in enumerate(failed):
+            if fault:
+                raise RuntimeError(f"rank {rank} could not write its part of a checkpoint: {fault}")
+
+    def _copy_own_share(self, engine: Any) -> dict[str, torch.Tensor]:
+        """This rank's tensors, float32 in the host's memory."""
+        load = [0] * self.world
+        mine = {}
+        for key, tensor in ds.gather_state(engine, self.config.optim.kind):
+            owner = load.index(min(load))
+            load[owner] += tensor.numel()
+            if owner == self.rank:
+                if key not in self._buffers:
+                    self._buffers[key] = torch.empty(tensor.shape, pin_memory=tensor.is_cuda)
+                mine[key] = self._buffers[key].copy_(tensor, non_blocking=tensor.is_cuda)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return mine
+
+    def _write(self, aside: Path, final: Path, mine: dict[str, torch.Tensor], meta: Meta) -> None:
+        try:
+            name = f"state-{self.rank:03d}.safetensors"
+            entry = {}
+            if mine:
+                save_file(mine, aside / name, metadata={"format": "pt"})
+                flush(aside / name)
+                entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
+            write_json(aside / f"written-{self.rank:03d}.json", entry)
+            if self.rank == 0:
+                files = self._wait_for_all(aside)
+                write_json(aside / "meta.json", dataclasses.asdict(dataclasses.replace(meta, files=files)))
+                if self.fence is not None:
+                    self.fence.check()
+                shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, passed over at start
+                aside.rename(final)
+                flush(final.parent)
+                delete_old(self.config.run_dir, self.config.checkpoint)
+        except BaseException as error:
+            self._error = error
+
+    def _wait_for_all(self, aside: Path) -> dict[str, dict[str, Any]]:
+        """The entries of all ranks' files, as soon as all are written."""
+        limit = time.monotonic() + PATIENCE
+        paths = [aside / f"written-{rank:03d}.json" for rank in range(self.world)]
+        while not all(path.is_file() for path in paths):
+            if time.monotonic() > limit:
+                missing = [rank for rank, path in enumerate(paths) if not path.is_file()]
+                raise TimeoutError(f"{aside}: rank(s) {missing} have not written their part in {PATIENCE:.0f} s")
+            time.sleep(0.005)
+        files: dict[str, dict[str, Any]] = {}
+        for path in paths:
+            files |= json.loads(path.read_text())
+            path.unlink()
+        return files
+
+
+def delete_old(run_dir: Path, rule: CheckpointConfig) -> None:
+    """Keep the newest ``keep_last``, the multiples of ``keep_every`` and the ``keep_best`` best."""
+    paths = complete(run_dir)
+    scores = {path: read_meta(path).metrics.get(BEST) for path in paths} if rule.keep_best else {}
+    ranked = sorted((path for path in paths if scores.get(path) is not None), key=lambda path: scores[path] or 0.0)
+    best = ranked[-rule.keep_best :] if rule.keep_best else []
+    for path in paths[: -max(rule.keep_last, 1)]:
+        step = int(path.name.removeprefix("step-"))
+        if path not in best and (not rule.keep_every or step % rule.keep_every):
+            (path / "meta.json").unlink()  # first, so that a half-deleted one isn't taken for complete
+            shutil.rmtree(path)

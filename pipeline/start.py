@@ -1,0 +1,167 @@
+"""From a configuration to ranks that are ready to train: checks first, then the group, the engine and the records."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from pipeline import checkpoint, distributed, probe, rundir
+from pipeline import engine as ds
+from pipeline.checkpoint import Meta
+from pipeline.cli import UserError
+from pipeline.config import RunConfig, flatten, to_dict, total_steps
+from pipeline.data import Split, open_split
+from pipeline.distributed import Ranks
+from pipeline.fence import Fence, claim
+from pipeline.flops import peak_flops, train_flops
+from pipeline.heartbeat import Heartbeat
+from pipeline.metrics import Stopwatch
+from pipeline.model import VisionTransformer, initialise
+from pipeline.parent import start_from_parent
+from pipeline.provenance import describe_code
+from pipeline.saver import Saver
+from pipeline.shards import read_classes
+from pipeline.tracking import Tracker, open_tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a configuration means on this machine, checked. No rank has met another yet."""
+
+    data: Split
+    held_out: Split | None
+    steps: int
+    ranks: Ranks
+    facts: dict[str, Any]  # of the data, for run.json and each checkpoint
+    status: rundir.Status | None  # of the attempt before
+
+
+@dataclass(frozen=True)
+class Run:
+    """One rank's attempt at a run."""
+
+    config: RunConfig
+    job: Job
+    device: torch.device
+    engine: Any
+    heartbeat: Heartbeat
+    saver: Saver
+    clock: Stopwatch
+    start_step: int
+    skipped: int  # steps left out by the attempts before
+    attempt: int  # 1 is the first
+    fence: Fence | None  # of rank 0
+    tracker: Tracker | None  # of rank 0
+
+
+def prepare(config: RunConfig) -> Job:
+    """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting."""
+    data, held_out = open_data(config)
+    ranks = distributed.ranks_from_environment(os.environ)
+    ds.deepspeed_config(config, ranks.world_size)
+    facts = {
+        "classes": data.info.classes,
+        "classes_digest": data.info.classes_digest,
+        "dataset_digest": data.info.digest,
+    }
+    rundir.check_config(config)
+    rundir.check_facts(config.run_dir, facts)
+    steps = total_steps(config.schedule, len(data), config.train.global_batch)
+    return Job(data, held_out, steps, ranks, facts, rundir.read_status(config.run_dir))
+
+
+def open_data(config: RunConfig) -> tuple[Split, Split | None]:
+    """The training split and the evaluation split, if there is one. Raises UserError where they don't fit."""
+    if config.data.train is None:
+        raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
+    data = open_split(config.data.train, config.data.train_split)
+    folder = config.data.eval or config.data.train
+    if config.data.eval is None and config.data.eval_split not in data.info.samples:
+        return data, None
+    held_out = open_split(folder, config.data.eval_split)
+    if held_out.info.classes_digest != data.info.classes_digest:
+        raise UserError(
+            f"data.eval {str(folder)!r} has another class map ({held_out.info.classes} classes, digest "
+            f"{held_out.info.classes_digest}) than data.train ({data.info.classes}, {data.info.classes_digest}): "
+            "shard it with --classes of the training data set"
+        )
+    return data, held_out
+
+
+def start(config: RunConfig, job: Job) -> Run:
+    """Meet the other ranks, build the engine, load the newest checkpoint or the parent, open the records."""
+    ranks = job.ranks
+    model = VisionTransformer(config.model, job.data.info.classes, loss=config.train.loss)
+    initialise(model, config.train.seed)
+    resuming = bool(checkpoint.complete(config.run_dir))
+    lineage = start_from_parent(config, model) if config.stage == "finetune" and not resuming else {}
+    fence = claim(config.run_dir, os.environ) if ranks.rank == 0 else None
+    device = distributed.start(ranks)
+    heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
+    engine = ds.build_engine(config, model.to(device), ranks.world_size)
+    meta = resume(config, engine, ranks)
+    start_step = meta.step if meta else 0
+    tracker = None
+    if ranks.rank == 0:
+        facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}
+        classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
+        record = rundir.start(config, {**job.facts, **facts}, classes)
+        tracker = start_tracking(config, record, start_step, ranks.world_size)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return Run(
+        config=config,
+        job=job,
+        device=device,
+        engine=engine,
+        heartbeat=heartbeat,
+        saver=Saver(config, job.facts, fence),
+        clock=Stopwatch(
+            config.train.global_batch,
+            ranks.world_size,
+            train_flops(config.model, job.data.info.classes),
+            peak_flops(name) or probe.gemm(device),
+        ),
+        start_step=start_step,
+        skipped=meta.skipped if meta else 0,
+        attempt=(job.status.attempt if job.status else 0) + 1,
+        fence=fence,
+        tracker=tracker,
+    )
+
+
+def resume(config: RunConfig, engine: Any, ranks: Ranks) -> Meta | None:
+    """Load the newest sound checkpoint of the run folder, if it has any; collective.
+
+    Raises UserError where it has some and all are broken: starting over is for a human to decide.
+    """
+    choice: list[Path | str | None] = [None]
+    if ranks.rank == 0 and checkpoint.complete(config.run_dir):
+        choice[0] = checkpoint.latest(config.run_dir, hashes=True) or "broken"
+    torch.distributed.broadcast_object_list(choice)
+    if choice[0] is None:
+        return None
+    if not isinstance(choice[0], Path):
+        raise UserError(
+            f"--run-dir {str(config.run_dir)!r} has checkpoints and none is sound (see the warnings of rank 0): bring "
+            "one back, or remove its checkpoints/ folder to start anew"
+        )
+    return checkpoint.load(choice[0], engine, config)
+
+
+def start_tracking(config: RunConfig, run: dict[str, Any], start_step: int, world_size: int) -> Tracker:
+    assert config.data.train is not None
+    lineage = {f"parent_{key}": str(value) for key, value in run["parent"].items()}
+    return open_tracker(
+        config.run_dir,
+        experiment=config.experiment,
+        name=config.name or config.run_dir.name,
+        params=flatten(to_dict(config)),
+        tags={"recipe": config.recipe, "stage": config.stage, "dataset_digest": run["dataset_digest"], **lineage},
+        artifacts=[config.run_dir / "config.json", config.run_dir / "run.json", config.data.train / "dataset.json"],
+        start_step=start_step,
+        devices=world_size,
+        epoch_samples=run["samples"],
+    )

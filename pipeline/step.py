@@ -1,0 +1,112 @@
+"""One optimizer step: micro-batches forward and backward, the update, and what every rank learns of it."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+
+from pipeline import engine as ds
+from pipeline.config import RunConfig, accumulation
+from pipeline.data import Batch, normalise
+from pipeline.distributed import Ranks
+from pipeline.losses import loss as loss_of
+from pipeline.metrics import Stopwatch
+from pipeline.mixing import mixup, mixup_lambda
+from pipeline.transforms import AUGMENT
+from pipeline.watch import Step
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def train_step(
+    config: RunConfig,
+    engine: Any,
+    batches: Iterator[Batch],
+    step: int,
+    ranks: Ranks,
+    device: torch.device,
+    clock: Stopwatch,
+    *,
+    stop: bool,
+    save: bool,
+) -> Step:
+    """Do the step after ``step`` finished ones; collective. ``stop``, ``save``: what this rank asks of all.
+
+    A step whose gradient is no number leaves the weights as they were.
+    """
+    engine.train()
+    # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
+    torch.manual_seed((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank)
+    passes = accumulation(config.train, ranks.world_size)
+    lam = mixup_lambda(config.train.seed, step, AUGMENT[config.data.augment].mixup)
+    total = torch.zeros((), device=device)
+    norm, waited, skipped_before = None, 0.0, engine.skipped_steps
+    fed: list[Batch] = []
+    marks: list[Mark] = []
+    for _ in range(passes):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        assert batch.step == step, (batch.step, step)
+        fed.append(batch)
+        x_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype])
+        targets = batch.labels_B.to(device, non_blocking=True)
+        if lam < 1.0:
+            x_BCHW, targets = mixup(x_BCHW, F.one_hot(targets, engine.module.classes).float(), lam)
+        marks.append(_mark(device))
+        logits_BC = engine(x_BCHW).float()
+        marks.append(_mark(device))
+        loss = loss_of(config.train.loss, logits_BC, targets, label_smoothing=config.train.label_smoothing)
+        engine.backward(loss)
+        if config.train.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
+            norm = ds.grad_norm(engine)
+        if norm is not None and not math.isfinite(norm):
+            ds.skip_step(engine)  # DeepSpeed does it by itself under ZeRO
+        else:
+            engine.step()
+        total += loss.detach() / passes
+    # Each rank fills its own row: the sum is the table of all.
+    table = torch.zeros(ranks.world_size, 4, dtype=torch.float64, device=device)
+    asks = torch.tensor([stop, save, clock.own], dtype=torch.float64, device=device)
+    table[ranks.rank] = torch.cat([total.double()[None], asks])
+    torch.distributed.all_reduce(table)
+    losses, stops, saves, own = table.T.tolist()
+    if norm is None:
+        norm = ds.grad_norm(engine)
+    forward = sum(_seconds(start, end) for start, end in zip(marks[::2], marks[1::2], strict=True))
+    clock.step(waited, waited + forward)
+    return Step(
+        loss=sum(losses) / ranks.world_size,
+        norm=float("nan") if norm is None else norm,
+        skipped=engine.skipped_steps > skipped_before,
+        losses=losses,
+        own=own,
+        stopping=[rank for rank, asked in enumerate(stops) if asked],
+        save=saves[0] > 0,
+        fed=fed,
+    )
+
+
+Mark = torch.cuda.Event | float
+
+
+def _mark(device: torch.device) -> Mark:
+    """A point in the device's time."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _seconds(start: Mark, end: Mark) -> float:
+    """Between two marks that the device has passed."""
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(end, torch.cuda.Event)
+    return float(start.elapsed_time(end)) / 1000  # of milliseconds
