@@ -3,6 +3,8 @@
 B batch, H W pixels, C channels.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -173,6 +175,13 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     cv2.setNumThreads(0)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Runs before multiprocessing's own exit handler, which would send SIGTERM to the workers and wait for ever."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _batch(split: Split, images_BHWC: Image, rows: Ints, step: int) -> Batch:

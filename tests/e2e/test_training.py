@@ -85,3 +85,10 @@ def test_a_finished_run_is_left_alone(uninterrupted: Path, seven_digits: Path, t
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
     assert "is finished" in run(*pretrain(uninterrupted, seven_digits), log=tmp_path / "log")
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
+
+
+def test_ranks_that_fail_leave_promptly_with_their_loader_workers(seven_digits: Path, tmp_path: Path) -> None:
+    job = (*pretrain(tmp_path / "run", seven_digits), "--optim.lr", 1e30, "--optim.clip", 0)
+    output = run(*TORCHRUN, *job, log=tmp_path / "log", code=1, timeout=60)
+    assert "training has diverged" in output
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
