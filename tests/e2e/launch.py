@@ -1,5 +1,6 @@
 """Start whole jobs as a user does, with a time limit, and read what they left."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from pipeline import spool
 
@@ -29,7 +32,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(*arguments: object, log: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """``python ARGUMENTS`` in a process group of its own, its output in ``log``."""
+    """``python ARGUMENTS`` its output in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -38,7 +41,6 @@ def start(*arguments: object, log: Path, **variables: str) -> subprocess.Popen[b
             env=environment(**variables),
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
 
 
@@ -50,15 +52,18 @@ def run(*arguments: object, log: Path, code: int = 0, timeout: float = 180, **va
     except subprocess.TimeoutExpired:
         raise AssertionError(f"still runs after {timeout} s:\n{log.read_text()}") from None
     finally:
-        kill_group(process)
+        kill_tree(process)
     return log.read_text()
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 the process and all below it: torchrun gives each rank a session of its own."""
+    if process.poll() is None:
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
     process.wait()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import STEPS, TINY, pretrain
-from tests.e2e.launch import ACCELERATE, TORCHRUN, kill_a_rank_after, kill_group, last_json, losses, run, start
+from tests.e2e.launch import ACCELERATE, TORCHRUN, kill_a_rank_after, kill_tree, last_json, losses, run, start
 
 
 def test_kill_9_at_a_random_step_and_resume_gives_the_same_losses(
@@ -22,7 +22,7 @@ def test_kill_9_at_a_random_step_and_resume_gives_the_same_losses(
         killed_at = kill_a_rank_after(process, run_dir, step, choice)
         assert process.wait(60) not in (0, 2, 75), log.read_text()
     finally:
-        kill_group(process)
+        kill_tree(process)
     assert killed_at < STEPS, f"asked for step {step}, killed after {killed_at}"
     output = run(*job, log=log)
     assert "resumes after step" in output
