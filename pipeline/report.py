@@ -49,8 +49,8 @@ def headline(run: Run) -> str:
     return (
         f"{config.stage} {config.recipe}: {f'resumes after step {start}' if start else 'starts'}, {run.job.steps} "
         f"steps of {batch.global_batch} samples ({batch.micro_batch} x {ranks.world_size} rank(s) x {passes}), "
-        f"{len(data):,} samples, {data.info.classes:,} classes, {config.model.variant} at {config.model.image_size} px, "
-        f"ZeRO-{batch.zero_stage} {batch.dtype} on {run.device.type} ({run.clock.peak / 1e12:.3g} TFLOP/s a rank at "
+        f"{len(data):,} samples, {data.info.classes:,} classes, {config.model.variant} at {config.model.image_size} px"
+        f", ZeRO-{batch.zero_stage} {batch.dtype} on {run.device.type} ({run.clock.peak / 1e12:.3g} TFLOP/s a rank at "
         f"best), started by {ranks.launcher}"
     )
 
