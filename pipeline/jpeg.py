@@ -24,7 +24,10 @@ _scratch = np.empty(1 << 22, np.uint8)  # what a region is decoded into: a proce
 
 def size(jpeg: bytes) -> tuple[int, int]:
     """Height and width, from the header. Raises ValueError where the bytes are no JPEG."""
-    height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+    try:
+        height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+    except KeyError:  # simplejpeg's table of colour spaces, which bytes without a header don't reach
+        raise ValueError("no JPEG header") from None
     return int(height), int(width)
 
 

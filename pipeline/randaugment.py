@@ -43,7 +43,7 @@ def equalize(image: Image) -> Image:
     """Per channel: a histogram as flat as whole grey levels allow."""
     tables = np.empty((1, 256, 3), np.uint8)
     for channel in range(3):
-        counts = cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0].astype(np.int64)
+        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).reshape(256).astype(np.int64)
         step = int(counts.sum() - counts[np.nonzero(counts)[0][-1]]) // 255
         if step:
             below = np.cumsum(counts) - counts

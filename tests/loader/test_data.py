@@ -1,0 +1,141 @@
+"""The loader on real shards: bitwise the same batches whoever reads them."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import shards
+from pipeline.cli import UserError
+from pipeline.data import Batch, Split, eval_batches, normalise, open_split, train_batches
+from pipeline.transforms import TrainTransform, eval_image
+
+GLOBAL_BATCH = 96
+TRANSFORM = TrainTransform(24, augment="medium1")
+
+
+@pytest.fixture(scope="module")
+def split(digits: Path) -> Split:
+    return open_split(digits, "train")
+
+
+def load(split: Split, *, world: int = 1, micro: int = 8, workers: int = 0, start: int = 0, stop: int = 4) -> list[str]:
+    """A hash of each global batch's samples, labels and pixels, the samples sorted."""
+
+    def rank_batches(rank: int) -> Iterator[Batch]:
+        return train_batches(
+            split,
+            TRANSFORM,
+            seed=5,
+            global_batch=GLOBAL_BATCH,
+            micro_batch=micro,
+            rank=rank,
+            world_size=world,
+            workers=workers,
+            start_step=start,
+            stop_step=stop,
+        )
+
+    samples: dict[int, dict[int, bytes]] = {step: {} for step in range(start, stop)}
+    for rank in range(world):
+        for batch in rank_batches(rank):
+            assert batch.images_BHWC.shape == (micro, 24, 24, 3)
+            rows, labels = batch.samples_B.tolist(), batch.labels_B.tolist()
+            for row, label, image in zip(rows, labels, batch.images_BHWC.numpy(), strict=True):
+                assert label == split.label[row]
+                samples[batch.step][row] = image.tobytes()
+    assert all(len(rows) == GLOBAL_BATCH for rows in samples.values())
+    return [
+        hashlib.sha256(b"".join(str(row).encode() + rows[row] for row in sorted(rows))).hexdigest()
+        for rows in samples.values()
+    ]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("world", "micro", "workers"), [(1, 96, 0), (1, 8, 2), (2, 12, 1), (4, 8, 0), (3, 32, 0)])
+def test_batches_depend_on_neither_ranks_nor_workers(split: Split, world: int, micro: int, workers: int) -> None:
+    assert load(split, world=world, micro=micro, workers=workers) == load(split)
+
+
+def test_resuming_at_any_step_changes_nothing_epoch_borders_included(split: Split) -> None:
+    border = len(split) // GLOBAL_BATCH  # the step in which the first epoch ends
+    whole = load(split, stop=border + 3)
+    for start in (1, border - 1, border, border + 1):
+        assert load(split, start=start, stop=border + 3) == whole[start:]
+
+
+def test_an_epoch_is_every_sample_once(split: Split) -> None:
+    batches = train_batches(
+        split,
+        TrainTransform(8),
+        seed=0,
+        global_batch=1,
+        micro_batch=1,
+        rank=0,
+        world_size=1,
+        workers=0,
+        start_step=0,
+        stop_step=len(split),
+    )
+    assert sorted(int(batch.samples_B) for batch in batches) == list(range(len(split)))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("world", "batch", "workers"), [(1, 50, 0), (2, 50, 1), (4, 7, 0), (5, 1000, 0)])
+def test_evaluation_reads_every_sample_once(digits: Path, world: int, batch: int, workers: int) -> None:
+    held_out = open_split(digits, "val")
+    rows: list[int] = []
+    for rank in range(world):
+        for item in eval_batches(held_out, image_size=16, batch=batch, rank=rank, world_size=world, workers=workers):
+            rows += item.samples_B.tolist()
+            assert (item.images_BHWC[0].numpy() == eval_image(held_out.read(int(item.samples_B[0])), 16)).all()
+    assert sorted(rows) == list(range(len(held_out)))
+
+
+def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
+    images_BHWC = torch.tensor([0, 255, 127], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    x_BCHW = normalise(images_BHWC, torch.float32)
+    assert x_BCHW.shape == (1, 3, 1, 1)
+    assert x_BCHW.flatten().tolist() == pytest.approx([-1, 1, -0.5 / 127.5])
+
+
+def test_the_index_leads_to_the_bytes_that_were_put_in(digits: Path, raw_digits: Path) -> None:
+    import io  # noqa: PLC0415
+    import tarfile  # noqa: PLC0415
+
+    originals = {}
+    with tarfile.open(raw_digits) as outer:
+        for member in outer:
+            inner = outer.extractfile(member)
+            assert inner is not None
+            with tarfile.open(fileobj=io.BytesIO(inner.read())) as tar:
+                for image in tar:
+                    content = tar.extractfile(image)
+                    assert content is not None
+                    originals[image.name.removesuffix(".JPEG")] = (member.name.removesuffix(".tar"), content.read())
+    wnids = shards.read_classes(digits)["wnid"].to_pylist()
+    index = shards.read_index(digits, ["key", "split"])
+    keys = np.array(index["key"].to_pylist())
+    found = 0
+    for name in ("train", "val"):
+        part = open_split(digits, name)
+        for row, key in enumerate(keys[np.array(index["split"].cast("string").to_pylist()) == name]):
+            assert (wnids[part.label[row]], part.read(row)) == originals[key]
+            found += 1
+    assert found == len(originals) == 1797
+
+
+def test_what_is_missing_is_named(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        open_split(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match=r"test.*train, val"):
+        open_split(digits, "test")
+    shutil.copytree(digits, tmp_path / "copy")
+    tar = next((tmp_path / "copy").glob("train-*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-512])
+    with pytest.raises(UserError, match=tar.name):
+        open_split(tmp_path / "copy", "train")
