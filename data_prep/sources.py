@@ -63,7 +63,7 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
         raise UserError(f"INPUT {text!r} does not exist: give the release's tar, a folder of class folders or of tars")
     elif path.is_dir():
         locations = tuple(str(tar) for tar in sorted(path.glob("*.tar")) if not tar.name.startswith("."))
-        folders = any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(path))
+        folders = bool(_subfolders(path))
         if locations and folders and form == "auto":
             raise UserError(
                 f"INPUT {text!r} holds both tars and folders: say which by --source folder or --source tars"
@@ -85,6 +85,12 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     return Source(
         "tar" if form == "tar" else "tars" if form == "tars" else "webdataset", locations, seekable, devkit, own
     )
+
+
+def _subfolders(folder: str | Path) -> list[str]:
+    """Names of the folders in it, sorted; those with a leading dot are none of ours."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _classes_beside(location: str) -> Sequence[str]:
@@ -147,7 +153,7 @@ def _tar_parts(source: Source) -> list[Part]:
 
 def _folder_parts(source: Source) -> list[Part]:
     (location,) = source.locations
-    folders = sorted(entry.name for entry in os.scandir(location) if entry.is_dir() and not entry.name.startswith("."))
+    folders = _subfolders(location)
     splits = [name for name in folders if name in ("train", "val", "test", "validation")]
     if source.devkit and not folders:
         return [Part(source, location)]

@@ -1,0 +1,75 @@
+"""Miniatures of the raw forms, from the same images: names and nesting as in the real releases."""
+
+import gzip
+import io
+import shutil
+import tarfile
+from pathlib import Path
+
+Images = dict[str, dict[str, bytes]]  # wnid -> file name -> bytes
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def class_tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            add(tar, name, content)
+    return buffer.getvalue()
+
+
+def tar_of_tars(images: Images, path: Path) -> Path:
+    """fall11_whole.tar; ILSVRC2012's train tar has the same form."""
+    with tarfile.open(path, "w") as tar:
+        for wnid, files in images.items():
+            add(tar, f"{wnid}.tar", class_tar(files))
+    return path
+
+
+def gzipped(images: Images, path: Path) -> Path:
+    """winter21_whole.tar.gz: a tar of tars below one folder, compressed."""
+    with gzip.open(path, "wb", compresslevel=1) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for wnid, files in images.items():
+            add(tar, f"winter21_whole/{wnid}.tar", class_tar(files))
+    return path
+
+
+def folder_of_tars(images: Images, path: Path) -> Path:
+    path.mkdir()
+    for wnid, files in images.items():
+        (path / f"{wnid}.tar").write_bytes(class_tar(files))
+    return path
+
+
+def folder_of_folders(images: Images, path: Path) -> Path:
+    for wnid, files in images.items():
+        (path / wnid).mkdir(parents=True)
+        for name, content in files.items():
+            (path / wnid / name).write_bytes(content)
+    return path
+
+
+FORMS = {
+    "tar of tars": (tar_of_tars, "whole.tar"),
+    "gzip stream": (gzipped, "whole.tar.gz"),
+    "folder of tars": (folder_of_tars, "tars"),
+    "folder of folders": (folder_of_folders, "folders"),
+}
+
+
+def make(form: str, images: Images, parent: Path) -> Path:
+    maker, name = FORMS[form]
+    path = parent / name
+    if path.exists():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return maker(images, path)
+
+
+def contents(dataset: Path) -> dict[str, bytes]:
+    """File name -> bytes of everything that a finished data set holds."""
+    return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.rglob("*")) if path.is_file()}
