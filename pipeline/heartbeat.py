@@ -59,18 +59,19 @@ class Heartbeat:
         self._failed = True
         if self.world_size == 1:
             return ""
+        text = " ".join(f"{self.name(self.rank)}: {type(error).__name__}: {error}".split())[:300]
         try:
             number = self._store.add("failures", 1)
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._store.set(f"failure/{number}", f"{self.name(self.rank)}: {text}")
+            self._store.set(f"failure/{number}", text)
+            self._store.add(f"failed/{self.rank}", 1)
+            if number == 1 and not isinstance(error, RuntimeError):  # torch's error where a peer is gone
+                return f"first failure: {text}"
             gone = self._silent_ranks(SUSPICION)
-            if gone:
-                return f"{self._named(gone)} gone"
-            return f"first failure: {self._store.get('failure/1').decode()}"
+            return f"{self._named(gone)} gone" if gone else f"first failure: {self._store.get('failure/1').decode()}"
         except RuntimeError:  # also a timeout
             return f"{self._named([0])} gone"
         finally:
-            time.sleep(0 if self.rank else 2 * PERIOD)  # rank 0 holds the store that the others ask
+            time.sleep(0 if self.rank else SUSPICION + 2 * PERIOD)  # rank 0 holds the store that the others ask
 
     def name(self, rank: int) -> str:
         return f"rank {rank} on {self.hosts[rank]}"
@@ -83,7 +84,9 @@ class Heartbeat:
         """Ranks without a sign of life in ``seconds``, of those that haven't failed in words."""
         before = self._beats()
         time.sleep(seconds)
-        return [rank for rank, count in enumerate(self._beats()) if count == before[rank] and rank != self.rank]
+        after = self._beats()
+        spoke = [self._store.add(f"failed/{rank}", 0) > 0 for rank in range(self.world_size)]
+        return [rank for rank in range(self.world_size) if after[rank] == before[rank] and not spoke[rank]]
 
     def _beats(self) -> list[int]:
         return [self._store.add(f"beat/{rank}", 0) for rank in range(self.world_size)]

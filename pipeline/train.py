@@ -1,6 +1,7 @@
 """Training, pretraining and fine-tuning alike: one rank's run from start to exit code."""
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 import traceback
@@ -234,11 +235,14 @@ def fail(run: Run, progress: Progress, error: BaseException) -> None:
     It ends at once, because a broken process group may hang or abort when the interpreter takes it down.
     """
     faulthandler.dump_traceback_later(run.config.train.step_timeout, exit=True)
-    cause = run.heartbeat.fail(error)
+    same = isinstance(error, (watch.NonFiniteError, UserError))  # on every rank
+    cause = "every rank has seen it" if same else run.heartbeat.fail(error)
     close(run, progress, "failed")
     if run.job.ranks.world_size > 1 and isinstance(error, Exception) and not isinstance(error, UserError):
         traceback.print_exception(error)
         print(f"error: rank {run.job.ranks.rank} leaves after step {progress.step}: {cause}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
+        for worker in multiprocessing.active_children():
+            worker.kill()
         os._exit(1)

@@ -5,6 +5,7 @@ session imports them (multiprocessing's fork server), and each rank is a fork of
 code. What a fork can't show is the start and the end of the interpreter itself: tests/e2e starts whole commands.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -64,11 +65,10 @@ class Ranks:
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            if process.exitcode is None:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)  # with its loader workers
-                except ProcessLookupError:
-                    process.kill()
+            try:
+                os.killpg(process.pid, signal.SIGKILL)  # with its loader workers
+            except ProcessLookupError:
+                process.kill()
             process.join()
 
     def signal(self, rank: int, number: int) -> None:
@@ -132,4 +132,7 @@ def _run(module: str, arguments: list[str], log: Path, environment: dict[str, st
     sys.argv = [module, *arguments]
     warnings.simplefilter("default")
     warnings.simplefilter("ignore", FutureWarning)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # as an interpreter would; a fork leaves without

@@ -1,0 +1,116 @@
+"""Does the model learn like timm's? The same loop, data, optimizer and schedule; only the network's code differs.
+
+python benchmarks/bench_learning.py [--data DATASET [--eval DATASET]] [--epochs 10] [--seeds 3]
+Without --data: scikit-learn's digits. Prints each seed's held-out top-1, then a JSON line with the means.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import timm
+import torch
+
+from data_prep import shard
+from jobs.demo import write_raw
+from pipeline import optim
+from pipeline.data import Split, normalise, open_split, train_batches
+from pipeline.evaluate import evaluate
+from pipeline.losses import loss as loss_of
+from pipeline.model import ARCHITECTURES, VisionTransformer, initialise
+from pipeline.recipes import tiny
+from pipeline.schedule import learning_rate
+from pipeline.transforms import TrainTransform
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--eval", type=Path)
+    parser.add_argument("--epochs", type=float, default=10.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.data or digits(Path(scratch))
+        train, held_out = open_split(folder, "train"), open_split(arguments.eval or folder, "val")
+        scores: dict[str, list[float]] = {"ours": [], "timm": []}
+        for seed in range(arguments.seeds):
+            for name, results in scores.items():
+                began = time.perf_counter()
+                results.append(learn(name, train, held_out, arguments.epochs, seed, flip=arguments.data is not None))
+                print(f"{name} seed {seed}: top-1 {results[-1]:.2%} in {time.perf_counter() - began:.0f} s", flush=True)
+    ours, theirs = (statistics.fmean(values) for values in scores.values())
+    report = {
+        "claim": f"top-1 of tiny on {train.info.name}, {arguments.epochs:g} epochs, mean of {arguments.seeds} seeds",
+        "ours": round(ours, 4),
+        "peer": round(theirs, 4),
+        "spread": [round(statistics.stdev(values), 4) if len(values) > 1 else 0.0 for values in scores.values()],
+        "limit": 0.98,
+        "ratio": round(ours / theirs, 4),
+        "unit": "top-1; timm's ViT of the same size and this recipe, its own initialisation",
+        "machine": f"{torch.get_num_threads()} thread",
+    }
+    print(json.dumps(report))
+
+
+def digits(scratch: Path) -> Path:
+    write_raw(scratch / "digits_whole.tar", classes=10)
+    command = [scratch / "digits_whole.tar", scratch / "digits", "--val-fraction", 0.25, "--workers", 1]
+    assert shard.main([str(argument) for argument in command]) == 0
+    return scratch / "digits"
+
+
+def build(name: str, classes: int, seed: int, size: int) -> torch.nn.Module:
+    config = dataclasses.replace(tiny().model, image_size=size)
+    if name == "ours":
+        model = VisionTransformer(config, classes)
+        initialise(model, seed)
+        return model
+    sizes = ARCHITECTURES["tiny"]
+    torch.manual_seed(seed)
+    return timm.models.VisionTransformer(  # type: ignore[no-any-return]
+        img_size=size,
+        patch_size=sizes.patch,
+        embed_dim=sizes.width,
+        depth=sizes.depth,
+        num_heads=sizes.heads,
+        mlp_ratio=sizes.mlp / sizes.width,
+        num_classes=classes,
+        act_layer="gelu_tanh",
+    )
+
+
+def learn(name: str, train: Split, held_out: Split, epochs: float, seed: int, *, flip: bool) -> float:
+    """Held-out top-1 after ``epochs``."""
+    recipe, size = tiny(), 32
+    model = build(name, train.info.classes, seed, size)
+    optimizer = optim.build(recipe.optim, model)
+    batch = recipe.train.global_batch
+    steps = round(epochs * len(train) / batch)
+    transform = TrainTransform(size, recipe.data.augment, min_area=0.5, flip=flip)
+    batches = train_batches(
+        train, transform, seed=seed, global_batch=batch, micro_batch=batch, rank=0, world_size=1, workers=0,
+        start_step=0, stop_step=steps,
+    )  # fmt: skip
+    model.train()
+    for step, item in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe.schedule, recipe.optim.lr, step, steps)
+        loss_of("softmax", model(normalise(item.images_BHWC, torch.float32)), item.labels_B).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return evaluate(
+        model, held_out, image_size=size, batch=100, loss="softmax", workers=0, device=torch.device("cpu"),
+        dtype=torch.float32, rank=0, world_size=1, reduce=lambda sums: sums,
+    ).top1  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

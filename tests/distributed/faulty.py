@@ -1,0 +1,55 @@
+"""A training job that meets a fault: python -m tests.distributed.faulty FAULT RANK STEP MODULE ARGUMENTS...
+
+The fault happens to RANK in STEP (counted from 1) of this attempt, in the model's forward pass: one forward pass is one
+step where the global batch is micro-batch x ranks.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_hook
+
+from pipeline.model import VisionTransformer
+
+SLOW = 0.15  # seconds
+
+
+def inject(fault: str, rank: int, step: int) -> None:
+    forwards = 0
+
+    def hook(module: torch.nn.Module, _: Any, logits_BC: Any) -> Any:
+        nonlocal forwards
+        if not isinstance(module, VisionTransformer) or not module.training or int(os.environ["RANK"]) != rank:
+            return None
+        forwards += 1
+        if fault == "slow" and forwards >= step:
+            time.sleep(SLOW)
+        if forwards != step:
+            return None
+        if fault == "nan":
+            return logits_BC * float("nan")
+        if fault == "gradient":  # the loss stays a number
+            logits_BC.register_hook(lambda gradient: gradient * float("inf"))
+        if fault == "spike":
+            return logits_BC * 50.0
+        if fault == "hang":
+            time.sleep(3600)
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "raise":
+            raise OSError("the disk is on fire")
+        return None
+
+    register_module_forward_hook(hook)
+
+
+if __name__ == "__main__":
+    fault, rank, step, module, *arguments = sys.argv[1:]
+    inject(fault, int(rank), int(step))
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,0 +1,191 @@
+"""Real ranks that meet a fault: none passes in silence, and none leaves a rank waiting."""
+
+import json
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from pipeline import checkpoint, spool
+from pipeline.data import open_split
+from pipeline.keys import split_keys
+from pipeline.rundir import read_status
+from tests.ranks import Finished, Ranks
+
+HOST = socket.gethostname()
+STEPS = 8
+OPTIONS = (
+    "--data.flip", False, "--data.min-area", 0.5, "--data.workers", 0, "--model.image-size", 16,
+    "--train.global-batch", 16, "--train.micro-batch", 8, "--train.log-every", 1, "--checkpoint.every", 3,
+    "--schedule.warmup-steps", 2, "--data.eval-split", "none",
+)  # fmt: skip
+
+
+def job(run_dir: Path, data: Path, *options: object, steps: int = STEPS) -> tuple[object, ...]:
+    command = ("jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", data, "--schedule.steps", steps)
+    return (*command, *OPTIONS, *options)
+
+
+def meet(fault: str, rank: int, step: int, folder: Path, *command: object, timeout: float = 60) -> list[Finished]:
+    """Two ranks, of which ``rank`` meets the fault; all must leave within ``timeout`` seconds."""
+    with Ranks(2, ("-m", "tests.distributed.faulty", fault, rank, step, *command), folder / f"log-{fault}") as ranks:
+        return ranks.wait(timeout)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16"), (3, "float32")])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(
+    digits: Path, tmp_path: Path, stage: int, dtype: str
+) -> None:
+    run = tmp_path / "run"
+    options = ("--train.zero-stage", stage, "--train.dtype", dtype)
+    first, second = meet("nan", 1, 5, tmp_path, *job(run, digits, *options))
+    assert first.code == second.code == 1
+    for output in (first.output, second.output):
+        assert f"step 5: loss nan, gradient norm {'nan' if stage == 0 else ''}" in output
+        assert f"rank 1 on {HOST} (loss nan)" in output
+        assert "optim.lr" in output
+    (kept,) = (run / "nonfinite").iterdir()
+    assert kept.name == "step-00000005-rank-001.safetensors"
+    with safe_open(kept, framework="pt") as file:
+        rows, images, keys = file.get_tensor("samples_B"), file.get_tensor("images_BHWC"), file.metadata()["keys"]
+    assert images.shape == (8, 16, 16, 3)
+    assert images.dtype == torch.uint8
+    assert keys.split("\n") == [split_keys(digits, "train")[row] for row in rows]
+    assert keys.replace("\n", ", ") in second.output
+    labels = open_split(digits, "train").label[rows]
+    assert [int(key.removeprefix("digit").partition("_")[0]) for key in keys.split("\n")] == labels.tolist()
+    status = read_status(run)
+    assert status is not None
+    assert (status.state, status.step) == ("failed", 5)
+    assert [path.name for path in checkpoint.complete(run)] == [checkpoint.folder_name(3)]
+
+
+@pytest.mark.parametrize(("fault", "stage", "dtype"), [("nan", 0, "float32"), ("gradient", 3, "bfloat16")])
+def test_a_step_may_be_left_out_and_is_counted(
+    digits: Path, tmp_path: Path, fault: str, stage: int, dtype: str
+) -> None:
+    run = tmp_path / "run"
+    options = (
+        "--train.zero-stage",
+        stage,
+        "--train.dtype",
+        dtype,
+        "--checkpoint.every",
+        1,
+        "--checkpoint.keep-last",
+        9,
+    )
+    command = job(run, digits, *options, "--train.skip-nonfinite", 1)
+    finished = meet(fault, 0, 5, tmp_path, *command)
+    assert [rank.code for rank in finished] == [0, 0], finished[0].output
+    assert "the step is left out, 1 so far" in finished[0].output
+    saved = checkpoint.complete(run)
+    before, after, later = (dict(checkpoint.State(saved[step - 1])) for step in (4, 5, 6))
+    for key, tensor in before.items():
+        assert torch.equal(tensor, after[key]), f"{key} changed in a step that was left out"
+    assert any(not torch.equal(tensor, later[key]) for key, tensor in after.items())
+    assert all(bool(tensor.isfinite().all()) for tensor in later.values())
+    meta = checkpoint.read_meta(saved[-1])
+    assert (meta.step, meta.skipped, meta.optimizer_steps) == (STEPS, 1, STEPS - 1)
+    assert (run / "nonfinite" / "step-00000005-rank-000.safetensors").exists()
+    if fault == "gradient":
+        assert "all ranks' losses are finite" in finished[0].output
+
+
+def test_what_an_earlier_attempt_left_out_counts_towards_the_limit(digits: Path, tmp_path: Path) -> None:
+    command = job(tmp_path / "run", digits, "--train.skip-nonfinite", 1, "--checkpoint.background", False)
+    command = (*command, "--checkpoint.every", 3, "--schedule.steps", 1000)
+    with Ranks(2, ("-m", "tests.distributed.faulty", "nan", 0, 2, *command), tmp_path / "first") as ranks:
+        ranks.wait_for("step 4/", 60)  # written before: not in the background here
+    saved = checkpoint.complete(tmp_path / "run")[-1]
+    assert checkpoint.read_meta(saved).skipped == 1
+    finished = meet("nan", 0, 1, tmp_path, *command)
+    assert finished[0].code == 1
+    assert "2 so far, train.skip_nonfinite 1" in finished[0].output
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_named_and_the_others_leave(digits: Path, tmp_path: Path, victim: int) -> None:
+    finished = meet("kill", victim, 5, tmp_path, *job(tmp_path / "run", digits, "--data.workers", 1), timeout=60)
+    assert finished[victim].code == -signal.SIGKILL
+    assert finished[1 - victim].code == 1
+    assert f"rank {victim} on {HOST} is gone" in finished[1 - victim].output
+
+
+@pytest.mark.soak  # half a minute of silence before a rank counts as gone
+def test_a_stopped_rank_is_named_though_no_collective_fails(digits: Path, tmp_path: Path) -> None:
+    command = ("-m", *job(tmp_path / "run", digits, steps=100_000))
+    with Ranks(2, command, tmp_path / "log") as ranks:
+        ranks.wait_for("step 3/", 60)
+        ranks.signal(1, signal.SIGSTOP)  # as a node that has lost its network: its connections stay open
+        ranks.processes[0].join(60)
+        assert ranks.processes[0].exitcode == 1, ranks.output()
+        assert f"error: rank 1 on {HOST} is gone" in ranks.output()
+
+
+def test_an_error_on_one_rank_is_told_by_all(digits: Path, tmp_path: Path) -> None:
+    first, second = meet("raise", 1, 3, tmp_path, *job(tmp_path / "run", digits), timeout=60)
+    assert first.code == second.code == 1
+    assert f"first failure: rank 1 on {HOST}: OSError: the disk is on fire" in first.output
+    assert "Traceback" in second.output
+
+
+def test_a_hung_step_shows_its_stacks_and_ends(digits: Path, tmp_path: Path) -> None:
+    finished = meet("hang", 1, 3, tmp_path, *job(tmp_path / "run", digits, "--train.step-timeout", 6), timeout=40)
+    assert [rank.code for rank in finished] == [1, 1]
+    assert "Timeout (0:00:06)!" in finished[1].output
+    assert re.search(r'File ".*faulty.py", line \d+ in hook', finished[1].output)
+    assert re.search(r"in train_step", finished[1].output)
+
+
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)])
+def test_a_signal_to_any_rank_saves_and_stops_all(
+    digits: Path, tmp_path: Path, number: signal.Signals, rank: int
+) -> None:
+    run = tmp_path / "run"
+    with Ranks(2, ("-m", *job(run, digits, "--data.workers", 1, steps=100_000)), tmp_path / "log") as ranks:
+        ranks.wait_for("step 4/", 60)
+        ranks.signal(rank, number)
+        sent = time.monotonic()
+        finished = ranks.wait(30)
+        assert time.monotonic() - sent < 30
+    assert [rank.code for rank in finished] == [75, 75], finished[0].output
+    assert f"asked to stop: rank {rank} on {HOST}" in finished[0].output
+    status = read_status(run)
+    assert status is not None
+    assert status.state == "stopped"
+    saved = checkpoint.latest(run, hashes=True)
+    assert saved is not None
+    assert checkpoint.read_meta(saved).step == status.step
+
+
+def test_the_slow_rank_and_the_odd_loss_are_pointed_out(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    slow = meet("slow", 1, 1, tmp_path, *job(run, digits, "--train.log-every", 25, steps=25))
+    assert f"warning: rank 1 on {HOST} is slow" in slow[0].output
+    assert "rank 0 on" not in slow[0].output
+    lines, _ = spool.read_lines(run / spool.METRICS)
+    assert lines[-1].metrics["speed/step_p50"] > 0.15
+    assert lines[-1].metrics["watch/skipped_steps"] == 0
+
+
+def test_the_attempts_add_up(digits: Path, tmp_path: Path) -> None:
+    """One attempt that fails, one that finishes: their seconds by part cover the time that passed."""
+    run = tmp_path / "run"
+    began = time.time()
+    meet("raise", 1, 6, tmp_path, *job(run, digits))
+    finished = meet("none", 0, 1, tmp_path, *job(run, digits))
+    passed = time.time() - began
+    assert [rank.code for rank in finished] == [0, 0]
+    assert "resumes after step 3" in finished[0].output
+    (where,) = re.findall(r"time: (.*)", finished[0].output)
+    assert "redone" in where
+    assert sum(int(part) for part in re.findall(r"(\d+)%", where)) == pytest.approx(100, abs=4)
+    record = json.loads((run / spool.RECORD).read_text())
+    assert [attempt["state"] for attempt in record["attempts"]] == ["FAILED", "FINISHED"]
+    assert sum(attempt["ended"] - attempt["started"] for attempt in record["attempts"]) < passed

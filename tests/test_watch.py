@@ -1,0 +1,116 @@
+"""What counts as a spike, a straggler, redone work; the parts that need no ranks."""
+
+import math
+import random
+import time
+
+import pytest
+
+from pipeline.goodput import account, summary
+from pipeline.metrics import Stopwatch, percentile
+from pipeline.spool import Attempt, Line
+from pipeline.watch import Spikes, Step, describe_nonfinite, stragglers
+
+
+def test_a_noisy_loss_that_falls_has_no_spike_and_a_jump_is_one() -> None:
+    choice = random.Random(0)
+    spikes = Spikes()
+    for step in range(2000):
+        assert spikes.see(7 * math.exp(-step / 500) + choice.gauss(0, 0.05)) is None, step
+    report = spikes.see(3.0)
+    assert report is not None
+    assert "3.0000 stands out" in report
+    assert spikes.count == 1
+    assert spikes.see(0.15) is None
+    assert spikes.count == 1
+
+
+def test_a_loss_that_settles_higher_is_reported_until_it_is_usual() -> None:
+    """A changed level isn't reported for ever: nothing is learned from a spike, so it takes until it is over."""
+    spikes = Spikes()
+    for _ in range(100):
+        spikes.see(1.0)
+    assert spikes.see(5.0) is not None
+    for _ in range(300):
+        spikes.see(1.005)
+    assert spikes.see(1.008) is None
+
+
+def test_the_slow_rank_is_named_once_it_matters() -> None:
+    hosts = ["a", "b", "c", "d"]
+    even = [[0.1, 0.11, 0.1, 0.09]] * 30
+    assert stragglers(even, 0.3, hosts) == []
+    slow = [[0.1, 0.11, 0.2, 0.09]] * 30
+    (line,) = stragglers(slow, 0.3, hosts)
+    assert line.startswith("rank 2 on c is slow: 0.200 s")
+    assert stragglers(slow, 10.0, hosts) == [], "a tenth of a second in ten is nothing"
+    assert stragglers(slow[:5], 0.3, hosts) == [], "five steps say nothing"
+    once = [[0.1, 0.1, 9.0, 0.1]] + [[0.1, 0.1, 0.1, 0.1]] * 30
+    assert stragglers(once, 0.3, hosts) == [], "one slow step makes no slow rank"
+
+
+def step(losses: list[float], norm: float = 1.0) -> Step:
+    mean = sum(losses) / len(losses)
+    return Step(mean, norm, skipped=False, losses=losses, own=[], stopping=[], save=False, fed=[])
+
+
+def test_the_ranks_to_blame() -> None:
+    assert step([1.0, 2.0]).finite
+    blamed = step([1.0, math.nan, math.inf])
+    assert not blamed.finite
+    assert blamed.culprits == [1, 2]
+    assert "rank 1 on b (loss nan), rank 2 on c (loss inf)" in describe_nonfinite(blamed, 7, ["a", "b", "c"])
+    gradient = step([1.0, 2.0], norm=math.inf)
+    assert gradient.culprits == [0, 1]
+    assert describe_nonfinite(gradient, 7, ["a", "b"]).startswith("step 7: loss 1.5, gradient norm inf")
+
+
+def line(step: int, attempt: int, when: float, **seconds: float) -> Line:
+    parts = {"training": 0.0, "data": 0.0, "evaluation": 0.0, "checkpoint": 0.0} | seconds
+    return Line(step, step, when, attempt, {f"seconds/{part}": value for part, value in parts.items()})
+
+
+def test_an_account_of_two_attempts() -> None:
+    attempts = [
+        Attempt(1, 0, 1000.0, 1, {}, "FAILED", 1100.0),
+        Attempt(2, 20, 1200.0, 2, {}, "FINISHED", 1280.0),
+    ]
+    lines = [
+        line(10, 1, 1030.0, training=20.0),
+        line(20, 1, 1055.0, training=40.0, checkpoint=2.0),
+        line(30, 1, 1090.0, training=60.0, data=5.0, checkpoint=2.0),  # done again by attempt 2
+        line(30, 2, 1240.0, training=25.0, data=1.0),
+        line(40, 2, 1275.0, training=45.0, data=2.0, evaluation=10.0),
+    ]
+    total = account(lines, attempts)
+    assert total["training"] == 40 + 45
+    assert total["redone"] == 20
+    assert (total["data"], total["evaluation"], total["checkpoint"]) == (7, 10, 2)
+    assert total["other"] == pytest.approx((100 - 67) + (80 - 57))
+    assert sum(total.values()) == pytest.approx(180), "the time between attempts isn't the run's"
+    assert summary(total).startswith("time: training 47%, data 4%")
+
+
+def test_an_attempt_that_died_before_its_first_line_counts_as_other() -> None:
+    total = account([], [Attempt(1, 0, 1000.0, 1, {}, "FAILED", 1010.0)])
+    assert total["other"] == 10
+    assert sum(total.values()) == 10
+
+
+def test_the_stopwatch_leaves_pauses_out_and_counts_the_loop() -> None:
+    clock = Stopwatch(samples_per_step=8, ranks=2, flops_per_sample=1e6, peak=1e9)
+    time.sleep(0.02)
+    clock.step(waited=0.01, own=0.005)
+    with clock.time("evaluation"):
+        time.sleep(0.2)
+    time.sleep(0.03)
+    clock.step(waited=0.0, own=0.005)
+    metrics = clock.lap()
+    assert 0.05 <= 2 * metrics["speed/step_seconds"] < 0.15
+    assert metrics["seconds/evaluation"] >= 0.2
+    assert metrics["seconds/data"] == pytest.approx(0.01)
+    assert metrics["speed/images_per_second"] == pytest.approx(8 / metrics["speed/step_seconds"])
+    assert metrics["speed/mfu"] == pytest.approx(metrics["speed/images_per_second_per_rank"] * 1e6 / 1e9)
+    assert metrics["speed/step_max"] >= metrics["speed/step_p95"] >= metrics["speed/step_p50"] > 0
+    assert clock.steps == []
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
