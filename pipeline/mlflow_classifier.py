@@ -23,7 +23,7 @@ TOP = 5  # classes returned an image
 CHUNK = 64  # images a forward pass
 
 
-class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
     """Artifacts: ``model``, a folder with weights.safetensors and model.json."""
 
     def load_context(self, context: Any) -> None:
