@@ -107,19 +107,25 @@ def run_ranks(
         return finished
 
 
-@cache
 def _context() -> Any:
-    """The fork server's context, the server started with the ranks' environment."""
+    """The fork server's context, the server running with the ranks' environment."""
     context: Any = multiprocessing.get_context("forkserver")
+    _stop_others_server()
     context.set_forkserver_preload(PRELOADED)
     before = dict(os.environ)
     os.environ.update(VARIABLES)
     try:
-        forkserver.ensure_running()
+        forkserver.ensure_running()  # starts a new one where it has died
     finally:
         os.environ.clear()
         os.environ.update(before)
     return context
+
+
+@cache
+def _stop_others_server() -> None:
+    """data_prep's workers come from the fork server too, and may have started one without our imports and variables."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def _run(module: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:

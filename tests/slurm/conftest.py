@@ -1,10 +1,9 @@
-"""One cluster for all Slurm tests, started where this machine can, and the data they train on."""
+"""One cluster for all Slurm tests, started where this machine can."""
 
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -37,16 +36,3 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.call("stop")
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """scikit-learn's digits as a data set with the splits train and val."""
-    from data_prep.shard import main  # noqa: PLC0415  (only where a cluster runs)
-    from jobs.demo import write_raw  # noqa: PLC0415
-
-    folder = tmp_path_factory.mktemp("digits")
-    write_raw(folder / "ten_whole.tar", classes=10)
-    options = ("--val-fraction", "0.25", "--samples-per-shard", "128", "--workers", "2")
-    assert main([str(folder / "ten_whole.tar"), str(folder / "ten"), *options]) == 0
-    return folder / "ten"
