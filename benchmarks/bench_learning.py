@@ -12,7 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import timm
 import torch
 
 from data_prep import shard
@@ -20,6 +19,7 @@ from jobs.demo import write_raw
 from pipeline import optim
 from pipeline.data import Split, normalise, open_split, train_batches
 from pipeline.evaluate import evaluate
+from pipeline.interop.peers import import_peer
 from pipeline.losses import loss as loss_of
 from pipeline.model import ARCHITECTURES, VisionTransformer, initialise
 from pipeline.recipes import tiny
@@ -73,7 +73,7 @@ def build(name: str, classes: int, seed: int, size: int) -> torch.nn.Module:
         return model
     sizes = ARCHITECTURES["tiny"]
     torch.manual_seed(seed)
-    return timm.models.VisionTransformer(  # type: ignore[no-any-return]
+    return import_peer("timm").models.VisionTransformer(  # type: ignore[no-any-return]
         img_size=size,
         patch_size=sizes.patch,
         embed_dim=sizes.width,

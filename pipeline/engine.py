@@ -224,6 +224,8 @@ def _set_full(engine: Any, parameter: Any, value: torch.Tensor, key: str | None)
         if key is None:
             safe_set_local_fp32_param(parameter, local)
             parameter.ds_tensor.data.copy_(local.reshape(parameter.ds_tensor.shape))
+            if parameter.numel() == value.numel():  # small ones stay whole on each rank between steps
+                parameter.data.copy_(value)
         else:
             safe_set_local_optimizer_state(parameter, local, key)
     elif stage == 0:

@@ -1,0 +1,89 @@
+"""What a run will take: memory of a GPU by part, checkpoint size, hours. Pure arithmetic over a configuration.
+
+Memory is an estimate from what has to be kept: allocator slack, libraries (about 1 GB) and NCCL's buffers come on top.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.engine import MOMENTS
+from pipeline.flops import train_flops
+from pipeline.model import ARCHITECTURES, VisionTransformer, grid_size
+
+BYTES = {"float32": 4, "bfloat16": 2}
+BUCKET = 500_000_000  # elements of DeepSpeed's buffer for reducing gradients (reduce_bucket_size), at most the model's
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a GPU."""
+
+    parameters: float  # in the compute type
+    gradients: float
+    master: float  # float32 weights of their own, where the optimizer has them
+    moments: float  # of the optimizer, the running average included
+    buckets: float  # of the gradients' reduction
+    activations: float
+    host: float  # bytes a rank in the host's memory instead, by offloading
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.master + self.moments + self.buckets + self.activations
+
+
+def count_parameters(config: RunConfig, classes: int) -> int:
+    with torch.device("meta"):
+        model = VisionTransformer(config.model, classes, loss=config.train.loss)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def memory(config: RunConfig, classes: int, ranks: int) -> Memory:
+    stage, element = config.train.zero_stage, BYTES[config.train.dtype]
+    count = count_parameters(config, classes)
+    share = count / ranks
+    kept = len(MOMENTS[config.optim.kind]) + (config.train.average > 0)
+    master = 4 * share if stage else 0.0
+    moments = 4.0 * kept * (share if stage else count)
+    host = master + moments if config.train.offload else 0.0
+    return Memory(
+        parameters=element * (share if stage == 3 else count),
+        gradients=element * (share if stage >= 2 else count),
+        master=0.0 if host else master,
+        moments=0.0 if host else moments,
+        buckets=element * min(BUCKET, count) if stage else 0.0,
+        activations=activations(config, classes),
+        host=host,
+    )
+
+
+def activations(config: RunConfig, classes: int) -> float:
+    """Bytes that one micro-batch's forward pass keeps for the backward pass, the attention being a fused one.
+
+    A block keeps, a token: the inputs and outputs of both norms (4 D), q, k and v (3 D), the attention's output by head
+    and in a row (2 D), the MLP before and after its GELU (2 M). The last block keeps what the class token needs.
+    """
+    sizes, element = ARCHITECTURES[config.model.variant], BYTES[config.train.dtype]
+    tokens = grid_size(config.model) ** 2 + 1
+    block = tokens * (9 * sizes.width + 2 * sizes.mlp)
+    last = tokens * 4 * sizes.width  # its first norm's input and output, k and v
+    blocks = (sizes.depth - 1) * block + last
+    if config.model.activation_checkpointing:
+        blocks = sizes.depth * tokens * sizes.width + block  # each block's input, and one block at work
+    pixels = 3 * config.model.image_size**2
+    image = element * (blocks + pixels) + 4 * 3 * classes  # logits, their float32 copy and its gradient
+    return float(config.train.micro_batch * image)
+
+
+def checkpoint_bytes(config: RunConfig, classes: int) -> int:
+    """Float32 weights and moments, whatever the number of ranks."""
+    tensors = 1 + len(MOMENTS[config.optim.kind]) + (config.train.average > 0)
+    return 4 * tensors * count_parameters(config, classes)
+
+
+def hours(config: RunConfig, classes: int, steps: int, ranks: int, *, peak: float, mfu: float) -> float:
+    """Of training alone, at ``mfu`` of ``peak`` FLOP/s a GPU; recomputed activations cost a third more."""
+    again = 4 / 3 if config.model.activation_checkpointing else 1.0
+    flops = again * train_flops(config.model, classes) * config.train.global_batch * steps
+    return flops / (ranks * peak * mfu) / 3600

@@ -1,0 +1,98 @@
+"""Starting a fine-tune: from a run, an official .npz, timm's and transformers' folders, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cli import UserError
+from pipeline.config import ModelConfig, RunConfig
+from pipeline.interop import huggingface, npz, timm
+from pipeline.model import VisionTransformer
+from pipeline.parent import start_from_parent
+from pipeline.transfer import resize_pos_embed
+from tests.test_model import random_model
+
+LABELS = [f"class{index}" for index in range(7)]
+
+
+@pytest.fixture(scope="module")
+def parent() -> VisionTransformer:
+    return random_model(ModelConfig("tiny", 32), 7)
+
+
+def finetune(path: object, **model: object) -> tuple[VisionTransformer, dict[str, object]]:
+    config = RunConfig(stage="finetune", parent=str(path), model=ModelConfig("tiny", 48, **model))  # type: ignore[arg-type]
+    child = VisionTransformer(config.model, 10)
+    return child, start_from_parent(config, child)
+
+
+def check(child: VisionTransformer, parent: VisionTransformer) -> None:
+    ours, theirs = child.state_dict(), parent.state_dict()
+    for name, tensor in theirs.items():
+        if name == "pos_embed":
+            assert torch.equal(ours[name], resize_pos_embed(tensor, 6))
+        elif not name.startswith("head."):
+            assert torch.equal(ours[name], tensor), name
+    assert not ours["head.weight"].any()
+
+
+def write_npz(parent: VisionTransformer, folder: Path) -> Path:
+    npz.write(folder / "parent.npz", parent.config, parent.state_dict())
+    return folder / "parent.npz"
+
+
+def write_timm(parent: VisionTransformer, folder: Path) -> Path:
+    timm.write(folder / "timm", parent.config, parent.state_dict(), LABELS)
+    return folder / "timm"
+
+
+def write_huggingface(parent: VisionTransformer, folder: Path) -> Path:
+    huggingface.write(folder / "hf", parent.config, parent.state_dict(), LABELS)
+    return folder / "hf"
+
+
+@pytest.mark.parametrize("write", [write_npz, write_timm, write_huggingface])
+def test_weights_of_others(
+    parent: VisionTransformer, tmp_path: Path, capsys: pytest.CaptureFixture[str], write
+) -> None:  # type: ignore[no-untyped-def]
+    path = write(parent, tmp_path)
+    child, lineage = finetune(path)
+    check(child, parent)
+    assert lineage == {"weights": str(path)}
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_other_settings_of_the_parent_are_pointed_out(
+    parent: VisionTransformer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(parent.config, gelu="exact", norm_eps=1e-12)
+    huggingface.write(tmp_path / "hf", config, parent.state_dict(), LABELS)
+    child, _ = finetune(tmp_path / "hf")
+    check(child, parent)
+    assert "--model.gelu exact --model.norm_eps 1e-12 keeps them" in capsys.readouterr().out
+    finetune(tmp_path / "hf", gelu="exact", norm_eps=1e-12)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_scratch_changes_nothing() -> None:
+    config = RunConfig(stage="finetune", parent="scratch", model=ModelConfig("tiny", 48))
+    child = VisionTransformer(config.model, 10)
+    before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    assert start_from_parent(config, child) == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in child.state_dict().items())
+
+
+def test_what_is_no_parent(tmp_path: Path) -> None:
+    cases = [("", "--parent is missing"), (tmp_path / "gone", "does not exist"), (tmp_path, "config.json")]
+    for path, said in cases:
+        with pytest.raises(UserError) as error:
+            finetune(path)
+        assert said in str(error.value)
+    big = random_model(ModelConfig("b32", 32), 3)
+    npz.write(tmp_path / "b32.npz", big.config, big.state_dict())
+    with pytest.raises(UserError) as error:
+        finetune(tmp_path / "b32.npz")
+    assert "model.variant is 'tiny'" in str(error.value)
+    assert "b32" in str(error.value)
