@@ -44,8 +44,10 @@ def evaluate(
     rank: int,
     world_size: int,
     reduce: Callable[[torch.Tensor], torch.Tensor],
+    observe: Callable[[torch.Tensor, Batch], None] | None = None,
 ) -> Result:
-    """Run ``forward`` over the split; collective. ``reduce`` sums a float64 tensor over the ranks.
+    """Run ``forward`` over the split; collective. ``reduce`` sums a float64 tensor over the ranks,
+    ``observe`` gets each batch of this rank with its logits_BC.
 
     Each rank calls ``forward`` equally often, on an empty image where its samples have run out: under ZeRO-3 a forward
     pass is itself collective.
@@ -59,6 +61,8 @@ def evaluate(
             continue
         logits_BC = forward(normalise(item.images_BHWC.to(device), dtype)).float()
         labels_B = item.labels_B.to(device)
+        if observe is not None:
+            observe(logits_BC, item)
         sums += torch.stack(
             [*_counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)]
         )

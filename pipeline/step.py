@@ -73,7 +73,8 @@ def train_step(
     table = torch.zeros(ranks.world_size, 4, dtype=torch.float64, device=device)
     asks = torch.tensor([stop, save, clock.own], dtype=torch.float64, device=device)
     table[ranks.rank] = torch.cat([total.double()[None], asks])
-    torch.distributed.all_reduce(table)
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(table)
     losses, stops, saves, own = table.T.tolist()
     if norm is None:
         norm = ds.grad_norm(engine)

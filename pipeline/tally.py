@@ -1,0 +1,117 @@
+"""What an evaluation counts beside top-1 and top-5: which classes are taken for which, and ImageNet-ReaL's labels."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.cli import UserError
+from pipeline.data import Batch
+
+MOST_CLASSES = 2000  # of a confusion matrix: 32 MB
+VALIDATION_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")  # of real.json's entries, in order, from 1
+
+
+class Tally:
+    """Counts of one rank; :meth:`reduce` adds up all ranks'. C classes."""
+
+    def __init__(self, classes: int, device: torch.device, real: Mapping[int, frozenset[int]] | None = None) -> None:
+        if classes > MOST_CLASSES:
+            raise UserError(f"a table of {classes} x {classes} classes is of no use: leave out --out")
+        self.confusion_CC = torch.zeros(classes, classes, dtype=torch.float64, device=device)  # [label, prediction]
+        self._real = real
+        self._counts = torch.zeros(2, dtype=torch.float64, device=device)  # ReaL: samples with labels, hits
+
+    def see(self, logits_BC: torch.Tensor, batch: Batch) -> None:
+        predicted_B = logits_BC.argmax(1)
+        classes = len(self.confusion_CC)
+        pairs_B = batch.labels_B.to(predicted_B.device) * classes + predicted_B
+        self.confusion_CC += torch.bincount(pairs_B, minlength=classes**2).reshape(classes, classes)
+        if self._real is not None:
+            for row, prediction in zip(batch.samples_B.tolist(), predicted_B.tolist(), strict=True):
+                if valid := self._real[row]:
+                    self._counts += torch.tensor([1.0, float(prediction in valid)], device=self._counts.device)
+
+    def reduce(self, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.confusion_CC = sum_over_ranks(self.confusion_CC)
+        self._counts = sum_over_ranks(self._counts)
+
+    @property
+    def real(self) -> dict[str, float]:
+        """ReaL accuracy: the prediction is one of the image's labels; images without labels don't count."""
+        samples, hits = self._counts.tolist()
+        return {"real_samples": samples, "real_top1": hits / samples} if samples else {}
+
+
+def read_real(path: Path, keys: Sequence[str]) -> dict[int, frozenset[int]]:
+    """By row of a split with these keys, the labels of google-research/reassessed-imagenet's real.json.
+
+    Raises UserError where the split isn't ImageNet-2012's validation set.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"--real {str(path)!r} can't be read ({error}): name reassessed-imagenet's real.json"
+        ) from error
+    labels = {}
+    for row, key in enumerate(keys):
+        match = VALIDATION_KEY.fullmatch(key.rsplit("/", 1)[-1])
+        if match is None or not 1 <= int(match[1]) <= len(content):
+            raise UserError(f"--real has no labels for sample {key!r}: evaluate ImageNet-2012's validation set")
+        labels[row] = frozenset(content[int(match[1]) - 1])
+    return labels
+
+
+def per_class(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """A row a class, the worst first: samples, top-1 and what it is most often taken for."""
+    rows = []
+    for index, (counts_C, names) in enumerate(zip(confusion_CC, classes, strict=True)):
+        samples, hits = int(counts_C.sum()), int(counts_C[index])
+        wrong_C = counts_C.copy()
+        wrong_C[index] = 0
+        mistaken = int(wrong_C.argmax())
+        rows.append(
+            {
+                "index": index,
+                "wnid": names["wnid"],
+                "name": names["name"],
+                "samples": samples,
+                "top1": round(hits / samples, 6) if samples else "",
+                "taken_for": classes[mistaken]["wnid"] if wrong_C.any() else "",
+                "times": int(wrong_C[mistaken]),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["top1"] == "", row["top1"]))
+
+
+def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> None:
+    """FOLDER/per_class.csv and confusion.png."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = per_class(confusion_CC, classes)
+    with (folder / "per_class.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    shares_CC = confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares_CC, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    axes.set(xlabel="predicted class", ylabel="class", title="Share of each class's samples")
+    if len(classes) <= 30:
+        names = [row["name"] or row["wnid"] for row in classes]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    figure.colorbar(image)
+    figure.savefig(folder / "confusion.png", dpi=120)
+    plt.close(figure)

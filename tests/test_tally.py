@@ -1,0 +1,137 @@
+"""Per-class tables, ReaL labels, and probes of frozen features."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from jobs import evaluate as job
+from pipeline import features
+from pipeline.cli import UserError
+from pipeline.data import Batch
+from pipeline.tally import Tally, per_class, read_real, write
+
+CLASSES = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]
+
+
+def batch(labels: list[int], first: int) -> Batch:
+    rows = torch.arange(first, first + len(labels))
+    return Batch(torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8), torch.tensor(labels), rows, -1)
+
+
+def logits(predictions: list[int]) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(predictions), 3).float()
+
+
+def test_two_ranks_add_up_to_the_table() -> None:
+    real = {0: frozenset({0}), 1: frozenset({2, 1}), 2: frozenset(), 3: frozenset({1}), 4: frozenset({2})}
+    first, second = (Tally(3, torch.device("cpu"), real) for _ in range(2))
+    first.see(logits([0, 2, 2]), batch([0, 1, 1], 0))
+    second.see(logits([2, 2]), batch([1, 2], 3))
+    first_parts = iter([second.confusion_CC, second._counts])
+    first.reduce(lambda sums: sums + next(first_parts))
+    assert first.confusion_CC.tolist() == [[1, 0, 0], [0, 0, 3], [0, 0, 1]]
+    assert first.real == {"real_samples": 4, "real_top1": 3 / 4}, "a sample without labels doesn't count"
+    worst, *_ = rows = per_class(first.confusion_CC.numpy(), CLASSES)
+    assert worst == {"index": 1, "wnid": "n1", "name": "dog", "samples": 3, "top1": 0.0, "taken_for": "n2", "times": 3}
+    assert [row["top1"] for row in rows] == [0.0, 1.0, 1.0]
+
+
+def test_files(tmp_path: Path) -> None:
+    write(tmp_path, np.array([[3.0, 1, 0], [0, 2, 0], [0, 0, 0]]), CLASSES)
+    with (tmp_path / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["name"], row["top1"]) for row in rows] == [("cat", "0.75"), ("dog", "1.0"), ("cow", "")]
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.size == (840, 720)
+
+
+def test_real_labels_go_by_the_validation_images_numbers(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text(json.dumps([[5], [], [7, 8]]))
+    keys = ["ILSVRC2012_val_00000003", "ILSVRC2012_val_00000002"]
+    assert read_real(tmp_path / "real.json", keys) == {0: frozenset({7, 8}), 1: frozenset()}
+    for key in ("ILSVRC2012_val_00000004", "n01440764_10026"):
+        with pytest.raises(UserError, match=key):
+            read_real(tmp_path / "real.json", [key])
+
+
+def clusters(seed: int, per: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)) * 1.2
+    labels = torch.arange(5).repeat(per)
+    return centres[labels] + torch.randn(5 * per, 16, generator=generator), labels
+
+
+def test_nearest_neighbours_are_scikit_learns() -> None:
+    z_ND, labels_N = clusters(1, 60)
+    z_MD, _ = clusters(2, 40)
+    reference = KNeighborsClassifier(
+        features.NEIGHBOURS, metric="cosine", weights=lambda distance: np.exp((1 - distance) / features.TEMPERATURE)
+    ).fit(z_ND.numpy(), labels_N.numpy())
+    predicted = features.nearest_neighbours(z_ND, labels_N, z_MD, 5)
+    assert (predicted.numpy() == reference.predict(z_MD.numpy())).mean() > 0.99
+
+
+def test_the_linear_probe_finds_the_line() -> None:
+    z_ND, labels_N = clusters(1, 60)
+    z_MD, labels_M = clusters(2, 40)
+    right = (features.linear_probe(z_ND, labels_N, z_MD, 5) == labels_M).float().mean()
+    nearest_centre = torch.cdist(z_MD, torch.stack([z_ND[labels_N == label].mean(0) for label in range(5)])).argmin(1)
+    assert right > (nearest_centre == labels_M).float().mean() - 0.05
+    assert right > 0.9
+
+
+def test_shots_are_so_many_of_each_class() -> None:
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
+    rows = features.choose_shots(labels, 5, seed=0)
+    assert np.bincount(labels[rows]).tolist() == [5, 3, 5]
+    assert not np.array_equal(rows, features.choose_shots(labels, 5, seed=1))
+    assert len(features.choose_shots(labels, 0, seed=0)) == 73
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.distributed.test_faults import job as options  # noqa: PLC0415
+    from tests.ranks import run_ranks  # noqa: PLC0415
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    command = options(run, digits, "--train.average", 0.8, "--train.log-every", 20, steps=60)
+    run_ranks(1, ("-m", *command, "--checkpoint.every", 0), run.parent / "log")
+    return run
+
+
+def evaluate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> dict[str, float]:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+    assert job.main() == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def test_the_table_agrees_with_the_accuracy(
+    trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(monkeypatch, capsys, trained, "--data", digits, "--out", tmp_path, "--workers", 0)
+    with (tmp_path / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["samples"]) for row in rows) == result["samples"] == 451
+    hits = sum(int(row["samples"]) * float(row["top1"]) for row in rows)
+    assert hits / 451 == pytest.approx(result["top1"], abs=1e-5)
+    averaged = evaluate(monkeypatch, capsys, trained, "--data", digits, "--average", "--workers", 0)
+    assert averaged["loss"] != result["loss"]
+
+
+def test_probes_of_a_run(
+    trained: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for probe in ("knn", "linear"):
+        result = evaluate(monkeypatch, capsys, trained, "--data", digits, "--probe", probe, "--workers", 0)
+        assert result["top1"] > 0.6, "digits are told apart by features of 60 steps"
+    few = evaluate(monkeypatch, capsys, trained, "--data", digits, "--probe", "knn", "--shots", 2, "--workers", 0)
+    assert 0.1 < few["top1"] < result["top1"]
