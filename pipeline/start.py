@@ -59,6 +59,8 @@ class Run:
 
 def prepare(config: RunConfig) -> Job:
     """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting."""
+    if config.run_dir == Path():
+        raise UserError("--run-dir is missing: name the folder of a new run, or of one to resume")
     data, held_out = open_data(config)
     ranks = distributed.ranks_from_environment(os.environ)
     ds.deepspeed_config(config, ranks.world_size)

@@ -90,5 +90,5 @@ def test_a_finished_run_is_left_alone(uninterrupted: Path, seven_digits: Path, t
 def test_ranks_that_fail_leave_promptly_with_their_loader_workers(seven_digits: Path, tmp_path: Path) -> None:
     job = (*pretrain(tmp_path / "run", seven_digits), "--optim.lr", 1e30, "--optim.clip", 0)
     output = run(*TORCHRUN, *job, log=tmp_path / "log", code=1, timeout=60)
-    assert "training has diverged" in output
+    assert "Training has diverged" in output
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
