@@ -87,19 +87,29 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
             raise UserError(f"FOLDER {str(folder)!r} does not exist: name a run folder or a campaign's folder")
         inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
         for path in inside:
-            rows += [stage_row(job, queue) for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_ctime)]
-            if (path / "config.json").is_file() or (path / "slurm").is_dir():
+            for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_mtime):
+                runs = [Path(line) for line in job.read_text().splitlines()[1:] if is_run(Path(line))]
+                rows += [run_row(run, queue, now) for run in runs] or [stage_row(job, queue)]
+            if is_run(path):
                 rows.append(run_row(path, queue, now))
-    return rows
+    return list({(row.name, row.job): row for row in rows}.values())  # a campaign's run may be in two of the folders
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "slurm").is_dir()
 
 
 def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> Row:
-    """A stage of a campaign that is no training run: sharding, verifying, exporting."""
-    job = job_file.read_text().strip()
+    """A stage of a campaign that is no training run, or one that hasn't started.
+
+    ``job_file``: the job's id, then a line for each folder that the stage makes.
+    """
+    job, *results = job_file.read_text().splitlines()
     name = f"{job_file.parent.name}/{job_file.stem}"
     if job in queue:
         return Row(name, queue[job].state.lower(), job=job, note=_note(queue[job]))
-    return Row(name, "done" if job_file.with_suffix(".done").exists() else "ended", job=job)
+    done = job_file.with_suffix(".done").exists() or any((Path(path) / "dataset.json").exists() for path in results)
+    return Row(name, "done" if done else "ended", job=job)
 
 
 def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:

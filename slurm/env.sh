@@ -41,5 +41,8 @@ LAUNCHER=${LAUNCHER:-srun}
 # 9. Check nodes, network, storage and GPUs before the first attempt of a run (jobs.doctor). no: start at once.
 DOCTOR=${DOCTOR:-yes}
 
+#    DRY_RUN=yes sbatch ...: the job prints the srun line that it would run, and ends.
+DRY_RUN=${DRY_RUN:-no}
+
 # 10. Learning rates that a fine-tuning array tries: --array=0-3 takes them all.
 FINETUNE_LRS=${FINETUNE_LRS:-0.003 0.01 0.03 0.06}

@@ -52,6 +52,7 @@ finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-t
 train() { # MODULE RECIPE ARGUMENTS...
   RUN=$(option --run-dir "$@")
   export RUN
+  if [ "$DRY_RUN" = yes ]; then step python -m "$@"; fi # does not return
   mkdir -p "$RUN/slurm" || { say "error: --run-dir $RUN cannot be made: name a folder that every node can write"; exit 2; }
   if [ "$(state)" = finished ]; then
     say "$RUN is finished: nothing to do"
@@ -103,14 +104,24 @@ step() { # COMMAND...: one task a GPU (or a torchrun agent a node); returns its 
     tasks=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}") # from Slurm 22.05 on, srun does not inherit it
   fi
   # kill-on-bad-exit: without it, the peers of a dead rank wait for it until the time limit.
-  srun --kill-on-bad-exit=1 --label "${tasks[@]}" "${SRUN_OPTIONS[@]}" \
-    "$REPO/slurm/rank.sh" "${RANK_PREFIX[@]}" "$@" &
+  set -- srun --kill-on-bad-exit=1 --label "${tasks[@]}" "${SRUN_OPTIONS[@]}" \
+    "$REPO/slurm/rank.sh" "${RANK_PREFIX[@]}" "$@"
+  dry_run "$@"
+  "$@" &
   srun_pid=$!
   while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
   wait "$srun_pid"
   code=$?
   srun_pid=
   return $code
+}
+
+dry_run() { # COMMAND...: with DRY_RUN=yes, print it and end
+  if [ "$DRY_RUN" = yes ]; then
+    printf '%q ' "$@"
+    echo
+    exit 0
+  fi
 }
 
 signal_step() { # SIGNAL: srun passes it on to every rank
@@ -142,7 +153,9 @@ command_job() { # COMMAND...
   local code
   trap 'asked=USR1; kill -TERM "$srun_pid"' USR1
   trap 'asked=TERM' TERM
-  srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SRUN_OPTIONS[@]}" "${RANK_PREFIX[@]}" "$@" &
+  set -- srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SRUN_OPTIONS[@]}" "${RANK_PREFIX[@]}" "$@"
+  dry_run "$@"
+  "$@" &
   srun_pid=$!
   while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
   wait "$srun_pid"

@@ -10,9 +10,9 @@ from pipeline.health import Facts, Need, judge
 from tests.ranks import Ranks, run_ranks
 
 GOOD = Facts(
-    rank=0, host="node1", device="cuda", device_name="GPU", local_ranks=2, cpus=12, code="abc", packages={"torch": "2.9"},
-    skew=0.001, rendezvous=3.0, sum_is_right=True, bus=2e11, gemm=7e14, sees_folder=True, folder_fault="", write=2e9,
-    open=0.001, free_bytes=10**12, free_inodes=10**7, loader=3000.0,
+    rank=0, host="node1", device="cuda", device_name="GPU", local_ranks=2, cpus=12, code="abc",
+    packages={"torch": "2.9"}, skew=0.001, rendezvous=3.0, sum_is_right=True, bus=2e11, gemm=7e14, sees_folder=True,
+    folder_fault="", write=2e9, open=0.001, free_bytes=10**12, free_inodes=10**7, loader=3000.0,
 )  # fmt: skip
 NEED = Need(
     recipe="pretrain l16", workers=8, checkpoint_bytes=4 * 10**9, checkpoints=3, flops_per_image=3.7e11, efficiency=0.4

@@ -108,5 +108,5 @@ def test_the_stages_of_a_campaign(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'.*nowhere' does not exist"):
+    with pytest.raises(UserError, match=r"'.*nowhere' does not exist"):
         collect([tmp_path / "nowhere"], {}, NOW)

@@ -54,12 +54,18 @@ class Cluster:
             time.sleep(0.5)
         raise AssertionError(f"job {job} has not ended after {timeout} s: {self.jobs(job)}")
 
+    def nodes(self, job: str) -> list[str]:
+        """The nodes that ``job`` runs on, or ran on last; none while it waits."""
+        (record,) = self.jobs(job)
+        listed = record.get("NodeList", "(null)")
+        return self.run("scontrol", "show", "hostnames", listed).split() if listed not in ("(null)", "") else []
+
     def wait_running(self, job: str, timeout: float) -> list[str]:
-        """Wait until ``job`` runs; its nodes."""
+        """Wait until ``job`` runs, or has run already; its nodes."""
         limit = time.monotonic() + timeout
         while time.monotonic() < limit:
             (record,) = self.jobs(job)
-            if record["JobState"] == "RUNNING":
+            if record["JobState"] in ("RUNNING", "COMPLETING", "COMPLETED"):
                 return self.run("scontrol", "show", "hostnames", record["NodeList"]).split()
             time.sleep(0.2)
         raise AssertionError(f"job {job} does not run after {timeout} s: {self.jobs(job)}")

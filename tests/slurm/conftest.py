@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
+from tests.slurm.faults import OPTIONS, losses
 
 NODES = 8
 COMMANDS = ("sbatch", "slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter")
@@ -36,3 +39,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.call("stop")
+
+
+@pytest.fixture(scope="session")
+def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses by step of the jobs' ranks without Slurm."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    command = ("-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", digits, *OPTIONS)
+    run_ranks(2, command, run.parent / "logs", VIT_MLFLOW="off")
+    return losses(run)

@@ -1,0 +1,82 @@
+"""python -m jobs.pick RUN...: the best of several runs by the held-out split, such as a grid of learning rates."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipeline import cli
+from pipeline.cli import UserError
+from pipeline.rundir import read_status
+
+DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held out of the training set
+(data_prep.shard --val-fraction), and report on the validation set.
+
+A run that failed (diverged) is left out, and said so; one that isn't finished stops the choice. Examples:
+
+  python -m jobs.pick work/runs/finetune-l16-lr*
+  python -m jobs.pick work/runs/finetune-l16-lr* --link work/campaigns/l16/best"""
+
+
+@dataclass(frozen=True)
+class PickConfig:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Run folders."""
+    by: str = "eval/top1"
+    """Metric, the higher the better."""
+    link: Path | None = None
+    """Make this a symbolic link to the best run's folder."""
+
+
+def main() -> int:
+    config = cli.parse(PickConfig, prog="python -m jobs.pick", description=DESCRIPTION)
+    scores = read_scores(config.runs, config.by)
+    chosen = best(scores, config.by)
+    for run, score in scores.items():
+        print(f"{run}: {'failed, left out' if score is None else f'{config.by} {score:.4f}'}")
+    print(json.dumps({"best": str(chosen), "by": config.by, "score": scores[chosen]}))
+    if config.link is not None:
+        point(config.link, chosen)
+    return cli.EXIT_DONE
+
+
+def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:
+    """Each run's last value of ``metric``, None for one that failed. Raises UserError for an unfinished one."""
+    scores: dict[Path, float | None] = {}
+    for run in runs:
+        status = read_status(run)
+        if status is None or status.state in ("running", "stopped"):
+            state = status.state if status else "not started"
+            raise UserError(f"RUN {str(run)!r} is not finished ({state}): start it again to go on, or leave it out")
+        if status.state == "finished" and metric not in status.metrics:
+            raise UserError(
+                f"RUN {str(run)!r} has no metric --by {metric!r} (it has {', '.join(sorted(status.metrics))}): "
+                "give its data set a held-out split (--val-fraction), or name another"
+            )
+        scores[run] = status.metrics[metric] if status.state == "finished" else None
+    return scores
+
+
+def best(scores: dict[Path, float | None], metric: str) -> Path:
+    """The run with the highest score, the first among equals. Raises UserError where none finished."""
+    finished = {run: score for run, score in scores.items() if score is not None}
+    if not finished:
+        raise UserError(f"RUN: none of the {len(scores)} runs finished, so none is best by {metric}: see their logs")
+    return max(finished, key=lambda run: finished[run])
+
+
+def point(link: Path, run: Path) -> None:
+    """Make ``link`` point at ``run``, in one step."""
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"--link {str(link)!r} exists and is no link: name another path")
+    aside = link.with_name(f".{link.name}.tmp")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(run.resolve())
+    aside.replace(link)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,156 @@
+#!/bin/bash
+# The whole campaign of one recipe as Slurm jobs that wait for each other:
+#   shard -> merge -> verify (each data set once, for all campaigns) -> pretrain -> finetune (an array over learning
+#   rates) -> pick (the best by the held-out split) -> evaluate -> export
+#
+#   slurm/submit_all.sh l16 --raw fall11_whole.tar --in1k ILSVRC2012_img_train.tar
+#   slurm/submit_all.sh l16 --raw fall11_whole.tar --in1k ILSVRC2012_img_train.tar \
+#       --pretrain-sbatch "--nodes=16" --pretrain "--optim.lr 3e-4" --shard-sbatch "--array=0-63"
+#   slurm/submit_all.sh b16 --raw ... --in1k ... --name b16-seed1 --pretrain "--train.seed 1"
+#   slurm/submit_all.sh l16 --raw ... --in1k ... --dry-run         # print the sbatch lines only
+#
+# Run again, it goes on where it stopped: what is done is skipped, what is queued is waited for, what failed or was
+# cancelled is submitted again. `python -m jobs.status` shows where everything stands.
+#
+# --STAGE "ARGUMENTS" adds arguments to a stage's command, --STAGE-sbatch "OPTIONS" options of its sbatch. Stages: shard-in21k
+# and shard-in1k (or shard for both), merge, verify, pretrain, finetune, pick, evaluate, export. The data sets are IN21K and
+# IN1K, the runs RUNS/pretrain-NAME and RUNS/finetune-NAME-lr*, the rest WORK/campaigns/NAME: see env.sh.
+set -euo pipefail
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$REPO/slurm/env.sh"
+export RUNS IN21K IN1K FINETUNE_LRS
+
+die() { echo "error: $*" >&2; exit 2; }
+
+recipe=${1:-}
+case $recipe in
+  b16 | b32 | l16 | l32 | tiny) shift ;;
+  -h | --help) sed -n '2,/^set -/{s/^# \{0,1\}//;/^set -/!p}' "$0"; exit 0 ;;
+  *) die "RECIPE '$recipe' must be one of b16, b32, l16, l32, tiny (see $0 --help)" ;;
+esac
+raw='' in1k='' name=$recipe dry=
+declare -A more=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --dry-run) dry=yes; shift; continue ;;
+    --raw | --in1k | --name | --shard | --shard-in21k | --shard-in1k | --verify | --merge | --pretrain | --finetune | --pick | \
+      --evaluate | --export | --shard-sbatch | --shard-in21k-sbatch | --shard-in1k-sbatch | --merge-sbatch | \
+      --verify-sbatch | --pretrain-sbatch | --finetune-sbatch | --pick-sbatch | --evaluate-sbatch | --export-sbatch)
+      [ $# -ge 2 ] || die "$1 needs a value" ;;
+    *) die "option $1 is unknown (see $0 --help)" ;;
+  esac
+  case $1 in
+    --raw) raw=$2 ;;
+    --in1k) in1k=$2 ;;
+    --name) name=$2 ;;
+    *) more[${1#--}]=$2 ;;
+  esac
+  shift 2
+done
+[ -e "$raw" ] || [ -e "$IN21K/dataset.json" ] || die "--raw '$raw' does not exist: name the ImageNet-21K release as downloaded"
+[ -e "$in1k" ] || [ -e "$IN1K/dataset.json" ] || die "--in1k '$in1k' does not exist: name ILSVRC2012's training tar as downloaded"
+
+campaigns=$WORK/campaigns
+campaign=$campaigns/$name
+mkdir -p "$campaign" "$campaigns/data-in21k" "$campaigns/data-in1k"
+exec 9>"$campaigns/.lock" # two of these at once would submit everything twice
+flock -n 9 || die "another submit_all.sh is at work in $campaigns: wait for it"
+
+read -ra rates <<<"$FINETUNE_LRS"
+pretrain_run=$RUNS/pretrain-$name
+finetune_runs=()
+for rate in "${rates[@]}"; do finetune_runs+=("$RUNS/finetune-$name-lr$rate"); done
+
+finished() { grep -q '"state": *"finished"' "$1/status.json" 2>/dev/null; } # RUN
+
+done_already() { # STAGE_FILE: whether the stage needs no job
+  local run
+  case ${1##*/} in
+    shard | merge) [ -e "$2/dataset.json" ] ;;
+    pretrain | finetune) for run in "${@:2}"; do finished "$run" || return 1; done ;;
+    *) [ -e "$1.done" ] ;;
+  esac
+}
+
+queued() { # STAGE_FILE: the id of its job, if that is still in Slurm's queue
+  local job
+  job=$(head -n 1 "$1.job" 2>/dev/null) || return 1
+  [ -n "$(squeue -h -j "$job" -t PENDING,RUNNING,COMPLETING,CONFIGURING,SUSPENDED -o %i 2>/dev/null)" ] && echo "$job"
+}
+
+# stage STAGE_FILE "AFTER ..." CONDITION RESULT... -- SBATCH_OPTIONS... SCRIPT ARGUMENTS...
+# Submits the stage unless it is done or queued. AFTER: stage files it waits for. CONDITION: afterok or afterany.
+# RESULT: folders that it makes.
+stage() {
+  local file=$1 after=$2 condition=$3 results=() dependency='' before job options=()
+  shift 3
+  while [ "$1" != -- ]; do results+=("$1"); shift; done
+  shift
+  if done_already "$file" "${results[@]}"; then
+    [ -n "$dry" ] || echo "${file#"$campaigns/"}: done"
+    return
+  fi
+  if [ -z "$dry" ] && job=$(queued "$file"); then
+    active[$file]=$job
+    echo "${file#"$campaigns/"}: job $job is queued"
+    return
+  fi
+  for before in $after; do
+    [ -z "${active[$before]:-}" ] || dependency+=:${active[$before]}
+  done
+  options=(--parsable --kill-on-invalid-dep=yes --output="$campaign/%x-%j.out")
+  [ -z "$dependency" ] || options+=(--dependency="$condition$dependency")
+  if [ -n "$dry" ]; then
+    active[$file]=${file#"$campaigns/"}
+    printf '%q ' sbatch "${options[@]}" "$@"; echo
+    return
+  fi
+  job=$(DONE_MARK=$file.done sbatch "${options[@]}" "$@") || die "sbatch refused ${file#"$campaigns/"}: see above"
+  active[$file]=${job%%;*}
+  printf '%s\n' "${job%%;*}" "${results[@]}" >"$file.job"
+  echo "${file#"$campaigns/"}: submitted job ${job%%;*}"
+}
+declare -A active=() # stage file -> its job, where it is queued
+
+prepare() { # DATA INPUT OUTPUT ARGUMENTS...: shard, merge and verify one data set
+  local folder=$campaigns/data-$1 input=$2 output=$3 arguments
+  read -ra arguments <<<"${more[shard]:-} ${more[shard-$1]:-}"
+  arguments=("${@:4}" "${arguments[@]}")
+  if [ -e "$folder/input" ] && [ -n "$input" ] && [ "$(cat "$folder/input")" != "$input" ]; then
+    die "$output is being made from $(cat "$folder/input"), not from $input: name that, or set another ${1^^} (env.sh)"
+  fi
+  [ -n "$dry" ] || echo "$input" >"$folder/input"
+  # shellcheck disable=SC2086 # options are split into words
+  stage "$folder/shard" "" afterok "$output" -- --job-name="shard-$1" ${more[shard-sbatch]:-} ${more[shard-$1-sbatch]:-} \
+    --export="ALL,FINALIZE=no" "$REPO/slurm/shard.sh" "$input" "$output" "${arguments[@]}"
+  # shellcheck disable=SC2086
+  stage "$folder/merge" "$folder/shard" afterok "$output" -- --job-name="merge-$1" ${more[merge-sbatch]:-} \
+    "$REPO/slurm/command.sh" python -m data_prep.shard "$input" "$output" "${arguments[@]}" --finalize
+  # shellcheck disable=SC2086
+  stage "$folder/verify" "$folder/merge" afterok -- --job-name="verify-$1" ${more[verify-sbatch]:-} \
+    "$REPO/slurm/command.sh" python -m data_prep.verify "$output" ${more[verify]:-}
+}
+
+in21k_classes=() in1k_classes=()
+if [ "$recipe" != tiny ]; then in21k_classes=(--classes google21k) in1k_classes=(--classes imagenet1k); fi
+prepare in21k "$raw" "$IN21K" "${in21k_classes[@]}"
+prepare in1k "$in1k" "$IN1K" "${in1k_classes[@]}" --val-fraction 0.01
+
+# shellcheck disable=SC2086
+stage "$campaign/pretrain" "$campaigns/data-in21k/verify" afterok "$pretrain_run" -- \
+  --job-name="pretrain-$name" ${more[pretrain-sbatch]:-} "$REPO/slurm/pretrain_$recipe.sh" ${more[pretrain]:-}
+# shellcheck disable=SC2086
+stage "$campaign/finetune" "$campaign/pretrain $campaigns/data-in1k/verify" afterok "${finetune_runs[@]}" -- \
+  --job-name="finetune-$name" --array="0-$((${#rates[@]} - 1))" ${more[finetune-sbatch]:-} \
+  "$REPO/slurm/finetune_$recipe.sh" --parent "$pretrain_run" ${more[finetune]:-}
+# A learning rate that diverges must not stop the others: pick looks at how each ended
+# shellcheck disable=SC2086
+stage "$campaign/pick" "$campaign/finetune" afterany -- --job-name="pick-$name" ${more[pick-sbatch]:-} \
+  "$REPO/slurm/command.sh" python -m jobs.pick "${finetune_runs[@]}" --link "$campaign/best" ${more[pick]:-}
+# shellcheck disable=SC2086
+stage "$campaign/evaluate" "$campaign/pick" afterok -- --job-name="evaluate-$name" ${more[evaluate-sbatch]:-} \
+  "$REPO/slurm/evaluate.sh" "$campaign/best" --data "$IN1K" ${more[evaluate]:-}
+# shellcheck disable=SC2086
+stage "$campaign/export" "$campaign/pick" afterok -- --job-name="export-$name" ${more[export-sbatch]:-} \
+  "$REPO/slurm/command.sh" python -m jobs.export "$campaign/best" "$campaign/timm" --format timm ${more[export]:-}
+[ -n "$dry" ] || echo "look: python -m jobs.status $campaigns $RUNS"

@@ -1,0 +1,62 @@
+"""The whole campaign on the cluster, twice: raw tars to an exported model, and nothing left to do."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.status import collect
+from tests.slurm.cluster import REPO, Cluster
+
+STAGES = {
+    "data-in21k": ("shard", "merge", "verify"),
+    "data-in1k": ("shard", "merge", "verify"),
+    "tiny": ("pretrain", "finetune", "pick", "evaluate", "export"),
+}
+TRAINING = "--train.global-batch 16 --train.micro-batch 8 --data.workers 1 --data.flip False"
+SMALL = "--time=30 --cpus-per-task=1"
+
+
+def submit_all(cluster: Cluster, work: Path, raw: Path) -> str:
+    return cluster.run(
+        REPO / "slurm" / "submit_all.sh", "tiny", "--raw", raw, "--in1k", raw,
+        "--shard", "--val-fraction 0.25 --samples-per-shard 256", "--shard-sbatch", f"--array=0-1 {SMALL}",
+        "--merge-sbatch", SMALL, "--verify-sbatch", SMALL, "--pick-sbatch", SMALL, "--export-sbatch", SMALL,
+        "--pretrain", f"{TRAINING} --schedule.steps 30", "--finetune", f"{TRAINING} --schedule.steps 20",
+        "--evaluate-sbatch", "--gpus-per-node=2 --cpus-per-task=2",
+        VIT_WORK=str(work), FINETUNE_LRS="0.003 0.03", DOCTOR="no", VIT_MLFLOW="off", TORCHDYNAMO_DISABLE="1",
+    )  # fmt: skip
+
+
+@pytest.mark.slurm
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_campaign_twice(cluster: Cluster, raw_digits: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    first = submit_all(cluster, tmp_path, raw_digits)
+    assert first.count("submitted job") == sum(map(len, STAGES.values())), first
+    again = submit_all(cluster, tmp_path, raw_digits)
+    assert "submitted" not in again, again
+    campaigns = tmp_path / "campaigns"
+    for folder, stages in STAGES.items():
+        for stage in stages:
+            job = (campaigns / folder / f"{stage}.job").read_text().split()[0]
+            state = cluster.wait(job, timeout=400)
+            logs = "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in campaigns.glob(f"*/{stage}*.out"))
+            assert state == "COMPLETED", f"{folder}/{stage} is {state}:\n{logs}"
+    best = (campaigns / "tiny" / "best").resolve()
+    assert best.parent == tmp_path / "runs"
+    assert best.name in ("finetune-tiny-lr0.003", "finetune-tiny-lr0.03")
+    (log,) = (campaigns / "tiny").glob("evaluate-tiny-*.out")
+    result = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+    assert result["step"] == 20
+    assert any((campaigns / "tiny" / "timm").iterdir())
+    rows = collect((campaigns, tmp_path / "runs"), {}, time.time())
+    assert {row.state for row in rows} == {"done", "finished"}, rows
+    print(f"campaign: {time.monotonic() - began:.0f} s")
+
+    third = submit_all(cluster, tmp_path, raw_digits)
+    assert third.count(": done") == sum(map(len, STAGES.values())), third
+    (campaigns / "tiny" / "evaluate.done").unlink()  # as if it had failed
+    assert submit_all(cluster, tmp_path, raw_digits).count("submitted job") == 1
