@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
+from pipeline.cli import UserError
 from pipeline.files import write_json
 
 METRICS = "metrics.jsonl"
@@ -93,7 +94,10 @@ def from_json(text: bytes) -> Line:
 
 
 def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
-    """The whole lines from ``offset`` (bytes) on, and the offset after them. A line still being written is left."""
+    """The whole lines from ``offset`` (bytes) on, and the offset after them. A line still being written is left.
+
+    Raises UserError where a whole line is no :class:`Line`, as after a power cut on some file systems.
+    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -101,7 +105,16 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
     except FileNotFoundError:
         return [], offset
     whole = content.rfind(b"\n") + 1
-    return [from_json(text) for text in content[:whole].splitlines()], offset + whole
+    lines, at = [], offset
+    for text in content[:whole].split(b"\n")[:-1]:
+        try:
+            lines.append(from_json(text))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{path} is damaged at byte {at}: delete that line, or put back a copy of the file"
+            ) from None
+        at += len(text) + 1
+    return lines, offset + whole
 
 
 def last_steps(attempts: Iterable[Attempt]) -> dict[int, float]:

@@ -5,6 +5,7 @@ runs beside the training, follows the folder, and survives servers that are down
 what it could not.
 """
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -48,15 +49,13 @@ class Tracker:
         line = Line(step, samples, now, self._attempt.number, metrics | self._progress(step, samples, now, metrics))
         if not self._file.append(spool.to_json(line)) and not self._warned:
             self._warned = True
-            print(
+            _say(
                 f"warning: {self._file.path} can't be written ({self._file.fault}): its lines wait in memory until "
-                "there is room again",
-                file=sys.stderr,
-                flush=True,
+                "there is room again"
             )
         elif self._warned and not self._file.waiting:
             self._warned = False
-            print(f"{self._file.path} is written again, nothing is lost", file=sys.stderr, flush=True)
+            _say(f"{self._file.path} is written again, nothing is lost")
 
     def _progress(self, step: int, samples: int, now: float, metrics: dict[str, float]) -> dict[str, float]:
         """What any curve can be drawn against, beside the step.
@@ -89,10 +88,7 @@ class Tracker:
         self._save(dataclasses.replace(self._record, attempts=[*self._record.attempts[:-1], self._attempt]))
         self._file.close()
         if self._file.waiting:
-            print(
-                f"error: {len(self._file.waiting)} line(s) of {self._file.path} are lost: {self._file.fault}",
-                flush=True,
-            )
+            _say(f"error: {len(self._file.waiting)} line(s) of {self._file.path} are lost: {self._file.fault}")
         if self._sync is not None:
             _finish_sync(self._sync, self.run_dir, PATIENCE[status])
 
@@ -101,7 +97,7 @@ class Tracker:
         try:
             spool.write_record(self.run_dir, record)
         except OSError as error:
-            print(f"warning: {self.run_dir / spool.RECORD} can't be written: {error}", file=sys.stderr, flush=True)
+            _say(f"warning: {self.run_dir / spool.RECORD} can't be written: {error}")
 
 
 def open_tracker(
@@ -153,9 +149,7 @@ def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:
                 command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
     except OSError as error:
-        print(
-            f"warning: no MLflow sync ({error}): run python -m jobs.sync {run_dir} later", file=sys.stderr, flush=True
-        )
+        _say(f"warning: no MLflow sync ({error}): run python -m jobs.sync {run_dir} later")
         return None
 
 
@@ -172,8 +166,13 @@ def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) 
         sync.kill()
         code = sync.wait()
     if code != 0:
-        print(
+        _say(
             f"MLflow has not got everything of {run_dir} yet (see {run_dir / 'mlflow.log'}); it is safe in the run "
-            f"folder: python -m jobs.sync {run_dir}",
-            flush=True,
+            f"folder: python -m jobs.sync {run_dir}"
         )
+
+
+def _say(text: str) -> None:
+    """On stderr, which may be a file on the very disk that is full: that must not end a training."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

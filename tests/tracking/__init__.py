@@ -1,0 +1,1 @@
+"""Tracking, its copy in MLflow, and comparisons."""
