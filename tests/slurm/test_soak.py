@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.rundir import read_status
 from tests.ranks import run_ranks
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import TWO_RANKS, Cluster
 from tests.slurm.faults import (
     FAULT_STEP,
     OPTIONS,
@@ -93,6 +93,46 @@ def test_a_node_that_fails_twice_is_left(
     assert f"excluded from now on: {bad}" in job.log
     assert bad not in cluster.nodes(job.id)
     assert losses(job.run) == reference
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_checked_by_doctor_then_trained(
+    cluster: Cluster, digits: Path, reference: dict[int, float], tmp_path: Path, launcher: str
+) -> None:
+    options = (*TWO_RANKS, f"--output={tmp_path}/checked.out", "--job-name=checked")
+    variables = {"RUNS": str(tmp_path), "IN21K": str(digits), "DOCTOR": "yes", "LAUNCHER": launcher}
+    job = cluster.submit("pretrain_tiny.sh", *OPTIONS, options=options, **variables)
+    state = cluster.wait(job, timeout=240)
+    log = (tmp_path / "checked.out").read_text()
+    assert state == "COMPLETED", log
+    assert "Is this cluster fit to train?" in log
+    assert "2 rank(s) on 2 node(s) met" in log
+    assert "fit to train" in log
+    assert losses(tmp_path / "checked") == reference
+
+
+def test_a_killed_task_of_a_shard_array(cluster: Cluster, raw_digits: Path, digits: Path, tmp_path: Path) -> None:
+    """The array's merge gives the bytes that one process gives."""
+    arguments = ("--name", "digits", "--val-fraction", 0.25, "--samples-per-shard", 256)
+    options = ("--array=0-3", "--cpus-per-task=1", f"--output={tmp_path}/%x-%a.out")
+    job = cluster.submit("shard.sh", raw_digits, tmp_path / "digits", *arguments, options=options)
+    limit = time.monotonic() + 60
+    killed = ""
+    while not killed and time.monotonic() < limit:
+        for record in cluster.jobs(job):
+            if record["JobState"] == "RUNNING" and record["ArrayTaskId"] == "2":
+                found = cluster.call("on", record["NodeList"], "pgrep", "-f", "^python -m data_prep.shard", check=False)
+                if found:
+                    cluster.call("on", record["NodeList"], "kill", "-KILL", found.splitlines()[0])
+                    killed = found
+    assert killed
+    limit = time.monotonic() + 120
+    while not (tmp_path / "digits" / "dataset.json").is_file():
+        assert time.monotonic() < limit, "\n".join(path.read_text() for path in tmp_path.glob("*.out"))
+        time.sleep(0.5)
+    assert any("requeueing" in path.read_text() for path in tmp_path.glob("*.out"))
+    for tar in sorted(digits.glob("*.tar")):
+        assert tar.read_bytes() == (tmp_path / "digits" / tar.name).read_bytes()
 
 
 def test_ten_random_faults(cluster: Cluster, digits: Path, tmp_path: Path) -> None:

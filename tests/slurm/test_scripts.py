@@ -1,0 +1,120 @@
+"""What each job script submits and runs, word for word. UPDATE_GOLDEN=yes pytest writes the golden files anew."""
+
+import concurrent.futures
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import REPO, Cluster
+
+GOLDEN = Path(__file__).with_name("golden")
+TRAINING = [f"{stage}_{size}.sh" for stage in ("pretrain", "finetune") for size in ("b16", "b32", "l16", "l32", "tiny")]
+JOBS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
+    **{script.removesuffix(".sh"): (script, ("--optim.lr", "3e-4"), ()) for script in TRAINING},
+    "shard": ("shard.sh", ("in.tar", "/data/out", "--seed", 1), ("--array=4",)),
+    "evaluate": ("evaluate.sh", ("/runs/x", "--data", "/data/in1k"), ()),
+    "command": ("command.sh", ("python", "-m", "data_prep.verify", "/data/in1k"), ()),
+    "finetune_array": ("finetune_l16.sh", (), ("--array=2", "--nodes=1")),
+}
+FIELDS = ("NumNodes", "NumTasks", "CPUs/Task", "MinMemoryNode", "OverSubscribe", "Requeue", "TimeLimit", "TresPerNode")
+
+
+def compare(name: str, text: str, **replaced: object) -> None:
+    """Fail where ``text``, its machine's paths replaced by names, differs from the golden file."""
+    for word, value in sorted(replaced.items(), key=lambda item: -len(str(item[1]))):
+        text = text.replace(str(value), f"${word}")
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def dry_run(cluster: Cluster, folder: Path, script: str, *arguments: object, options: tuple[str, ...] = ()) -> str:
+    """Submit a job that prints what it would run; that line, and what Slurm granted it."""
+    folder.mkdir()
+    options = (f"--output={folder}/%x.out", *options)
+    variables = {"RUNS": "/runs", "IN21K": "/data/in21k", "IN1K": "/data/in1k", "DRY_RUN": "yes", "FINALIZE": "no"}
+    job = cluster.submit(script, *arguments, options=options, **variables)
+    assert cluster.wait(job, timeout=60) == "COMPLETED"
+    record = cluster.jobs(job)[0]
+    (log,) = folder.glob("*.out")
+    granted = "\n".join(f"{field}: {record[field]}" for field in FIELDS if field in record)
+    return f"{granted}\n{log.read_text().strip()}\n".replace(job, "$JOB")
+
+
+@pytest.fixture(scope="module")
+def dry_runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each of JOBS prints, run side by side."""
+    folder = tmp_path_factory.mktemp("dry")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        futures = {
+            name: pool.submit(dry_run, cluster, folder / name, script, *arguments, options=options)
+            for name, (script, arguments, options) in JOBS.items()
+        }
+        return {name: future.result() for name, future in futures.items()}
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("name", JOBS)
+def test_job(dry_runs: dict[str, str], name: str) -> None:
+    compare(name, re.sub(r"--main_process_port \d+", "--main_process_port $PORT", dry_runs[name]), REPO=REPO)
+
+
+@pytest.mark.slurm
+def test_torchrun_starts_an_agent_a_node(cluster: Cluster, tmp_path: Path) -> None:
+    options = (f"--output={tmp_path}/log", "--nodes=2")
+    job = cluster.submit("pretrain_b16.sh", options=options, LAUNCHER="torchrun", DRY_RUN="yes", RUNS="/runs")
+    assert cluster.wait(job, timeout=60) == "COMPLETED"
+    line = (tmp_path / "log").read_text()
+    assert "--ntasks=2 --ntasks-per-node=1 --cpus-per-task=96" in line
+    assert "torchrun --nnodes=2 --nproc-per-node=8 --max-restarts=0" in line
+
+
+@pytest.mark.slurm
+def test_sbatch_takes_every_script(cluster: Cluster) -> None:
+    """--test-only refuses what the cluster can't run: 8 nodes of 8 GPUs and 96 CPUs."""
+    for script in (*TRAINING, "shard.sh", "evaluate.sh", "command.sh"):
+        assert "to start at" in cluster.run("sbatch", "--test-only", REPO / "slurm" / script)
+    refused = cluster.run("sbatch", "--test-only", "--nodes=9", REPO / "slurm" / "pretrain_l16.sh", check=False)
+    assert "to start at" not in refused
+
+
+def test_the_campaign(tmp_path: Path) -> None:
+    """slurm/submit_all.sh: each stage, what it waits for, what it runs."""
+    for name in ("fall11_whole.tar", "train.tar"):
+        (tmp_path / name).touch()
+    text = submit_all(
+        tmp_path, "l16", "--raw", tmp_path / "fall11_whole.tar", "--in1k", tmp_path / "train.tar",
+        "--pretrain-sbatch", "--nodes=16", "--pretrain", "--optim.lr 3e-4", "--shard-sbatch", "--array=0-63",
+        "--dry-run",
+    )  # fmt: skip
+    compare("submit_all", text, REPO=REPO, WORK=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("h14",), "RECIPE 'h14' must be one of"),
+        (("l16", "--raw", "nowhere.tar"), "--raw 'nowhere.tar' does not exist"),
+        (("l16", "--row", "x"), "option --row is unknown"),
+        (("l16", "--raw"), "--raw needs a value"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in submit_all(tmp_path, *arguments, code=2)
+
+
+def submit_all(work: Path, *arguments: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [str(REPO / "slurm" / "submit_all.sh"), *map(str, arguments)],
+        env=os.environ | {"VIT_WORK": str(work)},
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
