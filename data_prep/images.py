@@ -117,14 +117,14 @@ def jpeg_header(data: bytes) -> JpegHeader:
         at = data.find(b"\xff", at)
         while 0 <= at < end - 1 and data[at + 1] == 0xFF:  # fill bytes
             at += 1
+        if 0 <= at < end - 1 and data[at + 1] == 0xD9:
+            raise RejectedError("undecodable", "ends (EOI) before any image data")
         if at < 0 or at + 4 > end:
             raise RejectedError("truncated", "ends before the image data")
         marker = data[at + 1]
         if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stuffing, TEM, RSTn, SOI: no segment
             at += 2
             continue
-        if marker == 0xD9:
-            raise RejectedError("undecodable", "ends (EOI) before any image data")
         length = data[at + 2] << 8 | data[at + 3]
         if marker == 0xDA:
             if not components:
@@ -223,6 +223,8 @@ def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
                 pixels_HWC = np.asarray(_rgb(image))
         except RejectedError:
             raise
+        except Image.DecompressionBombError as error:  # PIL's own limit, which it applies when opening
+            raise RejectedError("too_large", f"{kind}: {error}") from None
         except Exception as error:  # PIL's decoders raise many types on damaged bytes
             reason = "truncated" if "truncated" in str(error) else "undecodable"
             raise RejectedError(reason, f"{kind}: {error}") from None

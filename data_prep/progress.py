@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+LAST_LINE_AFTER = 5.0  # seconds: what was shorter needs no line at its end
 DRAW_EVERY = 0.1  # seconds
 
 
@@ -85,5 +86,6 @@ class Bar:
     ) -> None:
         self._draw()
         self._progress.stop()
-        if kind is None and not self._console.is_terminal:
-            self._line(time.monotonic())
+        now = time.monotonic()
+        if kind is None and not self._console.is_terminal and now - self._started >= LAST_LINE_AFTER:
+            self._line(now)

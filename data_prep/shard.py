@@ -137,6 +137,7 @@ def run(options: Options) -> None:
         return
     devkit = read_devkit(options.devkit) if options.devkit else None
     source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
+    check_apart(options.output, source)
     found = prepare.planned(options.output, source, plan_options(options, identity))
     every = all_shards(found.samples, options.samples_per_shard)
     if not options.finalize:
@@ -179,6 +180,18 @@ def check(options: Options) -> None:
         raise UserError(f"OUTPUT {str(options.output)!r} is a file: give a folder")
     short_side(options.resize)
     budget(options.failure_budget)
+
+
+def check_apart(output: Path, source: sources.Source) -> None:
+    """Raise UserError where what is written would be taken for input, or overwrite it."""
+    folder = output.resolve()
+    for location in source.locations:
+        if location.startswith("pipe:") or "://" in location:
+            continue
+        path = Path(location).resolve()
+        inside = path in (folder, *folder.parents) if source.form == "folder" else path.parent == folder
+        if inside:
+            raise UserError(f"OUTPUT {str(output)!r} is INPUT's own folder or lies in it: give another folder")
 
 
 def short_side(resize: str) -> int:

@@ -1,0 +1,306 @@
+"""verify, index, report and audit on finished data sets."""
+
+import gc
+import json
+import re
+import shutil
+import tarfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+import webdataset
+from scipy import stats
+
+from data_prep import audit, index, phash, report, shard, verify
+from pipeline import cli, shards
+from tests.data_prep import releases
+from tests.data_prep.releases import Images, class_tar, contents
+
+Main = Callable[[list[str]], int]
+
+
+@pytest.fixture(scope="session")
+def finished(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with both splits and some rejects. Read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    broken = {**images["n15075141"], "n15075141_cut.JPEG": next(iter(images["n01440764"].values()))[:700]}
+    source = releases.make("tar of tars", {**images, "n15075141": broken}, folder)
+    return sharded(source, folder / "data", "--val-fraction", 0.25, "--samples-per-shard", 16)
+
+
+def sharded(source: Path, output: Path, *more: object) -> Path:
+    assert shard.main([str(argument) for argument in (source, output, "--workers", 1, *more)]) == 0
+    return output
+
+
+def refused(capsys: pytest.CaptureFixture[str], main: Main, *arguments: object) -> str:
+    """The one line of a command that must be refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: main([str(argument) for argument in arguments]))
+    captured = capsys.readouterr()
+    assert caught.value.code == 2, captured
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def findings(capsys: pytest.CaptureFixture[str], dataset: Path, *more: str) -> list[str]:
+    capsys.readouterr()
+    code = verify.main([str(dataset), "--workers", "1", "--json", *more])
+    found: list[str] = json.loads(capsys.readouterr().out)["findings"]
+    assert code == (1 if found else 0)
+    return found
+
+
+def test_verify_finds_nothing_in_what_was_made(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert findings(capsys, finished) == []
+
+
+def flip_a_byte_of_an_image(folder: Path) -> None:
+    row = shards.read_index(folder).to_pylist()[0]
+    tar = folder / f"{row['split']}-{row['shard']:05d}.tar"
+    data = bytearray(tar.read_bytes())
+    data[row["offset"] + row["size"] // 2] ^= 0x10
+    tar.write_bytes(data)
+
+
+def change_a_class(folder: Path) -> None:
+    tar = folder / "train-00000.tar"
+    data = bytearray(tar.read_bytes())
+    row = next(row for row in shards.read_index(folder).to_pylist() if row["split"] == "train")
+    at = row["offset"] + -(-row["size"] // 512) * 512 + 512
+    assert data[at] == ord(str(row["label"]))
+    data[at] = ord("9")
+    tar.write_bytes(data)
+
+
+def cut_a_tar(folder: Path) -> None:
+    tar = folder / "val-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-5000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flip_a_byte_of_an_image, ["train-00000.tar: its hash", "its bytes aren't those that were written"]),
+        (change_a_class, ["train-00000.tar: its hash", "its .cls member says 9"]),
+        (cut_a_tar, ["val-00000.tar has"]),
+        (lambda folder: (folder / "train-00001.tar").unlink(), ["train-00001.tar is missing"]),
+        (lambda folder: shutil.copy(folder / "val-00000.tar", folder / "x.tar"), ["x.tar is no shard"]),
+        (lambda folder: (folder / "classes.parquet").unlink(), ["classes.parquet is missing"]),
+        (lambda folder: shutil.copy(folder / "classes.parquet", folder / "rejects.parquet"), ["rejects.parquet has 4"]),
+    ],
+)
+def test_verify_finds(
+    damage: Callable[[Path], None],
+    words: list[str],
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(finished, folder)
+    damage(folder)
+    found = findings(capsys, folder)
+    for word in words:
+        assert any(word in finding for finding in found), found
+
+
+def test_an_order_by_class_is_not_random() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20, dtype=np.int32), random.integers(5, 200, 20))
+    assert verify.neighbour_z(labels) > 30
+    z = [verify.neighbour_z(random.permutation(labels)) for _ in range(400)]
+    assert stats.kstest(z, "norm").statistic < 0.12
+    assert abs(np.mean(z)) < 0.2
+    assert 0.85 < np.std(z) < 1.15
+
+
+def foreign(images: Images, folder: Path) -> Path:
+    """WebDataset tars written by webdataset."""
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with webdataset.ShardWriter(str(folder / "imagenet-train-%02d.tar"), maxcount=40, verbose=0) as sink:
+            for number, wnid in enumerate(sorted(images)):
+                for name, data in images[wnid].items():
+                    sink.write({"__key__": Path(name).stem, "jpg": data, "cls": number, "json": {"name": name}})
+        gc.collect()
+    return folder
+
+
+def test_index_of_foreign_tars(images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = foreign(images, tmp_path / "foreign")
+    with tarfile.open(folder / "imagenet-val-00.tar", "w") as tar:
+        releases.add(tar, "a/one.jpeg", images["n01440764"]["n01440764_0.JPEG"])
+        releases.add(tar, "a/one.cls", b"3\n")
+        releases.add(tar, "a/classless.jpg", b"x")
+        releases.add(tar, "a/pictureless.cls", b"1")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "wnids").write_text("\n".join(sorted(images)))
+    arguments = [str(folder), "--classes", str(tmp_path / "wnids"), "--workers", "1"]
+    assert index.main(arguments) == 0
+    info = shards.read_info(folder)
+    assert info.samples == {"train": 96, "val": 1}
+    assert info.rejects == 2
+    wnids = shards.read_classes(folder)["wnid"].to_pylist()
+    for row in shards.read_index(folder).to_pylist():
+        name = info.split_shards(row["split"])[row["shard"]].file_name
+        data = (folder / name).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        if row["split"] == "val":
+            assert (row["key"], row["label"]) == ("a/one", 3)
+        else:
+            assert data == images[wnids[row["label"]]][f"{row['key']}.JPEG"]
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    # a class after another, as they were written: verify sees that, and nothing else
+    found = findings(capsys, folder)
+    assert len(found) == 1
+    assert "the order isn't random" in found[0]
+    assert "--force" in refused(capsys, index.main, *arguments)
+    assert index.main([*arguments, "--force"]) == 0
+
+
+def test_the_index_of_our_own_tars_is_the_one_they_came_with(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for tar in finished.glob("*.tar"):
+        shutil.copy(tar, folder)
+    wnids = tmp_path / "wnids"
+    wnids.write_text("\n".join(shards.read_classes(finished)["wnid"].to_pylist()))
+    assert index.main([str(folder), "--classes", str(wnids), "--workers", "2"]) == 0
+    columns = ["key", "split", "shard", "offset", "size", "label"]
+    assert shards.read_index(folder, columns).to_pylist() == shards.read_index(finished, columns).to_pylist()
+
+
+def test_a_page_shows_the_data_set_and_needs_nothing_else(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert report.main([str(finished), "--out", str(out), "--samples", "20"]) == 0
+    page = out.read_text()
+    assert "96 images" in page or "72 train" in page or "train" in page
+    info = shards.read_info(finished)
+    for text in (info.digest, "truncated", "n15075141_cut.JPEG", "tench, Tinca tinca"):
+        assert text in page
+    assert not re.search(r"(?:src|href)=[\"']?(?!data:)", page)
+    assert "<script" not in page
+    assert page.count('class="missing"') == 0
+    assert page.count("data:image/jpeg") >= 20 + 20
+
+
+def near_duplicates(photos: list[bytes]) -> dict[str, bytes]:
+    """The same picture smaller, compressed harder, brighter."""
+    pixels = simplejpeg.decode_jpeg(photos[0])
+    small = cv2.resize(pixels, (pixels.shape[1] * 3 // 4, pixels.shape[0] * 3 // 4), interpolation=cv2.INTER_AREA)
+    bright = cv2.convertScaleAbs(pixels, alpha=1.05, beta=6)
+    encoded = {"small": (small, 90), "hard": (pixels, 45), "bright": (bright, 90)}
+    return {name: simplejpeg.encode_jpeg(image, quality) for name, (image, quality) in encoded.items()}
+
+
+@pytest.fixture(scope="module")
+def large(images: Images) -> list[bytes]:  # noqa: ARG001
+    """24 different crops of 160 px: too much detail to be near one another."""
+    from sklearn.datasets import load_sample_images  # noqa: PLC0415  (slow to import)
+
+    pictures = load_sample_images().images
+    places = [(picture, top, left) for picture in (0, 1) for top in (0, 130, 260) for left in (0, 160, 320, 480)]
+    crops = [np.ascontiguousarray(pictures[p][top : top + 160, left : left + 160]) for p, top, left in places]
+    return [simplejpeg.encode_jpeg(crop, 92) for crop in crops]
+
+
+def test_audit_finds_leaks_and_shard_leaves_them_out(
+    large: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near = near_duplicates(large)
+    train = {f"{number}.jpg": data for number, data in enumerate(large[:16])}
+    train |= {f"{name}.jpg": data for name, data in near.items()}
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "n00000001.tar").write_bytes(class_tar(train))
+    (tmp_path / "test").mkdir()
+    test = {"x.jpg": large[0], "y.jpg": large[5], "z.jpg": large[20]}
+    (tmp_path / "test" / "n00000002.tar").write_bytes(class_tar(test))
+    own, other = sharded(tmp_path / "train", tmp_path / "own"), sharded(tmp_path / "test", tmp_path / "other")
+    leaks = tmp_path / "leaks.tsv"
+    arguments = [str(own), "--against", str(other), "--out", str(leaks), "--workers", "1", "--json"]
+    capsys.readouterr()
+    assert audit.main(arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["exact"], facts["near"]) == (2, 3)
+    lines = [line.split("\t") for line in leaks.read_text().splitlines() if not line.startswith("#")]
+    kinds = {(line[0], line[1], line[2]) for line in lines}
+    assert kinds == {
+        ("n00000001/0", "n00000002/x", "exact"),
+        ("n00000001/5", "n00000002/y", "exact"),
+        *(("n00000001/" + name, "n00000002/x", "near") for name in near),
+    }
+    clean = sharded(tmp_path / "train", tmp_path / "clean", "--exclude", leaks)
+    keys = set(shards.read_index(clean, ["key"])["key"].to_pylist())
+    assert keys == {f"n00000001/{number}" for number in range(16)} - {"n00000001/0", "n00000001/5"}
+    capsys.readouterr()
+    assert audit.main([str(clean), *arguments[1:]]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["exact"], facts["near"]) == (0, 0)
+
+
+def test_audit_against_itself_keeps_the_first_of_each(
+    large: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    files = {f"{number}.jpg": data for number, data in enumerate([*large[:6], large[2], large[2]])}
+    (tmp_path / "in" / "n1.tar").write_bytes(class_tar(files))
+    own = sharded(tmp_path / "in", tmp_path / "own")
+    capsys.readouterr()
+    out = tmp_path / "twice.tsv"
+    assert audit.main([str(own), "--against", str(own), "--out", str(out), "--workers", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exact"] == 2
+
+
+def test_neighbours_are_those_of_brute_force() -> None:
+    random = np.random.default_rng(0)
+    others = random.integers(1, 1 << 63, 300).astype(np.uint64)
+    queries = others[random.integers(0, 300, 200)].copy()
+    for number in range(200):  # flip 0 to 9 bits
+        for bit in random.choice(64, number % 10, replace=False):
+            queries[number] ^= np.uint64(1) << np.uint64(bit)
+    for distance in (0, 2, 3, 4, 7):
+        apart = np.bitwise_count(queries[:, None] ^ others[None, :])
+        expected = set(zip(*map(np.ndarray.tolist, np.nonzero(apart <= distance)), strict=True))
+        found = phash.neighbours(queries, others, distance)
+        assert set(zip(found[0].tolist(), found[1].tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("main", [verify.main, report.main, audit.main])
+def test_an_unfinished_data_set_is_one_line(
+    main: Main, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--against", str(finished)] if main is audit.main else []
+    assert "does not exist" in refused(capsys, main, tmp_path / "none", *more)
+    shutil.copytree(finished, tmp_path / "data")
+    (tmp_path / "data" / "dataset.json").unlink()
+    assert "has no dataset.json" in refused(capsys, main, tmp_path / "data", *more)
+    (tmp_path / "data" / "dataset.json").write_text("{")
+    assert "is damaged" in refused(capsys, main, tmp_path / "data", *more)
+
+
+def test_mistakes_of_these_commands(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--distance 9" in refused(capsys, audit.main, finished, "--against", finished, "--distance", 9)
+    assert "--correlation 0" in refused(capsys, audit.main, finished, "--against", finished, "--correlation", 0)
+    assert "--samples -1" in refused(capsys, report.main, finished, "--samples", -1)
+    assert "does not exist" in refused(capsys, index.main, tmp_path / "none")
+    assert "holds no .tar files" in refused(capsys, index.main, tmp_path)
+    (tmp_path / "x.tar").write_bytes(b"no tar" * 1000)
+    assert "is damaged" in refused(capsys, index.main, tmp_path)
+    assert set(contents(tmp_path)) == {"x.tar"}
+
+
+@pytest.mark.parametrize("main", [shard.main, verify.main, index.main, report.main, audit.main])
+def test_help_shows_three_examples(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert len(re.findall(r"^\s*│?\s*python -m data_prep\.", text, re.MULTILINE)) >= 3, text

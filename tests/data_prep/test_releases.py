@@ -1,0 +1,245 @@
+"""Miniatures of the ImageNet releases, and of data sets that others wrote: classes, splits and names come out right."""
+
+import gc
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import webdataset
+
+from data_prep import classmaps, shard
+from pipeline import cli, shards
+from pipeline.interop.peers import import_peer
+from tests.data_prep import releases
+from tests.data_prep.releases import Images, add, contents
+
+
+def make(*arguments: object) -> Path:
+    assert shard.main([str(argument) for argument in arguments]) == 0
+    return Path(str(arguments[1]))
+
+
+def by_key(dataset: Path) -> dict[str, str]:
+    """Key -> wnid."""
+    wnids = shards.read_classes(dataset)["wnid"].to_pylist()
+    return {row["key"]: wnids[row["label"]] for row in shards.read_index(dataset, ["key", "label"]).to_pylist()}
+
+
+def devkit(path: Path, wnids: list[str], truth: list[str]) -> Path:
+    """ILSVRC2012_devkit_t12.tar.gz with a real meta.mat: ids are no ranks, and inner nodes follow the leaves."""
+    ids = {wnid: number for number, wnid in enumerate(reversed(wnids), 1)}
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)]
+    kinds += [("num_children", object), ("children", object), ("wordnet_height", object), ("num_train_images", object)]
+    rows = [(ids[wnid], wnid, f"name of {wnid}", "gloss", 0, [], 0, 1300) for wnid in reversed(wnids)]
+    rows += [(len(wnids) + 1, "n00001740", "entity", "gloss", 2, [1, 2], 3, 0)]
+    synsets = np.array(rows, dtype=kinds).reshape(-1, 1)
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": synsets})
+    with tarfile.open(path, "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/readme.txt", b"readme")
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        lines = "".join(f"{ids[wnid]}\n" for wnid in truth)
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", lines.encode())
+    return path
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_validation_images_get_the_classes_of_their_numbers(
+    images: Images, photos: list[bytes], tmp_path: Path, unpacked: bool
+) -> None:
+    wnids = sorted(images)
+    truth = [wnids[number * 7 % 4] for number in range(40)]
+    kit = devkit(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", wnids, truth)
+    if unpacked:
+        with tarfile.open(kit) as tar:
+            tar.extractall(tmp_path / "kit", filter="data")
+        kit = tmp_path / "kit"
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 41)]
+    with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
+        for number in np.random.default_rng(0).permutation(40):  # the tar's order isn't the names'
+            add(tar, names[number], photos[number])
+    out = make(tmp_path / "ILSVRC2012_img_val.tar", tmp_path / "out", "--split", "val", "--devkit", kit)
+    assert by_key(out) == {name.removesuffix(".JPEG"): wnid for name, wnid in zip(names, truth, strict=True)}
+    named = dict(zip(*(shards.read_classes(out)[column].to_pylist() for column in ("wnid", "name")), strict=True))
+    assert named == {wnid: f"name of {wnid}" for wnid in wnids}
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for number, name in enumerate(names):
+        (loose / name).write_bytes(photos[number])
+    again = make(loose, tmp_path / "again", "--split", "val", "--devkit", kit, "--name", "out")
+    assert contents(again) == contents(out)
+
+
+def test_a_validation_tar_without_devkit_is_refused(
+    photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        add(tar, "ILSVRC2012_val_00000001.JPEG", photos[0])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: shard.main([str(tmp_path / "val.tar"), str(tmp_path / "out")]))
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--devkit" in line
+
+
+def write_webdataset(images: Images, folder: Path, pattern: str = "shard-%03d.tar") -> list[str]:
+    """WebDataset tars as webdataset's own writer makes them, class numbers by the sorted wnids."""
+    folder.mkdir()
+    flat = [(number, name, data) for number, wnid in enumerate(sorted(images)) for name, data in images[wnid].items()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with webdataset.ShardWriter(str(folder / pattern), maxcount=40, verbose=0) as sink:
+            for number, name, data in flat:
+                sink.write({"__key__": Path(name).stem, "jpg": data, "cls": number})
+        gc.collect()
+    return sorted(str(path) for path in folder.glob("*.tar"))
+
+
+@pytest.fixture
+def handler_of() -> type[SimpleHTTPRequestHandler]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Quiet
+
+
+@pytest.mark.parametrize("way", ["folder", "braces", "pipe", "http"])
+def test_foreign_webdataset_tars(
+    images: Images, tmp_path: Path, way: str, handler_of: type[SimpleHTTPRequestHandler]
+) -> None:
+    tars = write_webdataset(images, tmp_path / "foreign")
+    (tmp_path / "wnids.txt").write_text("\n".join(sorted(images)))
+    options = ("--classes", tmp_path / "wnids.txt", "--name", "out", "--samples-per-shard", 16)
+    reference = make(releases.make("tar of tars", images, tmp_path), tmp_path / "reference", *options)
+    braces = f"{tmp_path}/foreign/shard-{{000..{len(tars) - 1:03d}}}.tar"
+    if way == "http":
+        pytest.importorskip("aiohttp")
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler_of, directory=str(tmp_path / "foreign")))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = f"http://127.0.0.1:{server.server_port}/shard-{{000..{len(tars) - 1:03d}}}.tar"
+    else:
+        source = {"folder": str(tmp_path / "foreign"), "braces": braces, "pipe": f"pipe:cat {braces}"}[way]
+    out = make(source, tmp_path / "out", *options)
+    assert contents(out) == contents(reference)
+    if way == "http":
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("choice", "count", "first", "last"),
+    [
+        ("fall11", 21_841, "n00004475", "n15102894"),
+        ("google21k", 21_843, "n00004475", "n15102894"),
+        ("imagenet1k", 1_000, "n01440764", "n15075141"),
+    ],
+)
+def test_class_lists(choice: str, count: int, first: str, last: str) -> None:
+    wnids = classmaps.listed(choice)
+    assert wnids is not None
+    assert len(wnids) == len(set(wnids)) == count
+    assert wnids == sorted(wnids)
+    assert (wnids[0], wnids[-1]) == (first, last)
+
+
+def test_class_lists_differ_as_published() -> None:
+    fall11, google, imagenet1k = (set(classmaps.listed(name) or []) for name in ("fall11", "google21k", "imagenet1k"))
+    assert google - fall11 == {"n03931044", "n09859684"}
+    assert fall11 <= google
+    assert imagenet1k - fall11 == imagenet1k - google == {"n04399382"}
+    assert classmaps.name_of("n01440764") == "tench, Tinca tinca"
+    assert classmaps.name_of("my_class") == "my_class"
+
+
+def test_winter21_is_all_of_its_classes() -> None:
+    counts = {f"n{number:08d}": 1 for number in range(classmaps.WINTER21_CLASSES)}
+    assert classmaps.derived("winter21", counts) == sorted(counts)
+    counts.popitem()
+    with pytest.raises(cli.UserError, match="19,167"):
+        classmaps.derived("winter21", counts)
+
+
+def test_21k_p_keeps_classes_of_more_than_500_and_holds_out_the_first_50(photos: list[bytes], tmp_path: Path) -> None:
+    big = {f"n00000001_{number:04d}.JPEG": photos[number % 96] for number in range(501)}
+    small = {f"n00000002_{number:04d}.JPEG": photos[number % 96] for number in range(500)}
+    source = releases.tar_of_tars({"n00000001": big, "n00000002": small}, tmp_path / "whole.tar")
+    out = make(source, tmp_path / "out", "--classes", "21k-p", "--verify", "header")
+    info = shards.read_info(out)
+    assert (info.classes, info.samples) == (1, {"train": 451, "val": 50})
+    rows = shards.read_index(out, ["key", "split"]).to_pylist()
+    held_out = sorted(row["key"] for row in rows if row["split"] == "val")
+    assert held_out == [f"n00000001_{number:04d}" for number in range(50)]
+    reasons = shards.read_rejects(out, ["reason"])["reason"].to_pylist()
+    assert reasons == ["class_not_listed"] * 500
+
+
+def test_listed_classes_keep_their_indices_whatever_the_input_holds(images: Images, tmp_path: Path) -> None:
+    out = make(releases.make("folder of tars", images, tmp_path), tmp_path / "out", "--classes", "imagenet1k")
+    info = shards.read_info(out)
+    listed = classmaps.listed("imagenet1k") or []
+    assert info.classes == 1000
+    assert info.classes_digest == hashlib.sha256("\n".join(listed).encode()).hexdigest()[:32]
+    assert by_key(out) == {Path(name).stem: wnid for wnid, files in images.items() for name in files}
+
+
+def test_excluded_keys_are_left_out_and_counted(images: Images, tmp_path: Path) -> None:
+    gone = [Path(name).stem for name in list(images["n01440764"])[:3]]
+    (tmp_path / "leaks.tsv").write_text("# key\tother\n" + "".join(f"{key}\tx\tnear\t0.97\n" for key in gone))
+    source = releases.make("tar of tars", images, tmp_path)
+    out = make(source, tmp_path / "out", "--exclude", tmp_path / "leaks.tsv")
+    assert by_key(out).keys() == {Path(name).stem for files in images.values() for name in files} - set(gone)
+    assert shards.read_rejects(out, ["reason"])["reason"].to_pylist() == ["excluded"] * 3
+
+
+@pytest.mark.parametrize("place", ["itself", "inside", "deep inside", "beside the tar"])
+def test_output_and_input_are_apart(
+    images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "raw").mkdir()
+    if place == "beside the tar":
+        source = releases.make("tar of tars", images, tmp_path / "raw")
+        output = tmp_path / "raw"
+    else:
+        source = releases.make("folder of folders", images, tmp_path)
+        output = source / {"itself": ".", "inside": "out", "deep inside": "a/b/out"}[place]
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: shard.main([str(source), str(output)]))
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "give another folder" in line
+    assert contents(tmp_path) == before
+
+
+def test_timm_info_and_json_agree(images: Images, tmp_path: Path) -> None:
+    out = make(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
+    info = shards.read_info(out)
+    timm_info = json.loads((out / "_info.json").read_text())
+    assert {split: facts["num_samples"] for split, facts in timm_info["splits"].items()} == info.samples
+
+
+@pytest.mark.peers
+def test_timm_reads_it(images: Images, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_peer("timm")
+        from timm.data.readers.reader_wds import ReaderWds  # noqa: PLC0415  (a peer)
+
+        out = make(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
+        info = shards.read_info(out)
+        for split, count in info.samples.items():
+            reader = ReaderWds(root=str(out), split=split, batch_size=1)
+            assert len(reader) == count
+            found = [(sample[0].size, int(sample[1])) for sample in reader]
+            assert len(found) == count
+        gc.collect()

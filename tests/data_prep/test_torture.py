@@ -1,0 +1,333 @@
+"""Every defect that raw releases have, and worse ones: the right outcome for each, and nothing outside OUTPUT."""
+
+import gzip
+import io
+import json
+import os
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import simplejpeg
+from PIL import Image
+
+from data_prep import shard, verify, writer
+from pipeline import cli, shards
+from tests.data_prep.conftest import WNIDS
+from tests.data_prep.releases import add, class_tar
+
+WNID = WNIDS[0]
+
+
+def recoded(jpeg: bytes, kind: str, mode: str = "RGB") -> bytes:
+    """The same picture in another format."""
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(jpeg))
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def turned(jpeg: bytes, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def with_frame(jpeg: bytes, height: int, width: int) -> bytes:
+    """The JPEG with another size in its frame header."""
+    at = jpeg.index(b"\xff\xc0")
+    return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
+
+
+def png_bomb() -> bytes:
+    """A PNG of a kilobyte that claims 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+def defects(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
+    """Stem -> bytes and what becomes of them: "" (as they are), "recoded: WHY", or the reason of the reject."""
+    one = photos[0]
+    middle = len(one) // 2
+    return {
+        "good": (one, ""),
+        "turned": (turned(photos[1], 6), ""),
+        "grey": (recoded(photos[2], "JPEG", "L"), ""),
+        "after_the_end": (photos[3] + b"trailing bytes", ""),
+        "gzipped": (gzip.compress(photos[4]), "recoded: gzip"),
+        "png": (recoded(photos[5], "PNG"), "recoded: png"),
+        "png_alpha": (recoded(photos[5], "PNG", "RGBA"), "recoded: png"),
+        "png_16": (recoded(photos[6], "PNG", "I;16"), "recoded: png"),
+        "gif": (recoded(photos[7], "GIF"), "recoded: gif"),
+        "bmp": (recoded(photos[8], "BMP"), "recoded: bmp"),
+        "webp": (recoded(photos[9], "WEBP"), "recoded: webp"),
+        "cmyk": (recoded(photos[10], "JPEG", "CMYK"), "recoded: cmyk"),
+        "gzipped_png": (gzip.compress(recoded(photos[11], "PNG")), "recoded: gzip+png"),
+        "empty": (b"", "empty"),
+        "text": (b"<html>404</html>", "not_an_image"),
+        "cut": (one[:middle], "truncated"),
+        "cut_in_header": (one[:30], "truncated"),
+        "cut_but_ended": (one[:middle] + b"\xff\xd9", "truncated"),
+        "cut_gzip": (gzip.compress(one)[:-200], "truncated"),
+        "bad_gzip": (b"\x1f\x8b\x08" + bytes(100), "undecodable"),
+        "cut_png": (recoded(photos[5], "PNG")[:600], "truncated"),
+        "no_scan": (one[: one.index(b"\xff\xda")] + b"\xff\xd9", "undecodable"),
+        "jpeg_bomb": (with_frame(one, 65_000, 65_000), "too_large"),
+        "no_pixels": (with_frame(one, 0, 100), "undecodable"),
+        "png_bomb": (png_bomb(), "too_large"),
+        "small": (
+            simplejpeg.encode_jpeg(np.ascontiguousarray(simplejpeg.decode_jpeg(photos[12])[:7]), 90),
+            "too_small",
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def defective(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
+    return defects(photos)
+
+
+def run(source: Path, output: Path, *more: object) -> dict[str, dict[str, object]]:
+    """Shard, check with data_prep.verify, and give the index rows by key."""
+    arguments = [source, output, "--failure-budget", "100%", "--workers", 1, *more]
+    assert shard.main([str(argument) for argument in arguments]) == 0
+    assert verify.main([str(output), "--workers", "1"]) == 0
+    return {row["key"]: row for row in shards.read_index(output).to_pylist()}
+
+
+def rejects(output: Path) -> dict[str, str]:
+    return {row["source"]: row["reason"] for row in shards.read_rejects(output).to_pylist()}
+
+
+def stored(output: Path, row: dict[str, object]) -> bytes:
+    with (output / f"{row['split']}-{row['shard']:05d}.tar").open("rb") as file:
+        file.seek(int(str(row["offset"])))
+        return file.read(int(str(row["size"])))
+
+
+def test_every_defect_of_images(defective: dict[str, tuple[bytes, str]], tmp_path: Path) -> None:
+    source = tmp_path / "whole.tar"
+    with tarfile.open(source, "w") as tar:
+        add(tar, f"{WNID}.tar", class_tar({f"{WNID}_{stem}.JPEG": data for stem, (data, _) in defective.items()}))
+    rows = run(source, tmp_path / "out", "--min-side", 8)
+    found = {}
+    for key, row in rows.items():
+        data = stored(tmp_path / "out", row)
+        found[key.removeprefix(f"{WNID}_")] = f"recoded: {row['recoded']}" if row["recoded"] else ""
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            assert image.format == "JPEG"
+            assert image.mode in ("RGB", "L")
+            assert image.size == (row["width"], row["height"])
+        if not row["recoded"]:
+            assert data == defective[key.removeprefix(f"{WNID}_")][0]
+    for name, reason in rejects(tmp_path / "out").items():
+        found[name.removeprefix(f"{WNID}/{WNID}_").removesuffix(".JPEG")] = reason
+    assert found == {stem: outcome for stem, (_, outcome) in defective.items()}
+    assert rows[f"{WNID}_turned"]["orientation"] == 6
+    thumbnails = shards.read_rejects(tmp_path / "out", ["reason", "thumbnail"]).to_pylist()
+    assert any(row["reason"] == "truncated" and row["thumbnail"] for row in thumbnails)
+
+
+def test_header_verification_trusts_the_data_between_header_and_end(
+    defective: dict[str, tuple[bytes, str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "in" / WNID
+    folder.mkdir(parents=True)
+    for stem, (data, _) in defective.items():
+        (folder / f"{WNID}_{stem}.JPEG").write_bytes(data)
+    run(tmp_path / "in", tmp_path / "decoded", "--min-side", 8)
+    arguments = [tmp_path / "in", tmp_path / "read", "--min-side", 8, "--verify", "header", "--failure-budget", "100%"]
+    assert shard.main([str(argument) for argument in arguments]) == 0
+    kept = set(shards.read_index(tmp_path / "read")["key"].to_pylist())
+    strict = set(shards.read_index(tmp_path / "decoded")["key"].to_pylist())
+    assert kept - strict == {f"{WNID}_cut_but_ended"}
+    assert strict <= kept
+
+
+def odd_tar(path: Path, photos: list[bytes]) -> None:
+    """A class's tar with members of every kind."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, f"{WNID}_plain.JPEG", photos[0])
+        add(tar, "../evil.JPEG", photos[1])
+        add(tar, "sub/../../evil.JPEG", photos[1])
+        add(tar, str(path.parent / "absolute.JPEG"), photos[1])
+        add(tar, f"{WNID}_readme.txt", b"text")
+        add(tar, f"._{WNID}_plain.JPEG", b"macOS")
+        add(tar, "sub/deeper/picture.jpg", photos[2])
+        add(tar, "twice.jpg", photos[3])
+        add(tar, "twice.jpg", photos[4])  # the last one counts, as when unpacking
+        add(tar, "both.jpg", photos[5])
+        add(tar, "both.png", recoded(photos[6], "PNG"))
+        add(tar, f"{'gnu long ' * 20}.jpg", photos[7])
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.jpg"),
+            (tarfile.LNKTYPE, "hard.jpg"),
+            (tarfile.CHRTYPE, "char.jpg"),
+            (tarfile.BLKTYPE, "block.jpg"),
+            (tarfile.FIFOTYPE, "fifo.jpg"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "../../../etc/passwd"
+            tar.addfile(member)
+        folder = tarfile.TarInfo("folder.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as tar:
+        for number, name in enumerate(ODD_NAMES):
+            add(tar, name, photos[8 + number])
+
+
+ODD_NAMES = {
+    "a b.jpg": "a b",
+    "größe.jpg": "größe",
+    "日本.jpg": "日本",
+    "dots.in.name.jpg": "dots%2Ein%2Ename",
+    "new\nline.jpg": "new%0Aline",
+    "per%cent.jpg": "per%25cent",
+    "back\\slash.jpg": "back%5Cslash",
+    "no\udcffutf8.jpg": "no%25FFutf8",  # as it is printed everywhere, %FF, whose % the key escapes
+    "quote'\".JPEG": "quote'\"",
+    "$(touch owned);`id`.jpg": "$(touch owned);`id`",
+    "-rf.jpg": "-rf",
+    f"{'pax long ' * 25}.jpg": "pax long " * 25,
+}
+
+
+def test_every_kind_of_tar_member(photos: list[bytes], tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    odd_tar(source / f"{WNID}.tar", photos)
+    before = everything(tmp_path)
+    rows = run(source, tmp_path / "out")
+    escaped = {f"{WNID}/{key}" for key in ODD_NAMES.values()}
+    usual = {"sub/deeper/picture", "twice", "both", "both%2Epng", "gnu long " * 20}
+    assert set(rows) == {f"{WNID}_plain"} | {f"{WNID}/{name}" for name in usual} | escaped
+    assert stored(tmp_path / "out", rows[f"{WNID}/twice"]) == photos[4]
+    found = rejects(tmp_path / "out")
+    kinds = {f"{WNID}.tar/{kind}.jpg": "not_a_file" for kind in ("link", "hard", "char", "block", "fifo")}
+    unsafe = ("../evil.JPEG", "sub/../../evil.JPEG", str(source / "absolute.JPEG"))
+    assert found == {
+        **kinds,
+        **{f"{WNID}.tar/{name}": "unsafe_path" for name in unsafe},
+        f"{WNID}.tar/{WNID}_readme.txt": "other_file",
+        f"{WNID}/twice.jpg": "duplicate_name",
+    }
+    outside = {path for path in everything(tmp_path) - before if not path.startswith("out/") and path != "out"}
+    assert not outside
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as tar:  # unpacking it stays inside, too
+        tar.extractall(tmp_path / "unpacked", filter="data")
+        assert all(member.isfile() for member in tar.getmembers())
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_file_larger_than_any_image_is_not_read(photos: list[bytes], tmp_path: Path) -> None:
+    source = tmp_path / "whole.tar"
+    with source.open("wb") as file:
+        file.write(writer.header(f"{WNID}/huge.JPEG", (256 << 20) + 512))
+        file.seek((256 << 20) + 512, io.SEEK_CUR)
+        file.write(
+            writer.header(f"{WNID}/good.JPEG", len(photos[0])) + photos[0].ljust(-(-len(photos[0]) // 512) * 512)
+        )
+        file.write(bytes(1024))
+    assert set(run(source, tmp_path / "out")) == {f"{WNID}/good"}
+    assert set(rejects(tmp_path / "out").values()) == {"too_large"}
+
+
+def test_folders_with_links_pipes_and_hidden_files(photos: list[bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "in" / WNID
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "real.jpg").write_bytes(photos[0])
+    (folder / "deeper" / "other.jpg").write_bytes(photos[1])
+    (folder / "link.jpg").symlink_to(folder / "real.jpg")
+    (folder / "nowhere.jpg").symlink_to(tmp_path / "none.jpg")
+    (folder / "loop").symlink_to(folder)
+    (folder / ".DS_Store").write_bytes(b"x")
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "in" / ".cache").mkdir()
+    rows = run(tmp_path / "in", tmp_path / "out")
+    assert set(rows) == {f"{WNID}/{name}" for name in ("real", "deeper/other", "link")}
+    assert rejects(tmp_path / "out") == {f"{WNID}/{name}": "not_a_file" for name in ("nowhere.jpg", "loop", "pipe.jpg")}
+
+
+def test_a_hundred_thousand_tiny_files(tmp_path: Path) -> None:
+    jpeg = simplejpeg.encode_jpeg(np.zeros((1, 1, 3), np.uint8))
+    padding = bytes(-len(jpeg) % 512)
+    with (tmp_path / "whole.tar").open("wb") as file:
+        for number in range(100_000):
+            file.write(writer.header(f"n{number % 500:08d}/{number}.JPEG", len(jpeg)) + jpeg + padding)
+        file.write(bytes(1024))
+    arguments = [tmp_path / "whole.tar", tmp_path / "out", "--verify", "header", "--workers", 2]
+    assert shard.main([str(argument) for argument in arguments]) == 0
+    index = shards.read_index(tmp_path / "out", ["key", "label"])
+    assert len(set(index["key"].to_pylist())) == 100_000
+    assert len(index["label"].unique()) == 500
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-3000],  # cut short
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:1000] + b"\xff" * 5000 + data[6000:],  # overwritten
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_tar_is_one_line(
+    damage,
+    packed: bool,
+    photos: list[bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],  # type: ignore[no-untyped-def]
+) -> None:
+    with tarfile.open(tmp_path / "good.tar", "w") as tar:
+        for number, photo in enumerate(photos[:30]):
+            add(tar, f"{WNID}/{number}.jpg", photo)
+    data = (tmp_path / "good.tar").read_bytes().rstrip(b"\0")  # as a download that broke off leaves it
+    data = gzip.compress(damage(data)) if packed else damage(data)
+    (tmp_path / "bad.tar").write_bytes(data)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: shard.main([str(tmp_path / "bad.tar"), str(tmp_path / "out")]))
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert "download it again" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_failure_budget_stops_a_rotten_input(
+    photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in" / WNID
+    folder.mkdir(parents=True)
+    for number in range(60):
+        (folder / f"{number}.jpg").write_bytes(photos[number] if number % 3 else photos[number][:100])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: shard.main([str(tmp_path / "in"), str(tmp_path / "out"), "--failure-budget", "10%"]))
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "of 60 images are defective" in line
+    assert "--failure-budget 10%" in line
+    assert "truncated" in line
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--failure-budget", "50%", "--json"]
+    assert shard.main(arguments) == 0  # goes on
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rejects"] == {"truncated": 20}
+    assert facts["samples"] == {"train": 40}
+    assert pa.types.is_integer(shards.read_index(tmp_path / "out").schema.field("label").type)
