@@ -18,7 +18,7 @@ home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/Command=/{s|.*Command=\(.*\)
 source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
 
 rendezvous
-several=() # accelerate starts one process, whatever --num_processes says, unless it is told
+several=() # accelerate starts one process, whatever --num_processes says, unless it is told that they are several
 [ "$SLURM_GPUS_ON_NODE" = 1 ] || several=(--multi_gpu)
-command_job accelerate launch "${several[@]}" --num_processes "$SLURM_GPUS_ON_NODE" --num_machines 1 --mixed_precision no \
+command_job python -m accelerate.commands.launch "${several[@]}" --num_processes "$SLURM_GPUS_ON_NODE" --num_machines 1 --mixed_precision no \
   --dynamo_backend no --main_process_port "$MASTER_PORT" -m jobs.evaluate "$@"
