@@ -110,3 +110,20 @@ def test_the_stages_of_a_campaign(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'.*nowhere' does not exist"):
         collect([tmp_path / "nowhere"], {}, NOW)
+
+
+def test_a_campaign_shows_its_runs_once_they_exist(tmp_path: Path) -> None:
+    runs, campaign = tmp_path / "runs", tmp_path / "campaigns" / "l16"
+    campaign.mkdir(parents=True)
+    (campaign / "pretrain.job").write_text(f"12\n{runs / 'pretrain-l16'}\n")
+    (campaign / "shard.job").write_text(f"11\n{tmp_path / 'data'}\n")
+    (row,) = [
+        row for row in collect([campaign], {"12": QueuedJob("PENDING", "Dependency", "")}, NOW) if row.job == "12"
+    ]
+    assert (row.name, row.state, row.note) == ("l16/pretrain", "pending", "Dependency")
+    make_run(runs)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").touch()
+    rows = collect([campaign, runs], {"12": QueuedJob("RUNNING", "None", "node[3-4]")}, NOW)
+    assert {row.name: row.state for row in rows} == {"l16/shard": "done", "pretrain-l16": "running"}
+    assert len(rows) == 2  # though the run is in both folders
