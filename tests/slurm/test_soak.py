@@ -42,7 +42,6 @@ SURVIVED = (
     Scenario("requeue", requeue),
     Scenario("preemption", preempt),
     Scenario("node-loss", crash_node, boot_node),
-    Scenario("slurmd-killed", kill_slurmd, start_slurmd),
     Scenario("network-cut", unplug, plug),
 )
 ENDED = (
@@ -50,7 +49,7 @@ ENDED = (
     Scenario("no-progress", kill_at_every_start, state="FAILED"),
 )
 FAULTS = 10
-LONG = 260  # steps
+LONG = 400  # steps: longer than the 10 s that Slurm takes to miss a slurmd
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +65,27 @@ def test_the_run_survives(results: dict[str, tuple[Job, str]], reference: dict[i
     check(scenario, results[scenario.name], reference)
     if scenario.name in ("requeue", "preemption"):
         check_no_step_twice(results[scenario.name][0])
+
+
+@pytest.fixture(scope="module")
+def long_reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses by step of LONG steps without Slurm."""
+    run = tmp_path_factory.mktemp("long") / "run"
+    command = ("-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", digits, *OPTIONS)
+    run_ranks(2, (*command, "--schedule.steps", LONG), run.parent / "logs", timeout=300)
+    return losses(run)
+
+
+def test_a_dead_slurmd(cluster: Cluster, digits: Path, long_reference: dict[int, float], tmp_path: Path) -> None:
+    """Its ranks live on beside those of the next attempt for a while: they must not write."""
+    job = submit(cluster, digits, tmp_path, "slurmd-killed", "--schedule.steps", LONG)
+    wait_for_step(job, FAULT_STEP)
+    kill_slurmd(cluster, job)
+    state = cluster.wait(job.id, timeout=400)
+    start_slurmd(cluster, job)
+    assert state == "COMPLETED", job.log
+    assert len(starts(job.run)) == 2, job.log
+    assert losses(job.run) == long_reference
 
 
 def test_scancel_is_final(results: dict[str, tuple[Job, str]], cluster: Cluster) -> None:
@@ -135,11 +155,9 @@ def test_a_killed_task_of_a_shard_array(cluster: Cluster, raw_digits: Path, digi
         assert tar.read_bytes() == (tmp_path / "digits" / tar.name).read_bytes()
 
 
-def test_ten_random_faults(cluster: Cluster, digits: Path, tmp_path: Path) -> None:
+def test_ten_random_faults(cluster: Cluster, digits: Path, long_reference: dict[int, float], tmp_path: Path) -> None:
     """One run through FAULTS faults, drawn with a fixed seed; its losses are those of a run without any."""
     more = ("--schedule.steps", LONG)
-    alone = ("-m", "jobs.pretrain", "tiny", "--run-dir", tmp_path / "alone", "--data.train", digits, *OPTIONS, *more)
-    run_ranks(2, alone, tmp_path / "logs")
     began = time.monotonic()
     choice = random.Random(1)
     job = submit(cluster, digits, tmp_path, "ten-faults", *more)
@@ -163,7 +181,7 @@ def test_ten_random_faults(cluster: Cluster, digits: Path, tmp_path: Path) -> No
     status = read_status(job.run)
     assert status is not None
     assert (status.state, status.step) == ("finished", LONG)
-    assert losses(job.run) == losses(tmp_path / "alone")
+    assert losses(job.run) == long_reference
     assert cluster.run("squeue", "-h", "-t", "PENDING,RUNNING,COMPLETING", "-o", "%i %T %j") == ""
     again = (job.run / "metrics.jsonl").read_text().count('"train/loss"') - LONG
     print(f"{', '.join(done)}: {len(starts(job.run))} starts, {again} of {LONG} steps again, in", end=" ")
