@@ -105,6 +105,7 @@ def main() -> int:
         image_size=run.model.image_size,
         batch=config.batch,
         loss=run.train.loss,
+        resize=run.data.eval_resize,
         workers=config.workers,
         device=accelerator.device,
         dtype=dtype,

@@ -49,6 +49,14 @@ class DataConfig:
     """Smallest fraction of the image's area that a random crop covers (Inception crop: 0.05)."""
     flip: bool = True
     """Mirror half of the training images. Turn off where left and right mean something, as in digits."""
+    crop: Literal["inception", "resize"] = "inception"
+    """Of training images. resize: a random square of 7/8 of the short side, for fine-tuning."""
+    erasing: float = 0.0
+    """Probability of random erasing (arXiv 1708.04896)."""
+    eval_resize: Literal["square", "central"] = "square"
+    """Of evaluation images. square: straight to the input size. central: the middle square of 7/8 the short side."""
+    damage_budget: int = 100
+    """Samples a rank may meet, since its start, that don't decode; others stand in for them. One more stops the run."""
     workers: int = 2
     """Loader processes a rank. 0 loads in the training process."""
 

@@ -7,10 +7,11 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,7 +22,10 @@ from pipeline import order, shards
 from pipeline.cli import UserError
 from pipeline.jpeg import Image
 from pipeline.order import Ints, Order
+from pipeline.rows import read_rows
 from pipeline.transforms import TrainTransform, eval_image
+
+_STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,11 @@ class Batch:
     labels_B: torch.Tensor  # int64
     samples_B: torch.Tensor  # int64, row of the sample within its split
     step: int  # optimizer step, from 0; -1 in evaluation
+    damaged: tuple[str, ...] = ()  # samples that others stand in for, each with its reason
 
     def pin_memory(self) -> "Batch":
         pinned = (self.images_BHWC.pin_memory(), self.labels_B.pin_memory(), self.samples_B.pin_memory())
-        return Batch(*pinned, self.step)
+        return Batch(*pinned, self.step, self.damaged)
 
 
 class Split:
@@ -45,14 +50,16 @@ class Split:
         self.shards = self.info.split_shards(split)
         for shard in self.shards:
             path = folder / shard.file_name
-            if not path.is_file() or path.stat().st_size != shard.bytes:
+            try:
+                found = path.stat().st_size
+            except OSError:
+                found = -1
+            if found != shard.bytes:
                 raise UserError(
                     f"shard {str(path)!r} is missing or not {shard.bytes} bytes long: run data_prep.shard again"
                 )
-        table = shards.read_index(folder, ["split", "shard", "offset", "size", "label"])
-        table = table.filter(table.column("split").cast("string").to_numpy() == split)
-        columns = {name: table.column(name).to_numpy() for name in ("shard", "offset", "size", "label")}
-        self.shard, self.offset, self.size, self.label = columns.values()
+        rows = read_rows(folder, split, self.info.samples[split], self.info.digest)
+        self.shard, self.offset, self.size, self.label = (rows[name] for name in ("shard", "offset", "size", "label"))
         self._place = {shard.shard: number for number, shard in enumerate(self.shards)}
         self._files: dict[int, int] = {}  # descriptors, opened by the process that reads
 
@@ -60,11 +67,20 @@ class Split:
         return len(self.label)
 
     def read(self, row: int) -> bytes:
-        """The JPEG of one sample."""
+        """The JPEG of one sample. Raises ValueError where the shard is too short by now."""
         shard = int(self.shard[row])
         if shard not in self._files:
             self._files[shard] = os.open(self.folder / self.shards[self._place[shard]].file_name, os.O_RDONLY)
-        return os.pread(self._files[shard], int(self.size[row]), int(self.offset[row]))
+        size = int(self.size[row])
+        jpeg = os.pread(self._files[shard], size, int(self.offset[row]))
+        if len(jpeg) != size:
+            raise ValueError(f"the shard ends after {len(jpeg)} of the sample's {size} bytes")
+        return jpeg
+
+    def where(self, row: int) -> str:
+        """A sample's place for messages: shard and offset."""
+        shard = self.shards[self._place[int(self.shard[row])]]
+        return f"sample {row} ({shard.file_name}, byte {self.offset[row]})"
 
 
 def open_split(folder: Path, split: str) -> Split:
@@ -97,9 +113,26 @@ class TrainMicroBatches(Dataset[Batch]):
         epochs, rows = self.order.rows(positions)
         seeds = order.sample_seeds(self.order.seed, epochs, rows)
         images_BHWC = np.empty((len(rows), self.transform.size, self.transform.size, 3), np.uint8)
-        for row, seed, image_HWC in zip(rows.tolist(), seeds.tolist(), images_BHWC, strict=True):
-            self.transform(self.split.read(row), seed, image_HWC)
-        return _batch(self.split, images_BHWC, rows, step)
+        damaged: list[str] = []
+        for place, (row, seed) in enumerate(zip(rows.tolist(), seeds.tolist(), strict=True)):
+            rows[place] = self._load(row, seed, images_BHWC[place], damaged)
+        return _batch(self.split, images_BHWC, rows, step, tuple(damaged))
+
+    def _load(self, row: int, seed: int, out: Image, damaged: list[str]) -> int:
+        """Fill ``out`` with a sample, or where it is damaged with others until one is sound; returns its row.
+
+        The stand-ins are drawn by the sample's seed, so that they are the same for any number of ranks.
+        """
+        for stand_in in range(1, _STAND_INS + 2):
+            try:
+                self.transform(self.split.read(row), seed, out)
+            except ValueError as error:
+                damaged.append(f"{self.split.where(row)}: {error}")
+                draw = np.random.Generator(np.random.SFC64([seed, stand_in]))
+                row = int(draw.integers(len(self.split)))
+            else:
+                return row
+        raise RuntimeError(f"{len(damaged)} samples that don't decode, one after another: {'; '.join(damaged[-3:])}")
 
 
 @dataclass(frozen=True)
@@ -111,11 +144,14 @@ class EvalBatches(Dataset[Batch]):
     batch: int
     rank: int
     world_size: int
+    resize: Literal["square", "central"]
 
     def __getitem__(self, index: int) -> Batch:
         first = index * self.batch * self.world_size + self.rank
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
-        images_BHWC = np.stack([eval_image(self.split.read(row), self.image_size) for row in rows.tolist()])
+        images_BHWC = np.stack(
+            [eval_image(self.split.read(row), self.image_size, self.resize) for row in rows.tolist()]
+        )
         return _batch(self.split, images_BHWC, rows, -1)
 
 
@@ -131,20 +167,46 @@ def train_batches(
     workers: int,
     start_step: int,
     stop_step: int,
+    damage_budget: int = 100,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order."""
+    """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order.
+
+    A sample that doesn't decode is named on stderr and another stands in for it, up to ``damage_budget`` times a rank;
+    past that it raises UserError.
+    """
     sizes = tuple(shard.samples for shard in split.shards)
     batches = TrainMicroBatches(split, Order(sizes, seed), transform, global_batch, micro_batch, rank, world_size)
     passes = global_batch // (micro_batch * world_size)
-    yield from _load(batches, range(start_step * passes, stop_step * passes), workers)
+    damaged = 0
+    for batch in _load(batches, range(start_step * passes, stop_step * passes), workers):
+        for which in batch.damaged:
+            damaged += 1
+            print(
+                f"warning: rank {rank}, step {batch.step + 1}: {which}; another stands in", file=sys.stderr, flush=True
+            )
+        if damaged > damage_budget:
+            raise UserError(
+                f"data.train {str(split.folder)!r}: {damaged} samples don't decode, the last in {batch.damaged[-1]}; "
+                f"data.damage_budget allows {damage_budget} a rank: check the data set with python -m data_prep.verify"
+            )
+        yield batch
 
 
 def eval_batches(
-    split: Split, *, image_size: int, batch: int, rank: int, world_size: int, workers: int
+    split: Split,
+    *,
+    image_size: int,
+    batch: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    resize: Literal["square", "central"] = "square",
 ) -> Iterator[Batch]:
     """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent."""
     samples = len(range(rank, len(split), world_size))
-    yield from _load(EvalBatches(split, image_size, batch, rank, world_size), range(-(-samples // batch)), workers)
+    yield from _load(
+        EvalBatches(split, image_size, batch, rank, world_size, resize), range(-(-samples // batch)), workers
+    )
 
 
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -163,7 +225,14 @@ def _load(batches: Dataset[Batch], indices: range, workers: int) -> Iterator[Bat
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers and len(indices) else None,
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a loader worker has died ({error}). Mostly the node ran out of memory: lower data.workers or ask for more"
+        ) from error
 
 
 def _same(batch: Any) -> Any:
@@ -184,10 +253,11 @@ def _end_workers() -> None:
         child.kill()
 
 
-def _batch(split: Split, images_BHWC: Image, rows: Ints, step: int) -> Batch:
+def _batch(split: Split, images_BHWC: Image, rows: Ints, step: int, damaged: tuple[str, ...] = ()) -> Batch:
     return Batch(
         images_BHWC=torch.from_numpy(images_BHWC),
         labels_B=torch.from_numpy(split.label[rows].astype(np.int64)),
         samples_B=torch.from_numpy(rows.astype(np.int64)),
         step=step,
+        damaged=damaged,
     )

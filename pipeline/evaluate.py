@@ -45,6 +45,7 @@ def evaluate(
     world_size: int,
     reduce: Callable[[torch.Tensor], torch.Tensor],
     observe: Callable[[torch.Tensor, Batch], None] | None = None,
+    resize: Literal["square", "central"] = "square",
 ) -> Result:
     """Run ``forward`` over the split; collective. ``reduce`` sums a float64 tensor over the ranks,
     ``observe`` gets each batch of this rank with its logits_BC.
@@ -53,7 +54,9 @@ def evaluate(
     pass is itself collective.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # samples, top-1 hits, top-5 hits, loss
-    batches = eval_batches(split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers)
+    batches = eval_batches(
+        split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers, resize=resize
+    )
     longest_share = math.ceil(len(split) / world_size)
     for item in _padded(batches, passes=math.ceil(longest_share / batch)):
         if item is None:

@@ -19,7 +19,8 @@ from pipeline.files import write_json
 # A resumed run may change these: they don't change what is learned (beyond float32 rounding).
 FREE_FIELDS = frozenset(
     {
-        "run_dir", "name", "experiment", "parent", "data.train", "data.eval", "data.workers", "train.micro_batch",
+        "run_dir", "name", "experiment", "parent", "data.train", "data.eval", "data.workers", "data.damage_budget",
+        "train.micro_batch",
         "train.zero_stage", "train.offload", "train.compile", "train.skip_nonfinite", "train.profile",
         "train.log_every", "train.eval_every", "train.eval_batch", "train.step_timeout", "checkpoint.every",
         "checkpoint.minutes", "checkpoint.background", "checkpoint.keep_last", "checkpoint.keep_every",

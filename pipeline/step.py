@@ -16,6 +16,7 @@ from pipeline.distributed import Ranks
 from pipeline.losses import loss as loss_of
 from pipeline.metrics import Stopwatch
 from pipeline.mixing import mixup, mixup_lambda
+from pipeline.order import LEDGER_BITS, ledger_hash
 from pipeline.transforms import AUGMENT
 from pipeline.watch import Step
 
@@ -70,12 +71,13 @@ def train_step(
             engine.step()
         total += loss.detach() / passes
     # Each rank fills its own row: the sum is the table of all.
-    table = torch.zeros(ranks.world_size, 4, dtype=torch.float64, device=device)
-    asks = torch.tensor([stop, save, clock.own], dtype=torch.float64, device=device)
+    table = torch.zeros(ranks.world_size, 5, dtype=torch.float64, device=device)
+    samples = sum(ledger_hash(batch.samples_B.numpy()) for batch in fed) % 2**LEDGER_BITS
+    asks = torch.tensor([stop, save, clock.own, samples], dtype=torch.float64, device=device)
     table[ranks.rank] = torch.cat([total.double()[None], asks])
     if ranks.world_size > 1:
         torch.distributed.all_reduce(table)
-    losses, stops, saves, own = table.T.tolist()
+    losses, stops, saves, own, ledger = table.T.tolist()
     if norm is None:
         norm = ds.grad_norm(engine)
     forward = sum(_seconds(start, end) for start, end in zip(marks[::2], marks[1::2], strict=True))
@@ -89,6 +91,7 @@ def train_step(
         stopping=[rank for rank, asked in enumerate(stops) if asked],
         save=saves[0] > 0,
         fed=fed,
+        ledger=int(sum(ledger)) % 2**LEDGER_BITS,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.distributed
 
-from pipeline import distributed, rundir, watch
+from pipeline import distributed, ledger, rundir, watch
 from pipeline import engine as ds
 from pipeline.cli import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.config import RunConfig
@@ -26,7 +26,7 @@ from pipeline.schedule import learning_rate
 from pipeline.spool import METRICS, read_lines, read_record
 from pipeline.start import Run, prepare, start
 from pipeline.step import DTYPES, train_step
-from pipeline.transforms import TrainTransform
+from pipeline.transforms import train_transform
 from pipeline.watch import Spikes, Step
 
 Outcome = Literal["finished", "stopped", "failed"]
@@ -82,9 +82,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
     config, engine, steps = run.config, run.engine, run.job.steps
     batches = train_batches(
         run.job.data,
-        TrainTransform(
-            config.model.image_size, config.data.augment, min_area=config.data.min_area, flip=config.data.flip
-        ),
+        train_transform(config),
         seed=config.train.seed,
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
@@ -93,6 +91,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
         workers=config.data.workers,
         start_step=run.start_step,
         stop_step=steps,
+        damage_budget=config.data.damage_budget,
     )
     with profile(config.run_dir, config.train.profile if run.tracker else 0) as tick:
         while progress.step < steps:
@@ -102,6 +101,8 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             wishes = {"stop": stop.requested, "save": run.saver.due(progress.step + 1, steps)}
             done = train_step(config, engine, batches, progress.step, run.job.ranks, run.device, run.clock, **wishes)
             progress.step += 1
+            if run.tracker is not None:
+                ledger.append(config.run_dir, progress.step, done.ledger)
             examine(run, progress, done, screen)
             if config.train.average:
                 ds.update_average(engine, config.train.average)
@@ -186,6 +187,7 @@ def evaluate_now(run: Run, progress: Progress, screen: Screen) -> dict[str, floa
             batch=config.train.eval_batch,
             loss=config.train.loss,
             workers=config.data.workers,
+            resize=config.data.eval_resize,
             device=run.device,
             dtype=DTYPES[config.train.dtype],
             rank=ranks.rank,

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline import jpeg as jpegs
+from pipeline.config import RunConfig
 from pipeline.jpeg import Box, Image
 from pipeline.randaugment import rand_augment
 
@@ -67,6 +68,19 @@ class TrainTransform:
             out[:] = rand_augment(out, layers, magnitude, random)
         if self.erasing > 0 and random.random() < self.erasing:
             erase(out, random)
+
+
+def train_transform(config: RunConfig) -> TrainTransform:
+    """What a run does to its training images."""
+    data = config.data
+    return TrainTransform(
+        config.model.image_size,
+        data.augment,
+        crop=data.crop,
+        min_area=data.min_area,
+        flip=data.flip,
+        erasing=data.erasing,
+    )
 
 
 def decode_box(jpeg: bytes, box: Box, size: int, how: Literal["region", "scaled", "full"] = "region") -> Image:

@@ -35,6 +35,7 @@ class Step:
     stopping: list[int]  # ranks that were asked to stop
     save: bool  # rank 0 asks for a checkpoint
     fed: list[Batch] = field(repr=False)  # of this rank
+    ledger: int = 0  # hash of the global batch's samples (pipeline.ledger)
 
     @property
     def finite(self) -> bool:

@@ -1,0 +1,75 @@
+"""The sample ledger of a run: RUN/ledger.txt, one line an optimizer step: step (from 1) and the hash of its samples.
+
+A resumed run repeats the steps since its checkpoint, so a step may have several lines; they must agree. Imports no
+torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.order import Order, ledger_hash
+
+LEDGER = "ledger.txt"
+_CHUNK = 1 << 20  # positions at a time
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a ledger proves."""
+
+    steps: int  # distinct steps that were recorded
+    repeated: int  # lines of steps that were done again after a resume
+    missing: list[int]  # steps without a line, before the last
+    wrong: list[int]  # steps whose samples weren't those of the order
+    epochs: int  # whole epochs in which each sample was proven to come exactly once
+    samples: int  # of an epoch
+
+
+def append(run_dir: Path, step: int, value: int) -> None:
+    with (run_dir / LEDGER).open("a") as file:
+        file.write(f"{step} {value:010x}\n")
+
+
+def read(run_dir: Path) -> list[tuple[int, int]]:
+    """(step, hash) as written; a line that a crash cut off is left out."""
+    found = []
+    for line in (run_dir / LEDGER).read_text().splitlines(keepends=True):
+        step, _, value = line.partition(" ")
+        if line.endswith("\n") and len(value) == 11 and step.isdigit():
+            found.append((int(step), int(value, 16)))
+    return found
+
+
+def audit(lines: list[tuple[int, int]], order: Order, global_batch: int) -> Audit:
+    """Compare with the order, and count each sample of every epoch that the steps cover whole."""
+    steps = sorted({step for step, _ in lines})
+    last = steps[-1] if steps else 0
+    expected = dict(enumerate(_hashes(order, global_batch, last), start=1))
+    wrong = sorted({step for step, value in lines if expected.get(step) != value})
+    missing = sorted(set(range(1, last + 1)) - set(steps))
+    sound = min([last + 1, *missing, *wrong]) - 1  # steps up to the first hole
+    epochs = sound * global_batch // order.samples
+    for epoch in range(epochs):
+        assert each_once(order, epoch), f"the order of epoch {epoch} is no permutation"
+    return Audit(len(steps), len(lines) - len(steps), missing, wrong, epochs, order.samples)
+
+
+def each_once(order: Order, epoch: int) -> bool:
+    """Whether an epoch of the order holds each sample exactly once."""
+    seen = np.zeros(order.samples, bool)
+    for start in range(0, order.samples, _CHUNK):
+        positions = np.arange(start, min(start + _CHUNK, order.samples), dtype=np.int64) + epoch * order.samples
+        seen[order.rows(positions)[1]] = True
+    return bool(seen.all())  # as many positions as samples: all seen is each once
+
+
+def _hashes(order: Order, global_batch: int, steps: int) -> Iterator[int]:
+    chunk = max(1, _CHUNK // global_batch)
+    for first in range(0, steps, chunk):
+        count = min(chunk, steps - first)
+        positions = np.arange(first * global_batch, (first + count) * global_batch, dtype=np.int64)
+        for rows in order.rows(positions)[1].reshape(count, global_batch):
+            yield ledger_hash(rows)

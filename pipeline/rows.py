@@ -1,0 +1,96 @@
+"""What the loader needs of each sample, ROW, one record a sample of a split, in index order.
+
+A large split's records are made once from index.parquet and kept as a file in a cache folder, which all processes of a
+node map: opening takes milliseconds, memory is shared, and only the pages that are looked at are read.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.cli import UserError
+
+ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
+CACHED = 1 << 20  # samples from which on a split's records are worth a file: 20 MB
+_BATCH = 1 << 18  # rows in memory at a time
+
+Rows = npt.NDArray[np.void]  # of ROW
+
+
+def read_rows(folder: Path, split: str, samples: int, digest: str, *, cached_from: int = CACHED) -> Rows:
+    """The records of a split, read only. Raises UserError where the index doesn't hold ``samples`` of them."""
+    index = folder / "index.parquet"
+    if samples < cached_from:
+        rows = np.empty(samples, ROW)
+        _fill(rows, index, split)
+        return rows
+    seen = index.stat()
+    path = cache_folder() / f"{digest}-{seen.st_size}-{seen.st_mtime_ns}-{split}.rows"
+    if not path.is_file() or path.stat().st_size != samples * ROW.itemsize:
+        try:
+            _write(path, index, split, samples)
+        except OSError:  # no cache, no harm: a copy in memory, which forked workers share
+            rows = np.empty(samples, ROW)
+            _fill(rows, index, split)
+            return rows
+    return np.memmap(path, ROW, "r", shape=(samples,))
+
+
+def cache_folder() -> Path:
+    """VIT_CACHE, or the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    if "VIT_CACHE" in os.environ:
+        return Path(os.environ["VIT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit-pipeline"
+
+
+def _write(path: Path, index: Path, split: str, samples: int) -> None:
+    """Aside, then renamed, so that ranks that write at the same time don't see each other's half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            written = 0
+            for part in _parts(index, split):
+                file.write(part.tobytes())
+                written += len(part)
+            _check(written, samples, index, split)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _fill(rows: Rows, index: Path, split: str) -> None:
+    at = 0
+    for part in _parts(index, split):
+        if at + len(part) <= len(rows):
+            rows[at : at + len(part)] = part
+        at += len(part)
+    _check(at, len(rows), index, split)
+
+
+def _parts(index: Path, split: str) -> Iterator[Rows]:
+    columns = list(ROW.names or ())
+    for batch in pq.ParquetFile(index).iter_batches(_BATCH, columns=["split", *columns]):
+        chosen = batch.filter(pc.equal(batch.column("split").cast(pa.string()), split))
+        part = np.empty(len(chosen), ROW)
+        for name in columns:
+            part[name] = chosen.column(name).to_numpy()
+        yield part
+
+
+def _check(found: int, expected: int, index: Path, split: str) -> None:
+    if found != expected:
+        raise UserError(
+            f"{str(index)!r} has {found} samples of split {split!r} and dataset.json says {expected}: "
+            "make the data set again"
+        )

@@ -1,0 +1,99 @@
+"""The ledger of a real run that was stopped and resumed on other ranks, and what jobs.audit says of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline import ledger
+from pipeline.data import open_split, train_batches
+from pipeline.order import Order, ledger_hash
+from pipeline.transforms import TrainTransform
+from tests.ranks import run_ranks
+
+STEPS, GLOBAL_BATCH = 24, 64  # 1,348 samples: a little over an epoch
+
+
+def pretrain(run: Path, data: Path, world: int, *options: object, code: int = 0) -> None:
+    arguments = (
+        "-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", data, "--schedule.steps", STEPS,
+        "--data.flip", False, "--data.min-area", 0.5, "--data.workers", 0, "--model.image-size", 16,
+        "--train.global-batch", GLOBAL_BATCH, "--train.micro-batch", 16, "--train.log-every", 100,
+        "--schedule.warmup-steps", 2, "--data.eval-split", "none", "--checkpoint.every", 10, *options,
+    )  # fmt: skip
+    run_ranks(world, arguments, run.parent / f"log{world}", 90, code=code)
+
+
+def audit(*arguments: object) -> tuple[int, str]:
+    command = [sys.executable, "-m", "jobs.audit", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("audit") / "run"
+    pretrain(run, digits, 2)
+    return run
+
+
+@pytest.mark.timeout(200)
+def test_two_ranks_leave_the_ledger_of_the_order(run: Path, digits: Path) -> None:
+    order = Order(tuple(shard.samples for shard in open_split(digits, "train").shards), 0)
+    lines = ledger.read(run)
+    assert [step for step, _ in lines] == list(range(1, STEPS + 1))
+    for step, value in lines:
+        positions = np.arange((step - 1) * GLOBAL_BATCH, step * GLOBAL_BATCH)
+        assert value == ledger_hash(order.rows(positions)[1])
+    code, output = audit(run)
+    assert code == 0, output
+    assert f"{STEPS} steps of {GLOBAL_BATCH} samples, 0 done again" in output
+    assert "each sample came exactly once in each of the first 1 epochs" in output
+
+
+@pytest.mark.timeout(100)
+def test_a_step_is_shown_as_the_model_saw_it(run: Path, digits: Path, tmp_path: Path) -> None:
+    code, output = audit(run, "--step", 3, "--out", tmp_path / "grid.png")
+    assert code == 0, output
+    grid = cv2.cvtColor(cv2.imread(str(tmp_path / "grid.png")), cv2.COLOR_BGR2RGB)
+    split = open_split(digits, "train")
+    (batch,) = train_batches(
+        split, TrainTransform(16, flip=False, min_area=0.5), seed=0, global_batch=GLOBAL_BATCH,
+        micro_batch=GLOBAL_BATCH, rank=0, world_size=1, workers=0, start_step=2, stop_step=3,
+    )  # fmt: skip
+    assert grid.shape == (128, 128, 3)
+    assert (grid[16:32, 32:48] == batch.images_BHWC[10].numpy()).all()
+    assert len(output.splitlines()) == GLOBAL_BATCH + 1
+    assert split.where(int(batch.samples_B[10])) in output.splitlines()[10]
+
+
+def test_what_differs_from_the_order_is_named() -> None:
+    order = Order((300, 300), 1)
+    lines = [(step + 1, ledger_hash(order.rows(np.arange(step * 50, step * 50 + 50))[1])) for step in range(30)]
+    assert ledger.audit(lines, order, 50) == ledger.Audit(30, 0, [], [], 2, 600)
+    again = [*lines[:20], *lines[15:]]  # killed after step 20, resumed from 15
+    assert ledger.audit(again, order, 50) == ledger.Audit(30, 5, [], [], 2, 600)
+    twice = [*lines[:7], (8, lines[6][1]), *lines[8:]]  # step 7's samples again
+    assert ledger.audit(twice, order, 50) == ledger.Audit(30, 0, [], [8], 0, 600)
+    hole = [*lines[:20], *lines[21:]]
+    assert ledger.audit(hole, order, 50) == ledger.Audit(29, 0, [21], [], 1, 600)
+    assert ledger.audit([*lines[:3], (2, 5)], order, 50).wrong == [2]
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
+    ledger.append(tmp_path, 1, 2**40 - 1)
+    ledger.append(tmp_path, 2, 7)
+    with (tmp_path / ledger.LEDGER).open("a") as file:
+        file.write("3 00000000")
+    assert ledger.read(tmp_path) == [(1, 2**40 - 1), (2, 7)]
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
+    code, output = audit(tmp_path)
+    assert code == 2
+    assert len(output.splitlines()) == 1
+    assert str(tmp_path) in output

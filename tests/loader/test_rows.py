@@ -1,0 +1,72 @@
+"""The index's records as a file that processes share."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import shards
+from pipeline.cli import UserError
+from pipeline.rows import read_rows
+
+
+def columns(digits: Path, split: str) -> dict[str, list[int]]:
+    table = shards.read_index(digits)
+    rows = [row for row in table.to_pylist() if row["split"] == split]
+    return {name: [row[name] for row in rows] for name in ("shard", "size", "label", "offset")}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_kept_or_in_memory_the_records_are_the_index(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    monkeypatch.setenv("VIT_CACHE", str(tmp_path / "cache"))
+    expected = columns(digits, split)
+    samples = len(expected["shard"])
+    for kept in (False, True, True):
+        rows = read_rows(digits, split, samples, "digest", cached_from=1 if kept else samples + 1)
+        assert isinstance(rows, np.memmap) is kept
+        assert {name: rows[name].tolist() for name in expected} == expected
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # written once, nothing left beside it
+
+
+def test_a_half_written_or_outdated_file_is_not_used(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIT_CACHE", str(tmp_path / "cache"))
+    index = shards.read_index(digits)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(index, folder / "index.parquet")
+    expected = columns(digits, "val")
+    samples = len(expected["shard"])
+    read_rows(folder, "val", samples, "digest", cached_from=1)
+    (path,) = (tmp_path / "cache").iterdir()
+    os.truncate(path, 100)
+    assert read_rows(folder, "val", samples, "digest", cached_from=1)["offset"].tolist() == expected["offset"]
+    later = index.set_column(index.schema.get_field_index("label"), "label", pa.array([3] * len(index), pa.int32()))
+    pq.write_table(later, folder / "index.parquet")
+    assert set(read_rows(folder, "val", samples, "digest", cached_from=1)["label"].tolist()) == {3}
+
+
+def test_without_a_place_to_write_memory_will_do(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VIT_CACHE", str(tmp_path / "file" / "cache"))
+    expected = columns(digits, "val")
+    rows = read_rows(digits, "val", len(expected["size"]), "digest", cached_from=1)
+    assert rows["size"].tolist() == expected["size"]
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_an_index_that_differs_from_dataset_json_is_named(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    monkeypatch.setenv("VIT_CACHE", str(tmp_path))
+    samples = len(columns(digits, "val")["size"])
+    for kept in (1, 10**9):
+        with pytest.raises(UserError, match=f"has {samples} samples of split 'val' and dataset.json says"):
+            read_rows(digits, "val", samples + off, "digest", cached_from=kept)
+    assert not list(tmp_path.iterdir())
