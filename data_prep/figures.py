@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 mpl.use("Agg")
 
@@ -31,6 +32,7 @@ def classes_by_size(counts: npt.NDArray[np.int64]) -> bytes:
     """How many classes have how many images."""
     figure, axes = _new()
     axes.hist(counts, bins=min(60, max(10, len(counts) // 10)), color=BLUE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="images a class", ylabel="classes", title="Classes by size")
     return _png(figure)
 
@@ -51,6 +53,7 @@ def _new() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))  # counts
     return figure, axes
 
 

@@ -13,6 +13,11 @@ LAST_LINE_AFTER = 5.0  # seconds: what was shorter needs no line at its end
 DRAW_EVERY = 0.1  # seconds
 
 
+def size(count: int) -> str:
+    """Bytes for people: ``23.4 MB``."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 class Bar:
     """Progress over ``total`` things called ``unit``; 0 where nobody knows how many. Use as a context manager."""
 

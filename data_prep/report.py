@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import simplejpeg
 import tyro
 
-from data_prep import figures, finish
+from data_prep import figures, finish, progress
 from data_prep.datasets import OpenTar, batches, pieces, rows_of
 from pipeline import cli, shards
 from pipeline.shards import DatasetInfo
@@ -123,7 +123,7 @@ def _facts(info: DatasetInfo, found: Totals) -> list[str]:
     size = sum(shard.bytes for shard in info.shards)
     rows = [
         ("shards", f"{len(info.shards):,}"),
-        ("size", f"{size / 1e9:,.2f} GB"),
+        ("size", progress.size(size)),
         ("left out", f"{info.rejects:,}"),
         ("re-encoded", ", ".join(f"{count:,} {reason}" for reason, count in found.recoded.items()) or "none"),
         ("EXIF orientation other than upright", f"{found.turned:,}"),

@@ -223,7 +223,7 @@ def split_rule(options: Options) -> SplitRule:
 def content_options(options: Options) -> dict[str, Any]:
     """All that changes the data set's bytes, as plain values; class and exclusion lists by their digests."""
     rule = split_rule(options)
-    listed = classmaps.listed(options.classes)
+    listed, excluded = classmaps.listed(options.classes), _excluded(options)
     return {
         "name": options.name or options.output.resolve().name,
         "seed": options.seed,
@@ -231,7 +231,7 @@ def content_options(options: Options) -> dict[str, Any]:
         "val_fraction": rule.fraction,
         "val_first": rule.first,
         "classes": options.classes if listed is None else shards.classes_digest(listed),
-        "exclude": hashlib.sha256("\n".join(sorted(_excluded(options))).encode()).hexdigest()[:32],
+        "exclude": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest()[:32] if excluded else "",
         "verify": options.verify,
         "resize": options.resize,
         "quality": options.quality if options.resize else 0,
@@ -340,7 +340,7 @@ def _summarise(options: Options, info: shards.DatasetInfo, seconds: float) -> No
         return
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     print(f"{options.output}: {samples} images of {info.classes:,} classes in {len(info.shards):,} shards, ", end="")
-    print(f"{size / 1e9:.2f} GB, {seconds:.0f} s")
+    print(f"{progress.size(size)}, {seconds:.0f} s")
     for reason, count in reasons.most_common():
         print(f"  left out: {count:,} {reason}")
     if reasons:

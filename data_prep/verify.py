@@ -53,19 +53,21 @@ def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.verify", description=DESCRIPTION, args=args)
     info = shards.read_info(options.dataset)
     findings = check_counts(options.dataset, info)
+    order: dict[str, float] = {}
+    balance: dict[str, int] = {}
     if not findings:  # else the index can't say where the samples are
         work = [(piece, options.decode) for piece in pieces(options.dataset, info)]
         with progress.Bar("verifying", sum(info.samples.values()), "images") as bar:
             for found in workers.run(check_shard, work, options.workers, bar.report):
                 findings += found
         findings += check_labels(options.dataset, info)
-    order = {split: order_statistic(options.dataset, split) for split in info.samples}
-    findings += [
-        f"split {split}: the order isn't random: neighbours share a class {z:+.1f} standard deviations from chance"
-        for split, z in order.items()
-        if abs(z) > LEAST_Z
-    ]
-    balance = class_balance(options.dataset)
+        order = {split: order_statistic(options.dataset, split) for split in info.samples}
+        findings += [
+            f"split {split}: the order isn't random: neighbours share a class {z:+.1f} standard deviations from chance"
+            for split, z in order.items()
+            if abs(z) > LEAST_Z
+        ]
+        balance = class_balance(options.dataset)
     if options.json:
         print(json.dumps({"dataset": str(options.dataset), "findings": findings, "order_z": order, **balance}))
     else:
@@ -74,16 +76,18 @@ def main(args: list[str] | None = None) -> int:
         images = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
         checked = "hashes, tar members, class members" + (", decoded images" if options.decode else "")
         print(f"{options.dataset}: {len(findings)} findings in {images} images ({checked})")
-        print(
-            f"  images a class: {balance['smallest_class']} to {balance['largest_class']}, {balance['empty_classes']} "
-            f"classes without any; order: z = {', '.join(f'{split} {z:+.1f}' for split, z in order.items())}"
-        )
+        if balance:
+            print(
+                f"  images a class: {balance['smallest_class']} to {balance['largest_class']}, "
+                f"{balance['empty_classes']} classes without any; "
+                f"order: z = {', '.join(f'{split} {z:+.1f}' for split, z in order.items())}"
+            )
     return EXIT_DAMAGED if findings else cli.EXIT_DONE
 
 
 def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
     """Files and numbers of rows against dataset.json."""
-    findings = []
+    findings: list[str] = []
     for name, count in (
         ("index.parquet", sum(info.samples.values())),
         ("classes.parquet", info.classes),
@@ -91,7 +95,13 @@ def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
     ):
         if not (folder / name).is_file():
             findings.append(f"{name} is missing")
-        elif (rows := pq.read_metadata(folder / name).num_rows) != count:
+            continue
+        try:
+            rows = pq.read_metadata(folder / name).num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            findings.append(f"{name} can't be read ({error})")
+            continue
+        if rows != count:
             findings.append(f"{name} has {rows} rows, dataset.json says {count}")
     known = {shard.file_name for shard in info.shards}
     findings += [

@@ -94,6 +94,7 @@ def cut_a_tar(folder: Path) -> None:
         (lambda folder: (folder / "train-00001.tar").unlink(), ["train-00001.tar is missing"]),
         (lambda folder: shutil.copy(folder / "val-00000.tar", folder / "x.tar"), ["x.tar is no shard"]),
         (lambda folder: (folder / "classes.parquet").unlink(), ["classes.parquet is missing"]),
+        (lambda folder: (folder / "index.parquet").write_bytes(b"PAR1"), ["index.parquet can't be read"]),
         (lambda folder: shutil.copy(folder / "classes.parquet", folder / "rejects.parquet"), ["rejects.parquet has 4"]),
     ],
 )
@@ -182,13 +183,12 @@ def test_a_page_shows_the_data_set_and_needs_nothing_else(finished: Path, tmp_pa
     out = tmp_path / "page.html"
     assert report.main([str(finished), "--out", str(out), "--samples", "20"]) == 0
     page = out.read_text()
-    assert "96 images" in page or "72 train" in page or "train" in page
     info = shards.read_info(finished)
+    assert f"{info.samples['train']} train + {info.samples['val']} val images of 4 classes" in page
     for text in (info.digest, "truncated", "n15075141_cut.JPEG", "tench, Tinca tinca"):
         assert text in page
-    assert not re.search(r"(?:src|href)=[\"']?(?!data:)", page)
+    assert not re.search(r"(?:src|href)=(?![\"']?data:)", page)
     assert "<script" not in page
-    assert page.count('class="missing"') == 0
     assert page.count("data:image/jpeg") >= 20 + 20
 
 

@@ -1,0 +1,152 @@
+"""data_prep.index beside `tar tf` on WebDataset tars; and a plan and an index of ImageNet-21K's 14.2 million rows.
+
+python benchmarks/bench_index.py [--samples 200000] [--rounds 3] [--rows 0] [--folder FOLDER]
+The tars hold real headers and .cls members; their images are holes of about 107 KB, as nobody reads them. `tar tf`
+reads one tar after another, ours with a worker a core: its start is included. --rows 14200000 (10 GB of disk, minutes)
+plans a source of headers alone and writes the index of that many samples, with the memory that each process took.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep import classmaps, finish
+from data_prep.writer import header
+from pipeline.shards import INDEX_SCHEMA
+
+CORES = len(os.sched_getaffinity(0))
+TARS = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        if arguments.rows:
+            large_plan(Path(folder), arguments.rows)
+            large_index(Path(folder), arguments.rows)
+        else:
+            foreign_tars(Path(folder), arguments.samples, arguments.rounds)
+
+
+def foreign_tars(folder: Path, samples: int, rounds: int) -> None:
+    tars = folder / "tars"
+    tars.mkdir()
+    sizes = np.random.default_rng(0).integers(20_000, 194_000, samples)
+    for number in range(TARS):
+        with (tars / f"train-{number:04d}.tar").open("wb") as file:
+            for sample in range(number, samples, TARS):
+                size = int(sizes[sample])
+                file.write(header(f"{sample:09d}.cls", 3) + b"%03d" % (sample % 1000) + bytes(509))
+                file.write(header(f"{sample:09d}.jpg", size))
+                file.seek(-(-size // 512) * 512, os.SEEK_CUR)
+            file.write(bytes(1024))
+    seconds: dict[str, list[float]] = {"ours": [], "tar tf": []}
+    for _ in range(rounds):
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "data_prep.index", str(tars), "--force", "--workers", str(CORES)]
+        subprocess.run(command, check=True, capture_output=True)
+        seconds["ours"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        for tar in sorted(tars.glob("*.tar")):
+            subprocess.run(["tar", "tf", str(tar)], check=True, stdout=subprocess.DEVNULL)
+        seconds["tar tf"].append(time.perf_counter() - began)
+    print(f"# {samples} samples in {TARS} tars; seconds of the rounds: ", end="")
+    print({name: [round(value, 2) for value in values] for name, values in seconds.items()})
+    ours, peer = (samples / min(values) for values in seconds.values())
+    show("index of foreign tars against tar tf (target 0.8)", ours, peer, peer, ours / peer, "samples/s")
+
+
+def large_plan(folder: Path, rows: int) -> None:
+    """Scan and plan a tar of class folders whose images have no bytes, in a process of its own."""
+    source = folder / "whole.tar"
+    wnids = classmaps.listed("fall11") or []
+    per_class = -(-rows // len(wnids))
+    with source.open("wb") as file:
+        left = rows
+        for wnid in wnids:
+            own = b"".join(header(f"{wnid}_{number}.JPEG", 0) for number in range(min(per_class, left))) + bytes(1024)
+            left -= min(per_class, left)
+            file.write(header(f"{wnid}.tar", len(own)) + own)
+        file.write(bytes(1024))
+    program = (
+        "import resource, sys; from pathlib import Path; from data_prep import prepare, shard, sources\n"
+        "options = shard.Options(sys.argv[1], Path(sys.argv[2]))\n"
+        "found = sources.find(options.input, 'auto', None, None)\n"
+        "made = prepare.planned(options.output, found, shard.plan_options(options, shard.content_options(options)))\n"
+        "own, workers = (resource.getrusage(who).ru_maxrss for who in (0, -1))  # RUSAGE_SELF, RUSAGE_CHILDREN\n"
+        "print(sum(made.samples.values()), own, workers)\n"
+    )
+    began = time.perf_counter()
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(source), str(folder / "out")], check=True, capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - began
+    count, own, worker = (int(word) for word in run.stdout.split())
+    assert count == rows
+    print(f"# plan of {rows} rows: {seconds:.0f} s, largest process {max(own, worker) / 1024:.0f} MiB")
+    show("memory of a plan (main process)", own / 1024, 300, 300, own / 1024 / 300, "MiB")
+    source.unlink()
+    shutil.rmtree(folder / "out")
+
+
+def large_index(folder: Path, rows: int) -> None:
+    """Write index.parquet of ImageNet-21K's names with random places, hashes and sizes, as finalize does."""
+    path = folder / "index.parquet"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    finish.write_parquet(path, INDEX_SCHEMA, shards_rows(rows))
+    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"# index of {rows} rows: {seconds:.0f} s, peak memory {peak / 1024:.0f} MiB (before: {before / 1024:.0f})")
+    size = path.stat().st_size / 1e9
+    show("size of the index", size, 1.5, 1.5, size / 1.5, "GB")
+    show("memory of writing the index", peak / 1024, 300, 300, peak / 1024 / 300, "MiB")
+
+
+def shards_rows(rows: int) -> Iterator[pa.Table]:
+    """The rows of one shard of 4,096 after another."""
+    random = np.random.default_rng(0)
+    wnids = classmaps.listed("fall11") or []
+    for shard, start in enumerate(range(0, rows, 4096)):
+        count = min(4096, rows - start)
+        labels = random.integers(0, len(wnids), count)
+        sizes = random.integers(20_000, 194_000, count)
+        names = [f"{wnids[label]}_{n}" for label, n in zip(labels, random.integers(1, 40_000, count), strict=True)]
+        columns = {
+            "key": names,
+            "split": pa.DictionaryArray.from_arrays(pa.array(np.zeros(count), pa.int8()), pa.array(["train"])),
+            "shard": pa.array(np.full(count, shard), pa.int32()),
+            "offset": np.cumsum(sizes // 512 * 512 + 2048),
+            "size": pa.array(sizes, pa.int32()),
+            "label": pa.array(labels, pa.int32()),
+            "width": pa.array(random.integers(200, 900, count), pa.int32()),
+            "height": pa.array(random.integers(200, 900, count), pa.int32()),
+            "orientation": pa.array(np.ones(count), pa.uint8()),
+            "recoded": pa.DictionaryArray.from_arrays(pa.array(np.zeros(count), pa.int8()), pa.array([""])),
+            "xxh3_64": random.integers(0, 1 << 64, count, np.uint64),
+        }
+        yield pa.table(columns, schema=INDEX_SCHEMA)
+
+
+def show(claim: str, ours: float, peer: float, limit: float, ratio: float, unit: str) -> None:
+    facts = {"claim": claim, "ours": round(ours, 3), "peer": round(peer, 3), "limit": round(limit, 3)}
+    print(json.dumps({**facts, "ratio": round(ratio, 3), "unit": unit, "machine": f"{CORES} cores"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

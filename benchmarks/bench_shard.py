@@ -1,0 +1,161 @@
+"""data_prep.shard beside webdataset.ShardWriter, cp and a bare decode loop: the same images, by turns, warm page cache.
+
+python benchmarks/bench_shard.py [--photos TAR|FOLDER] [--gigabytes 1.0] [--rounds 3] [--folder FOLDER]
+The images: --photos (JPEGs of a tar, a tar of tars or a folder), else crops of scikit-learn's photographs. They are
+repeated to --gigabytes as a tar of tars, like fall11_whole.tar, and as loose files for ShardWriter. Ours is the whole
+command, its start included; the fastest round of each counts, as others may use the machine.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from data_prep.writer import header
+
+CORES = len(os.sched_getaffinity(0))
+PER_CLASS = 100  # images of a class's tar
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        measure(Path(folder), photos(arguments.photos), int(arguments.gigabytes * 1e9), arguments.rounds)
+
+
+def photos(path: Path | None) -> list[bytes]:
+    """JPEGs of a folder, a tar or a tar of tars; 200 crops of scikit-learn's photographs where there is no path."""
+    if path is None:
+        return crops(200)
+    if path.is_dir():
+        return [file.read_bytes() for file in sorted(path.rglob("*.[jJ][pP]*[gG]"))]
+    return list(members(path.read_bytes()))
+
+
+def members(tar_bytes: bytes) -> Iterator[bytes]:
+    with tarfile.open(fileobj=io.BytesIO(tar_bytes)) as tar:
+        for member in tar:
+            file = tar.extractfile(member) if member.isfile() else None
+            if file:
+                yield from members(file.read()) if member.name.endswith(".tar") else [file.read()]
+
+
+def crops(count: int) -> list[bytes]:
+    """Random crops of two photographs, enlarged to the size of ImageNet's files (about 100 KB)."""
+    import cv2  # noqa: PLC0415
+    from sklearn.datasets import load_sample_images  # noqa: PLC0415  (slow to import)
+
+    random = np.random.default_rng(0)
+    pictures = load_sample_images().images
+    encoded = []
+    for number in range(count):
+        top, left = int(random.integers(427 - 250)), int(random.integers(640 - 330))
+        crop = np.ascontiguousarray(pictures[number % 2][top : top + 250, left : left + 330])
+        encoded.append(simplejpeg.encode_jpeg(cv2.resize(crop, (500, 375)), 92, "RGB", "420"))
+    return encoded
+
+
+def lay_out(folder: Path, jpegs: list[bytes], size: int) -> tuple[Path, Path, int]:
+    """The tar of tars, the loose files, and their number."""
+    whole, loose = folder / "whole.tar", folder / "loose"
+    count = -(-size // (sum(map(len, jpegs)) // len(jpegs)))
+    with whole.open("wb") as file:
+        for start in range(0, count, PER_CLASS):
+            wnid = f"n{start:08d}"
+            (loose / wnid).mkdir(parents=True)
+            parts = []
+            for number in range(start, min(start + PER_CLASS, count)):
+                data, name = jpegs[number % len(jpegs)], f"{wnid}_{number}.JPEG"
+                parts += [header(name, len(data)), data, bytes(-len(data) % 512)]
+                (loose / wnid / name).write_bytes(data)
+            inner = b"".join([*parts, bytes(1024)])
+            file.write(header(f"{wnid}.tar", len(inner)) + inner)
+        file.write(bytes(1024))
+    return whole, loose, count
+
+
+def measure(folder: Path, jpegs: list[bytes], size: int, rounds: int) -> None:
+    whole, loose, count = lay_out(folder, jpegs, size)
+    subprocess.run(["sync"], check=True)
+    out, copy, written = folder / "out", folder / "copy.tar", folder / "written"
+
+    def ours(verify: str) -> None:
+        command = [sys.executable, "-m", "data_prep.shard", str(whole), str(out), "--verify", verify]
+        subprocess.run([*command, "--workers", str(CORES)], check=True, capture_output=True)
+
+    contenders: dict[str, Callable[[], object]] = {
+        "header": lambda: ours("header"),
+        "decode": lambda: ours("decode"),
+        "ShardWriter": lambda: write_with_webdataset(loose, written),
+        "cp": lambda: subprocess.run(["cp", str(whole), str(copy)], check=True),
+        "decode loop, RGB": lambda: [simplejpeg.decode_jpeg(jpeg, "RGB") for jpeg in jpegs],
+        "decode loop, as we verify": lambda: [
+            simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1) for jpeg in jpegs
+        ],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            for left in (out, copy, written):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            subprocess.run(["sync"], check=True)
+            seconds[name].append(timed(run))
+    print(f"# {count} images, {whole.stat().st_size / 1e9:.2f} GB; seconds of the rounds: ", end="")
+    print({name: [round(value, 2) for value in values] for name, values in seconds.items()})
+    best = {name: min(values) for name, values in seconds.items()}
+    megabytes = whole.stat().st_size / 1e6
+    speed = {name: megabytes / value for name, value in best.items()}
+    loops = {name: len(jpegs) / best[name] * CORES for name in best if name.startswith("decode loop")}
+    claim = "shard --verify header against ShardWriter on extracted files"
+    show(claim, speed["header"], speed["ShardWriter"], speed["cp"], 6.0, "MB/s", speed["header"] / speed["ShardWriter"])
+    show("shard --verify header against cp", speed["header"], speed["cp"], speed["cp"], 0.6, "MB/s")
+    for name, images in loops.items():
+        claim = f"shard --verify decode against a bare {name} x {CORES} cores"
+        show(claim, count / best["decode"], images, images, 0.9, "images/s")
+
+
+def write_with_webdataset(loose: Path, folder: Path) -> None:
+    import webdataset  # noqa: PLC0415
+
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with webdataset.ShardWriter(str(folder / "train-%05d.tar"), maxcount=4096, verbose=0) as sink:
+            for label, own in enumerate(sorted(loose.iterdir())):
+                for path in sorted(own.iterdir()):
+                    sink.write({"__key__": path.stem, "jpg": path.read_bytes(), "cls": label})
+
+
+def timed(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def show(
+    claim: str, ours: float, peer: float, limit: float, target: float, unit: str, ratio: float | None = None
+) -> None:
+    facts = {"claim": f"{claim} (target {target})", "ours": round(ours, 1), "peer": round(peer, 1)}
+    facts |= {"limit": round(limit, 1), "ratio": round(ratio or ours / limit, 3), "unit": unit}
+    print(json.dumps({**facts, "machine": f"{CORES} cores"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

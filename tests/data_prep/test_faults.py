@@ -1,0 +1,118 @@
+"""A full disk and processes killed at any moment: what is finished stays, and the result is the same bytes."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import shards
+from tests.data_prep import releases
+from tests.data_prep.releases import Images, contents
+
+OPTIONS = ("--val-fraction", "0.25", "--samples-per-shard", "8", "--name", "mini")
+
+
+def command(source: Path, output: Path, *more: object) -> list[str]:
+    return [sys.executable, "-m", "data_prep.shard", *map(str, (source, output, *OPTIONS, *more))]
+
+
+@pytest.mark.parametrize("form", ["tar of tars", "gzip stream"])
+def test_a_disk_that_fills_up_and_is_cleared(form: str, images: Images, tmp_path: Path) -> None:
+    source = releases.make(form, images, tmp_path)
+    line = command(source, tmp_path / "out", "--workers", 1)
+    full = subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (16_000, 16_000)
+        ),  # as if no more could be written
+    )
+    assert full.returncode == 2, full.stderr
+    (message,) = full.stderr.splitlines()
+    for part in ("OUTPUT", str(tmp_path / "out"), "full", "make room and run the same command again"):
+        assert part in message
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert not list((tmp_path / "out").glob(".*.tmp"))  # no half-written shard
+    subprocess.run(line, check=True, capture_output=True)
+    subprocess.run(command(source, tmp_path / "reference", "--workers", 4), check=True, capture_output=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_start(images: Images, small_disk: Path, tmp_path: Path) -> None:
+    source = releases.make("tar of tars", images, tmp_path)
+    run = subprocess.run(
+        command(source, small_disk / "out", "--workers", 1), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    (message,) = run.stderr.splitlines()
+    assert "needs about" in message
+    assert "free: make room, or give another folder" in message
+    assert not list(small_disk.rglob("*.tar"))
+
+
+def test_a_signal_stops_in_order_and_asks_to_be_requeued(images: Images, tmp_path: Path) -> None:
+    source = releases.make("folder of tars", images, tmp_path)
+    line = command(source, tmp_path / "out", "--workers", 1)
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not (tmp_path / "out").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "run the same command again to go on" in errors
+    subprocess.run(line, check=True, capture_output=True)
+    assert shards.read_info(tmp_path / "out").rejects == 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("form", ["tar of tars", "gzip stream"])
+def test_twenty_kills(form: str, images: Images, tmp_path: Path) -> None:
+    """kill -9 of the whole process group at a random moment, 20 times, then once to the end; moments are printed."""
+    source = releases.make(form, images, tmp_path)
+    began = time.monotonic()
+    subprocess.run(command(source, tmp_path / "reference", "--workers", 2), check=True, capture_output=True)
+    whole = time.monotonic() - began
+    choice, killed, finished = random.Random(), 0, 0
+    while killed < 20:
+        process = subprocess.Popen(
+            command(source, tmp_path / "out", "--workers", 2),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(choice.uniform(0.2, 1.0) * whole)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        if (tmp_path / "out" / "dataset.json").exists():  # finished before it was killed: the next ones start anew
+            assert contents(tmp_path / "out").keys() >= contents(tmp_path / "reference").keys()
+            finished += 1
+            shutil.rmtree(tmp_path / "out")
+    subprocess.run(command(source, tmp_path / "out", "--workers", 2), check=True, capture_output=True)
+    print(f"{killed} kills of a run of {whole:.1f} s, {finished} after the end")
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
