@@ -55,6 +55,23 @@ def test_any_world_size_and_stage_resumes_a_checkpoint(
         )
 
 
+@pytest.mark.parametrize("chain", [[(2, 1), (4, 1), (1, 1)], [(2, 0), (2, 1), (2, 3)]])
+def test_world_size_and_stage_change_twice_in_a_run(
+    reference: Reference, tmp_path: Path, chain: list[tuple[int, int]]
+) -> None:
+    """2 -> 4 -> 1 ranks, and ZeRO 0 -> 1 -> 3, two steps each, with a group that decays and one that doesn't."""
+    kind, folder, losses = reference
+    found: list[float] = []
+    for leg, (world, stage) in enumerate(chain):
+        found += train(tmp_path, world, stage, "float32", kind, 2 * leg, 2 * leg + 2)
+    assert found == pytest.approx(losses, abs=1e-5)
+    ours, theirs = state_of(tmp_path, 6), state_of(folder, 6)
+    assert ours.keys() == theirs.keys()
+    tolerance = 3e-3 if kind == "adamw" else 1e-5
+    for key, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[key], rtol=1e-3, atol=tolerance)
+
+
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
 def test_resuming_at_the_same_world_size_changes_no_bit(tmp_path: Path, stage: int, dtype: str) -> None:
     first = train(tmp_path, 2, stage, dtype, "adamw", 0, 2) + train(tmp_path, 2, stage, dtype, "adamw", 2, 5)
