@@ -1,0 +1,210 @@
+"""Images a second from JPEG shards to batches: this loader, its peers, and the limit of decoding whole images.
+
+python benchmarks/bench_loader.py [--photos TAR_OF_TARS] [--images 600] [--rounds 5] [--readers ours,webdataset,...]
+Every reader has two workers and makes crops of 224 px with flips; all take turns in one run. Without --photos,
+scikit-learn's two photographs are encoded again in many crops. The limit is twice a bare single-process loop of header,
+whole decode, crop and resize. Peers that aren't installed are named. A profile of this loader's parts follows.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from sklearn.datasets import load_sample_images
+
+from benchmarks import loader_peers
+from data_prep import shard
+from pipeline import jpeg
+from pipeline.data import Split, open_split, train_batches
+from pipeline.order import Order, sample_seeds
+from pipeline.transforms import TrainTransform, decode_box, inception_crop
+
+SIZE, BATCH, WORKERS = 224, 25, 2
+Reader = Callable[[], Iterator[Any]]  # batches of BATCH images without end, or at least as many as are asked for
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--readers", default="ours,full,randaugment,webdataset,dali,streaming,litdata,spdl")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = data_set(arguments.photos, Path(scratch))
+        split = open_split(data, "train")
+        readers, absent = choose(arguments.readers.split(","), split, arguments.images)
+        rates: dict[str, list[float]] = {name: [] for name in ["bare", *readers]}
+        for _ in range(arguments.rounds):
+            rates["bare"].append(bare(split, arguments.images))
+            for name, reader in readers.items():
+                rates[name].append(rate(reader, arguments.images))
+        show(rates, absent)
+        profile(split, arguments.images)
+
+
+def data_set(photos: Path | None, scratch: Path) -> Path:
+    raw = photos or crops_of_photographs(scratch / "photos")
+    options = ["--samples-per-shard", "50", "--workers", "2"]
+    if shard.main([str(raw), str(scratch / "data"), *options]):
+        raise RuntimeError("data_prep.shard failed")
+    return scratch / "data"
+
+
+def crops_of_photographs(folder: Path) -> Path:
+    """200 JPEGs of about 500 x 375 pixels, ImageNet's usual size."""
+    (folder / "photo").mkdir(parents=True)
+    random, photos = np.random.default_rng(0), load_sample_images().images
+    for number in range(200):
+        photo = photos[number % 2]
+        top, left = random.integers(photo.shape[0] - 375), random.integers(photo.shape[1] - 500)
+        pixels = np.ascontiguousarray(photo[top : top + 375, left : left + 500])
+        (folder / "photo" / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, 92, "RGB", "420"))
+    return folder
+
+
+def choose(names: list[str], split: Split, images: int) -> tuple[dict[str, Reader], dict[str, str]]:
+    """The readers to measure, and why others aren't."""
+    readers: dict[str, Reader] = {}
+    absent: dict[str, str] = {}
+    for name in names:
+        if name in OURS:
+            readers[name] = lambda transform=OURS[name]: ours(split, transform, images)
+            continue
+        try:
+            readers[name] = loader_peers.PEERS[name](split, SIZE, BATCH, WORKERS)
+            next(iter(readers[name]()))
+        except Exception as error:
+            readers.pop(name, None)
+            absent[name] = f"{type(error).__name__}: {error}"
+    return readers, absent
+
+
+OURS = {
+    "ours": TrainTransform(SIZE),
+    "full": TrainTransform(SIZE, decode="full"),
+    "randaugment": TrainTransform(SIZE, "medium1"),
+}
+
+
+def ours(split: Split, transform: TrainTransform, images: int) -> Iterator[Any]:
+    return train_batches(
+        split,
+        transform,
+        seed=0,
+        global_batch=BATCH,
+        micro_batch=BATCH,
+        rank=0,
+        world_size=1,
+        workers=WORKERS,
+        start_step=0,
+        stop_step=images // BATCH + 1,
+    )
+
+
+def bare(split: Split, images: int) -> float:
+    """Images a second of one process: header, crop, whole decode, resize; the bytes are in memory."""
+    files = [split.read(row) for row in range(len(split))]
+    random = np.random.default_rng(0)
+    out = np.empty((SIZE, SIZE, 3), np.uint8)
+    started = time.perf_counter()
+    for number in range(images):
+        data = files[number % len(files)]
+        top, left, height, width = inception_crop(*jpeg.size(data), 0.05, random)
+        cv2.resize(jpeg.decode(data)[top : top + height, left : left + width], (SIZE, SIZE), out)
+    return images / (time.perf_counter() - started)
+
+
+def rate(reader: Reader, images: int) -> float:
+    """Images a second between the first batch, when the workers run, and the last."""
+    batches = iter(reader())
+    next(batches)
+    started = time.perf_counter()
+    for _ in range(images // BATCH):
+        next(batches)
+    seconds = time.perf_counter() - started
+    del batches
+    gc.collect()  # the reader's workers end before the next one starts
+    return images // BATCH * BATCH / seconds
+
+
+def show(rates: dict[str, list[float]], absent: dict[str, str]) -> None:
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    for name, values in rates.items():
+        print(f"# {name:12} {middle[name]:7.0f} images/s   {sorted(round(value) for value in values)}")
+    for name, why in absent.items():
+        print(f"# {name:12} not measured: {why.splitlines()[0][:160]}")
+    limit = WORKERS * middle["bare"]
+    pairs = [("ours", name) for name in middle if name not in ("bare", *OURS)]
+    pairs += [("ours", "full"), ("randaugment", "ours")]
+    claims = [("ours", "limit", limit)] + [(a, b, middle[b]) for a, b in pairs if a in middle and b in middle]
+    for name, peer, figure in claims:
+        report = {
+            "claim": f"loader, {name} against {peer}",
+            "ours": round(middle[name], 1),
+            "peer": round(figure, 1),
+            "limit": round(limit, 1),
+            "ratio": round(middle[name] / figure, 3),
+            "unit": "images/s, two workers",
+            "machine": f"{os.cpu_count()} cores",
+        }
+        print(json.dumps(report))
+
+
+def cpu(batches: Iterator[Any]) -> float:
+    """CPU seconds of this process and its workers until all batches are read."""
+    before = os.times()
+    for _ in batches:
+        pass
+    gc.collect()  # the workers end, and count
+    return sum(os.times()[:4]) - sum(before[:4])
+
+
+def profile(split: Split, images: int) -> None:
+    """CPU time of this loader's parts, in microseconds an image, and the share outside decode and resize."""
+    order = Order(tuple(item.samples for item in split.shards), 0)
+    transform = TrainTransform(SIZE)
+    out = np.empty((SIZE, SIZE, 3), np.uint8)
+    _, rows = order.rows(np.arange(images))
+    seeds = sample_seeds(0, np.zeros(images, np.int64), rows)
+    inner = 0.0
+    started = time.process_time()
+    for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
+        transform(split.read(row), seed, out)
+    whole = time.process_time() - started
+    for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
+        data = split.read(row)
+        box = inception_crop(*jpeg.size(data), 0.05, np.random.Generator(np.random.SFC64(seed)))
+        started = time.process_time()
+        cv2.resize(decode_box(data, box, SIZE), (SIZE, SIZE), out)
+        inner += time.process_time() - started
+    spent = cpu(ours(split, transform, 2 * images)) - cpu(ours(split, transform, images))  # starting workers cancels
+    print(
+        f"# CPU an image: decode and resize {1e6 * inner / images:.0f} us, with read, crop, seeds and flip "
+        f"{1e6 * whole / images:.0f} us, with batches and workers {1e6 * spent / images:.0f} us"
+    )
+    report = {
+        "claim": "loader, CPU time outside decode and resize",
+        "ours": round(1e6 * (spent - inner) / images, 1),
+        "peer": round(1e6 * inner / images, 1),
+        "limit": 0.1,
+        "ratio": round(1 - inner / spent, 3),
+        "unit": "us an image",
+        "machine": f"{os.cpu_count()} cores",
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
