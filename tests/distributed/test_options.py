@@ -49,7 +49,8 @@ def test_same_numbers(plain: Path, digits: Path, tmp_path: Path, options: tuple[
 @pytest.mark.timeout(600)
 def test_compiled_steps_have_the_same_losses(plain: Path, digits: Path, tmp_path: Path) -> None:
     """In a process of its own: the compiler's helpers don't survive a fork."""
-    environment = os.environ | VARIABLES | {"TORCHDYNAMO_DISABLE": "0"}
+    # its own cache: one killed while compiling leaves a cut-off file in the common one, on which every later run fails
+    environment = os.environ | VARIABLES | {"TORCHDYNAMO_DISABLE": "0", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
     command = [sys.executable, "-m", *map(str, job(tmp_path / "run", digits, "--train.compile", True, steps=4))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
