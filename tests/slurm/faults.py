@@ -135,6 +135,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def starts(run: Path) -> list[int]:
-    """The step that each attempt began at, by Slurm's side of the story."""
-    rows = [line.split("\t") for line in (run / "slurm" / "attempts.tsv").read_text().splitlines()]
+    """The step that each attempt began at, by Slurm's side of the story; none yet where the job is starting."""
+    path = run / "slurm" / "attempts.tsv"
+    rows = [line.split("\t") for line in path.read_text().splitlines()] if path.is_file() else []
     return [int(row[3]) for row in rows if row[0] == "start"]

@@ -161,6 +161,7 @@ def test_ten_random_faults(cluster: Cluster, digits: Path, long_reference: dict[
     began = time.monotonic()
     choice = random.Random(1)
     job = submit(cluster, digits, tmp_path, "ten-faults", *more)
+    wait_for_step(job, 1)
     done: list[str] = []
     for _ in range(FAULTS):
         before = len(starts(job.run))
