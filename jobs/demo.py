@@ -33,6 +33,8 @@ Examples:
 
 PRETRAIN_CLASSES = 7  # of the ten digits: fine-tuning meets three that pretraining has never seen
 RAW_SIDE = 32  # pixels of the JPEGs; scikit-learn's digits have 8
+# torchrun would meet under the machine's own name, which not every laptop can resolve
+THIS_MACHINE = ("--standalone", "--local-addr", "127.0.0.1")
 DIGITS = ("--data.flip", False, "--data.min-area", 0.5)  # a mirrored or a mostly cut-off digit is another one
 
 
@@ -102,7 +104,7 @@ def main() -> int:
 
 
 def train(config: DemoConfig, job: str, run: Path, data: Path, steps: int, *options: object) -> None:
-    launcher = ("torch.distributed.run", "--nproc-per-node", config.ranks, "--standalone", "-m", job)
+    launcher = ("torch.distributed.run", "--nproc-per-node", config.ranks, *THIS_MACHINE, "-m", job)
     length = ("--schedule.steps", steps) if steps else ()
     run_options = ("--run-dir", run, "--data.train", data, "--train.seed", config.seed, *DIGITS)
     command(*launcher, "tiny", *run_options, *length, *options)
