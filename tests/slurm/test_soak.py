@@ -141,7 +141,8 @@ def test_a_killed_task_of_a_shard_array(cluster: Cluster, raw_digits: Path, digi
     while not killed and time.monotonic() < limit:
         for record in cluster.jobs(job):
             if record["JobState"] == "RUNNING" and record["ArrayTaskId"] == "2":
-                found = cluster.call("on", record["NodeList"], "pgrep", "-f", "^python -m data_prep.shard", check=False)
+                pattern = "^[^ ]*python -m data_prep.shard .*--task 2 "  # srun puts python's whole path there
+                found = cluster.call("on", record["NodeList"], "pgrep", "-f", pattern, check=False)
                 if found:
                     cluster.call("on", record["NodeList"], "kill", "-KILL", found.splitlines()[0])
                     killed = found
