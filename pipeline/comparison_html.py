@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pipeline.comparison import Row, differences, published
 from pipeline.comparison_plots import save_svg
-from pipeline.comparison_text import COLUMNS, cell, label, published_cell
+from pipeline.comparison_text import COLUMNS, Column, cell, label, published_texts
 
 STYLE = """
 :root { color-scheme: light; --ink: #1a1a1a; --line: #d5d5d5; --soft: #5a5a5a }
@@ -19,19 +19,26 @@ h1 { font-size: 1.5rem; margin: .5rem 0 } h2 { font-size: 1.15rem; margin: 2rem 
 p { color: var(--soft); margin: .25rem 0 1rem; max-width: 45rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere }
-th { font-weight: 600; border-bottom-color: var(--ink) } .n { text-align: right; white-space: nowrap }
-tbody th { font-weight: 400; border-bottom-color: var(--line) } tbody th.child { padding-left: 1.4rem }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: break-word; max-width: 16rem }
+td { white-space: nowrap } .wrap td { white-space: normal }
+td span { display: block; white-space: normal; min-width: 9rem }
+.wrap tbody th { white-space: nowrap }
+th { font-weight: 600; border-bottom-color: var(--ink) } .n { text-align: right; white-space: normal }
+tbody th { min-width: 8rem; font-weight: 400; overflow-wrap: anywhere; border-bottom-color: var(--line) }
+tbody th.child { padding-left: 1.4rem }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem }
 figure { margin: 0; break-inside: avoid } svg { width: 100%; height: auto; display: block }
 @media (max-width: 40rem) {
   .results thead { display: none } .results, .results tbody, .results tr { display: block; width: 100% }
-  .results th, .results td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0 }
-  .results th { font-weight: 600 !important; padding-top: .6rem } .results tr { border-bottom: 1px solid var(--line) }
-  .results td::before { content: attr(data-title); color: var(--soft) } .n { white-space: normal }
+  .results th, .results td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0;
+    white-space: normal; max-width: none; text-align: right }
+  .results tbody th { font-weight: 600; padding-top: .6rem; text-align: left; justify-content: flex-start }
+  .results tr { border-bottom: 1px solid var(--line) }
+  .results td::before { content: attr(data-title); color: var(--soft) }
 }
-@media print { body { font-size: 10pt; padding: 0; max-width: none } .wide { overflow: visible } a { color: inherit } }
+@media print { body { font-size: 8pt; padding: 0; max-width: none } .wide { overflow: visible } table { font-size: 7pt }
+  td,  tr { break-inside: avoid } @page { size: landscape; margin: 12mm } }
 """
 
 
@@ -68,17 +75,27 @@ def _results(rows: Sequence[Row]) -> str:
         states = "/".join(sorted({run.state for run in row.runs}))
         cells = [f'<td data-title="recipe">{html.escape(row.first.recipe)}</td><td data-title="state">{states}</td>']
         cells += [
-            f'<td class="n" data-title="{html.escape(column.title)}">{html.escape(cell(row, column))}</td>'
-            for column in columns
+            f'<td class="n" data-title="{html.escape(column.title)}">{_number(row, column)}</td>' for column in columns
         ]
         if with_published:
-            cells.append(f'<td data-title="published">{html.escape(published_cell(row)) or "-"}</td>')
+            cells.append(f'<td data-title="published">{_published(row)}</td>')
         kind = ' class="child"' if row.depth else ""
         body.append(f"<tr><th{kind}>{html.escape(label(row).strip())}</th>{''.join(cells)}</tr>")
     return (
         '<div class="wide"><table class="results"><thead><tr><th>run</th><th>recipe</th><th>state</th>'
         f"{heads}{last}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _number(row: Row, column: Column) -> str:
+    """A narrow column breaks before the ±, not after it."""
+    return html.escape(cell(row, column)).replace("± ", "±&nbsp;")
+
+
+def _published(row: Row) -> str:
+    """One line a source."""
+    lines = "".join(f"<span>{html.escape(text)}</span>" for text in published_texts(row))
+    return f"<div>{lines or '-'}</div>"
 
 
 def _difference(title: str, found: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> list[str]:
@@ -96,7 +113,7 @@ def _difference(title: str, found: Mapping[str, Sequence[str]], rows: Sequence[R
     for first, *rest in body:
         values = "".join(f"<td>{html.escape(text) or '-'}</td>" for text in rest)
         lines += f"<tr><th>{html.escape(first)}</th>{values}</tr>"
-    table = f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
+    table = f'<div class="wide"><table class="wrap"><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
     return [f"<h2>{html.escape(title)}</h2>", table]
 
 

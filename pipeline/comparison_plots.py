@@ -7,8 +7,10 @@ from typing import IO, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from pipeline.comparison import Row
+from pipeline.comparison_text import COLUMNS
 from pipeline.spool import Line
 
 # Okabe and Ito, "Color Universal Design" (2008); without the yellow, which vanishes on white paper
@@ -16,6 +18,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 STYLES = ("-", "--", "-.", ":")  # a second mark beside colour, for prints in grey
 MOST_COLOURS = len(COLOURS)  # curves in colour; more can't be told apart
 MOST_BARS = 40
+WIDTH = 5.2  # inches: text stays readable where a phone shows it 4 inches wide
+LONGEST_NAME = 26  # characters
 CURVES = ("eval/top1", "train/loss", "eval/loss", "train/lr", "train/grad_norm")
 BARS = ("eval/top1", "speed/images_per_second", "progress/goodput", "progress/device_hours")
 AGAINST = {  # command-line name -> (source of the x axis, its title)
@@ -33,7 +37,7 @@ TITLES = {
     "train/grad_norm": "gradient norm",
     "speed/images_per_second": "images a second",
     "speed/data_wait": "share of time waiting for data",
-    "progress/goodput": "goodput (share of device time in steps that count)",
+    "progress/goodput": "goodput (device time in steps that count)",
     "progress/device_hours": "device-hours",
 }
 
@@ -69,7 +73,7 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
     drawn = [row for row in rows if any(series(run.lines, name)[0] for run in row.runs)]
     if not drawn:
         return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for index, row in reversed(list(enumerate(drawn))):
         coloured = index < MOST_COLOURS
@@ -79,16 +83,30 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
                 xs,
                 ys,
                 color=COLOURS[index % len(COLOURS)] if coloured else "#b0b0b0",
-                linestyle=STYLES[index // len(COLOURS) % len(STYLES)] if coloured else "-",
-                linewidth=1.6 if coloured and len(row.runs) == 1 else 0.9,
+                linestyle=STYLES[index % len(STYLES)] if coloured else "-",
+                linewidth=1.6 if coloured and len(row.runs) == 1 else 1.1,
                 marker="." if len(xs) < 3 else "",
                 label=row.name if coloured and number == 0 else None,
                 zorder=3 if coloured else 1,
             )
     _plain(axes, TITLES.get(name, name), AGAINST[against][1])
+    if against in ("samples", "step"):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300k, 1.2M
+    if name in ("eval/top1", "eval/top5"):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     handles, labels = axes.get_legend_handles_labels()
-    more = f"{len(drawn) - MOST_COLOURS} more in grey" if len(drawn) > MOST_COLOURS else None
-    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, title=more, title_fontsize=8)
+    more = f"the best {MOST_COLOURS}; {len(drawn) - MOST_COLOURS} more in grey" if len(drawn) > MOST_COLOURS else None
+    figure.legend(  # below the axes: inside them it would hide curves
+        handles[::-1],
+        [_short(label) for label in labels[::-1]],
+        loc="outside lower left",
+        ncols=2 if len(labels) > 2 else 1,
+        frameon=False,
+        fontsize=8,
+        title=more,
+        title_fontsize=8,
+        alignment="left",
+    )
     return figure
 
 
@@ -97,18 +115,27 @@ def draw_bars(rows: Sequence[Row], name: str) -> Figure | None:
     drawn = [row for row in rows if name in row.results and math.isfinite(row.results[name].mean)][:MOST_BARS]
     if not drawn:
         return None
-    figure = Figure(figsize=(7, 0.8 + 0.32 * len(drawn)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.8 + 0.28 * len(drawn)), layout="constrained")
     axes = figure.add_subplot()
     means = [row.results[name].mean for row in drawn]
     errors = [0.0 if math.isnan(row.results[name].std) else row.results[name].std for row in drawn]
-    names = [("    " if row.depth else "") + row.name for row in drawn]
+    names = [("    " if row.depth else "") + _short(row.name) for row in drawn]
     bars = axes.barh(range(len(drawn)), means, xerr=errors if any(errors) else None, color=COLOURS[0], height=0.7)
-    axes.bar_label(bars, [f" {mean:,.3g}" for mean in means], fontsize=8)
+    column = next(column for column in COLUMNS if column.metric == name)
+    axes.bar_label(bars, [f" {column.form.format(mean)}" for mean in means], fontsize=8)
+    if "%" in column.form:
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_yticks(range(len(drawn)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.locator_params(axis="x", nbins=5)
+    axes.margins(x=0.2)  # room for the figures
     _plain(axes, TITLES.get(name, name), "")
     return figure
+
+
+def _short(name: str) -> str:
+    """What tells names of a sweep apart mostly stands at their ends."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:9]}…{name[-(LONGEST_NAME - 10) :]}"
 
 
 def _plain(axes: Any, title: str, below: str) -> None:

@@ -43,10 +43,14 @@ def label(row: Row) -> str:
 
 
 def published_cell(row: Row) -> str:
+    return ", ".join(published_texts(row))
+
+
+def published_texts(row: Row) -> list[str]:
     """``83.97 (ViT paper, Table 5; +0.12)``: the figure, its source, and how far this row is above it."""
     spread = row.results.get("eval/top1")
     texts = []
     for source, figure in published(row.first).items():
         ahead = f"; {100 * spread.mean - figure:+.2f}" if spread else ""
         texts.append(f"{figure:.2f} ({source}{ahead})")
-    return ", ".join(texts)
+    return texts
