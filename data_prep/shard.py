@@ -110,9 +110,10 @@ def main(args: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in FULL:
             raise
+        there = next(path for path in (options.output, *options.output.absolute().parents) if path.exists())
         raise UserError(
             f"the disk of OUTPUT {str(options.output)!r} is full ({error.strerror}; "
-            f"{shutil.disk_usage(options.output).free / 1e9:.1f} GB free): make room and run the same command again, "
+            f"{shutil.disk_usage(there).free / 1e9:.1f} GB free): make room and run the same command again, "
             "finished shards are kept"
         ) from None
     return cli.EXIT_DONE
