@@ -2,6 +2,7 @@
 
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -122,4 +123,6 @@ def _svg(figure: Figure, name: str) -> str:
     out = io.StringIO()
     save_svg(figure, out, name)
     text = out.getvalue()
+    # The ids of letters are the same in every figure; on one page each must be there once.
+    text = re.sub(r'(\bid="|href="#|url\(#)', lambda found: f"{found[0]}{name}-", text)
     return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
