@@ -1,0 +1,233 @@
+"""Runs side by side: what becomes a row, what it says, and every form it can be written in."""
+
+import csv
+import io
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pipeline.comparison import differences, published, rows, select
+from pipeline.comparison_html import page
+from pipeline.comparison_plots import draw_all
+from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
+from pipeline.files import write_json
+from pipeline.run_reader import Run, find_run_folders, read_run
+from pipeline.spool import METRICS, Line, Record, write_record
+from pipeline.spool import to_json as line_to_json
+
+
+def write_run(
+    folder: Path, *, seed: int = 0, top1: float = 0.8, lr: float = 1e-3, stage: str = "pretrain",
+    recipe: str = "b16", parent: Path | None = None, classes: int = 10, size: int = 224, **tags: str,
+) -> Path:  # fmt: skip
+    """A run folder as a training leaves it."""
+    folder.mkdir(parents=True)
+    tree = {"stage": stage, "recipe": recipe, "optim": {"lr": lr}, "train": {"seed": seed}, "run_dir": str(folder)}
+    write_json(folder / "config.json", tree | {"model": {"image_size": size}})
+    lineage = {"run_dir": str(parent)} if parent else {}
+    write_json(folder / "run.json", {"classes": classes, "dataset_digest": "d" * 32, "parent": lineage})
+    write_record(folder, Record(folder.name, "vit", folder.name, {}, tags))
+    lines = [
+        Line(step, 8 * step, 100.0 + step, 1, {
+            "train/loss": 2 / step, "eval/top1": top1 * step / 10, "speed/images_per_second": 100.0 + seed,
+            "progress/device_hours": step / 60, "progress/epochs": step / 5, "progress/goodput": 0.9,
+        })
+        for step in range(1, 11)
+    ]  # fmt: skip
+    (folder / METRICS).write_bytes(b"".join(map(line_to_json, lines)))
+    return folder
+
+
+def read(folder: Path) -> list[Run]:
+    return [read_run(path) for path in find_run_folders([folder])]
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    """A pretrain run, fine-tuned with three seeds and with another rate; and a worse one without children."""
+    runs = tmp_path / "runs"
+    parent = write_run(runs / "b16", top1=0.5, team="vision")
+    for seed, top1 in enumerate((0.84, 0.85, 0.86)):
+        write_run(runs / f"ft-{seed}", stage="finetune", seed=seed, top1=top1, parent=parent, classes=1000, size=384)
+    write_run(runs / "ft-fast", stage="finetune", lr=0.1, top1=0.7, parent=parent, classes=1000, size=384)
+    write_run(runs / "b32", recipe="b32", top1=0.4)
+    return runs
+
+
+def test_seeds_share_a_row_under_the_run_they_started_from(family: Path) -> None:
+    found = rows(read(family))
+    assert [(row.name, row.depth, len(row.runs)) for row in found] == [
+        ("b16", 0, 1),
+        ("ft-0 and 2 other seed(s)", 1, 3),
+        ("ft-fast", 1, 1),
+        ("b32", 0, 1),
+    ]
+    top1 = found[1].results["eval/top1"]
+    assert top1.n == 3
+    assert top1.mean == pytest.approx(statistics.fmean((0.84, 0.85, 0.86)))
+    assert top1.std == pytest.approx(statistics.stdev((0.84, 0.85, 0.86)))
+    assert math.isnan(found[0].results["eval/top1"].std)
+
+
+def test_other_data_are_another_row(family: Path) -> None:
+    facts = json.loads((family / "ft-1" / "run.json").read_text())
+    write_json(family / "ft-1" / "run.json", facts | {"dataset_digest": "e" * 32})
+    assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
+
+
+def test_choosing(family: Path) -> None:
+    runs = read(family)
+
+    def chosen(recipe: str = "", parent: str = "", **tags: str) -> set[str]:
+        return {run.name for run in select(runs, recipe=recipe, tags=tags, parent=parent)}
+
+    fine_tuned = {"ft-0", "ft-1", "ft-2", "ft-fast"}
+    assert chosen() == fine_tuned | {"b16", "b32"}
+    assert chosen(recipe="b16") == fine_tuned | {"b16"}
+    assert chosen(recipe="finetune b16") == fine_tuned
+    assert chosen(team="vision") == {"b16"}
+    assert chosen(parent="b16") == chosen(parent=str(family / "b16")) == fine_tuned
+    assert chosen(recipe="l16") == set()
+
+
+def test_published_figures_only_where_the_task_is_the_same(family: Path) -> None:
+    by_name = {run.name: run for run in read(family)}
+    assert published(by_name["ft-0"]) == {"ViT paper, Table 5": 83.97, "AugReg, 300 epochs": 85.49}
+    assert published(by_name["b16"]) == {}  # ten classes
+
+
+def test_only_what_differs_is_listed(family: Path) -> None:
+    found = rows(read(family))
+    changed = differences(found)
+    assert changed["optim.lr"] == ["0.001", "0.001", "0.1", "0.001"]
+    assert changed.keys() == {"optim.lr", "stage", "model.image_size"}
+    assert differences(found, "facts") == {"classes": ["10", "1000", "1000", "10"]}
+
+
+def test_terminal(family: Path) -> None:
+    console = Console(width=200, record=True, quiet=False)
+    with console.capture() as capture:
+        for table in terminal(rows(read(family))):
+            console.print(table)
+    text = capture.get()
+    assert "↳ ft-0 and 2 other seed(s) (n=3)" in text
+    assert "85.00 ± 1.00" in text
+    assert "83.97 (ViT paper, Table 5; +1.03)" in text
+
+
+def test_csv_and_json_say_the_same(family: Path) -> None:
+    found = rows(read(family))
+    flat = list(csv.DictReader(io.StringIO(to_csv(found))))
+    tree = json.loads(to_json(found), parse_constant=pytest.fail)
+    assert [row["name"] for row in flat] == [row["name"] for row in tree] == [row.name for row in found]
+    for line, record, row in zip(flat, tree, found, strict=True):
+        for metric, spread in row.results.items():
+            assert float(line[f"{metric}.mean"]) == record["metrics"][metric]["mean"] == spread.mean
+            assert int(line[f"{metric}.n"]) == record["metrics"][metric]["n"] == spread.n
+            assert (line[f"{metric}.std"] == "") == (record["metrics"][metric]["std"] is None) == (spread.n == 1)
+        assert line["optim.lr"] == record["config"]["optim.lr"]
+
+
+def test_latex_is_a_table_whose_rows_have_as_many_cells_as_columns(family: Path) -> None:
+    (family / "b32").rename(family / "b32_new")
+    write_record(family / "b32_new", Record("k", "vit", "b32_50%&more", {}, {}))
+    lines = to_latex(rows(read(family))).splitlines()
+    columns = lines[1].count("r", lines[1].index("{l")) - lines[1][lines[1].index("{l") :].count("tabular") + 1
+    body = [line for line in lines if line.endswith("\\\\")]
+    assert len(body) == 5
+    assert all(line.replace("\\&", "").count(" & ") == columns - 1 for line in body)
+    assert "b32\\_50\\%\\&more" in lines[-3]
+    assert "85.00 $\\pm$ 1.00" in "".join(lines)
+    assert "83.97 / 85.49" in "".join(lines)
+
+
+@pytest.mark.parametrize("against", ["samples", "step", "epochs", "device-hours"])
+def test_the_page_is_whole_and_needs_no_other_file(family: Path, against: str) -> None:
+    found = rows(read(family))
+    text = page(found, draw_all(found, against), "<Runs> & more", "made by hand")
+    svgs = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
+    assert len(svgs) == text.count("<figure>") == len(draw_all(found, against)) >= 6
+    assert "src=" not in text
+    assert "<link" not in text
+    assert "&lt;Runs&gt; &amp; more" in text
+    defined: set[str] = set()
+    for svg in svgs:  # what one refers to is its own, and no other's
+        root = ElementTree.fromstring(svg)
+        own = {element.get("id", "") for element in root.iter()}
+        referred = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+        assert referred
+        assert referred <= own
+        referred = {name for name in referred if not name.startswith("DejaVu")}  # letters, the same in each picture
+        assert not referred & defined
+        defined |= own
+
+
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_any_number_of_runs(tmp_path: Path, count: int) -> None:
+    for index in range(count):
+        write_run(tmp_path / "runs" / f"run{index:03d}", lr=1e-3 * (index + 1), top1=0.5 + index / 1000)
+    found = rows(read(tmp_path / "runs"))
+    assert len(found) == count
+    table = terminal(found)[0]
+    assert table.row_count == min(count, 60)
+    figures = draw_all(found, "samples")
+    text = page(found, figures, "Runs", "made by hand")
+    assert text.count("<figure>") == len(figures)
+    assert len(text) < 4_000_000
+    assert len(json.loads(to_json(found))) == len(list(csv.DictReader(io.StringIO(to_csv(found))))) == count
+
+
+def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.compare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path) -> None:
+    done = compare(family, "--out", tmp_path / "png", "--html")
+    assert done.returncode == 0, done.stderr
+    assert "ft-0 and 2 other seed(s)" in done.stdout
+    names = {path.name for path in (tmp_path / "png").iterdir()}
+    assert {"compare.html", "eval_top1.png", "train_loss.png", "bars_progress_goodput.png"} <= names
+    for path in (tmp_path / "png").glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width > 600
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+    done = compare(family, "--out", tmp_path / "svg", "--svg", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == 4
+    for path in (tmp_path / "svg").glob("*.svg"):
+        ElementTree.parse(path)
+    assert {path.stem for path in (tmp_path / "svg").iterdir()} == {
+        path.stem for path in (tmp_path / "png").glob("*.png")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--experiment"),
+        (["nowhere"], "nowhere"),
+        (["RUNS", "--csv", "--json"], "--latex"),
+        (["RUNS", "--recipe", "l16"], "finetune b16"),
+        (["RUNS", "--against", "hours"], "--against"),
+        (["--experiment", "vit"], "MLFLOW_TRACKING_URI"),
+        (["EMPTY"], "holds no run"),
+    ],
+)
+def test_mistakes_are_one_line(family: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"RUNS": str(family), "EMPTY": str(tmp_path / "empty")}
+    done = compare(*(places.get(argument, argument) for argument in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert words in done.stderr
