@@ -100,8 +100,7 @@ class Options:
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.shard", description=DESCRIPTION, args=args)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         run(options)
     except (StoppedError, KeyboardInterrupt):
@@ -116,6 +115,9 @@ def main(args: list[str] | None = None) -> int:
             f"{shutil.disk_usage(there).free / 1e9:.1f} GB free): make room and run the same command again, "
             "finished shards are kept"
         ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return cli.EXIT_DONE
 
 
