@@ -69,8 +69,8 @@ def main() -> None:
     found: dict[str, list[float]] = {"ours": [], "mlflow.log_metrics": [], "accelerate": []}
     for turn in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as scratch:
-            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
-            mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+            mlflow.set_tracking_uri(f"sqlite:///{scratch}/peers.db")  # sets the variable, too
+            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/ours.db"
             found["ours"].append(ours(Path(scratch) / "run", arguments.steps))
             found["mlflow.log_metrics"].append(straight(f"straight-{turn}", arguments.steps))
             found["accelerate"].append(accelerate(f"accelerate-{turn}", scratch, arguments.steps))

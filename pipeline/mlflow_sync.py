@@ -78,6 +78,20 @@ def locked(run_dir: Path) -> Iterator[bool]:
             yield True
 
 
+@contextlib.contextmanager
+def _alone_with_tables(uri: str) -> Iterator[None]:
+    """Opening an sqlite file makes its tables, and two processes that do so at once break it: runs take turns."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def read_sent(run_dir: Path) -> Sent | None:
     path = run_dir / STATE
     return Sent(**json.loads(path.read_text())) if path.is_file() else None
@@ -94,7 +108,8 @@ def sync(run_dir: Path, *, died: bool = False) -> int:
     if record is None:
         raise UserError(f"{str(run_dir)!r} has no {spool.RECORD}: it is no run folder, or its training never started")
     uri = tracking_uri(run_dir)
-    client = MlflowClient(uri)
+    with _alone_with_tables(uri):
+        client = MlflowClient(uri)
     sent = read_sent(run_dir)
     if sent is None or sent.uri != without_secrets(uri):
         sent = _find_or_create(client, run_dir, record, uri)
