@@ -59,6 +59,7 @@ def tracking_uri(run_dir: Path) -> str:
 def quiet_environment() -> None:
     """Before mlflow is imported: no telemetry, and calls that fail soon, since we try again ourselves."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print a URL's password as well
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; MLflow's own is 120
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own is 7, with pauses up to a minute
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -1,0 +1,304 @@
+"""The sync against a real MLflow server that is down, killed, slow, broken: what it has in the end is the run folder's.
+
+Values are compared one by one: name, step, millisecond and value.
+"""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import mlflow_sync, spool
+from tests.tracking.server import Proxy, Server
+
+# SQLAlchemy's, of MLflow's own tables
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+Values = Counter[tuple[str, int, int, str]]  # name, step, millisecond, value as text: NaN equals itself
+
+
+@contextmanager
+def program(run_dir: Path, *options: object, uri: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    variables = {name: value for name, value in os.environ.items() if name != "VIT_MLFLOW"}
+    variables |= {"MLFLOW_TRACKING_URI": uri, **environment}
+    command = [sys.executable, "-m", "tests.tracking.program", str(run_dir), *map(str, options)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run_program(run_dir: Path, *options: object, uri: str, **environment: str) -> str:
+    with program(run_dir, *options, uri=uri, **environment) as process:
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+def jobs_sync(*run_dirs: Path, uri: str, code: int = 0, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.sync", *map(str, run_dirs)],
+        capture_output=True, text=True, check=False, env=os.environ | {"MLFLOW_TRACKING_URI": uri, **environment},
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def shown(value: float) -> str:
+    """As sqlite stores it: MLflow writes infinities as the largest floats."""
+    if math.isinf(value):
+        value = math.copysign(sys.float_info.max, value)
+    return repr(value)
+
+
+def on_server(client: MlflowClient, run_id: str) -> Values:
+    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith("system/")]
+    return Counter(
+        (name, point.step, point.timestamp, shown(point.value))
+        for name in names
+        for point in client.get_metric_history(run_id, name)
+    )
+
+
+def in_folder(run_dir: Path) -> Values:
+    return Counter(
+        (name, line.step, round(line.time * 1000), shown(value))
+        for line in spool.read_lines(run_dir / spool.METRICS)[0]
+        for name, value in line.metrics.items()
+    )
+
+
+def only_run(client: MlflowClient, run_dir: Path) -> Any:
+    record = spool.read_record(run_dir)
+    assert record is not None
+    experiment = client.get_experiment_by_name(record.experiment)
+    runs = client.search_runs([experiment.experiment_id], f"tags.run_key = '{record.key}'")
+    assert len(runs) == 1
+    return runs[0]
+
+
+def assert_same(server: Server, run_dir: Path, state: str = "FINISHED") -> Any:
+    client = MlflowClient(server.uri)
+    run = only_run(client, run_dir)
+    assert on_server(client, run.info.run_id) == in_folder(run_dir)
+    assert run.info.status == state
+    return run
+
+
+def wait_until(condition: Any, seconds: float = 120.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def log_of(run_dir: Path) -> str:
+    path = run_dir / "mlflow.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_good_server_has_everything_when_the_run_ends(server: Server, run_dir: Path) -> None:
+    run_program(run_dir, "--steps", 400, uri=server.uri)  # 2,400 values: three batches
+    run = assert_same(server, run_dir)
+    assert run.data.params["optim.lr"] == "0.1"
+    assert run.data.tags["team"] == "vision"
+    assert run.info.run_name == run_dir.name
+    client = MlflowClient(server.uri)
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"config.json", "curves.png"}
+    note = run.data.tags["mlflow.note.content"]
+    assert "| Steps | 400 |" in note
+    assert f"run_uuid={run.info.run_id}" in note
+    assert any(name.startswith("system/cpu") for name in run.data.metrics)
+
+
+MODES = [("500", "500"), ("wrong", ""), ("lost", "Connection"), ("down", "Connection")]
+
+
+@pytest.mark.parametrize(
+    "modes", [pytest.param(MODES[:1], id="500"), pytest.param(MODES, id="all", marks=pytest.mark.soak)]
+)
+def test_a_broken_server_costs_training_nothing_and_gets_everything_later(
+    server: Server, proxy: Proxy, run_dir: Path, modes: list[tuple[str, str]]
+) -> None:
+    proxy.mode = modes[0][0]
+    with program(run_dir, "--steps", 50, "--until", "never", "--end", "FAILED", uri=proxy.uri) as process:
+        for mode, words in modes:
+            length, proxy.mode, calls = len(log_of(run_dir)), mode, proxy.calls
+            wait_until(lambda: proxy.calls > calls and words in log_of(run_dir)[length:])  # noqa: B023
+        with (run_dir / "mlflow.log").open("a") as log:
+            log.write("never\n")  # what the program waits for
+        output, _ = process.communicate(timeout=200)
+    slowest = float(output.split("slowest log ")[1].split()[0])
+    assert slowest < 0.25  # seconds: no call waited for the server
+    assert f"python -m jobs.sync {run_dir}" in output
+    proxy.mode = "pass"
+    for _ in range(2):  # the second changes nothing
+        assert "failed" in jobs_sync(run_dir, uri=proxy.uri)
+        assert_same(server, run_dir, "FAILED")
+
+
+def test_down_at_the_start_and_there_later(server: Server, proxy: Proxy, run_dir: Path) -> None:
+    proxy.mode = "down"
+    with program(run_dir, "--steps", 60, "--pause", 0.2, uri=proxy.uri) as process:
+        wait_until(lambda: proxy.calls >= 1)
+        proxy.mode = "pass"
+        process.communicate(timeout=200)
+        assert process.returncode == 0
+    assert_same(server, run_dir)
+
+
+def test_a_slow_server_delays_nothing(server: Server, proxy: Proxy, run_dir: Path) -> None:
+    proxy.mode, proxy.delay = "slow", 1.0
+    with program(run_dir, "--steps", 100, uri=proxy.uri) as process:
+        assert process.stdout is not None
+        text = ""
+        while "slowest log" not in text:
+            text = process.stdout.readline()
+        assert float(text.split()[-1]) < 0.25
+        process.communicate(timeout=200)
+    assert_same(server, run_dir)
+
+
+def test_answers_lost_after_the_server_has_stored_them_double_nothing(
+    server: Server, proxy: Proxy, run_dir: Path
+) -> None:
+    with program(run_dir, "--steps", 200, "--pause", 0.05, uri=proxy.uri) as process:
+        wait_until((run_dir / mlflow_sync.STATE).exists)
+        proxy.mode = "lost"
+        calls = proxy.calls
+        wait_until(lambda: proxy.calls > calls + 1)
+        proxy.mode = "pass"
+        process.communicate(timeout=200)
+    assert_same(server, run_dir)
+
+
+def test_kill_9_of_the_server_in_the_middle(server: Server, run_dir: Path) -> None:
+    with program(run_dir, "--steps", 150, "--pause", 0.1, uri=server.uri) as process:
+        wait_until((run_dir / mlflow_sync.STATE).exists)
+        server.kill()
+        time.sleep(6)  # longer than the pause between two passes
+        server.start()
+        process.communicate(timeout=200)
+        assert process.returncode == 0
+    assert_same(server, run_dir)
+
+
+def test_kill_9_of_the_training_closes_the_run_as_failed(server: Server, run_dir: Path) -> None:
+    with program(run_dir, "--steps", 100, "--end", "HANG", uri=server.uri) as process:
+        assert process.stdout is not None
+        while "slowest log" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGKILL)
+    wait_until(lambda: (sent := mlflow_sync.read_sent(run_dir)) is not None and sent.closed == 1)
+    assert_same(server, run_dir, "FAILED")
+
+
+def test_training_and_sync_killed_at_once_are_closed_by_jobs_sync(server: Server, run_dir: Path) -> None:
+    with program(run_dir, "--steps", 30, "--end", "HANG", uri=server.uri, VIT_MLFLOW="off") as process:
+        assert process.stdout is not None
+        while "slowest log" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert "failed (it died)" in jobs_sync(run_dir, uri=server.uri)
+    assert_same(server, run_dir, "FAILED")
+
+
+def test_a_requeued_run_goes_on_in_the_same_mlflow_run_and_steps_done_again_are_marked(
+    server: Server, run_dir: Path
+) -> None:
+    run_program(run_dir, "--steps", 30, "--end", "KILLED", uri=server.uri)
+    assert_same(server, run_dir, "KILLED")
+    run_program(run_dir, "--start", 20, "--steps", 40, "--drift", 0.5, uri=server.uri)
+    client = MlflowClient(server.uri)
+    run = only_run(client, run_dir)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["attempts"] == "2"
+    assert "superseded after step 20" in run.data.tags["attempt.1"]
+    assert "from step 20" in run.data.tags["attempt.2"]
+    # what counts in the folder is what MLflow shows at each step: the value with the latest time
+    record = spool.read_record(run_dir)
+    assert record is not None
+    lines = spool.effective(spool.read_lines(run_dir / spool.METRICS)[0], record.attempts)
+    assert [line.step for line in lines] == list(range(1, 41))
+    for name in ("train/loss", "train/norm", "train/odd", "progress/samples"):
+        latest: dict[int, Any] = {}
+        history = client.get_metric_history(run.info.run_id, name)
+        for point in sorted(history, key=lambda point: point.timestamp):
+            latest[point.step] = shown(point.value)
+        assert latest == {line.step: shown(line.metrics[name]) for line in lines}
+        # values that came out the same are there once, others twice
+        twice = {step for step, count in Counter(point.step for point in history).items() if count == 2}
+        assert twice == (set(range(21, 31)) if name == "train/loss" else set())
+
+
+def test_passwords_reach_the_server_and_no_file(server: Server, proxy: Proxy, run_dir: Path) -> None:
+    login = {"MLFLOW_TRACKING_USERNAME": "alice", "MLFLOW_TRACKING_PASSWORD": "hunter2"}
+    run_program(run_dir, "--steps", 5, uri=proxy.uri, **login)
+    assert proxy.authorization == {"Basic YWxpY2U6aHVudGVyMg=="}  # alice:hunter2
+    token = jobs_sync(run_dir, uri=proxy.uri, MLFLOW_TRACKING_TOKEN="hunter2-token")
+    with_password = proxy.uri.replace("://", "://alice:hunter2@")
+    proxy.mode = "500"
+    shown = jobs_sync(run_dir, uri=with_password, code=1)
+    proxy.mode = "pass"
+    shown += jobs_sync(run_dir, uri=with_password)
+    assert "hunter2" not in token + shown
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if b"hunter2" in path.read_bytes()]
+    run = assert_same(server, run_dir)
+    assert "hunter2" not in repr(run.data)
+
+
+def test_sqlite_beside_the_run_folder_is_the_default(run_dir: Path) -> None:
+    run_program(run_dir, "--steps", 10, "--end", "FAILED", uri="")
+    client = MlflowClient(f"sqlite:///{run_dir.parent / 'mlflow.db'}")
+    run = only_run(client, run_dir)
+    assert on_server(client, run.info.run_id) == in_folder(run_dir)
+    # a second server gets a whole copy of its own
+    other = f"sqlite:///{run_dir.parent / 'other.db'}"
+    jobs_sync(run_dir, uri=other)
+    copy = only_run(MlflowClient(other), run_dir)
+    assert on_server(MlflowClient(other), copy.info.run_id) == in_folder(run_dir)
+
+
+def test_runs_that_make_their_sqlite_file_at_the_same_moment(tmp_path: Path) -> None:
+    run_dirs = [tmp_path / f"run{index}" for index in range(3)]
+    for run_dir in run_dirs:
+        run_program(run_dir, "--steps", 5, "--end", "FAILED", uri="", VIT_MLFLOW="off")
+    command = [sys.executable, "-m", "jobs.sync"]
+    variables = os.environ | {"MLFLOW_TRACKING_URI": ""}
+    started = [subprocess.Popen([*command, str(run_dir)], env=variables) for run_dir in run_dirs]
+    assert [process.wait(200) for process in started] == [0, 0, 0]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for run_dir in run_dirs:
+        assert on_server(client, only_run(client, run_dir).info.run_id) == in_folder(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "RUN"),
+        (["nowhere"], "does not exist"),
+        ([str(Path(__file__).parent)], "no tracking.json"),
+        (["--run", "x"], "--run"),
+    ],
+)
+def test_bad_arguments_of_jobs_sync_are_one_line(arguments: list[str], words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "jobs.sync", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
