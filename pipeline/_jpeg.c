@@ -1,6 +1,5 @@
 /* Decode a region of a JPEG with libjpeg-turbo: only the blocks that the region needs are transformed and coloured.
  *
- * size(jpeg) -> (height, width)
  * decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length in pixels)
  *
  * decode writes RGB, uint8, HWC into the writable buffer `out`. The region is in pixels of the image scaled by
@@ -8,7 +7,7 @@
  * begins in it and how long its rows are. The margin is what makes the region's pixels those of a full decode: chroma
  * upsampling looks one sample beyond, and at the border of what is decoded there is nothing to see.
  *
- * Both raise ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
+ * Raises ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -42,23 +41,6 @@ static void use_errors(struct jpeg_decompress_struct *jpeg, ErrorManager *errors
   jpeg->err = jpeg_std_error(&errors->base);
   errors->base.error_exit = on_error;
   errors->base.emit_message = on_message;
-}
-
-/* Returns 0, or -1 with errors->message set. */
-static int read_size(const Py_buffer *data, ErrorManager *errors, JDIMENSION *height, JDIMENSION *width) {
-  struct jpeg_decompress_struct jpeg;
-  use_errors(&jpeg, errors);
-  if (setjmp(errors->escape)) {
-    jpeg_destroy_decompress(&jpeg);
-    return -1;
-  }
-  jpeg_create_decompress(&jpeg);
-  jpeg_mem_src(&jpeg, data->buf, (unsigned long)data->len);
-  jpeg_read_header(&jpeg, TRUE);
-  *height = jpeg.image_height;
-  *width = jpeg.image_width;
-  jpeg_destroy_decompress(&jpeg);
-  return 0;
 }
 
 typedef struct {
@@ -116,24 +98,6 @@ static int read_region(const Py_buffer *data, int denominator, Region region, Py
   return 0;
 }
 
-static PyObject *size(PyObject *module, PyObject *args) {
-  (void)module;
-  Py_buffer data;
-  if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
-  ErrorManager errors;
-  JDIMENSION height = 0, width = 0;
-  int failed;
-  Py_BEGIN_ALLOW_THREADS
-  failed = read_size(&data, &errors, &height, &width);
-  Py_END_ALLOW_THREADS
-  PyBuffer_Release(&data);
-  if (failed) {
-    PyErr_SetString(PyExc_ValueError, errors.message);
-    return NULL;
-  }
-  return Py_BuildValue("II", height, width);
-}
-
 static PyObject *decode(PyObject *module, PyObject *args) {
   (void)module;
   Py_buffer data, out;
@@ -158,7 +122,6 @@ static PyObject *decode(PyObject *module, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"size", size, METH_VARARGS, "size(jpeg) -> (height, width)"},
     {"decode", decode, METH_VARARGS,
      "decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length)"},
     {NULL, NULL, 0, NULL},
