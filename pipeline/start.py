@@ -25,6 +25,7 @@ from pipeline.provenance import describe_code
 from pipeline.saver import Saver
 from pipeline.shards import read_classes
 from pipeline.tracking import Tracker, open_tracker
+from pipeline.transforms import AUGMENT
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def prepare(config: RunConfig) -> Job:
     """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting."""
     if config.run_dir == Path():
         raise UserError("--run-dir is missing: name the folder of a new run, or of one to resume")
+    if AUGMENT[config.data.augment].mixup and config.train.micro_batch % 2:
+        raise UserError(
+            f"data.augment {config.data.augment} mixes pairs of images, and train.micro_batch "
+            f"{config.train.micro_batch} is odd: set an even train.micro_batch"
+        )
     data, held_out = open_data(config)
     ranks = distributed.ranks_from_environment(os.environ)
     ds.deepspeed_config(config, ranks.world_size)

@@ -57,6 +57,10 @@ def unfinished(digits: Path, tmp_path: Path) -> Path:
         ),
         (["tiny", "--data.train", "{digits}"], ["--run-dir"]),
         (
+            ["tiny", "--run-dir", "{run}", "--data.augment", "medium1", "--train.micro-batch", "1"],
+            ["data.augment medium1", "train.micro_batch 1", "set an even train.micro_batch"],
+        ),
+        (
             ["tiny", "--run-dir", "{run}", "--data.train", "{digits}", "--model.image-size", "33"],
             ["model.image_size", "33"],
         ),
