@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.cli import UserError
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
 CACHED = 1 << 20  # samples from which on a split's records are worth a file: 20 MB
-_BATCH = 1 << 18  # rows in memory at a time
+_BATCH = 1 << 17  # rows in memory at a time: a row group of index.parquet
 
 Rows = npt.NDArray[np.void]  # of ROW
 
@@ -59,7 +57,7 @@ def _write(path: Path, index: Path, split: str, samples: int) -> None:
         with os.fdopen(descriptor, "wb") as file:
             written = 0
             for part in _parts(index, split):
-                file.write(part.tobytes())
+                file.write(part.data)
                 written += len(part)
             _check(written, samples, index, split)
             file.flush()
@@ -80,12 +78,17 @@ def _fill(rows: Rows, index: Path, split: str) -> None:
 
 def _parts(index: Path, split: str) -> Iterator[Rows]:
     columns = list(ROW.names or ())
-    for batch in pq.ParquetFile(index).iter_batches(_BATCH, columns=["split", *columns]):
-        chosen = batch.filter(pc.equal(batch.column("split").cast(pa.string()), split))
-        part = np.empty(len(chosen), ROW)
-        for name in columns:
-            part[name] = chosen.column(name).to_numpy()
-        yield part
+    # pre_buffer would read the columns of all row groups at once
+    with pq.ParquetFile(index, pre_buffer=False) as file:
+        for batch in file.iter_batches(_BATCH, columns=["split", *columns], use_threads=False):
+            names = batch.column("split")
+            code = names.dictionary.index(split).as_py()
+            chosen = names.indices.to_numpy() == code
+            part = np.empty(np.count_nonzero(chosen), ROW)
+            for name in columns:
+                values = batch.column(name).to_numpy()
+                part[name] = values if len(part) == len(values) else values[chosen]
+            yield part
 
 
 def _check(found: int, expected: int, index: Path, split: str) -> None:
