@@ -1,36 +1,38 @@
-"""python -m jobs.export RUN OUTPUT --format timm|huggingface|npz: a trained model in the form that others load."""
+"""python -m jobs.export MODEL OUTPUT --format ...: a trained model in the form that others load."""
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from pipeline import cli
 from pipeline.cli import UserError
 
-DESCRIPTION = """Write a run's newest checkpoint, or a named one, as a folder for timm, transformers or Flax.
+DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
-The files are read back and must give the checkpoint's logits before OUTPUT appears. Examples:
+What was written is read back and must give the model's logits before OUTPUT appears. Examples:
 
   python -m jobs.export work/runs/finetune-l16 l16-timm --format timm
-  python -m jobs.export work/runs/finetune-l16 l16-transformers --format huggingface
-  python -m jobs.export work/runs/finetune-l16/checkpoints/step-00020000 l16-npz --format npz"""
+  python -m jobs.export work/runs/finetune-l16/checkpoints/step-00020000 l16-onnx --format onnx
+  python -m jobs.export B_16.npz b16-transformers --format huggingface"""
 
-TOLERANCE = 1e-5  # largest difference of a float32 logit
+# Largest difference of a float32 logit, as a part of the largest logit where that is above one: the rounding of other
+# kernels grows with it.
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder, or a checkpoint's folder in it."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to make; it must not exist."""
-    format: Literal["timm", "huggingface", "npz"] = "timm"
-    """timm and transformers folders, or the published .npz (OUTPUT/model.npz)."""
+    format: Literal["timm", "huggingface", "npz", "safetensors", "onnx", "torch"] = "timm"
+    """timm and transformers folders; npz: the published layout, for Flax; safetensors: our names; onnx and torch
+    (torch.export): a graph of any batch size. The last four as OUTPUT/model.npz, .safetensors, .onnx, .pt2."""
     average: bool = False
     """Export the running average of the weights."""
 
@@ -43,82 +45,40 @@ def main() -> int:
     try:
         shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
         aside.mkdir(parents=True)
-        difference = write(config, aside)
+        facts = write(config, aside)
         aside.replace(config.output)
     except OSError as error:
         raise UserError(f"OUTPUT {str(config.output)!r} can't be written ({error}): name another folder") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    print(json.dumps({"output": str(config.output), "format": config.format, "largest_difference": difference}))
+    print(
+        f"{config.output}: {config.format}; logits differ by {facts['largest_difference']:.1g} at most, of logits up "
+        f"to {facts['largest_logit']:.1f}; images are resized as in evaluation ({facts['resize']})"
+    )
+    print(json.dumps({"output": str(config.output), "format": config.format, **facts}))
     return cli.EXIT_DONE
 
 
-def write(config: ExportConfig, folder: Path) -> float:
-    """Write the model and its card; the largest difference of a logit. Raises UserError above TOLERANCE."""
-    from pipeline import checkpoint  # noqa: PLC0415 - torch, which --help does without
-    from pipeline.files import write_json  # noqa: PLC0415
-    from pipeline.interop import huggingface, load_weights, npz, timm  # noqa: PLC0415
+def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
+    """Write the model and its card; what was checked. Raises UserError above TOLERANCE."""
+    from jobs.published import names_of_published  # noqa: PLC0415 - torch, which --help does without
+    from pipeline import exporting, trained  # noqa: PLC0415
+    from pipeline.card import card  # noqa: PLC0415
 
-    source = checkpoint.resolve(config.run)
-    run, _, state = checkpoint.read_model(source, average=config.average)
-    classes = _read(source.parent.parent / "classes.json")
-    names = [entry["name"] for entry in classes]
-    if config.format == "timm":
-        timm.write(folder, run.model, state, [entry["wnid"] for entry in classes], descriptions=names)
-    elif config.format == "huggingface":
-        huggingface.write(folder, run.model, state, names)
-    else:
-        npz.write(folder / "model.npz", run.model, state)
-    write_json(folder / "classes.json", classes)
-    architecture, again, _ = load_weights(folder / "model.npz" if config.format == "npz" else folder)
-    difference = _difference((run.model, state), (architecture, again), len(classes))
-    if not difference <= TOLERANCE:
+    model = trained.load(config.model, average=config.average)
+    model = trained.with_classes(model, names_of_published(model.description.classes))
+    known = model.description
+    exporting.write(folder, config.format, model)
+    again = exporting.read_back(folder, config.format, known)
+    difference, logit = exporting.difference(exporting.build(model), again, known.model.image_size)
+    if not difference <= TOLERANCE * max(1.0, logit):
         raise UserError(
-            f"--format {config.format} gives logits that differ by {difference:.2g} (at most {TOLERANCE}): it can't "
-            f"hold model.gelu {run.model.gelu!r} or model.norm_eps {run.model.norm_eps}; choose another format"
+            f"--format {config.format} gives logits that differ by {difference:.2g}, of logits up to {logit:.2g} (at "
+            f"most {TOLERANCE} of it): it can't hold model.gelu {known.model.gelu!r} or model.norm_eps "
+            f"{known.model.norm_eps}; choose another format, such as safetensors"
         )
-    meta = checkpoint.read_meta(source)
-    facts = _read(source.parent.parent / "run.json")
-    (folder / "README.md").write_text(card(meta.config, meta.step, meta.dataset_digest, meta.metrics, facts))
-    return difference
-
-
-def _difference(ours: tuple[Any, Any], theirs: tuple[Any, Any], classes: int) -> float:
-    import torch  # noqa: PLC0415
-
-    from pipeline.model import VisionTransformer  # noqa: PLC0415
-
-    size = ours[0].image_size
-    x_BCHW = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    logits = []
-    for config, state in (ours, theirs):
-        model = VisionTransformer(config, classes).eval()
-        model.load_state_dict(state)
-        with torch.inference_mode():
-            logits.append(model(x_BCHW))
-    return float((logits[0] - logits[1]).abs().max())
-
-
-def card(
-    config: Mapping[str, Any], step: int, digest: str, metrics: Mapping[str, float], facts: Mapping[str, Any]
-) -> str:
-    """README.md of an export: results, data, lineage, recipe."""
-    results = "".join(f"- {name}: {value:.4f}\n" for name, value in sorted(metrics.items()))
-    lineage = json.dumps(facts.get("parent") or {}, indent=1)
-    return (
-        f"# ViT {config['model']['variant']}\n\nAfter {step} steps. Images are resized to "
-        f"{config['model']['image_size']} x {config['model']['image_size']} and scaled to -1 ... 1.\n\n"
-        f"## Results\n\n{results or 'The checkpoint was not evaluated at its step.'}\n\n"
-        f"## Data\n\nDigest of the training set: `{digest}`\n\n## Lineage\n\n```json\n{lineage}\n```\n\n"
-        f"## Recipe\n\n```json\n{json.dumps(config, indent=1)}\n```\n"
-    )
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} can't be read ({error}): name a run folder as training left it") from error
+    (folder / "README.md").write_text(card(model, config.format))
+    return {"largest_difference": difference, "largest_logit": logit, "resize": known.resize}
 
 
 if __name__ == "__main__":

@@ -1,37 +1,58 @@
-"""jobs.export: what it writes reads back to the checkpoint's logits, and what it refuses leaves nothing behind."""
+"""jobs.export: what it writes gives the checkpoint's logits and says how to prepare images; refusals leave nothing."""
 
 import json
+import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from jobs import export
+from pipeline import card, exporting, trained
 from pipeline.checkpoint import FORMAT_VERSION, Meta
 from pipeline.cli import UserError
-from pipeline.config import ModelConfig, to_dict
+from pipeline.config import DataConfig, ModelConfig, to_dict
+from pipeline.exporting import FORMATS, Format
 from pipeline.files import xxh3_128
 from pipeline.interop import load_weights
-from pipeline.model import VisionTransformer
+from pipeline.interop.native import DESCRIPTION
+from pipeline.model import ARCHITECTURES, VisionTransformer
 from pipeline.recipes import tiny
+from tests.ranks import run_ranks
 from tests.test_model import random_model
 
+CLASSES = 10
 
-def make_run(run: Path, model_config: ModelConfig) -> VisionTransformer:
+
+@pytest.fixture(autouse=True)
+def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks are enough for a layout, and a graph of two is traced in seconds."""
+    monkeypatch.setitem(ARCHITECTURES, "tiny", replace(ARCHITECTURES["tiny"], depth=2))
+
+
+def make_run(
+    run: Path, model_config: ModelConfig, *, resize: str = "square", loss: str = "softmax"
+) -> VisionTransformer:
     """A run folder with one checkpoint of random weights, in the files that training writes."""
-    model = random_model(model_config).eval()
+    model = random_model(model_config, CLASSES).eval()
     checkpoint = run / "checkpoints" / "step-00000007"
     checkpoint.mkdir(parents=True)
     path = checkpoint / "state-000.safetensors"
     save_file({f"param/{name}": tensor for name, tensor in model.state_dict().items()}, path)
-    config = to_dict(replace(tiny(), model=model_config))
+    train = replace(tiny().train, loss=loss)  # type: ignore[arg-type]
+    data = DataConfig(eval_resize=resize)  # type: ignore[arg-type]
+    config = to_dict(replace(tiny(), model=model_config, data=data, train=train, run_dir=run, parent=str(run)))
+    config["data"]["train"] = str(run.parent / "shards" / "mine")
     files = {path.name: {"bytes": path.stat().st_size, "xxh3_128": xxh3_128(path)}}
-    meta = Meta(FORMAT_VERSION, 7, 70, 7, config, 10, "c", "digest-of-data", 1, files, 0, {"eval/top1": 0.5})
+    meta = Meta(FORMAT_VERSION, 7, 70, 7, config, CLASSES, "c", "digest-of-data", 1, files, 0, {"eval/top1": 0.5})
     (checkpoint / "meta.json").write_text(json.dumps(asdict(meta)))
-    (run / "classes.json").write_text(json.dumps([{"wnid": f"n{i}", "name": f"name {i}"} for i in range(10)]))
-    (run / "run.json").write_text(json.dumps({"parent": {"run_dir": "the-parent"}}))
+    classes = [{"wnid": f"n{index}", "name": f"name {index}"} for index in range(CLASSES)]
+    (run / "classes.json").write_text(json.dumps(classes))
+    (run / "run.json").write_text(json.dumps({"parent": {"run_dir": str(run.parent / "the-parent"), "step": 3}}))
     return model
 
 
@@ -40,48 +61,224 @@ def call(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
     return export.main()
 
 
+def logits_differ(one: Callable[[torch.Tensor], torch.Tensor], other: Callable, size: int) -> float:  # type: ignore[type-arg]
+    """On other images than the export itself looks at, and another number of them."""
+    x_BCHW = torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(9)).clamp(-1, 1)
+    with torch.inference_mode():
+        return float((one(x_BCHW) - other(x_BCHW)).abs().max())
+
+
 @pytest.mark.parametrize("size", [32, 48])
-@pytest.mark.parametrize("form", ["timm", "huggingface", "npz"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_the_export_has_the_checkpoints_logits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, size: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: Format, size: int
 ) -> None:
-    model = make_run(tmp_path / "run", ModelConfig("tiny", size))
+    resize = "square" if size == 32 else "central"
+    model = make_run(tmp_path / "run", ModelConfig("tiny", size), resize=resize, loss="sigmoid")
     out = tmp_path / "out"
     call(monkeypatch, tmp_path / "run", out, "--format", form)
-    config, state, _ = load_weights(out / "model.npz" if form == "npz" else out)
-    again = VisionTransformer(config, 10).eval()
-    again.load_state_dict(state)
-    x_BCHW = torch.randn(2, 3, size, size)
-    with torch.no_grad():
-        torch.testing.assert_close(again(x_BCHW), model(x_BCHW), rtol=0, atol=1e-5)
-    card = (out / "README.md").read_text()
-    assert "eval/top1: 0.5000" in card
-    assert "digest-of-data" in card
-    assert "the-parent" in card
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 <= report["largest_difference"] <= 1e-5
+    assert report["resize"] == resize
+    again = exporting.read_back(out, form, trained.read_description(out))
+    assert logits_differ(again, model, size) <= 1e-5
+    assert logits_differ(lambda x_BCHW: again(x_BCHW) + 2e-5, model, size) > 1e-5
+    for file in out.iterdir():
+        content = file.read_bytes()
+        assert str(tmp_path).encode() not in content, f"{file.name} names a folder of this machine"
+        assert str(Path(exporting.__file__).parents[1]).encode() not in content, f"{file.name} names our source folder"
 
 
-def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_run(tmp_path / "run", ModelConfig("tiny", 32, pre_logits=True))
-    with pytest.raises(UserError, match="pre_logits"):
-        call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "timm")
+@pytest.mark.parametrize("form", ["onnx", "torch", "safetensors", "npz"])
+def test_pre_logits_leave_in_the_formats_that_hold_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Format
+) -> None:
+    gelu = "tanh" if form == "npz" else "exact"
+    model = make_run(tmp_path / "run", ModelConfig("tiny", 32, pre_logits=True, gelu=gelu))
+    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
+    again = exporting.read_back(tmp_path / "out", form, trained.read_description(tmp_path / "out"))
+    assert logits_differ(again, model, 32) <= 1e-5
+
+
+@pytest.mark.parametrize("form", ["timm", "huggingface"])
+@pytest.mark.parametrize("resize", ["square", "central"])
+def test_formats_with_their_own_words_for_it_say_how_images_are_resized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, resize: str
+) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32), resize=resize)
+    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
+    (tmp_path / "out" / DESCRIPTION).unlink()
+    assert load_weights(tmp_path / "out")[2]["resize"] == resize
+    known = trained.load(tmp_path / "out").description
+    assert known.resize == resize
+    assert known.classes[3].name == "name 3"
+
+
+def test_the_card_tells_results_data_lineage_and_recipe_and_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central")
+    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "safetensors")
+    text = (tmp_path / "out" / "README.md").read_text()
+    for part in ("eval/top1: 0.5000", "digest-of-data", '"the-parent"', "7 steps", '"mine"', "middle square of 7/8"):
+        assert part in text
+    assert "/" not in text.split("## Lineage")[1]
+
+
+def test_an_export_is_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Formats lead into one another, and classes and preparation come along."""
+    model = make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central", loss="sigmoid")
+    source = tmp_path / "run"
+    for form in ("npz", "huggingface", "safetensors", "timm"):
+        call(monkeypatch, source, tmp_path / form, "--format", form)
+        source = tmp_path / form
+    last = trained.load(source)
+    assert logits_differ(exporting.build(last), model, 32) <= 1e-5
+    assert (last.description.resize, last.description.loss) == ("central", "sigmoid")
+    assert [entry.wnid for entry in last.description.classes] == [f"n{index}" for index in range(CLASSES)]
+
+
+def test_published_weights_get_the_names_of_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.interop import npz  # noqa: PLC0415
+
+    model = random_model(ModelConfig("tiny", 32), 1000)
+    npz.write(tmp_path / "published.npz", model.config, model.state_dict())
+    call(monkeypatch, tmp_path / "published.npz", tmp_path / "out", "--format", "timm")
+    classes = trained.read_description(tmp_path / "out").classes
+    assert (classes[0].wnid, classes[0].name) == ("n01440764", "tench, Tinca tinca")
+    assert "Recipe" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_any_stage_and_number_of_ranks_leaves_the_same_model(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same training under each: the exports agree as closely as float32 sums in another order can."""
+    monkeypatch.undo()  # the ranks have all six blocks
+    exports = []
+    for world, stage in ((1, 0), (2, 1), (2, 2), (2, 3)):
+        run = tmp_path / f"run-{world}-{stage}"
+        job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", digits, "--data.workers", 0)
+        options = ("--schedule.steps", 2, "--schedule.warmup-steps", 0, "--train.zero-stage", stage)
+        run_ranks(world, (*job, *options, "--train.micro-batch", 8), tmp_path / f"log-{stage}")
+        out = tmp_path / f"out-{stage}"
+        call(monkeypatch, run, out, "--format", "safetensors")
+        exports.append(exporting.build(trained.load(out)))
+    start = random_model(ModelConfig("tiny", exports[0].config.image_size), CLASSES).eval()
+    assert logits_differ(exports[0], start, exports[0].config.image_size) > 0.01
+    for other in exports[1:]:
+        assert logits_differ(exports[0], other, other.config.image_size) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "parts"),
+    [
+        (ModelConfig("tiny", 32, pre_logits=True), ("--format", "timm"), ["pre_logits", "npz, onnx or safetensors"]),
+        (ModelConfig("tiny", 32, pre_logits=True), ("--format", "huggingface"), ["pre_logits", "npz, onnx"]),
+        (ModelConfig("tiny", 32, gelu="exact"), ("--format", "npz"), ["differ", "model.gelu 'exact'", "safetensors"]),
+        (ModelConfig("tiny", 32, norm_eps=1e-2), ("--format", "npz"), ["differ", "model.norm_eps 0.01"]),
+        (ModelConfig("tiny", 32), ("--average",), ["averaged weights", "--train.average"]),
+        (ModelConfig("tiny", 32), ("--format", "tflite"), ["tflite", "onnx", "--help"]),
+        (ModelConfig("tiny", 32), ("--fromat", "npz"), ["--fromat", "--format"]),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: ModelConfig, arguments: tuple[str, ...], parts: list[str]
+) -> None:
+    make_run(tmp_path / "run", config)
+    with pytest.raises(UserError) as caught:
+        call(monkeypatch, tmp_path / "run", tmp_path / "out", *arguments)
+    for part in parts:
+        assert part in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def cut_weights(run: Path) -> Path:
+    file = next(run.rglob("state-*"))
+    file.write_bytes(file.read_bytes()[:1000])
+    return run
+
+
+def lose_classes(run: Path) -> Path:
+    (run / "classes.json").unlink()
+    return run
+
+
+def folder_of_text(run: Path) -> Path:
+    (run.parent / "text").mkdir()
+    (run.parent / "text" / "notes.txt").write_text("no model")
+    return run.parent / "text"
+
+
+def other_file(run: Path) -> Path:
+    (run.parent / "model.bin").write_bytes(b"0")
+    return run.parent / "model.bin"
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda run: run.parent / "nowhere", ["nowhere", "does not exist", "run folder"]),
+        (cut_weights, ["no complete checkpoint"]),
+        (lose_classes, ["classes.json", "run folder as training left it"]),
+        (folder_of_text, ["text", "config.json"]),
+        (other_file, ["model.bin", "no .npz"]),
+    ],
+)
+def test_models_that_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Path], parts: list[str]
+) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    model = damage(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        call(monkeypatch, model, tmp_path / "out")
+    for part in parts:
+        assert part in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_exists_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists"):
-        call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "npz")
+        call(monkeypatch, tmp_path / "run", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        call(monkeypatch, tmp_path / "run", tmp_path / "file" / "out")
 
 
-def test_logits_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The .npz has no room for the GELU's kind."""
-    config, _, _ = _read_back(tmp_path, monkeypatch)
-    other = "tanh" if config.gelu == "exact" else "exact"
-    make_run(tmp_path / "other", ModelConfig("tiny", 32, gelu=other))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="differ"):
-        call(monkeypatch, tmp_path / "other", tmp_path / "refused", "--format", "npz")
-    assert not (tmp_path / "refused").exists()
+def test_a_torch_archive_that_could_run_code_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "torch")
+    path = tmp_path / "out" / "model.pt2"
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    ran = tmp_path / "ran"
+    code = b"cos\nsystem\n(S'touch " + str(ran).encode() + b"'\ntR."
+    for change in ("sample_inputs", "weights_config"):
+        with zipfile.ZipFile(tmp_path / f"{change}.pt2", "w") as archive:
+            for name, content in files.items():
+                if change in name:
+                    content = code if change == "sample_inputs" else content.replace(b"false", b"true")  # noqa: PLW2901
+                archive.writestr(name, content)
+        with pytest.raises(UserError, match="could run code"):
+            exporting.open_torch(tmp_path / f"{change}.pt2")
+    assert not ran.exists()
 
 
-def _read_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelConfig, object, object]:
-    make_run(folder / "run", ModelConfig("tiny", 32))
-    call(monkeypatch, folder / "run", folder / "npz", "--format", "npz")
-    return load_weights(folder / "npz" / "model.npz")
+def test_the_code_of_the_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the formats that need no peer."""
+    import cv2  # noqa: PLC0415
+
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((40, 50, 3), np.uint8))
+    make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central")
+    for form, said in (("onnx", "name "), ("torch", "tensor("), ("npz", "(128, 10)"), ("safetensors", "[10, 128]")):
+        call(monkeypatch, tmp_path / "run", tmp_path / form, "--format", form)
+        capsys.readouterr()
+        text = (tmp_path / form / "README.md").read_text()
+        code = text.split("```python\n")[1].split("```")[0]
+        assert code.strip() == card.use(form, 32, "central")
+        exec(code, {"FOLDER": str(tmp_path / form), "IMAGE": str(tmp_path / "image.png")})
+        assert said in capsys.readouterr().out

@@ -7,19 +7,34 @@ from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig
-from pipeline.interop import huggingface, npz, timm
+from pipeline.interop import huggingface, native, npz, timm
 from pipeline.interop.weights import read_config
 
+GRAPHS = ("model.onnx", "model.pt2")  # exports that can run, and nothing else
 Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]
 
 
+KINDS = "an official .npz, a timm or transformers folder, or a folder that jobs.export wrote"
+
+
 def load_weights(path: Path) -> Weights:
-    """The model in an official .npz file, a timm folder or a transformers folder.
+    """The model in an official .npz file, a timm folder, a transformers folder or an export of ours.
 
     Returns the configuration that gives that project's logits, the float32 weights with our names, and what else is
-    known: "format", "classes" (0: no head), and where the format has them "labels" and "loss". Raises UserError.
+    known: "format", "classes" (0: no head), and where the format has them "labels", "descriptions", "loss" and
+    "resize". Raises UserError.
     """
     if path.is_dir():
+        return _load_folder(path)
+    if path.suffix == ".npz" and path.is_file():
+        return npz.read(path)
+    if not path.exists():
+        raise UserError(f"{str(path)!r} does not exist: name {KINDS}")
+    raise UserError(f"{str(path)!r} is no .npz file: name {KINDS}")
+
+
+def _load_folder(path: Path) -> Weights:
+    if (path / "config.json").exists():
         settings = read_config(path)
         if "architecture" in settings:
             return timm.read(path)
@@ -29,8 +44,13 @@ def load_weights(path: Path) -> Weights:
             f"{str(path / 'config.json')!r} has neither timm's 'architecture' nor transformers' 'model_type': 'vit': "
             "name the folder of a ViT of either"
         )
-    if path.suffix == ".npz" and path.is_file():
-        return npz.read(path)
-    if not path.exists():
-        raise UserError(f"{str(path)!r} does not exist: name an official .npz, a timm folder or a transformers folder")
-    raise UserError(f"{str(path)!r} is no .npz file: name an official .npz, a timm folder or a transformers folder")
+    if (path / "model.npz").is_file():
+        return npz.read(path / "model.npz")
+    if (path / native.DESCRIPTION).is_file() and not any((path / name).exists() for name in GRAPHS):
+        return native.read(path)
+    if any((path / name).exists() for name in GRAPHS):
+        raise UserError(
+            f"{str(path)!r} holds a compiled graph, whose weights can't be taken out again: name the run or another "
+            "export of it"
+        )
+    raise UserError(f"{str(path)!r} has no config.json, model.npz or {native.DESCRIPTION}: name {KINDS}")

@@ -61,11 +61,12 @@ def model_config(
         norm_eps=norm_eps,
     )
     classes = state["head.weight"].shape[0] if "head.weight" in state else 0
-    _check_tensors(state, config, classes, source)
+    check_tensors(state, config, classes, source)
     return config, classes
 
 
-def _check_tensors(state: Mapping[str, Tensor], config: ModelConfig, classes: int, source: str) -> None:
+def check_tensors(state: Mapping[str, Tensor], config: ModelConfig, classes: int, source: str) -> None:
+    """Raises UserError where a state dict isn't the whole of the model that ``config`` describes."""
     with torch.device("meta"):
         expected = VisionTransformer(config, classes or 1).state_dict()
     if not classes:

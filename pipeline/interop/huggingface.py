@@ -5,7 +5,7 @@ The names written are those of transformers 4, which version 5 reads and writes 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +17,7 @@ from pipeline.files import flush, write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_object, read_tensors
 from pipeline.model import ARCHITECTURES
+from pipeline.transforms import CENTRAL
 
 _TOP = {
     "cls_token": "embeddings.cls_token",
@@ -35,16 +36,17 @@ _ATTENTION = ("query", "key", "value")  # ours are one matrix
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, float32 state with our names, and {"format", "classes", "labels", "loss"}. Raises UserError.
+    """Configuration, float32 state with our names, {"format", "classes", "labels", "loss", "resize"}. Raises UserError.
 
     Reads ViTForImageClassification and ViTModel, whose pooler is our pre_logits layer.
     """
     settings = read_config(folder)
     if settings.get("qkv_bias", True) is not True:
         raise UserError(f"{str(folder / 'config.json')!r} has qkv_bias false: choose a ViT as published")
-    preprocessor = folder / "preprocessor_config.json"
+    preprocessor, resize = folder / "preprocessor_config.json", "square"
     if preprocessor.is_file():
         inputs = read_object(preprocessor)
+        resize = "central" if inputs.get("do_center_crop") else "square"
         check_normalisation(folder, inputs.get("image_mean"), inputs.get("image_std"))
     theirs = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
     theirs = {name.removeprefix("vit."): tensor for name, tensor in theirs.items()}
@@ -66,13 +68,23 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     names = settings.get("id2label") or {}
     labels = [names[str(index)] for index in range(classes)] if len(names) == classes and classes else None
     loss = "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
-    return config, state, {"format": "huggingface", "classes": classes, "labels": labels, "loss": loss}
+    facts = {"labels": labels, "loss": loss, "resize": resize}
+    return config, state, {"format": "huggingface", "classes": classes, **facts}
 
 
 def write(
-    folder: Path, config: ModelConfig, state: Mapping[str, Tensor], labels: Sequence[str], *, loss: str = "softmax"
+    folder: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    labels: Sequence[str],
+    *,
+    loss: str = "softmax",
+    resize: Literal["square", "central"] = "square",
 ) -> None:
-    """Write a folder that ``AutoModelForImageClassification.from_pretrained(FOLDER)`` loads. Raises UserError."""
+    """Write a folder that ``AutoModelForImageClassification.from_pretrained(FOLDER)`` loads. Raises UserError.
+
+    ``resize``: what the run does to evaluation images (pipeline.transforms.eval_image), in transformers' words.
+    """
     if config.pre_logits:
         raise UserError(
             "model.pre_logits True has no place in transformers' ViTForImageClassification: export to npz, onnx or "
@@ -104,21 +116,28 @@ def write(
         "torch_dtype": "float32",
     }
     write_json(folder / "config.json", settings)
-    side = {"height": config.image_size, "width": config.image_size}
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True,
-            "size": side,  # a direct resize to the square, as our evaluation does
-            "resample": 2,  # PIL's number of bilinear
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-    )
+    write_json(folder / "preprocessor_config.json", _preprocessor(config.image_size, resize))
+
+
+def _preprocessor(size: int, resize: Literal["square", "central"]) -> dict[str, Any]:
+    square = {"height": size, "width": size}
+    geometry: dict[str, Any]
+    if resize == "square":  # a direct resize to the square
+        geometry = {"image_processor_type": "ViTImageProcessor", "size": square}
+    else:  # transformers 4's ViTImageProcessor can't crop
+        crop = {"do_center_crop": True, "crop_size": square}
+        short_side = {"shortest_edge": round(size * CENTRAL)}
+        geometry = {"image_processor_type": "BitImageProcessor", "size": short_side, **crop, "do_convert_rgb": True}
+    return {
+        **geometry,
+        "do_resize": True,
+        "resample": 2,  # PIL's number of bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
 
 
 def _to_state(theirs: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:

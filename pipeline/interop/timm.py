@@ -5,7 +5,7 @@ Our parameter names are timm's, so only the configuration is translated.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +16,7 @@ from pipeline.files import flush, write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_tensors
 from pipeline.model import ARCHITECTURES
+from pipeline.transforms import CENTRAL
 
 # timm's entry points that build our variants. The tiny model is B/16's with other sizes.
 ENTRY_POINTS = {
@@ -33,9 +34,10 @@ _HARMLESS = {
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, float32 state, and {"format", "classes", "labels"} of a folder. Raises UserError.
+    """Configuration, float32 state, {"format", "classes", "labels", "descriptions", "resize"}. Raises UserError.
 
-    A folder without ``act_layer`` means timm's default, the exact GELU: ``config.gelu`` says so.
+    A folder without ``act_layer`` means timm's default, the exact GELU: ``config.gelu`` says so. A central crop of any
+    share, such as 0.9, is read as our central crop, 7/8.
     """
     settings = read_config(folder)
     architecture = str(settings.get("architecture", "")).split(".")[0]
@@ -60,8 +62,11 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
         source=str(folder),
         gelu={"gelu": "exact", "gelu_tanh": "tanh"}.get(gelu, str(gelu)),
     )
-    labels = settings.get("label_names")
-    return config, state, {"format": "timm", "classes": classes, "labels": labels}
+    labels, texts = settings.get("label_names"), settings.get("label_descriptions") or {}
+    names = [texts.get(label, label) for label in labels] if labels else None
+    squashed = pretrained.get("crop_mode") == "squash" or (pretrained.get("crop_pct") or 0.875) >= 1.0
+    facts = {"labels": labels, "descriptions": names, "resize": "square" if squashed else "central"}
+    return config, state, {"format": "timm", "classes": classes, **facts}
 
 
 def write(
@@ -71,9 +76,13 @@ def write(
     labels: Sequence[str],
     *,
     descriptions: Sequence[str] = (),
+    resize: Literal["square", "central"] = "square",
     tag: str = "",
 ) -> None:
-    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads. Raises UserError."""
+    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads. Raises UserError.
+
+    ``resize``: what the run does to evaluation images (pipeline.transforms.eval_image), in timm's words.
+    """
     if config.pre_logits:
         raise UserError(
             "model.pre_logits True has no place in timm's ViT: export to npz, onnx or safetensors, or fine-tune first "
@@ -108,8 +117,9 @@ def write(
             "input_size": size,
             "fixed_input_size": True,
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",  # a direct resize to the square, as our evaluation does
+            # squash: a direct resize to the square; center: short side to size / crop_pct, then the middle
+            "crop_pct": 1.0 if resize == "square" else 1 / CENTRAL,
+            "crop_mode": "squash" if resize == "square" else "center",
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
             "num_classes": classes,

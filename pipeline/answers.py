@@ -1,0 +1,91 @@
+"""What a model says of pictures, as rows: for the terminal, CSV and Parquet, written while they come.
+
+A row: image, error ("" where there is none), then index_1, wnid_1, name_1, probability_1 ... of the likeliest classes.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.cli import UserError
+from pipeline.trained import Named
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The likeliest classes of one picture, likeliest first; none, but an error, where it could not be read."""
+
+    image: str
+    classes: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def row(answer: Answer, known: Sequence[Named], top: int) -> dict[str, Any]:
+    """The columns of :func:`schema`."""
+    columns: dict[str, Any] = {"image": answer.image, "error": answer.error}
+    for place in range(top):
+        there = place < len(answer.classes)
+        index = answer.classes[place] if there else None
+        columns[f"index_{place + 1}"] = index
+        columns[f"wnid_{place + 1}"] = known[index].wnid if index is not None else None
+        columns[f"name_{place + 1}"] = known[index].name if index is not None else None
+        columns[f"probability_{place + 1}"] = round(answer.probabilities[place], 6) if there else None
+    return columns
+
+
+def schema(top: int) -> pa.Schema:
+    fields = [("image", pa.string()), ("error", pa.string())]
+    kinds = (("index", pa.int32()), ("wnid", pa.string()), ("name", pa.string()), ("probability", pa.float32()))
+    fields += [(f"{name}_{place + 1}", kind) for place in range(top) for name, kind in kinds]
+    return pa.schema(fields)
+
+
+class Files:
+    """--csv and --parquet, each written aside and renamed at a good end; use as a context manager."""
+
+    def __init__(self, csv_path: Path | None, parquet_path: Path | None, known: Sequence[Named], top: int) -> None:
+        self._known, self._top = known, top
+        self._paths = [path for path in (csv_path, parquet_path) if path is not None]
+        self._csv = self._parquet = None
+        try:
+            if csv_path is not None:
+                self._csv = _aside(csv_path).open("w", newline="", encoding="utf-8")
+                self._writer = csv.DictWriter(self._csv, schema(top).names)
+                self._writer.writeheader()
+            if parquet_path is not None:
+                self._parquet = pq.ParquetWriter(_aside(parquet_path), schema(top))
+        except OSError as error:
+            raise UserError(
+                f"{str(error.filename or csv_path)!r} can't be written ({error.strerror}): name another file"
+            ) from error
+
+    def __enter__(self) -> "Files":
+        return self
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        rows = [row(answer, self._known, self._top) for answer in answers]
+        if self._csv is not None:
+            self._writer.writerows(rows)
+        if self._parquet is not None and rows:
+            self._parquet.write_table(pa.Table.from_pylist(rows, schema(self._top)))
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        for file in (self._csv, self._parquet):
+            if file is not None:
+                file.close()
+        for path in self._paths:
+            if kind is None:
+                _aside(path).replace(path)
+            else:
+                _aside(path).unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

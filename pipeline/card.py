@@ -1,0 +1,119 @@
+"""README.md of an exported model: how to use it, results, data, lineage, recipe. Names no path of a machine. Pure."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pipeline.trained import Resize, Trained
+
+_PATHS = ("run_dir", "data.train", "data.eval", "parent")  # fields of the configuration
+_LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them
+
+_USE = {
+    "timm": """import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+with torch.inference_mode():
+    logits = model(transform(Image.open(IMAGE).convert("RGB"))[None])
+print(model.pretrained_cfg["label_names"][int(logits.argmax())])""",
+    "huggingface": """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(FOLDER).eval()
+processor = AutoImageProcessor.from_pretrained(FOLDER)
+with torch.inference_mode():
+    logits = model(**processor(Image.open(IMAGE).convert("RGB"), return_tensors="pt")).logits
+print(model.config.id2label[int(logits.argmax())])""",
+    "npz": """import numpy as np
+
+weights = np.load(f"{FOLDER}/model.npz")  # google-research/vision_transformer's layout
+print(weights["head/kernel"].shape)""",
+    "safetensors": """from safetensors.torch import load_file
+
+weights = load_file(f"{FOLDER}/model.safetensors")  # timm's names; model.json has the configuration
+print(weights["head.weight"].shape)""",
+    "onnx": """import json
+from pathlib import Path
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+facts = json.loads(Path(f"{FOLDER}/model.json").read_text())
+image = Image.open(IMAGE).convert("RGB")
+CROP
+image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+images = (np.asarray(image, np.float32).transpose(2, 0, 1)[None] - 127.5) / 127.5
+session = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")
+(logits,) = session.run(["logits"], {"images": images})
+print(facts["classes"][int(logits.argmax())]["name"])""",
+    "torch": """import torch
+
+model = torch.export.load(f"{FOLDER}/model.pt2").module()
+with torch.inference_mode():
+    print(model(torch.zeros(1, 3, SIZE, SIZE)).argmax())  # images as above instead of zeros""",
+}
+_CROP = """side = round(min(image.size) * 7 / 8)
+left, top = (image.width - side) // 2, (image.height - side) // 2
+image = image.crop((left, top, left + side, top + side))
+"""
+
+
+def card(model: Trained, form: str) -> str:
+    known = model.description
+    size = known.model.image_size
+    library = f"library_name: {_LIBRARY[form]}\n" if form in _LIBRARY else ""
+    resized = (
+        f"resized to {size} x {size}"
+        if known.resize == "square"
+        else f"cut to the middle square of 7/8 of the short side, and that is resized to {size} x {size}"
+    )
+    probabilities = (
+        "a softmax of the logits"
+        if known.loss == "softmax"
+        else "a sigmoid of each logit (the model was trained with one binary decision a class)"
+    )
+    results = "".join(f"- {name}: {value:.4f}\n" for name, value in sorted(model.metrics.items()))
+    lineage = _named(model.parent, ("run_dir", "weights"))
+    parts = [
+        f"---\n{library}pipeline_tag: image-classification\ntags:\n- vision-transformer\n---",
+        f"# ViT {known.model.variant}, {len(known.classes):,} classes",
+        f"Images are {resized} (bilinear) and scaled by (pixel - 127.5) / 127.5. Probabilities are {probabilities}.",
+        f"## Use\n\n```python\n{use(form, size, known.resize)}\n```",
+    ]
+    if model.config:
+        parts += [
+            f"## Results\n\n{results or 'The checkpoint was not evaluated at its step.'}".rstrip(),
+            f"## Data\n\nDigest of the training set: `{model.dataset_digest}`",
+            f"## Lineage\n\n{model.step} steps from "
+            + (f"these weights:\n\n```json\n{_json(lineage)}\n```" if model.parent else "random weights."),
+            f"## Recipe\n\n```json\n{_json(_named(model.config, _PATHS))}\n```",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def use(form: str, size: int, resize: Resize) -> str:
+    """Python that loads and runs an export; FOLDER and IMAGE are the reader's."""
+    return _USE[form].replace("SIZE", str(size)).replace("CROP\n", _CROP if resize == "central" else "")
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1)
+
+
+def _named(tree: Mapping[str, Any], fields: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+    """``tree`` with the last part of a path instead of the path, in the named fields."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        field = prefix + key
+        if isinstance(value, Mapping):
+            result[key] = _named(value, fields, f"{field}.")
+        elif field in fields and value:
+            result[key] = [PurePath(part).name for part in value] if isinstance(value, list) else PurePath(value).name
+        else:
+            result[key] = value
+    return result

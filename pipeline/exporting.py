@@ -1,0 +1,179 @@
+"""Writing a trained model in the forms that others load, and running what was written.
+
+Shapes: B batch, C image channels (of an image) or classes (of logits), H W pixels.
+"""
+
+import io
+import json
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pipeline.cli import UserError
+from pipeline.files import flush, write_json
+from pipeline.interop import huggingface, load_weights, native, npz, timm
+from pipeline.model import VisionTransformer
+from pipeline.trained import Description, Trained, describe
+
+Format = Literal["timm", "huggingface", "npz", "safetensors", "onnx", "torch"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+Forward = Callable[[Tensor], Tensor]  # x_BCHW, normalised -> logits_BC
+
+OPSET = 20  # ONNX's; the first with a Gelu operator
+_TRACED = 2  # images of the batch that a graph is traced with; its size stays free
+
+
+def write(folder: Path, form: Format, trained: Trained) -> None:
+    """Write the weights and model.json into a folder that exists. Raises UserError."""
+    known, weights = trained.description, trained.weights
+    names = [entry.name for entry in known.classes]
+    if form == "timm":
+        wnids = [entry.wnid or str(index) for index, entry in enumerate(known.classes)]
+        timm.write(folder, known.model, weights, wnids, descriptions=names, resize=known.resize)
+    elif form == "huggingface":
+        huggingface.write(folder, known.model, weights, names, loss=known.loss, resize=known.resize)
+    elif form == "npz":
+        npz.write(folder / "model.npz", known.model, weights)
+    elif form == "safetensors":
+        native.write(folder, weights)
+    elif form == "onnx":
+        write_onnx(folder / "model.onnx", build(trained))
+    else:
+        write_torch(folder / "model.pt2", build(trained))
+    write_json(folder / native.DESCRIPTION, describe(known, form))
+
+
+def build(trained: Trained) -> VisionTransformer:
+    """The model in float32 on the CPU, for inference."""
+    model = VisionTransformer(trained.description.model, len(trained.description.classes)).eval()
+    model.load_state_dict(dict(trained.weights))
+    return model
+
+
+def read_back(folder: Path, form: Format, known: Description) -> Forward:
+    """What was written, as a function. The description's own way of preparing images must be in it, too."""
+    if form == "onnx":
+        return open_onnx(folder / "model.onnx", torch.device("cpu"))
+    if form == "torch":
+        return open_torch(folder / "model.pt2")
+    config, state, facts = load_weights(folder)
+    assert facts.get("resize", known.resize) == known.resize, (facts["resize"], known.resize)
+    model = VisionTransformer(config, len(known.classes)).eval()
+    model.load_state_dict(state)
+    return model
+
+
+@torch.inference_mode()
+def difference(one: Forward, other: Forward, size: int) -> tuple[float, float]:
+    """The largest difference of a logit on noise, for batches of one and of three, and the largest logit."""
+    generator = torch.Generator().manual_seed(0)
+    largest = logit = 0.0
+    for batch in (1, 3):
+        x_BCHW = torch.rand(batch, 3, size, size, generator=generator) * 2 - 1
+        logits_BC = one(x_BCHW)
+        largest = max(largest, float((logits_BC - other(x_BCHW)).abs().max()))
+        logit = max(logit, float(logits_BC.abs().max()))
+    return largest, logit
+
+
+def write_onnx(path: Path, model: VisionTransformer) -> None:
+    """``images`` -> ``logits``, any batch size, in one file. Raises UserError where the packages are missing."""
+    try:
+        import onnx  # noqa: F401, PLC0415
+        import onnxscript  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise UserError(f"--format onnx needs {error.name!r}: pip install 'vit-pipeline[export]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter uses what torch itself deprecates
+        program = torch.onnx.export(
+            model,
+            (_example(model),),
+            dynamo=True,
+            dynamic_shapes=_any_batch(),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+        assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces, with the paths of this machine
+        program.save(str(path), external_data=False)
+    flush(path)
+
+
+def open_onnx(path: Path, device: torch.device) -> Forward:
+    """Run by onnxruntime, on the GPU where ``device`` and the installed package have one. Raises UserError."""
+    try:
+        import onnxruntime  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError("an .onnx model needs onnxruntime: pip install 'vit-pipeline[export]'") from error
+    offered = onnxruntime.get_available_providers()
+    wanted = ("CUDAExecutionProvider",) if device.type == "cuda" else ()
+    providers = [name for name in (*wanted, "CPUExecutionProvider") if name in offered]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's own classes have no public base
+        raise UserError(f"{str(path)!r} can't be read ({str(error).splitlines()[0]}): export it again") from error
+
+    def forward(x_BCHW: Tensor) -> Tensor:
+        (logits_BC,) = session.run(["logits"], {"images": x_BCHW.float().cpu().numpy()})
+        return torch.from_numpy(logits_BC)
+
+    return forward
+
+
+def write_torch(path: Path, model: VisionTransformer) -> None:
+    """torch.export's archive, any batch size: what AOTInductor, ExecuTorch and torch's C++ runtime load."""
+    program = torch.export.export(model, (_example(model),), dynamic_shapes=_any_batch())
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths of this machine
+    torch.export.save(program, path)
+    flush(path)
+
+
+def open_torch(path: Path) -> Forward:
+    """Raises UserError where it is no archive of torch.export, or one that could run code while it is loaded."""
+    try:
+        _check_archive(path)
+        module = torch.export.load(path).module()
+    except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{str(path)!r} can't be read ({str(error).splitlines()[0]}): export it again") from error
+    return module
+
+
+def _check_archive(path: Path) -> None:
+    """torch.export.load unpickles what an archive says is pickled. Ours are not. Raises ValueError."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("_config.json") and '"use_pickle": true' in _compact(archive.read(name)):
+                raise ValueError(f"{name} has pickled tensors, which could run code")
+            if "/sample_inputs/" in name:
+                _load_harmless(archive.read(name), name)
+
+
+def _compact(content: bytes) -> str:
+    return json.dumps(json.loads(content))
+
+
+def _load_harmless(content: bytes, name: str) -> Any:
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{name} could run code") from error
+
+
+def _example(model: VisionTransformer) -> Tensor:
+    size = model.config.image_size
+    return torch.zeros(_TRACED, 3, size, size)
+
+
+def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
+    return ({0: torch.export.Dim("batch", min=1)},)

@@ -1,0 +1,76 @@
+"""A model that classifies images, from any source: a run, a checkpoint, published weights, each of our exports.
+
+Shapes: B batch, C classes, K classes returned, H W pixels.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline import exporting, trained
+from pipeline.cli import UserError
+from pipeline.data import normalise
+from pipeline.exporting import Forward
+from pipeline.interop import GRAPHS
+from pipeline.interop.native import DESCRIPTION
+from pipeline.model import VisionTransformer
+from pipeline.trained import Description, Named
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """``forward`` on ``device`` in ``dtype``, and what to do before and after it."""
+
+    known: Description
+    forward: Forward
+    device: torch.device
+    dtype: torch.dtype
+    model: VisionTransformer | None  # what forward is; None where it is a graph (ONNX, torch.export)
+
+    @torch.inference_mode()
+    def classify(self, images_BHWC: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        """uint8 images as pipeline.pictures prepares them -> the likeliest classes_BK and their probabilities_BK."""
+        x_BCHW = normalise(images_BHWC.to(self.device, non_blocking=True), self.dtype)
+        logits_BC = self.forward(x_BCHW).float()
+        scores_BC = logits_BC.sigmoid() if self.known.loss == "sigmoid" else logits_BC.softmax(-1)
+        probabilities_BK, classes_BK = scores_BC.topk(min(top, logits_BC.shape[1]))
+        return classes_BK.cpu(), probabilities_BK.cpu()
+
+
+def open_classifier(path: Path, *, device: torch.device, dtype: torch.dtype, average: bool = False) -> Classifier:
+    """Raises UserError."""
+    graph = _graph(path)
+    if graph is None:
+        found = trained.load(path, average=average)
+        model = exporting.build(found).to(device, dtype)
+        return Classifier(found.description, model, device, dtype, model)
+    if average or dtype != torch.float32:
+        raise UserError(
+            f"MODEL {str(graph)!r} is a graph of float32 weights: leave out --average and --dtype, or name the run"
+        )
+    if not (graph.parent / DESCRIPTION).is_file():
+        raise UserError(
+            f"MODEL {str(graph)!r} has no {DESCRIPTION} beside it, which names its classes: name a folder that "
+            "jobs.export wrote"
+        )
+    known = trained.read_description(graph.parent)
+    if graph.suffix == ".onnx":
+        return Classifier(known, exporting.open_onnx(graph, device), device, dtype, None)
+    cpu = torch.device("cpu")  # where the graph was traced
+    return Classifier(known, exporting.open_torch(graph), cpu, dtype, None)
+
+
+def with_classes(classifier: Classifier, classes: tuple[Named, ...]) -> Classifier:
+    """The same with other names for its classes."""
+    return replace(classifier, known=replace(classifier.known, classes=classes))
+
+
+def _graph(path: Path) -> Path | None:
+    """The file of an ONNX or torch.export graph that ``path`` is, or holds."""
+    if path.is_file() and path.suffix in (".onnx", ".pt2"):
+        return path
+    if path.is_dir() and not (path / "config.json").exists():
+        return next((path / name for name in GRAPHS if (path / name).is_file()), None)
+    return None

@@ -1,0 +1,42 @@
+"""Our own folder of weights: ``model.safetensors`` under our names, and ``model.json`` with the configuration.
+
+Any configuration has its place in it, pre_logits and other GELUs included, and nothing in it can run code.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.cli import UserError
+from pipeline.config import ModelConfig, from_dict
+from pipeline.files import flush
+from pipeline.interop.architecture import check_tensors
+from pipeline.interop.weights import read_object, read_tensors
+
+DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.trained
+
+
+def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, float32 state, and {"format", "classes"} of a folder. Raises UserError."""
+    state = read_tensors(folder, ("model.safetensors",))
+    settings = read_object(folder / DESCRIPTION).get("model")
+    if not isinstance(settings, dict):
+        raise UserError(f"{str(folder / DESCRIPTION)!r} has no 'model': name a folder that jobs.export wrote")
+    try:
+        config = from_dict(ModelConfig, settings)
+    except TypeError as error:
+        raise UserError(f"{str(folder / DESCRIPTION)!r} is damaged ({error}): export the model again") from error
+    classes = len(state["head.bias"]) if "head.bias" in state else 0
+    check_tensors(state, config, classes, str(folder))
+    return config, state, {"format": "safetensors", "classes": classes}
+
+
+def write(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the weights; ``model.json`` is pipeline.trained's."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    flush(path)

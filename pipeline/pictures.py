@@ -1,0 +1,197 @@
+"""Pictures to classify: files, folders and tars -> batches of uint8 images, decoded in worker processes.
+
+B batch, H W pixels, C channels.
+"""
+
+import io
+import os
+import signal
+import tarfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline import jpeg as jpegs
+from pipeline.cli import UserError
+from pipeline.jpeg import Image
+from pipeline.transforms import central_crop, eval_image
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
+LARGEST_PIXELS = 100_000_000  # width x height; more isn't decoded: a header may promise anything
+Resize = Literal["square", "central"]
+
+
+class Picture(NamedTuple):
+    """Where the bytes of a picture are."""
+
+    name: str  # for people: the file, or ``TAR/member``
+    file: Path
+    offset: int = 0
+    size: int = -1  # bytes; -1: to the end of the file
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures first ... first + count - 1, without those that can't be read."""
+
+    images_BHWC: torch.Tensor  # uint8
+    kept_B: torch.Tensor  # int64, indices of the images in the list of pictures
+    bad: tuple[tuple[int, str], ...]  # index and reason
+
+    def pin_memory(self) -> "PictureBatch":
+        return PictureBatch(self.images_BHWC.pin_memory(), self.kept_B.pin_memory(), self.bad)
+
+
+def find(inputs: Sequence[Path]) -> list[Picture]:
+    """The pictures of files, folders (and the tars in them) and tars, in order. Raises UserError where one has none."""
+    pictures: list[Picture] = []
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"IMAGE {str(path)!r} does not exist: name an image, a folder of images or a tar of them")
+        found = list(_in_folder(path) if path.is_dir() else _in_file(path))
+        if not found:
+            raise UserError(f"IMAGE {str(path)!r} holds no images ({', '.join(sorted(ENDINGS))}): name another place")
+        pictures += found
+    return pictures
+
+
+def _in_folder(folder: Path) -> Iterator[Picture]:
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            file = Path(path, name)
+            if not name.startswith(".") and (file.suffix.lower() in ENDINGS or file.suffix == ".tar"):
+                yield from _in_file(file)
+
+
+def _in_file(file: Path) -> Iterator[Picture]:
+    """A file that is no tar is taken for an image, whatever its ending: reading it will tell."""
+    if file.suffix != ".tar":
+        if file.name.endswith((".tar.gz", ".tgz")):
+            raise UserError(f"IMAGE {str(file)!r} is compressed, so its images can't be found: gunzip it first")
+        yield Picture(str(file), file)
+        return
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                name = Path(member.name)
+                if member.isfile() and name.suffix.lower() in ENDINGS and not name.name.startswith("."):
+                    yield Picture(f"{file}/{member.name}", file, member.offset_data, member.size)
+                tar.members = []  # type: ignore[attr-defined]  # it would remember each
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"IMAGE {str(file)!r} can't be read as a tar ({error}): name another one") from error
+
+
+def read(picture: Picture) -> bytes:
+    """Raises OSError."""
+    with picture.file.open("rb") as file:
+        file.seek(picture.offset)
+        return file.read(picture.size)
+
+
+def prepared(data: bytes, size: int, resize: Resize) -> Image:
+    """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole."""
+    if data[:2] != b"\xff\xd8":
+        return _by_pillow(data, size, resize)
+    height, width = jpegs.size(data)
+    _check_size(height, width)
+    if data.rfind(b"\xff\xd9") < 0:
+        raise ValueError("the JPEG is cut short: it has no end marker")
+    try:
+        return eval_image(data, size, resize)
+    except ValueError:  # CMYK, which evaluation never meets: data_prep.shard recodes it
+        return _by_pillow(data, size, resize)
+
+
+def _by_pillow(data: bytes, size: int, resize: Resize) -> Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata in pictures that it reads well
+            with Pillow.open(io.BytesIO(data)) as image:
+                _check_size(image.height, image.width)
+                pixels_HWC = np.asarray(_rgb(image))
+    except Exception as error:  # Pillow's decoders raise many types on damaged bytes
+        reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(reason) from None
+    height, width = pixels_HWC.shape[:2]
+    top, left, rows, columns = (0, 0, height, width) if resize == "square" else central_crop(height, width)
+    return cv2.resize(  # type: ignore[return-value]
+        pixels_HWC[top : top + rows, left : left + columns], (size, size), interpolation=cv2.INTER_LINEAR
+    )
+
+
+def _rgb(image: Pillow.Image) -> Pillow.Image:
+    """Transparent pixels become white, as data_prep.shard makes them."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        canvas = Pillow.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
+        high_HW = np.asarray(image).astype(np.uint32) >> 8
+        return Pillow.fromarray(high_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > LARGEST_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {LARGEST_PIXELS:,}")
+
+
+@dataclass(frozen=True)
+class PictureBatches(Dataset[PictureBatch]):
+    """Item k: pictures k * batch and following."""
+
+    pictures: Sequence[Picture]
+    batch: int
+    size: int
+    resize: Resize
+
+    def __getitem__(self, index: int) -> PictureBatch:
+        images: list[Image] = []
+        kept: list[int] = []
+        bad: list[tuple[int, str]] = []
+        first = index * self.batch
+        for place in range(first, min(first + self.batch, len(self.pictures))):
+            try:
+                images.append(prepared(read(self.pictures[place]), self.size, self.resize))
+                kept.append(place)
+            except (ValueError, OSError) as error:
+                bad.append((place, " ".join(str(error).split())))
+        images_BHWC = np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
+        return PictureBatch(torch.from_numpy(images_BHWC), torch.tensor(kept, dtype=torch.int64), tuple(bad))
+
+
+def batches(
+    pictures: Sequence[Picture], *, batch: int, size: int, resize: Resize, workers: int, rank: int, world_size: int
+) -> Iterator[PictureBatch]:
+    """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: in this process."""
+    indices = range(rank, -(-len(pictures) // batch), world_size)
+    loader: DataLoader[Any] = DataLoader(
+        PictureBatches(pictures, batch, size, resize),
+        batch_size=None,
+        sampler=indices,
+        num_workers=min(workers, len(indices)),
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+    )
+    yield from loader
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C is for the process that shows the results: its workers leave with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)

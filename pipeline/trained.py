@@ -1,0 +1,148 @@
+"""A trained model, from wherever it lies: a run, a checkpoint, an export of ours, or somebody else's weights.
+
+Each folder that jobs.export writes holds ``model.json``: the model's configuration, its classes, and what must be done
+to images before and to logits after it. Formats that say so themselves (timm, transformers) are read without it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pipeline.cli import UserError
+from pipeline.config import ModelConfig, from_dict, to_dict
+from pipeline.interop import KINDS, load_weights
+from pipeline.interop.native import DESCRIPTION
+from pipeline.interop.weights import read_object
+
+Loss = Literal["softmax", "sigmoid"]
+Resize = Literal["square", "central"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A class of the head."""
+
+    wnid: str  # the class's folder where it isn't WordNet's; "" where nobody knows
+    name: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What one must know to use a model beside its weights: model.json."""
+
+    model: ModelConfig
+    classes: tuple[Named, ...]  # in index order
+    loss: Loss = "softmax"  # sigmoid: a probability a class, which don't sum to one
+    resize: Resize = "square"  # of images, before the model: pipeline.transforms.eval_image
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Description, weights and history of a model."""
+
+    description: Description
+    weights: Mapping[str, Tensor]  # float32, with our names
+    step: int = 0
+    dataset_digest: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of an evaluation at this very step
+    config: Mapping[str, Any] = field(default_factory=dict)  # pipeline.config.to_dict of the run, {} where unknown
+    parent: Mapping[str, Any] = field(default_factory=dict)  # lineage
+
+
+def load(path: Path, *, average: bool = False) -> Trained:
+    """Raises UserError where there is no model, or its weights can't be had (ONNX, torch.export).
+
+    ``average``: a run's running average of the weights.
+    """
+    if is_run(path):
+        return _load_run(path, average=average)
+    if not path.exists():
+        raise UserError(f"MODEL {str(path)!r} does not exist: name a run folder, a checkpoint in it, {KINDS}")
+    if average:
+        raise UserError(f"--average needs a run that was trained with --train.average: {str(path)!r} is no run")
+    config, weights, facts = load_weights(path)
+    classes = int(facts["classes"])
+    if not classes:
+        raise UserError(f"{str(path)!r} has no head: fine-tune it first, with --parent {path}")
+    place = path if path.is_dir() else path.parent
+    if (place / DESCRIPTION).is_file():
+        description = read_description(place)
+        if len(description.classes) != classes:
+            raise UserError(
+                f"{str(place / DESCRIPTION)!r} names {len(description.classes)} classes, the weights have {classes}: "
+                "export the model again"
+            )
+        return Trained(description, weights)
+    wnids = facts.get("labels") or [""] * classes
+    names = facts.get("descriptions") or facts.get("labels") or [f"class {index}" for index in range(classes)]
+    named = tuple(Named(str(wnid), str(name)) for wnid, name in zip(wnids, names, strict=True))
+    return Trained(Description(config, named, facts.get("loss", "softmax"), facts.get("resize", "square")), weights)
+
+
+def is_run(path: Path) -> bool:
+    """A run folder, or a checkpoint's folder in it."""
+    return (path / "checkpoints").is_dir() or (path / "meta.json").is_file()
+
+
+def _load_run(path: Path, *, average: bool) -> Trained:
+    from pipeline import checkpoint  # noqa: PLC0415 - DeepSpeed, which the other sources do without
+
+    source = checkpoint.resolve(path)
+    run, _, weights = checkpoint.read_model(source, average=average)
+    meta = checkpoint.read_meta(source)
+    run_dir = source.parent.parent
+    classes = tuple(Named(entry["wnid"], entry["name"]) for entry in _read(run_dir / "classes.json"))
+    description = Description(run.model, classes, run.train.loss, run.data.eval_resize)
+    parent = _read(run_dir / "run.json").get("parent") or {}
+    return Trained(description, weights, meta.step, meta.dataset_digest, meta.metrics, meta.config, parent)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} can't be read ({error}): name a run folder as training left it") from error
+
+
+def read_description(folder: Path) -> Description:
+    """Of model.json. Raises UserError."""
+    content = read_object(folder / DESCRIPTION)
+    try:
+        classes = tuple(Named(**entry) for entry in content["classes"])
+        return Description(from_dict(ModelConfig, content["model"]), classes, content["loss"], content["resize"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{str(folder / DESCRIPTION)!r} is damaged ({error}): export the model again") from error
+
+
+def describe(description: Description, form: str) -> dict[str, Any]:
+    """model.json: the description, and in words what a program without ours must do to images."""
+    size = description.model.image_size
+    return {
+        "format": form,
+        "input": {
+            "name": "images",
+            "shape": ["batch", 3, size, size],
+            "dtype": "float32",
+            "channels": "RGB",
+            "geometry": (
+                f"resize to {size} x {size}, bilinear"
+                if description.resize == "square"
+                else f"cut out the middle square of 7/8 of the short side, resize it to {size} x {size}, bilinear"
+            ),
+            "scaling": "(pixel - 127.5) / 127.5",
+        },
+        "output": {"name": "logits", "shape": ["batch", len(description.classes)], "probabilities": description.loss},
+        "loss": description.loss,
+        "resize": description.resize,
+        "model": to_dict(description.model),
+        "classes": [{"wnid": entry.wnid, "name": entry.name} for entry in description.classes],
+    }
+
+
+def with_classes(trained: Trained, classes: tuple[Named, ...]) -> Trained:
+    """The same model with other names for its classes."""
+    return replace(trained, description=replace(trained.description, classes=classes))
