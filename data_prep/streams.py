@@ -86,15 +86,23 @@ def _from_command(command: str) -> Iterator[bytes]:
 
 def _from_url(url: str) -> Iterator[bytes]:
     try:
-        import fsspec  # noqa: PLC0415 only where it is asked for: it is an extra
+        from fsspec.core import url_to_fs  # noqa: PLC0415 only where it is asked for: it is an extra
 
-        with fsspec.open(url, "rb", block_size=8 << 20) as file:
+        system, path = url_to_fs(url)
+        with system.open(path, "rb", block_size=8 << 20) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
     except ImportError as error:
         raise UserError(f"INPUT {url!r} needs the remote extra ({error}): pip install 'vit-pipeline[remote]'") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"INPUT {url!r} can't be read: {error}") from None
+    except Exception as error:  # aiohttp and botocore, below fsspec, have exceptions of their own
+        raise UserError(f"INPUT {url!r} can't be read ({_cause(error)}): check address, keys and network") from None
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain: fsspec says "file not found" of whatever went wrong with a server."""
+    while error.__cause__:
+        error = error.__cause__
+    return f"{type(error).__name__} {error}".strip()
 
 
 def _unpacked(chunks: Iterator[bytes], location: str) -> Iterator[bytes]:

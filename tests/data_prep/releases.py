@@ -1,10 +1,14 @@
 """Miniatures of the raw forms, from the same images: names and nesting as in the real releases."""
 
+import gc
 import gzip
 import io
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
+
+import webdataset
 
 Images = dict[str, dict[str, bytes]]  # wnid -> file name -> bytes
 
@@ -73,3 +77,16 @@ def make(form: str, images: Images, parent: Path) -> Path:
 def contents(dataset: Path) -> dict[str, bytes]:
     """File name -> bytes of everything that a finished data set holds."""
     return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.rglob("*")) if path.is_file()}
+
+
+def write_webdataset(images: Images, folder: Path, pattern: str = "shard-%03d.tar") -> list[str]:
+    """WebDataset tars as webdataset's own writer makes them, class numbers by the sorted wnids."""
+    folder.mkdir()
+    flat = [(number, name, data) for number, wnid in enumerate(sorted(images)) for name, data in images[wnid].items()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with webdataset.ShardWriter(str(folder / pattern), maxcount=40, verbose=0) as sink:
+            for number, name, data in flat:
+                sink.write({"__key__": Path(name).stem, "jpg": data, "cls": number})
+        gc.collect()
+    return sorted(str(path) for path in folder.glob("*.tar"))

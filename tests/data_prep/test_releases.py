@@ -5,22 +5,18 @@ import hashlib
 import io
 import json
 import tarfile
-import threading
 import warnings
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
-import webdataset
 
 from data_prep import classmaps, shard
 from pipeline import cli, shards
 from pipeline.interop.peers import import_peer
 from tests.data_prep import releases
-from tests.data_prep.releases import Images, add, contents
+from tests.data_prep.releases import Images, add, contents, write_webdataset
 
 
 def make(*arguments: object) -> Path:
@@ -91,49 +87,16 @@ def test_a_validation_tar_without_devkit_is_refused(
     assert "--devkit" in line
 
 
-def write_webdataset(images: Images, folder: Path, pattern: str = "shard-%03d.tar") -> list[str]:
-    """WebDataset tars as webdataset's own writer makes them, class numbers by the sorted wnids."""
-    folder.mkdir()
-    flat = [(number, name, data) for number, wnid in enumerate(sorted(images)) for name, data in images[wnid].items()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with webdataset.ShardWriter(str(folder / pattern), maxcount=40, verbose=0) as sink:
-            for number, name, data in flat:
-                sink.write({"__key__": Path(name).stem, "jpg": data, "cls": number})
-        gc.collect()
-    return sorted(str(path) for path in folder.glob("*.tar"))
-
-
-@pytest.fixture
-def handler_of() -> type[SimpleHTTPRequestHandler]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    return Quiet
-
-
-@pytest.mark.parametrize("way", ["folder", "braces", "pipe", "http"])
-def test_foreign_webdataset_tars(
-    images: Images, tmp_path: Path, way: str, handler_of: type[SimpleHTTPRequestHandler]
-) -> None:
+@pytest.mark.parametrize("way", ["folder", "braces", "pipe"])
+def test_foreign_webdataset_tars(images: Images, tmp_path: Path, way: str) -> None:
     tars = write_webdataset(images, tmp_path / "foreign")
     (tmp_path / "wnids.txt").write_text("\n".join(sorted(images)))
     options = ("--classes", tmp_path / "wnids.txt", "--name", "out", "--samples-per-shard", 16)
     reference = make(releases.make("tar of tars", images, tmp_path), tmp_path / "reference", *options)
     braces = f"{tmp_path}/foreign/shard-{{000..{len(tars) - 1:03d}}}.tar"
-    if way == "http":
-        pytest.importorskip("aiohttp")
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler_of, directory=str(tmp_path / "foreign")))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        source = f"http://127.0.0.1:{server.server_port}/shard-{{000..{len(tars) - 1:03d}}}.tar"
-    else:
-        source = {"folder": str(tmp_path / "foreign"), "braces": braces, "pipe": f"pipe:cat {braces}"}[way]
+    source = {"folder": str(tmp_path / "foreign"), "braces": braces, "pipe": f"pipe:cat {braces}"}[way]
     out = make(source, tmp_path / "out", *options)
     assert contents(out) == contents(reference)
-    if way == "http":
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize(

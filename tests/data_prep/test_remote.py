@@ -1,0 +1,129 @@
+"""Sources that are downloaded while they are read: https, http and s3 from real servers, and what goes wrong there."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep import shard
+from tests.data_prep import releases, servers
+from tests.data_prep.releases import Images, contents, write_webdataset
+
+OPTIONS = ("--samples-per-shard", "16", "--name", "mini", "--workers", "1")
+
+
+def command(source: str, output: Path, env: dict[str, str], *more: object) -> "subprocess.CompletedProcess[str]":
+    """The command as a user starts it: the addresses and certificates of clouds come by the environment."""
+    line = [sys.executable, "-m", "data_prep.shard", source, str(output), *OPTIONS, *map(str, more)]
+    return subprocess.run(line, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def folder(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fall11's form, winter21's, and WebDataset tars with their class list. Read only."""
+    path = tmp_path_factory.mktemp("served")
+    releases.make("tar of tars", images, path)
+    releases.make("gzip stream", images, path)
+    write_webdataset(images, path / "foreign")
+    (path / "wnids.txt").write_text("\n".join(sorted(images)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("reference") / "data"
+    listed = ("--classes", str(folder / "wnids.txt"))
+    assert shard.main([str(folder / "whole.tar"), str(output), *OPTIONS, *listed]) == 0
+    return contents(output)
+
+
+@pytest.fixture(scope="module")
+def cloud(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment that leads to a bucket ``raw`` with the same files."""
+    with servers.s3() as address:
+        tars = [folder / "whole.tar", folder / "whole.tar.gz", *sorted((folder / "foreign").glob("*.tar"))]
+        servers.upload(address, "raw-data", tars)
+        yield address
+
+
+@pytest.mark.parametrize("name", ["whole.tar", "whole.tar.gz", "foreign/shard-{000..002}.tar"])
+def test_a_release_over_https(name: str, folder: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+    certificate = servers.make_certificate(tmp_path / "certificate.pem")
+    with servers.serving(folder, certificate) as address:
+        trusting = {"SSL_CERT_FILE": str(certificate)}
+        run = command(f"{address}/{name}", tmp_path / "out", trusting, "--classes", folder / "wnids.txt")
+        assert run.returncode == 0, run.stderr
+        assert contents(tmp_path / "out") == reference
+        if name == "whole.tar":
+            run = command(f"{address}/{name}", tmp_path / "wary", {})  # nobody vouches for the certificate
+            assert run.returncode == 2
+            assert one_line(run.stderr, f"{address}/{name}", "certificate verify failed")
+
+
+@pytest.mark.parametrize("name", ["whole.tar", "whole.tar.gz", "shard-{000..002}.tar"])
+def test_a_release_on_s3(
+    name: str, folder: Path, reference: dict[str, bytes], cloud: dict[str, str], tmp_path: Path
+) -> None:
+    run = command(f"s3://raw-data/{name}", tmp_path / "out", cloud, "--classes", folder / "wnids.txt")
+    assert run.returncode == 0, run.stderr
+    assert contents(tmp_path / "out") == reference
+
+
+def test_tasks_read_s3_each_for_itself(
+    folder: Path, reference: dict[str, bytes], cloud: dict[str, str], tmp_path: Path
+) -> None:
+    more = ("--classes", folder / "wnids.txt", "--tasks", 2)
+    for last in (("--task", 0), ("--task", 1), ("--finalize",)):
+        run = command("s3://raw-data/whole.tar", tmp_path / "out", cloud, *more, *last)
+        assert run.returncode == 0, run.stderr
+    assert contents(tmp_path / "out") == reference
+
+
+def one_line(errors: str, *parts: str) -> bool:
+    """Whether a command that was refused said so in one line that has the parts."""
+    (line,) = errors.splitlines()
+    assert line.startswith("error: "), line
+    for part in parts:
+        assert part in line
+    return True
+
+
+def test_what_is_not_there_is_one_line(folder: Path, cloud: dict[str, str], tmp_path: Path) -> None:
+    with servers.serving(folder) as address:
+        cases: list[tuple[str, dict[str, str]]] = [
+            (f"{address}/none.tar", {}),
+            ("http://127.0.0.1:1/whole.tar", {}),
+            ("s3://raw-data/none.tar", cloud),
+            ("s3://no-such-bucket/whole.tar", cloud),
+            ("s3://raw-data/whole.tar", {**cloud, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}),
+            ("s9://raw-data/whole.tar", {}),
+        ]
+        for source, env in cases:
+            run = command(source, tmp_path / "out", env)
+            assert run.returncode == 2, (source, run.stderr)
+            assert one_line(run.stderr, "INPUT", source, "can't be read")
+            assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(cloud: dict[str, str], tmp_path: Path) -> None:
+    program = "import sys; sys.modules['s3fs'] = None; from data_prep import shard; from pipeline import cli; "
+    program += "cli.run(shard.main)"
+    line = [sys.executable, "-c", program, "s3://raw-data/whole.tar", str(tmp_path / "out")]
+    run = subprocess.run(line, env={**os.environ, **cloud}, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 2
+    assert one_line(run.stderr, "pip install 'vit-pipeline[remote]'")
+
+
+def test_a_download_that_breaks_off_is_said(images: Images, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    whole = releases.make("gzip stream", images, tmp_path).read_bytes()
+    (served / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with servers.serving(served) as address:
+        run = command(f"{address}/cut.tar.gz", tmp_path / "out", {})
+    assert run.returncode == 2
+    assert one_line(run.stderr, "cut.tar.gz", "cut short", "download it again")
+    assert not (tmp_path / "out").exists()
