@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def _mlflow(config: CompareConfig) -> str:
-    from pipeline.mlflow_sync import quiet_environment  # noqa: PLC0415
+    from pipeline.mlflow_client import quiet_environment  # noqa: PLC0415
 
     quiet_environment()
     uri = config.mlflow or os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from pipeline import cli, mlflow_sync, spool
+from pipeline import cli, mlflow_client, mlflow_sync, spool
 from pipeline.cli import UserError
 from pipeline.provenance import without_secrets
 
@@ -37,7 +37,7 @@ def main() -> int:
     folders = [run_dir for run_dir in config.runs if (run_dir / spool.RECORD).is_file()]  # runs/* has mlflow.db too
     if not folders:
         raise UserError(f"RUN {str(config.runs[0])!r} has no {spool.RECORD}: it is no run folder, or was never started")
-    mlflow_sync.quiet_environment()
+    mlflow_client.quiet_environment()
     failed = 0
     for run_dir in folders:
         try:
@@ -46,11 +46,8 @@ def main() -> int:
             raise
         except Exception as error:  # whatever the server or its client raise: the other runs still want their turn
             failed += 1
-            reason = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
-            print(
-                f"{run_dir}: not sent, MLflow at {without_secrets(mlflow_sync.tracking_uri(run_dir))}: {reason}",
-                flush=True,
-            )
+            uri = without_secrets(mlflow_client.tracking_uri(run_dir))
+            print(f"{run_dir}: not sent, MLflow at {uri}: {mlflow_client.reason(error)}", flush=True)
     return cli.EXIT_DONE if not failed else 1
 
 
@@ -65,7 +62,7 @@ def sync(run_dir: Path) -> str:
         if died:
             record = spool.close_dead(run_dir, record)
             spool.write_record(run_dir, record)
-        with Console().status(f"{run_dir} -> {without_secrets(mlflow_sync.tracking_uri(run_dir))}"):
+        with Console().status(f"{run_dir} -> {without_secrets(mlflow_client.tracking_uri(run_dir))}"):
             count = mlflow_sync.sync(run_dir)
         sent = mlflow_sync.read_sent(run_dir)
         assert sent is not None

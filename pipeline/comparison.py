@@ -9,9 +9,10 @@ from pathlib import Path
 from pipeline.run_reader import Run
 
 # May differ between the seeds of one row; the data are compared by their digest.
-UNLIKE_SEEDS = frozenset({"run_dir", "name", "train.seed", "experiment", "parent", "data.train", "data.eval"})
+PLACES = frozenset({"data.train", "data.eval", "data.cache", "data.cache_gb"})
+UNLIKE_SEEDS = frozenset({"run_dir", "name", "train.seed", "experiment", "parent"}) | PLACES
 # Not shown as a difference: they name the run, or where things lie.
-NO_DIFFERENCE = frozenset({"run_dir", "name", "recipe", "experiment", "parent", "data.train", "data.eval"})
+NO_DIFFERENCE = frozenset({"run_dir", "name", "recipe", "experiment", "parent"}) | PLACES
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def select(runs: Iterable[Run], *, recipe: str, tags: Mapping[str, str], parent:
 def rows(runs: Sequence[Run]) -> list[Row]:
     """Runs that differ in the seed only become one row; fine-tunes follow their pretrain run, best first."""
     by_kind: dict[tuple[object, ...], list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (run.name, run.path)):  # folders and servers list them differently
         by_kind.setdefault(_kind(run, runs), []).append(run)
     found = [
         Row(_name(members), tuple(members), results=spreads(run.final for run in members))

@@ -20,7 +20,17 @@ from pipeline.spool import Attempt, Line, Record
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit (MAX_PARAM_VAL_LENGTH)
 LONGEST_TAG = 8000  # (MAX_TAG_VAL_LENGTH)
-PLACES = ("run_dir", "name", "experiment", "parent", "recipe", "data.train", "data.eval")  # no part of a recipe
+PLACES = (
+    "run_dir",
+    "name",
+    "experiment",
+    "parent",
+    "recipe",
+    "data.train",
+    "data.eval",
+    "data.cache",
+    "data.cache_gb",
+)  # fmt: skip  (no part of a recipe)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,8 @@ class Description:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def of_run(run_dir: Path, record: Record) -> Description:
+def of_run(run_dir: Path, record: Record, uri: str) -> Description:
+    """As the server at ``uri`` (without password) is to have it."""
     config, run = read_json(run_dir / "config.json"), read_json(run_dir / "run.json")
     code = run.get("code", {})
     params = {**record.params, **{f"run.{key}": run[key] for key in ("steps", "samples", "classes") if key in run}}
@@ -58,8 +69,10 @@ def of_run(run_dir: Path, record: Record) -> Description:
         "classes_digest": run.get("classes_digest", ""),
         "recipe.changed": recipe_changes(config),
         "checkpoints": str((run_dir / "checkpoints").absolute()),
+        "checkpoints.kept": ", ".join(kept_checkpoints(run_dir)),
         **{f"package.{name}": version for name, version in code.get("packages", {}).items()},
         **attempt_tags(record.attempts),
+        "mlflow.parentRunId": parent_run_id(record.tags, uri),  # the run that MLflow's pages show this one under
     }
     return Description(
         {clean_name(name): without_secrets(str(value))[:LONGEST_PARAM] for name, value in params.items()},
@@ -104,6 +117,11 @@ def attempt_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
     return tags
 
 
+def kept_checkpoints(run_dir: Path) -> list[str]:
+    """Folder names of the complete ones, oldest first. MLflow gets no copy: they stay where they are."""
+    return sorted(path.parent.name for path in (run_dir / "checkpoints").glob("step-*/meta.json"))
+
+
 def parent_run_id(tags: dict[str, str], uri: str) -> str:
     """The MLflow run of the run that this one was fine-tuned from, where it is on the same server; else empty."""
     parent = tags.get("parent_run_dir", "")
@@ -126,6 +144,7 @@ def note(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, stat
         ("Attempts", str(len(record.attempts))),
         ("Parent", f"`{record.tags['parent_run_dir']}`" if "parent_run_dir" in record.tags else "none"),
         ("Run folder", f"`{run_dir.absolute()}`"),
+        ("Checkpoints", ", ".join(f"`{name}`" for name in kept_checkpoints(run_dir))),
     ]
     table = "\n".join(f"| {name} | {text.replace('|', '/')} |" for name, text in rows if text)
     # The description is shown at /#/experiments/...: this address is relative to the server's root.
@@ -150,17 +169,19 @@ def _shown(name: str, value: float) -> str:
 
 def _datasets(config: dict[str, Any]) -> list[Dataset]:
     data = config.get("data", {})
-    train, evaluation = data.get("train"), data.get("eval") or data.get("train")
+    train = data.get("train") or []
+    places = [train] if isinstance(train, str) else train
+    evaluation = data.get("eval") or "".join(places[:1])
     found = []
-    for folder, split, context in (
-        (train, data.get("train_split"), "train"),
+    for place, split, context in (
+        *((place, data.get("train_split"), "train") for place in places),
         (evaluation, data.get("eval_split"), "eval"),
     ):
-        info = read_json(Path(folder) / "dataset.json") if folder else {}
+        info = read_json(Path(place) / "dataset.json")  # none where the place is a URL
         if info and split in info["samples"]:
             keys = ("classes", "classes_digest", "seed", "rejects", "tool_version")
             profile = {"split": split, "samples": info["samples"][split], **{key: info[key] for key in keys}}
-            found.append(Dataset(f"{info['name']}/{split}", info["digest"], folder, context, profile))
+            found.append(Dataset(f"{info['name']}/{split}", info["digest"], place, context, profile))
     return found
 
 

@@ -23,6 +23,7 @@ from pipeline import mlflow_describe as describe
 from pipeline import spool
 from pipeline.cli import UserError
 from pipeline.files import write_json
+from pipeline.mlflow_client import open_client, quiet_environment, reason, tracking_uri
 from pipeline.mlflow_points import points
 from pipeline.provenance import without_secrets
 from pipeline.spool import Record
@@ -51,20 +52,6 @@ class Sent:
     closed: int = 0  # the attempt whose end MLflow knows
 
 
-def tracking_uri(run_dir: Path) -> str:
-    """``MLFLOW_TRACKING_URI``, or the file beside the run folder, so that runs side by side share it."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
-
-
-def quiet_environment() -> None:
-    """Before mlflow is imported: no telemetry, and calls that fail soon, since we try again ourselves."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print a URL's password as well
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; MLflow's own is 120
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own is 7, with pauses up to a minute
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[bool]:
     """Whether this process is the only one that syncs the run; true where the file system has no locks."""
@@ -79,20 +66,6 @@ def locked(run_dir: Path) -> Iterator[bool]:
             yield True
 
 
-@contextlib.contextmanager
-def _alone_with_tables(uri: str) -> Iterator[None]:
-    """Opening an sqlite file makes its tables, and two processes that do so at once break it: runs take turns."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f".{database.name}.lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def read_sent(run_dir: Path) -> Sent | None:
     path = run_dir / STATE
     return Sent(**json.loads(path.read_text())) if path.is_file() else None
@@ -103,14 +76,11 @@ def sync(run_dir: Path, *, died: bool = False) -> int:
 
     ``died``: the last attempt is known to be dead though it never said so.
     """
-    from mlflow import MlflowClient  # noqa: PLC0415  (seconds, and only after quiet_environment)
-
     record = spool.read_record(run_dir)
     if record is None:
         raise UserError(f"{str(run_dir)!r} has no {spool.RECORD}: it is no run folder, or its training never started")
     uri = tracking_uri(run_dir)
-    with _alone_with_tables(uri):
-        client = MlflowClient(uri)
+    client = open_client(uri)
     sent = read_sent(run_dir)
     if sent is None or sent.uri != without_secrets(uri):
         sent = _find_or_create(client, run_dir, record, uri)
@@ -179,7 +149,7 @@ def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
     """Parameters, tags and data sets, where they changed."""
     from mlflow.entities import Param, RunTag  # noqa: PLC0415
 
-    wanted = describe.of_run(run_dir, record)
+    wanted = describe.of_run(run_dir, record, sent.uri)
     if wanted.digest() == sent.described:
         return
     known = client.get_run(sent.run_id).data.params
@@ -193,8 +163,6 @@ def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
         for name, value in wanted.params.items()
         if name in known and known[name] != value
     ]
-    if parent := describe.parent_run_id(wanted.tags, sent.uri):
-        tags.append(RunTag("mlflow.parentRunId", parent))
     for start in range(0, len(tags), PARAMS):
         client.log_batch(sent.run_id, tags=tags[start : start + PARAMS])
     if wanted.datasets:
@@ -260,9 +228,9 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
                         say(f"MLflow is up to date ({count} values sent)")
                     problem, pause = "", INTERVAL
                 except Exception as error:  # whatever MLflow does, the training's figures are safe; try again
-                    text = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])
+                    text = reason(error)
                     if text != problem:
-                        say(f"MLflow can't be reached, trying on: {text}")
+                        say(f"not sent to MLflow, trying on: {text}")
                     problem, pause = text, min(LONGEST_PAUSE, pause * 2) if problem else 1.0
                 due = time.monotonic() + pause
                 if deadline < float("inf") and (not problem or time.monotonic() > deadline):

@@ -8,7 +8,9 @@ from typing import Any
 from pipeline import spool
 from pipeline.cli import UserError
 from pipeline.config import flatten
+from pipeline.mlflow_client import open_client, reason
 from pipeline.mlflow_describe import read_json
+from pipeline.provenance import without_secrets
 from pipeline.spool import Line
 
 
@@ -95,22 +97,33 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
 
 def read_experiment(name: str, uri: str) -> list[Run]:
     """The runs of an MLflow experiment, from folders where those are here. Raises UserError where there is none."""
-    from mlflow import MlflowClient  # noqa: PLC0415  (seconds)
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415  (seconds)
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        names = ", ".join(item.name for item in client.search_experiments()) or "none"
-        raise UserError(f"--experiment {name!r} is not on the MLflow server {uri}: it has {names}")
+    shown = without_secrets(uri)
+    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    if uri.startswith("sqlite:") and not database.is_file():  # MLflow would make it, without any run
+        raise UserError(f"--mlflow {shown}: there is no file {str(database)!r}")
+    try:
+        client = open_client(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            names = ", ".join(item.name for item in client.search_experiments()) or "none"
+            raise UserError(f"--experiment {name!r} is not on the MLflow server {shown}: it has {names}")
+        return [_from_mlflow(client, run) for run in _search(client, experiment.experiment_id)]
+    except (MlflowException, SQLAlchemyError, ImportError) as error:
+        raise UserError(f"--experiment {name!r} can't be read from {shown}: {reason(error)}") from None
+
+
+def _search(client: Any, experiment_id: str) -> list[Any]:
     runs: list[Any] = []
     token = None
     while True:
-        page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
+        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
         runs += page
         token = page.token
         if not token:
-            break
-    return [_from_mlflow(client, run) for run in runs]
+            return runs
 
 
 def _from_mlflow(client: Any, run: Any) -> Run:

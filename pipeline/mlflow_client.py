@@ -1,0 +1,81 @@
+"""Opening an MLflow server or database file: quietly, one process at a time, with its refusals said in one line."""
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli import UserError
+from pipeline.provenance import without_secrets
+
+
+def tracking_uri(run_dir: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, or the file beside the run folder, so that runs side by side share it."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
+
+
+def quiet_environment() -> None:
+    """Before mlflow is imported: no telemetry, and calls that fail soon, since we try again ourselves."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print a URL's password as well
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; MLflow's own is 120
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's own is 7, with pauses up to a minute
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def open_client(uri: str) -> Any:
+    """An MlflowClient. Raises UserError where the database's tables are another MLflow version's.
+
+    Opening a database makes its tables, or those that a new version adds. MLflow asks for ``mlflow db upgrade`` only
+    where all tables are there and their columns are old.
+    """
+    from mlflow import MlflowClient  # noqa: PLC0415  (seconds, and only after quiet_environment)
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    with _alone_with_tables(uri):
+        try:
+            return MlflowClient(uri)
+        except MlflowException as error:
+            found = re.search(r"out-of-date database schema \(found version (\w+)", str(error))
+            if found is None:
+                raise
+            raise UserError(_refusal(without_secrets(uri), found[1])) from None
+
+
+def _refusal(uri: str, revision: str) -> str:
+    import mlflow  # noqa: PLC0415
+    from mlflow.store import db_migrations  # noqa: PLC0415
+
+    versions = Path(db_migrations.__path__[0], "versions")
+    if not any(versions.glob(f"{revision}_*.py")):
+        return (
+            f"the MLflow database {uri} belongs to a newer MLflow than the installed {mlflow.__version__} "
+            f"(revision {revision} is unknown): install that one"
+        )
+    return (
+        f"the MLflow database {uri} was made by an older MLflow than the installed {mlflow.__version__}: "
+        f"back it up, then run: mlflow db upgrade {uri}"
+    )
+
+
+def reason(error: Exception) -> str:
+    """One line without secrets."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return without_secrets(f"{kind}{error}".splitlines()[0])
+
+
+@contextlib.contextmanager
+def _alone_with_tables(uri: str) -> Iterator[None]:
+    """Opening an sqlite file makes its tables, and two processes that do so at once break it: runs take turns."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
