@@ -31,6 +31,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
         facts = json.loads((folder / "model.json").read_text())
         self.classes = facts["classes"]  # [{"wnid": ..., "name": ...}, ...] in index order
         self.image_size = facts["model"]["image_size"]
+        self.resize = facts["resize"]  # as the run was evaluated
         self.sigmoid = facts["loss"] == "sigmoid"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = VisionTransformer(from_dict(ModelConfig, facts["model"]), len(self.classes))
@@ -44,7 +45,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
         are), likeliest first. Probabilities are a softmax's, or independent ones where the model was trained with
         sigmoid cross-entropy.
         """
-        images = [eval_image(_bytes(image), self.image_size) for image in model_input["image"]]
+        images = [eval_image(_bytes(image), self.image_size, self.resize) for image in model_input["image"]]
         rows: list[dict[str, list[Any]]] = []
         for start in range(0, len(images), CHUNK):
             rows += self._classify(np.stack(images[start : start + CHUNK]))

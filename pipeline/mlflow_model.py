@@ -93,7 +93,12 @@ def write_weights(run_dir: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     save_file(weights, folder / "weights.safetensors")
     classes = json.loads((run_dir / "classes.json").read_text())
-    facts = {"model": to_dict(config.model), "loss": config.train.loss, "classes": classes}
+    facts = {
+        "model": to_dict(config.model),
+        "loss": config.train.loss,
+        "resize": config.data.eval_resize,
+        "classes": classes,
+    }
     (folder / "model.json").write_text(json.dumps(facts, indent=1))
 
 

@@ -59,7 +59,7 @@ def check_architecture(config: RunConfig, parent: ModelConfig) -> None:
 
 def _lineage(source: Path) -> dict[str, Any]:
     """Where the weights come from, by the parent's run folder."""
-    run_dir = source.parent.parent
+    run_dir = source.absolute().parent.parent
     meta = checkpoint.read_meta(source)
     lineage = {"run_dir": str(run_dir), "step": meta.step, "dataset_digest": meta.dataset_digest}
     mlflow = run_dir / "mlflow.json"

@@ -51,8 +51,34 @@ def git_diff(source: Path) -> str:
     return without_secrets(_git(source, "diff", "HEAD", "--no-color", "--no-ext-diff"))
 
 
+def write_code(folder: Path, attempt: int) -> list[Path]:
+    """Write down what code an attempt runs: its uncommitted changes, as a patch for its commit, and all packages.
+
+    Returns the files: ``packages-<attempt>.txt`` (for ``pip install -r``), and ``changes-<attempt>.diff`` where there
+    are any; files that git doesn't know are named in its head, not copied.
+    """
+    source = Path(__file__).resolve().parent.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = folder / f"packages-{attempt}.txt"
+    found = {f"{one.name}=={one.version}" for one in importlib.metadata.distributions()}
+    packages.write_text("\n".join(sorted(found, key=str.lower)) + "\n")
+    changes = git_diff(source)
+    unknown = _git(source, "ls-files", "--others", "--exclude-standard").splitlines()
+    if not changes and not unknown:
+        return [packages]
+    head = [
+        f"# on commit {_git(source, 'rev-parse', 'HEAD').strip()}",
+        *(f"# unknown to git: {name}" for name in unknown),
+    ]
+    patch = folder / f"changes-{attempt}.diff"
+    patch.write_text("\n".join(head) + "\n" + changes, errors="replace")
+    return [packages, patch]
+
+
 def describe_place(devices: int) -> dict[str, str]:
-    """Host, Slurm job, nodes and devices of this attempt."""
+    """Host, Slurm job, nodes, devices and code of this attempt."""
+    source = Path(__file__).resolve().parent.parent
+    commit = _git(source, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip()
     place = {
         "host": socket.gethostname(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
@@ -60,6 +86,7 @@ def describe_place(devices: int) -> dict[str, str]:
         "nodes": os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", ""),
         "partition": os.environ.get("SLURM_JOB_PARTITION", ""),
         "devices": f"{devices} x {_device_name()}",
+        "commit": commit,  # ends in -dirty where tracked files have uncommitted changes
     }
     return {name: value for name, value in place.items() if value}
 

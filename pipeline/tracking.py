@@ -20,6 +20,7 @@ from pipeline import provenance, spool
 from pipeline.spool import Attempt, Line, Record
 
 OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
+CODE = "code"  # folder of the run folder: packages and uncommitted changes, by attempt
 PATIENCE = {"FINISHED": 120.0, "FAILED": 10.0, "KILLED": 10.0}  # seconds that close() waits for the last sync
 
 
@@ -130,9 +131,10 @@ def open_tracker(
         name=name,
         params=params,
         tags=tags,
-        artifacts=[[str(path.absolute()), ""] for path in artifacts],
+        artifacts=[[str(path.absolute()), ""] for path in (*artifacts, run_dir / CODE)],
         attempts=[*attempts, attempt],
     )
+    provenance.write_code(run_dir / CODE, attempt.number)
     spool.write_record(run_dir, record)
     return Tracker(run_dir, record, devices=devices, epoch_samples=epoch_samples)
 

@@ -3,15 +3,22 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
+import simplejpeg
+import torch
 from mlflow import MlflowClient
 
-from pipeline import spool
+from pipeline import checkpoint, spool
+from pipeline.data import normalise
 from pipeline.mlflow_sync import read_sent
+from pipeline.model import VisionTransformer
 from pipeline.shards import read_index
+from pipeline.transforms import eval_image
 from tests.ranks import Ranks, run_ranks
 from tests.tracking.server import Server
 from tests.tracking.test_sync import only_run, shown
@@ -28,7 +35,7 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
 ) -> None:
     run_dir = tmp_path / "run"
     job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TINY)
-    job += ("--experiment", "digits")
+    job += ("--experiment", "digits", "--data.eval-resize", "central")
     variables = {"VIT_MLFLOW": "on", "MLFLOW_TRACKING_URI": server.uri}
     with Ranks(2, job, tmp_path / "first", **variables) as ranks:
         ranks.wait_for("step 5/30", 120)
@@ -54,6 +61,12 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     assert run.data.params["train.global_batch"] == "32"
     assert "data.flip True -> False" in run.data.tags["recipe.changed"]
     info = json.loads((seven_digits / "dataset.json").read_text())
+    assert run.data.tags["checkpoints"] == str(run_dir / "checkpoints")
+    assert run.data.tags["checkpoints.kept"].split(", ")[-1] == checkpoint.folder_name(30)
+    attempts = [run.data.tags[f"attempt.{number}"] for number in (1, 2)]
+    assert all("2 x CPU process" in text and "commit " in text for text in attempts)
+    code = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "code")}
+    assert code >= {"packages-1.txt", "packages-2.txt"}
     assert {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs} == {
         (f"{info['name']}/{split}", info["digest"]) for split in ("train", "val")
     }
@@ -73,5 +86,34 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     found = model.predict(pd.DataFrame({"image": images}))
     right = sum(classes[0] == row["label"] for classes, row in zip(found["class"], rows, strict=True))
     assert right / len(rows) == pytest.approx(top1, abs=0.01)  # bfloat16 there, float32 here
+    assert_prepares_images_as_the_run_did(model, run_dir)
     assert all(len(names) == 5 for names in found["name"])
     assert all(sum(scores) <= 1 + 1e-5 for scores in found["probability"])
+
+    tuned = tmp_path / "tuned"
+    job = ("-m", "jobs.finetune", "tiny", "--parent", run_dir, "--run-dir", tuned, "--data.train", seven_digits, *TINY)
+    run_ranks(1, (*job, "--experiment", "digits", "--schedule.steps", 4), tmp_path / "third", 300, **variables)
+    child = only_run(client, tuned)
+    assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
+    version = client.get_model_version_by_alias("digits-tiny-finetune", "champion")
+    assert version.tags["parent_mlflow_run_id"] == run.info.run_id
+    assert version.tags["parent_run_dir"] == str(run_dir)
+
+
+def assert_prepares_images_as_the_run_did(model: Any, run_dir: Path) -> None:
+    """On an image that is far from square, where the two ways of resizing show different things."""
+    config, _, weights = checkpoint.read_model(run_dir)
+    network = VisionTransformer(config.model, 7)
+    network.load_state_dict(weights)
+    network.eval()
+    ramp = np.linspace(0, 255, 200).astype(np.uint8)
+    image = simplejpeg.encode_jpeg(np.ascontiguousarray(np.broadcast_to(ramp[None, :, None], (50, 200, 3))))
+    scores: dict[str, Any] = {}
+    for resize in ("central", "square"):
+        pixels = torch.from_numpy(eval_image(image, config.model.image_size, resize))[None]  # type: ignore[arg-type]
+        with torch.no_grad():
+            logits = network(normalise(pixels, torch.float32))
+        scores[resize] = (logits.sigmoid() if config.train.loss == "sigmoid" else logits.softmax(-1)).topk(5).values[0]
+    found = torch.tensor(model.predict(pd.DataFrame({"image": [image]}))["probability"][0])
+    torch.testing.assert_close(found, scores["central"], rtol=1e-4, atol=1e-6)
+    assert (found - scores["square"]).abs().max() > 1e-3
