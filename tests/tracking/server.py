@@ -15,20 +15,28 @@ from pipeline.distributed import free_port
 
 
 class Server:
-    """Started and killed as often as a test likes, on one port and one database."""
+    """Started and killed as often as a test likes, on one port and one database.
 
-    def __init__(self, folder: Path) -> None:
+    On sqlite and the folder's files, unless ``options`` and ``variables`` of ``mlflow server`` say otherwise.
+    """
+
+    def __init__(self, folder: Path, *options: str, **variables: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self._options = options or (
+            "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+            "--artifacts-destination", str(folder / "artifacts"),
+        )  # fmt: skip
+        self._variables = variables
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        variables = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that no run needs
+        variables = os.environ | self._variables
+        variables |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that no run needs
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--workers", "1", *self._options]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)
         limit = time.monotonic() + 90
