@@ -23,8 +23,8 @@ peers: ## compare with timm, transformers and datasets
 	@bash .ci/install peers
 	$(BIN)/pytest -m peers
 
-soak: ## long fault tests on the Slurm cluster
-	@bash .ci/install test
+soak: ## long fault tests: the Slurm cluster, MLflow on PostgreSQL and S3
+	@bash .ci/install soak
 	$(BIN)/pytest -m soak
 
 format:
