@@ -16,7 +16,7 @@ import tyro
 import xxhash
 
 from data_prep import finish, phash, progress, workers
-from data_prep.datasets import OpenTar, Piece, pieces, rows_of
+from data_prep.datasets import OpenTar, Piece, check_out, check_workers, pieces, rows_of
 from pipeline import cli, shards
 from pipeline.cli import UserError
 
@@ -75,6 +75,9 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"--distance {options.distance} must be from 0 to 7, or -1 for equal bytes only")
     if not 0 < options.correlation <= 1:
         raise UserError(f"--correlation {options.correlation} must be above 0 and at most 1")
+    check_workers(options.workers)
+    out = options.out or Path(f"{options.dataset.resolve().name}-in-{options.against.resolve().name}.tsv")
+    check_out(out)
     own = pieces(options.dataset, shards.read_info(options.dataset))
     other = pieces(options.against, shards.read_info(options.against))
     itself = options.dataset.resolve() == options.against.resolve()
@@ -83,7 +86,6 @@ def main(args: list[str] | None = None) -> int:
     matches = _exact(own_prints.exact, other_prints.exact, itself)
     if options.distance >= 0:
         matches |= _near(own, other, own_prints.perceptual, other_prints.perceptual, options, itself, set(matches))
-    out = options.out or Path(f"{options.dataset.resolve().name}-in-{options.against.resolve().name}.tsv")
     lines = list(_lines(own, other, [matches[row] for row in sorted(matches)]))
     finish.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
     kinds = collections.Counter(match.kind for match in matches.values())
@@ -112,7 +114,7 @@ def prints_of(item: tuple[Piece, bool]) -> Prints:
     rows = rows_of(piece, ["offset", "size", "xxh3_64"])
     exact = rows["xxh3_64"].to_numpy().copy()
     seen = np.zeros(len(rows) if perceptual else 0, np.uint64)
-    with OpenTar(piece.tar) as tar:
+    with OpenTar(piece) as tar:
         for row, (offset, size) in enumerate(zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)):
             if perceptual or not exact[row]:
                 data = tar.read(offset, size)
@@ -182,7 +184,7 @@ class Pictures:
             if self._rows[0] != number:
                 self._rows = number, rows_of(piece, ["offset", "size"])
             place = self._rows[1].slice(row - piece.first_row, 1).to_pylist()[0]
-            with OpenTar(piece.tar) as tar:
+            with OpenTar(piece) as tar:
                 self._kept[row] = phash.thumbnail(tar.read(place["offset"], place["size"]))
             if len(self._kept) > BLOCK:
                 self._kept.popitem(last=False)

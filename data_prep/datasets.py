@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.shards import DatasetInfo, ShardInfo
+from pipeline.cli import UserError
+from pipeline.shards import DatasetInfo, ShardInfo, open_parquet
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def pieces(folder: Path, info: DatasetInfo) -> list[Piece]:
 
 def rows_of(piece: Piece, columns: list[str] | None = None) -> pa.Table:
     """The index rows of one shard, without reading those of the others."""
-    with pq.ParquetFile(piece.folder / "index.parquet") as index:
+    with open_parquet(piece.folder / "index.parquet") as index:
         start, tables = 0, []
         first, last = piece.first_row, piece.first_row + piece.info.samples
         for group in range(index.num_row_groups):
@@ -51,19 +51,43 @@ def rows_of(piece: Piece, columns: list[str] | None = None) -> pa.Table:
 
 def batches(folder: Path, columns: list[str]) -> Iterator[pa.Table]:
     """The index's row groups, some columns of them, one in memory at a time."""
-    with pq.ParquetFile(folder / "index.parquet") as index:
+    with open_parquet(folder / "index.parquet") as index:
         for group in range(index.num_row_groups):
             yield index.read_row_group(group, columns=columns)
 
 
-class OpenTar:
-    """Positioned reads on one tar. A context manager."""
+def check_workers(count: int) -> None:
+    """Raise UserError for a number of processes that makes no sense."""
+    if count < 1:
+        raise UserError(f"--workers {count} must be at least 1")
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+
+def check_out(path: Path) -> None:
+    """Raise UserError where no file can be written to ``path``: better at once than after hours of reading."""
+    if path.is_dir():
+        raise UserError(f"--out {str(path)!r} is a folder: give a file in it")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--out {str(path)!r}: its folder does not exist, make it first")
+
+
+class OpenTar:
+    """Positioned reads on one shard's tar. A context manager. Raises UserError where it is missing or cut."""
+
+    def __init__(self, piece: Piece) -> None:
+        self._piece = piece
 
     def __enter__(self) -> "OpenTar":
-        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        path, size = self._piece.tar, self._piece.info.bytes
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UserError(f"{str(path)!r} is missing: python -m data_prep.verify says what else is") from None
+        found = os.fstat(self._fd).st_size
+        if found != size:
+            os.close(self._fd)
+            raise UserError(
+                f"{str(path)!r} is damaged ({found} bytes, not {size}): python -m data_prep.verify says what else is"
+            )
         return self
 
     def read(self, offset: int, size: int) -> bytes:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import tyro
 
 from data_prep import catalogue, classmaps, finish, progress, workers
+from data_prep.datasets import check_workers
 from data_prep.tarscan import DamagedTarError, Read, scan
 from data_prep.tarwalk import RejectRow
 from pipeline import cli
@@ -34,6 +35,7 @@ Examples:
   python -m data_prep.index data/shards --force     # again, after tars were added
 """
 WINDOW = 2048  # bytes: a .cls member with its header, and the next header, in one read
+LARGEST_CLASS = 10_000_000  # a number above it is no class but an id, and the class list would fill the memory
 JPEGS = frozenset({"jpg", "jpeg", "JPEG", "JPG"})
 
 
@@ -66,6 +68,9 @@ class Indexed(NamedTuple):
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.index", description=DESCRIPTION, args=args)
+    check_workers(options.workers)
+    if not options.split.isidentifier():
+        raise UserError(f"--split {options.split!r} must be a plain word, such as train")
     tars = _tars(options)
     listed = None if options.classes == "derive" else classmaps.listed(options.classes)
     if listed is None and options.classes != "derive":
@@ -116,7 +121,8 @@ def main(args: list[str] | None = None) -> int:
 
 def _tars(options: Options) -> list[Path]:
     if not options.folder.is_dir():
-        raise UserError(f"FOLDER {str(options.folder)!r} does not exist: give the folder that holds the tars")
+        what = "is a file" if options.folder.exists() else "does not exist"
+        raise UserError(f"FOLDER {str(options.folder)!r} {what}: give the folder that holds the tars")
     if (options.folder / "dataset.json").exists() and not options.force:
         raise UserError(f"FOLDER {str(options.folder)!r} has a dataset.json already: --force makes a new index")
     tars = sorted(path for path in options.folder.glob("*.tar") if not path.name.startswith("."))
@@ -228,6 +234,8 @@ def _classes(seen: set[str], listed: list[str] | None, choice: str) -> tuple[lis
     numbers = all(text.isdecimal() for text in seen)
     if numbers:
         largest = max(int(text) for text in seen)
+        if largest > LARGEST_CLASS:
+            raise UserError(f"a .cls member gives the class number {largest}: classes are numbered from 0")
         if listed is not None and largest >= len(listed):
             raise UserError(f"--classes {choice} has {len(listed)} classes, but a .cls member says {largest}")
         wnids = listed or [f"{number:05d}" for number in range(largest + 1)]

@@ -17,7 +17,7 @@ import simplejpeg
 import tyro
 
 from data_prep import figures, finish, progress
-from data_prep.datasets import OpenTar, batches, pieces, rows_of
+from data_prep.datasets import OpenTar, batches, check_out, pieces, rows_of
 from pipeline import cli, shards
 from pipeline.shards import DatasetInfo
 
@@ -73,8 +73,11 @@ def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.report", description=DESCRIPTION, args=args)
     if options.samples < 0:
         raise cli.UserError(f"--samples {options.samples} must be 0 or more")
+    if options.seed < 0:
+        raise cli.UserError(f"--seed {options.seed} must be 0 or more")
     info = shards.read_info(options.dataset)
     out = options.out or options.dataset / "report.html"
+    check_out(out)
     finish.write_text(out, page(options, info))
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return cli.EXIT_DONE
@@ -183,11 +186,14 @@ def _samples(options: Options, info: DatasetInfo, split: str, names: list[str]) 
         start += piece.info.samples
         if not len(here):
             continue
-        with OpenTar(piece.tar) as tar:
+        with OpenTar(piece) as tar:
             for row in rows_of(piece, ["key", "offset", "size", "label"]).take(here.tolist()).to_pylist():
-                small = thumbnail(tar.read(row["offset"], row["size"]))
                 caption = f"<b>{escape(names[row['label']])}</b><br>{escape(row['key'])}"
-                yield f"<figure>{_image(small)}<figcaption>{caption}</figcaption></figure>"
+                try:
+                    seen = _image(thumbnail(tar.read(row["offset"], row["size"])))
+                except ValueError as error:  # tars made elsewhere were never checked
+                    seen, caption = "<span class=missing></span>", f"{caption}<br>{escape(str(error).strip())}"
+                yield f"<figure>{seen}<figcaption>{caption}</figcaption></figure>"
 
 
 def thumbnail(jpeg: bytes) -> bytes:

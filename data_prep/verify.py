@@ -17,7 +17,7 @@ import tyro
 import xxhash
 
 from data_prep import build, progress, workers
-from data_prep.datasets import OpenTar, Piece, batches, pieces, rows_of
+from data_prep.datasets import OpenTar, Piece, batches, check_workers, pieces, rows_of
 from data_prep.tarscan import DamagedTarError, scan
 from pipeline import cli, shards
 from pipeline.shards import DatasetInfo
@@ -51,6 +51,7 @@ class Options:
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.verify", description=DESCRIPTION, args=args)
+    check_workers(options.workers)
     info = shards.read_info(options.dataset)
     findings = check_counts(options.dataset, info)
     order: dict[str, float] = {}
@@ -121,7 +122,7 @@ def check_shard(work: tuple[Piece, bool]) -> list[str]:
     findings = []
     if piece.info.xxh3_128 and build.file_hash(piece.tar) != piece.info.xxh3_128:
         findings.append(f"{name}: its hash isn't the one in dataset.json")
-    with OpenTar(piece.tar) as tar:
+    with OpenTar(piece) as tar:
         try:
             members = {member.offset: member for member in scan(tar.read, 0, piece.info.bytes)}
         except DamagedTarError as error:

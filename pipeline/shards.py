@@ -132,7 +132,7 @@ def read_info(folder: Path) -> DatasetInfo:
         fields = json.loads(path.read_text())
         shards = tuple(ShardInfo(**shard) for shard in fields.pop("shards"))
         info = DatasetInfo(**fields, shards=shards)
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # no JSON, or not of this form
         raise UserError(f"{str(path)!r} is damaged ({error}): make the data set again") from error
     if info.format_version != FORMAT_VERSION:
         raise UserError(
@@ -146,14 +146,29 @@ def read_info(folder: Path) -> DatasetInfo:
 
 def read_classes(folder: Path) -> pa.Table:
     """CLASSES_SCHEMA, in index order."""
-    return pq.read_table(folder / "classes.parquet", schema=CLASSES_SCHEMA)
+    return _read(folder / "classes.parquet", None).cast(CLASSES_SCHEMA)
 
 
 def read_rejects(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """REJECTS_SCHEMA, or some of its columns."""
-    return pq.read_table(folder / "rejects.parquet", columns=columns)
+    return _read(folder / "rejects.parquet", columns)
 
 
 def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """INDEX_SCHEMA, or some of its columns, all splits, in tar order."""
-    return pq.read_table(folder / "index.parquet", columns=columns)
+    return _read(folder / "index.parquet", columns)
+
+
+def _read(path: Path, columns: list[str] | None) -> pa.Table:
+    with open_parquet(path) as file:
+        return file.read(columns)
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """One of a data set's tables. Raises UserError where it is missing or damaged."""
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError(f"{str(path)!r} is missing: the data set is incomplete, copy or make it again") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): copy or make the data set again") from None

@@ -19,7 +19,7 @@ from scipy import stats
 from data_prep import audit, index, phash, report, shard, verify
 from pipeline import cli, shards
 from tests.data_prep import releases
-from tests.data_prep.releases import Images, class_tar, contents
+from tests.data_prep.releases import Images, class_tar
 
 Main = Callable[[list[str]], int]
 
@@ -192,6 +192,20 @@ def test_a_page_shows_the_data_set_and_needs_nothing_else(finished: Path, tmp_pa
     assert page.count("data:image/jpeg") >= 20 + 20
 
 
+def test_a_page_of_tars_made_elsewhere_shows_which_images_are_broken(images: Images, tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    with tarfile.open(folder / "train-0.tar", "w") as tar:
+        for number, data in enumerate(images["n01440764"].values()):
+            releases.add(tar, f"{number}.jpg", data if number != 3 else b"no JPEG at all")
+            releases.add(tar, f"{number}.cls", b"0")
+    assert index.main([str(folder), "--workers", "1"]) == 0
+    assert report.main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 39
+    assert page.count("<span class=missing>") == 1
+
+
 def near_duplicates(photos: list[bytes]) -> dict[str, bytes]:
     """The same picture smaller, compressed harder, brighter."""
     pixels = simplejpeg.decode_jpeg(photos[0])
@@ -271,30 +285,6 @@ def test_neighbours_are_those_of_brute_force() -> None:
         expected = set(zip(*map(np.ndarray.tolist, np.nonzero(apart <= distance)), strict=True))
         found = phash.neighbours(queries, others, distance)
         assert set(zip(found[0].tolist(), found[1].tolist(), strict=True)) == expected
-
-
-@pytest.mark.parametrize("main", [verify.main, report.main, audit.main])
-def test_an_unfinished_data_set_is_one_line(
-    main: Main, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = ["--against", str(finished)] if main is audit.main else []
-    assert "does not exist" in refused(capsys, main, tmp_path / "none", *more)
-    shutil.copytree(finished, tmp_path / "data")
-    (tmp_path / "data" / "dataset.json").unlink()
-    assert "has no dataset.json" in refused(capsys, main, tmp_path / "data", *more)
-    (tmp_path / "data" / "dataset.json").write_text("{")
-    assert "is damaged" in refused(capsys, main, tmp_path / "data", *more)
-
-
-def test_mistakes_of_these_commands(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--distance 9" in refused(capsys, audit.main, finished, "--against", finished, "--distance", 9)
-    assert "--correlation 0" in refused(capsys, audit.main, finished, "--against", finished, "--correlation", 0)
-    assert "--samples -1" in refused(capsys, report.main, finished, "--samples", -1)
-    assert "does not exist" in refused(capsys, index.main, tmp_path / "none")
-    assert "holds no .tar files" in refused(capsys, index.main, tmp_path)
-    (tmp_path / "x.tar").write_bytes(b"no tar" * 1000)
-    assert "is damaged" in refused(capsys, index.main, tmp_path)
-    assert set(contents(tmp_path)) == {"x.tar"}
 
 
 @pytest.mark.parametrize("main", [shard.main, verify.main, index.main, report.main, audit.main])
