@@ -16,6 +16,7 @@ import tyro
 import xxhash
 
 from data_prep import finish, phash, progress, workers
+from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, Piece, check_out, check_workers, pieces, rows_of
 from pipeline import cli, shards
 from pipeline.cli import UserError
@@ -209,4 +210,5 @@ def _keys(work: list[Piece], rows: set[int]) -> dict[int, str]:
 
 
 if __name__ == "__main__":
+    without_pandas()
     cli.run(main)

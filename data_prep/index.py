@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import tyro
 
 from data_prep import catalogue, classmaps, finish, progress, workers
+from data_prep.arrow import without_pandas
 from data_prep.datasets import check_workers
 from data_prep.tarscan import DamagedTarError, Read, scan
 from data_prep.tarwalk import RejectRow
@@ -56,14 +57,24 @@ class Options:
     """Replace an index that is there."""
 
 
-class Indexed(NamedTuple):
-    """What the headers of one tar say."""
+_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])  # the class as it stands in the tar
+
+
+class Tar(NamedTuple):
+    """A tar to index, and its place in the data set."""
+
+    path: Path
+    split: str
+    shard: int
+
+
+class Samples(NamedTuple):
+    """What the headers of one tar say of its samples, a list a column."""
 
     keys: list[str]
     offsets: list[int]
     sizes: list[int]
-    labels: list[str]
-    left_out: list[RejectRow]  # REJECTS_SCHEMA
+    classes: list[str]
 
 
 def main(args: list[str] | None = None) -> int:
@@ -77,28 +88,30 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"--classes {options.classes} isn't a fixed list: give derive, a list's name or a file")
     names = [path.name for path in tars]
     splits = [_split(name) if options.split == "auto" else options.split for name in names]
-    order = sorted(range(len(tars)), key=lambda number: (splits[number], names[number]))
+    counts: collections.Counter[str] = collections.Counter()
+    items: list[Tar] = []
+    for split, path in sorted(zip(splits, tars, strict=True), key=lambda item: (item[0], item[1].name)):
+        items.append(Tar(path, split, counts[split]))
+        counts[split] += 1
     rows = catalogue.temporary(options.folder / "index.arrow")
     rejects: list[RejectRow] = []
     made: list[ShardInfo] = []
     seen: set[str] = set()
     try:
-        with catalogue.Writer(rows, _ROWS) as writer, progress.Bar("indexing", len(tars), "tars") as bar:
-            found = workers.run(index_tar, [tars[number] for number in order], min(options.workers, len(tars)))
-            counts: collections.Counter[str] = collections.Counter()
-            for number, indexed in zip(order, found, strict=True):
+        with catalogue.Writer(rows, _ROWS) as writer, progress.Bar("indexing", len(items), "tars") as bar:
+            found = workers.run(index_tar, items, min(options.workers, len(items)))
+            for tar, (table, left_out) in zip(items, found, strict=True):
                 bar.report({"images": 1})
-                split, shard = splits[number], counts[splits[number]]
-                counts[split] += 1
-                size = tars[number].stat().st_size
-                made.append(ShardInfo(split, shard, len(indexed.keys), size, "", names[number]))
-                writer.add(_table(indexed, split, shard))
-                seen.update(indexed.labels)
-                rejects += indexed.left_out
+                size = tar.path.stat().st_size
+                made.append(ShardInfo(tar.split, tar.shard, len(table), size, "", tar.path.name))
+                writer.add(table)
+                seen.update(pc.unique(table["class"]).to_pylist())
+                rejects += left_out
         if not writer.rows:
             raise UserError(f"FOLDER {str(options.folder)!r}: no tar has a sample with a JPEG and a .cls member")
         wnids, label_of = _classes(seen, listed, options.classes)
-        tables = (_labelled(table, label_of) for table in catalogue.batches(rows))
+        texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
+        tables = (_labelled(table, texts, labels) for table in catalogue.batches(rows))
         finish.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
     finally:
         rows.unlink(missing_ok=True)
@@ -136,17 +149,17 @@ def _split(name: str) -> str:
     return "val" if "val" in name.lower() else "test" if "test" in name.lower() else "train"
 
 
-def index_tar(path: Path) -> Indexed:
-    """Find the samples of one tar. Raises UserError where it is damaged."""
-    found = Indexed([], [], [], [], [])
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
+    """The samples of one tar, and what is none. Raises UserError where the tar is damaged."""
+    found, left_out = Samples([], [], [], []), list[RejectRow]()
+    fd = os.open(tar.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _find_samples(fd, path.name, found)
+        _find_samples(fd, tar.path.name, found, left_out)
     except DamagedTarError as error:
-        raise UserError(f"{str(path)!r} is damaged, {error}: get it again, or move it out of the folder") from None
+        raise UserError(f"{str(tar.path)!r} is damaged, {error}: get it again, or move it out of the folder") from None
     finally:
         os.close(fd)
-    return found
+    return _table(found, tar.split, tar.shard), left_out
 
 
 def _windowed(fd: int) -> Read:
@@ -164,7 +177,7 @@ def _windowed(fd: int) -> Read:
     return read
 
 
-def _find_samples(fd: int, tar: str, found: Indexed) -> None:
+def _find_samples(fd: int, tar: str, found: Samples, left_out: list[RejectRow]) -> None:
     read = _windowed(fd)
     key, offset, size, label = "", 0, -1, ""
 
@@ -173,10 +186,10 @@ def _find_samples(fd: int, tar: str, found: Indexed) -> None:
             found.keys.append(key)
             found.offsets.append(offset)
             found.sizes.append(size)
-            found.labels.append(label)
+            found.classes.append(label)
         elif key:
             what = "no .cls member" if size >= 0 else "no JPEG"
-            found.left_out.append(RejectRow(f"{tar}/{key}", "", max(size, 0), "incomplete", what))
+            left_out.append(RejectRow(f"{tar}/{key}", "", max(size, 0), "incomplete", what))
 
     for name, start, length, kind in scan(read, 0, os.fstat(fd).st_size):
         stem, _, ending = name.partition(".")
@@ -198,29 +211,26 @@ def _find_samples(fd: int, tar: str, found: Indexed) -> None:
     sample()
 
 
-_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])
-
-
-def _table(indexed: Indexed, split: str, shard: int) -> pa.Table:
-    """INDEX_SCHEMA's columns and the class as it stands in the tar; labels come when all classes are known."""
-    count = len(indexed.keys)
+def _table(found: Samples, split: str, shard: int) -> pa.Table:
+    """_ROWS; the labels come when all classes are known."""
+    count = len(found.keys)
 
     def same(value: int, kind: pa.DataType) -> pa.Array:
         return pa.array(np.full(count, value), kind)
 
     columns = {
-        "key": pa.array(indexed.keys, pa.string()),
+        "key": pa.array(found.keys, pa.string()),
         "split": _constant(split, count),
         "shard": same(shard, pa.int32()),
-        "offset": pa.array(indexed.offsets, pa.int64()),
-        "size": pa.array(indexed.sizes, pa.int32()),
+        "offset": pa.array(found.offsets, pa.int64()),
+        "size": pa.array(found.sizes, pa.int32()),
         "label": same(-1, pa.int32()),
         "width": same(0, pa.int32()),
         "height": same(0, pa.int32()),
         "orientation": same(1, pa.uint8()),
         "recoded": _constant("", count),
         "xxh3_64": same(0, pa.uint64()),
-        "class": pa.array(indexed.labels, pa.string()),
+        "class": pa.array(found.classes, pa.string()),
     }
     return pa.table(columns, schema=_ROWS)
 
@@ -248,11 +258,12 @@ def _classes(seen: set[str], listed: list[str] | None, choice: str) -> tuple[lis
     return wnids, index
 
 
-def _labelled(table: pa.Table, label_of: dict[str, int]) -> pa.Table:
-    labels: npt.NDArray[np.int32] = np.array([label_of[text] for text in table["class"].to_pylist()], np.int32)
-    column = INDEX_SCHEMA.get_field_index("label")
-    return table.drop_columns("class").set_column(column, "label", pa.array(labels))
+def _labelled(table: pa.Table, texts: pa.Array, labels: pa.Array) -> pa.Table:
+    """INDEX_SCHEMA: each row with the one of ``labels`` that belongs to its class among ``texts``."""
+    label = labels.take(pc.index_in(table["class"], texts))
+    return table.drop_columns("class").set_column(INDEX_SCHEMA.get_field_index("label"), "label", label)
 
 
 if __name__ == "__main__":
+    without_pandas()
     cli.run(main)

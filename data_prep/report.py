@@ -17,6 +17,7 @@ import simplejpeg
 import tyro
 
 from data_prep import figures, finish, progress
+from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, batches, check_out, pieces, rows_of
 from pipeline import cli, shards
 from pipeline.shards import DatasetInfo
@@ -224,4 +225,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozense
 
 
 if __name__ == "__main__":
+    without_pandas()
     cli.run(main)

@@ -6,9 +6,9 @@ base-256 sizes, PAX headers. Format: POSIX.1-2017, "pax Interchange Format" and 
 extensions as the GNU tar manual, "Basic Tar Format", describes them.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from zlib import adler32
 
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
@@ -42,6 +42,8 @@ _KINDS = {
     b"6": "fifo",
     b"S": "sparse file",
 }
+_REGULAR = ord("0")
+_DIGITS = ord("0")  # the first of them; fields end with NUL or a space
 _WITHOUT_PAYLOAD = frozenset({"hard link", "symlink", "device", "directory", "fifo"})
 
 
@@ -55,12 +57,28 @@ def scan(read: Read, start: int, end: int | None) -> Iterator[Member]:
     pax: dict[str, str] = {}  # of the next member
     pax_global: dict[str, str] = {}
     long_name: str | None = None
+    plain = True  # whether none of the three has anything to say
     while end is None or position < end:
         header = read(position, BLOCK)
         if len(header) < BLOCK or (end is not None and position + BLOCK > end):
             if not header:
                 return
             raise DamagedTarError(f"cut short inside the header at byte {position}")
+        if plain and header[156] == _REGULAR and not header[345]:  # the usual member, in line: there are millions
+            try:
+                stored, size = int(header[148:154], 8), int(header[124:135], 8)
+            except ValueError:
+                stored = size = -1
+            total = adler32(header) - adler32(header[148:156]) + 256 & 0xFFFF  # see _checksum_holds
+            if total == stored and size >= 0 and header[135] < _DIGITS:
+                payload = position + BLOCK
+                position = payload + (size + 511 & ~511)
+                length = header.find(0, 0, 100)
+                name = header[: length if length >= 0 else 100].decode("utf-8", "surrogateescape")
+                if end is not None and payload + size > end:
+                    raise DamagedTarError(f"cut short inside {name!r}: {payload + size - end} bytes are missing")
+                yield Member(name, payload, size, "file")
+                continue
         if not header[0] and header == ZERO_BLOCK:
             return
         if not _checksum_holds(header):
@@ -81,6 +99,7 @@ def scan(read: Read, start: int, end: int | None) -> Iterator[Member]:
             elif typeflag != b"K":
                 pax = _pax_records(extension, position)
             position = payload + _padded(size)
+            plain = False
             continue
         name, kind = _name(header), _KINDS.get(typeflag) or f"entry of type {typeflag!r}"
         if pax or pax_global or long_name is not None:
@@ -89,6 +108,7 @@ def scan(read: Read, start: int, end: int | None) -> Iterator[Member]:
             size = _decimal(records["size"], position) if "size" in records else size
             kind = "sparse file" if any(field.startswith("GNU.sparse.") for field in records) else kind
             pax, long_name = {}, None
+            plain = not pax_global
         if kind == "file":
             if typeflag == b"\0" and name.endswith("/"):
                 kind, size = "directory", 0  # V7's way to write one
@@ -118,7 +138,7 @@ def _checksum_holds(header: bytes) -> bool:
     # Adler-32's low half is 1 + the sum of the bytes, modulo 65521: the sum itself at C's speed. It can only be
     # wrong by a multiple of 65521, which one in 65521 damaged headers is.
     total = stored + sum(field) - 256
-    if (zlib.adler32(header) & 0xFFFF) == (total + 1) % 65521:
+    if (adler32(header) & 0xFFFF) == (total + 1) % 65521:
         return True
     high = sum(byte > 127 for byte in header[:148]) + sum(byte > 127 for byte in header[156:])
     return stored == sum(header) - sum(field) + 256 - 256 * high  # some old tars summed signed characters

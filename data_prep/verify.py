@@ -17,6 +17,7 @@ import tyro
 import xxhash
 
 from data_prep import build, progress, workers
+from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, Piece, batches, check_workers, pieces, rows_of
 from data_prep.tarscan import DamagedTarError, scan
 from pipeline import cli, shards
@@ -216,4 +217,5 @@ def neighbour_z(labels: npt.NDArray[np.int32]) -> float:
 
 
 if __name__ == "__main__":
+    without_pandas()
     cli.run(main)
