@@ -30,6 +30,7 @@ named, and the others go on. Examples:
   accelerate launch --multi-gpu --num-processes 8 -m jobs.predict b16-timm photos.tar --parquet photos.parquet"""
 
 SHOWN = 20  # pictures in the terminal's table
+NAME_WIDTH = 32  # characters of a picture's name in the table
 NAMED = 10  # bad pictures that are named; the files have all
 
 
@@ -69,7 +70,7 @@ def main() -> int:
     from pipeline.pictures import find  # noqa: PLC0415
 
     pictures = find(config.images)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else CPU ranks don't find one another
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     classifier = open_classifier(config.model, device=accelerator.device, dtype=dtype, average=config.average)
     classifier = with_classes(classifier, names_of_published(classifier.known.classes))
@@ -193,7 +194,7 @@ def progress(*, shown: bool) -> Any:
 
 
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:
-    """A table of the first pictures."""
+    """A table of the first pictures, by the ends of their names."""
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
@@ -202,13 +203,19 @@ def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> No
         table.add_column(column, justify="right" if column == "probability" else "left", overflow="fold")
     for own in answers:
         if own.error:
-            table.add_row(own.image, "", f"not read: {own.error}", "")
+            table.add_row(_shortened(own.image), "", f"not read: {own.error}", "")
         for place, (index, probability) in enumerate(zip(own.classes[:top], own.probabilities, strict=False)):
             entry = known[index]
-            table.add_row(own.image if not place else "", entry.wnid or str(index), entry.name, f"{probability:.2%}")
+            table.add_row(
+                _shortened(own.image) if not place else "", entry.wnid or str(index), entry.name, f"{probability:.2%}"
+            )
     Console().print(table)
     if pictures > len(answers):
         print(f"... and {pictures - len(answers):,} more: --csv or --parquet writes them all")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
 
 
 if __name__ == "__main__":

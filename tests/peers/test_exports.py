@@ -1,0 +1,175 @@
+"""What jobs.export writes, run by the projects it is for, from a picture's file to logits."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline import exporting, trained
+from pipeline.config import ModelConfig, Variant
+from pipeline.data import normalise
+from pipeline.interop.peers import import_peer
+from pipeline.model import ARCHITECTURES, VisionTransformer
+from pipeline.pictures import prepared
+from tests.ranks import run_ranks
+from tests.test_export import call, make_run
+
+pytestmark = pytest.mark.peers
+
+TOLERANCE = 1e-5
+FORMS = ("timm", "huggingface", "npz", "onnx")
+
+
+def timms(folder: Path, picture: Path) -> Tensor:
+    timm = import_peer("timm")
+    data = import_peer("timm.data")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
+    return model(transform(Image.open(picture).convert("RGB"))[None])  # type: ignore[no-any-return]
+
+
+def transformers_(folder: Path, picture: Path) -> Tensor:
+    transformers = import_peer("transformers")
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    inputs = processor(Image.open(picture).convert("RGB"), return_tensors="pt")
+    return model(**inputs).logits  # type: ignore[no-any-return]
+
+
+def by_timms_reader_of_npz(folder: Path, picture: Path) -> Tensor:
+    """timm's reader of Google's files stands for Flax, whose arrays it takes name by name."""
+    known = trained.read_description(folder)
+    sizes = ARCHITECTURES[known.model.variant]
+    model = import_peer("timm").models.VisionTransformer(
+        img_size=known.model.image_size,
+        patch_size=sizes.patch,
+        embed_dim=sizes.width,
+        depth=sizes.depth,
+        num_heads=sizes.heads,
+        mlp_ratio=sizes.mlp / sizes.width,
+        num_classes=len(known.classes),
+        act_layer="gelu_tanh",
+    )
+    model.load_pretrained(str(folder / "model.npz"))
+    return model.eval()(ours_input(picture, known))  # type: ignore[no-any-return]
+
+
+def onnxruntimes(folder: Path, picture: Path) -> Tensor:
+    import onnxruntime  # noqa: PLC0415
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    images = ours_input(picture, trained.read_description(folder)).numpy()
+    return torch.from_numpy(session.run(None, {"images": images})[0])
+
+
+READERS: dict[str, Callable[[Path, Path], Tensor]] = dict(
+    zip(FORMS, (timms, transformers_, by_timms_reader_of_npz, onnxruntimes), strict=True)
+)
+
+
+def ours_input(picture: Path, known: trained.Description) -> Tensor:
+    image_HWC = prepared(picture.read_bytes(), known.model.image_size, known.resize)
+    return normalise(torch.from_numpy(image_HWC)[None], torch.float32)
+
+
+def picture_without_resampling(path: Path, size: int, resize: str) -> Path:
+    """Noise, of a size that the model's own preparation leaves as it is, or only crops: every library's pixels agree.
+
+    A crop in the wrong place, or a resize to the square instead of a crop, gives other pixels altogether.
+    """
+    side = size if resize == "square" else round(size * 8 / 7)
+    noise = np.random.default_rng(3).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+@torch.inference_mode()
+def check(run: Path, form: str, monkeypatch: pytest.MonkeyPatch, resize: str) -> None:
+    out = run.parent / f"{run.name}-{form}"
+    call(monkeypatch, run, out, "--format", form)
+    model = trained.load(run)
+    picture = picture_without_resampling(run.parent / "noise.png", model.description.model.image_size, resize)
+    ours = exporting.build(model)(ours_input(picture, model.description))
+    theirs = READERS[form](out, picture)
+    largest = max(1.0, float(ours.abs().max()))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=TOLERANCE * largest)
+    if resize == "central":
+        description = dataclasses.replace(model.description, resize="square")
+        wrong = exporting.build(model)(ours_input(picture, description))
+        assert float((wrong - ours).abs().max()) > 100 * TOLERANCE, "the preparation makes no difference: test nothing"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("variant", "size", "resize"),
+    [("b32", 224, "central"), ("b16", 224, "square"), ("l16", 224, "central"), ("l32", 384, "square")],
+)
+def test_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, variant: Variant, size: int, resize: str
+) -> None:
+    """At each variant's width, heads and patch, two blocks deep."""
+    monkeypatch.setitem(ARCHITECTURES, variant, dataclasses.replace(ARCHITECTURES[variant], depth=2))
+    make_run(tmp_path / "run", ModelConfig(variant, size), resize=resize)
+    check(tmp_path / "run", form, monkeypatch, resize)
+
+
+@pytest.mark.parametrize("form", ["timm", "npz", "onnx"])
+def test_random_weights_of_a_whole_b32_at_384(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    make_run(tmp_path / "run", ModelConfig("b32", 384))
+    check(tmp_path / "run", form, monkeypatch, "square")
+
+
+@pytest.fixture(scope="module")
+def learned(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of real training: 40 steps on digits."""
+    run = tmp_path_factory.mktemp("learned") / "run"
+    job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", digits, "--data.flip", False)
+    options = ("--schedule.steps", 40, "--model.image-size", 56, "--data.eval-resize", "central", "--data.workers", 1)
+    run_ranks(1, (*job, *options), run.parent / "log")
+    return run
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_trained_weights(learned: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    meta = json.loads(next(learned.rglob("meta.json")).read_text())
+    assert meta["metrics"]["eval/top1"] > 0.3, "it has learned nothing"
+    check(learned, form, monkeypatch, "central")
+
+
+@torch.inference_mode()
+def test_pre_logits_through_onnx_and_google_s_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm and transformers have no place for the layer; what they are refused is said in tests/test_export.py."""
+    monkeypatch.setitem(ARCHITECTURES, "b32", dataclasses.replace(ARCHITECTURES["b32"], depth=2))
+    model = make_run(tmp_path / "run", ModelConfig("b32", 224, pre_logits=True))
+    check(tmp_path / "run", "onnx", monkeypatch, "square")
+    call(monkeypatch, tmp_path / "run", tmp_path / "npz", "--format", "npz")
+    with np.load(tmp_path / "npz" / "model.npz") as arrays:
+        kernel, bias = arrays["pre_logits/kernel"], arrays["pre_logits/bias"]
+    z_BD = torch.randn(3, kernel.shape[0])
+    layer = model.pre_logits
+    assert isinstance(model, VisionTransformer)
+    torch.testing.assert_close(torch.tanh(z_BD @ torch.from_numpy(kernel) + torch.from_numpy(bias)), layer(z_BD))
+
+
+@pytest.mark.parametrize("form", ["timm", "huggingface"])
+def test_the_code_of_the_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    for name in ("timm", "transformers"):
+        import_peer(name)
+    make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central")
+    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
+    picture = picture_without_resampling(tmp_path / "noise.png", 28, "central")
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace("local-dir:FOLDER", f"local-dir:{tmp_path / 'out'}")
+    capsys.readouterr()
+    exec(code, {"FOLDER": str(tmp_path / "out"), "IMAGE": str(picture)})
+    model = trained.load(tmp_path / "run")
+    best = int(exporting.build(model)(ours_input(picture, model.description)).argmax())
+    assert capsys.readouterr().out.strip().splitlines()[-1] in (f"n{best}", f"name {best}")
