@@ -19,13 +19,14 @@ import torch
 from data_prep import shard
 from jobs.demo import write_raw
 from pipeline import optim
-from pipeline.data import Split, normalise, open_split, train_batches
+from pipeline.data import normalise, train_batches
 from pipeline.evaluate import evaluate
 from pipeline.interop.peers import import_peer
 from pipeline.losses import loss as loss_of
 from pipeline.model import ARCHITECTURES, VisionTransformer, initialise
 from pipeline.recipes import tiny
 from pipeline.schedule import learning_rate
+from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform
 
 OURS = "ours"

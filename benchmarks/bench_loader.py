@@ -25,8 +25,9 @@ from sklearn.datasets import load_sample_images
 from benchmarks import loader_peers
 from data_prep import shard
 from pipeline import jpeg
-from pipeline.data import Split, open_split, train_batches
+from pipeline.data import train_batches
 from pipeline.order import Order, sample_seeds
+from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform, decode_box, inception_crop
 
 SIZE, BATCH, WORKERS = 224, 25, 2

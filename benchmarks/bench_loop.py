@@ -67,7 +67,7 @@ def begin(scratch: Path, steps: int) -> Run:
         recipe,
         run_dir=scratch / "run",
         model=dataclasses.replace(recipe.model, image_size=16),
-        data=dataclasses.replace(recipe.data, train=digits(scratch), eval_split="none", workers=0),
+        data=dataclasses.replace(recipe.data, train=(str(digits(scratch)),), eval_split="none", workers=0),
         schedule=dataclasses.replace(recipe.schedule, steps=steps),
         train=dataclasses.replace(recipe.train, global_batch=BATCH, micro_batch=BATCH, log_every=50),
         checkpoint=dataclasses.replace(recipe.checkpoint, every=0, background=False),

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipeline import jpeg
-from pipeline.data import Split
+from pipeline.split import Split
 
 Reader = Callable[[], Iterator[Any]]
 
@@ -65,8 +65,8 @@ def dali(split: Split, size: int, batch: int, workers: int) -> Reader:
     index = Path(tempfile.mkdtemp())
     paths = []
     for item in split.shards:  # DALI's own index, from ours: it needs no second look at the tars
-        rows = np.flatnonzero(split.shard == item.shard)
-        lines = [f"jpg {split.offset[row]} {split.size[row]} {row}.jpg" for row in rows.tolist()]
+        rows = np.flatnonzero(split.parts[0].shard == item.shard)
+        lines = [f"jpg {split.parts[0].offset[row]} {split.parts[0].size[row]} {row}.jpg" for row in rows.tolist()]
         lines.insert(0, f"v1.2 {len(rows)}")
         paths.append(index / f"{item.shard}.idx")
         paths[-1].write_text("\n".join(lines) + "\n")

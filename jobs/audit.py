@@ -10,8 +10,9 @@ import tyro
 from pipeline import cli, ledger
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, from_dict
-from pipeline.order import Order
-from pipeline.shards import read_info
+from pipeline.damage import Damages
+from pipeline.mixture import sampling
+from pipeline.split import Split, chosen, make_cache, open_split
 
 DESCRIPTION = """Prove from a run's ledger that each sample came exactly once an epoch, across kills and resumes.
 
@@ -29,8 +30,9 @@ class AuditConfig:
     """Run folder."""
     step: int = 0
     """Step to show, from 1. 0: audit the whole run."""
-    data: Path | None = None
-    """Folder of the training data set, where it isn't any more where the run read it."""
+    data: tuple[str, ...] = ()
+    """Folder or URL of the training data set (each of them, where there are several), where it isn't any more where the
+    run read it."""
     out: Path | None = None
     """Picture of --step. Default: RUN/step-N.png."""
     pictures: int = 64
@@ -43,44 +45,58 @@ def main() -> int:
     if not path.is_file():
         raise UserError(f"RUN {str(options.run)!r} has no config.json: name a run folder of jobs.pretrain or finetune")
     config = from_dict(RunConfig, json.loads(path.read_text()))
-    folder = options.data or config.data.train
-    assert folder is not None
-    info = read_info(folder)
-    digest = json.loads((options.run / "run.json").read_text())["dataset_digest"]
-    if info.digest != digest:
-        raise UserError(f"--data {str(folder)!r} has digest {info.digest}, the run was trained on {digest}: name that")
-    order = Order(tuple(item.samples for item in info.split_shards(config.data.train_split)), config.train.seed)
+    split = open_again(options, config)
     if options.step:
-        return show(options, config, folder)
+        return show(options, config, split)
     if not (options.run / ledger.LEDGER).is_file():
         raise UserError(f"RUN {str(options.run)!r} has no {ledger.LEDGER}: no step was trained, or by an old version")
+    order = sampling(split.samples, config.train.seed, config.data.weights)
     found = ledger.audit(ledger.read(options.run), order, config.train.global_batch)
     print(
         f"{options.run}: {found.steps:,} steps of {config.train.global_batch:,} samples, {found.repeated:,} done again "
-        f"after a resume; {found.samples:,} samples an epoch"
+        f"after a resume; {', '.join(f'{size:,}' for size in found.samples)} samples an epoch"
     )
     for name, steps in (("has no record", found.missing), ("has other samples than the order's", found.wrong)):
         if steps:
             print(f"{len(steps):,} steps: step {', '.join(map(str, steps[:10]))}{' ...' * (len(steps) > 10)} {name}")
     if found.wrong:
-        print("Stand-ins for samples that don't decode are such a difference; the run's log names each.")
-    print(f"each sample came exactly once in each of the first {found.epochs:,} epochs")
+        damage = Damages(options.run, max(found.wrong)).summary() or "the run has met none"
+        print(f"Stand-ins for samples that don't decode are such a difference: {damage}")
+    for part, epochs in zip(split.parts, found.epochs, strict=False):
+        of = f" of {part.source}" if len(found.epochs) > 1 else ""
+        print(f"each sample{of} came exactly once in each of the first {epochs:,} epochs")
     return 1 if found.missing or found.wrong else cli.EXIT_DONE
 
 
-def show(options: AuditConfig, config: RunConfig, folder: Path) -> int:
+def open_again(options: AuditConfig, config: RunConfig) -> Split:
+    """What the run was trained on. Raises UserError where it is something else by now."""
+    record = json.loads((options.run / "run.json").read_text())
+    split = open_split(
+        options.data or config.data.train,
+        config.data.train_split,
+        choice=chosen(config.data),
+        cache=make_cache(config.data.cache, config.data.cache_gb),
+        check=options.step > 0,
+    )
+    if split.digest != record["dataset_digest"]:
+        raise UserError(
+            f"--data {split.name!r} has digest {split.digest}, the run was trained on {record['dataset_digest']}: "
+            "name that"
+        )
+    return split
+
+
+def show(options: AuditConfig, config: RunConfig, split: Split) -> int:
     """List the samples of a step and save their crops."""
     import cv2  # noqa: PLC0415  (after the command line is known to be good)
     import numpy as np  # noqa: PLC0415
 
-    from pipeline.data import open_split, train_batches  # noqa: PLC0415
-    from pipeline.keys import split_keys  # noqa: PLC0415
+    from pipeline.data import train_batches  # noqa: PLC0415
     from pipeline.shards import read_classes  # noqa: PLC0415
     from pipeline.transforms import train_transform  # noqa: PLC0415
 
     if options.step < 1:
         raise UserError(f"--step {options.step} is no step: they count from 1")
-    split = open_split(folder, config.data.train_split)
     (batch,) = train_batches(
         split,
         train_transform(config),
@@ -92,8 +108,9 @@ def show(options: AuditConfig, config: RunConfig, folder: Path) -> int:
         workers=0,
         start_step=options.step - 1,
         stop_step=options.step,
+        weights=config.data.weights,
     )
-    keys, classes = split_keys(folder, config.data.train_split), read_classes(folder)["name"].to_pylist()
+    keys, classes = split.sample_keys(), read_classes(split.folder)["name"].to_pylist()
     for row, label in zip(batch.samples_B.tolist(), batch.labels_B.tolist(), strict=True):
         print(f"{keys[row]}\t{split.where(row)}\t{label} {classes[label]}")
     images_BHWC = batch.images_BHWC.numpy()[: options.pictures]

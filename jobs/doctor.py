@@ -42,8 +42,8 @@ class DoctorConfig:
     """Where RECIPE comes from."""
     folder: Path = Path("work")
     """Where runs go: must be seen by all nodes."""
-    data: Path | None = None
-    """Data set to measure the loader on."""
+    data: str = ""
+    """Data set to measure the loader on: a folder or a URL."""
     split: str = "train"
     json: bool = False
     """Print JSON, a verdict a line, instead of the table."""
@@ -132,9 +132,9 @@ def loader_speed(config: DoctorConfig, recipe: RunConfig, rank: int, world_size:
     """Images/s of this rank's loader while all ranks load: reading, decoding and resizing, without augmentation."""
     import torch.distributed  # noqa: PLC0415
 
-    from pipeline.data import eval_batches, open_split  # noqa: PLC0415
+    from pipeline.data import eval_batches  # noqa: PLC0415
+    from pipeline.split import open_split  # noqa: PLC0415
 
-    assert config.data is not None
     split = open_split(config.data, config.split)
     batch = max(1, min(32, len(split) // world_size // max(recipe.data.workers, 1) // 2))
     torch.distributed.barrier()
@@ -145,6 +145,7 @@ def loader_speed(config: DoctorConfig, recipe: RunConfig, rank: int, world_size:
         rank=rank,
         world_size=world_size,
         workers=recipe.data.workers,
+        resize=recipe.data.eval_resize,
     )
     next(batches)  # the workers are up
     images, began = 0, time.perf_counter()
@@ -160,9 +161,9 @@ def needed(config: DoctorConfig, recipe: RunConfig) -> Need:
     import torch  # noqa: PLC0415
 
     from pipeline.model import ARCHITECTURES, VisionTransformer, grid_size  # noqa: PLC0415
-    from pipeline.shards import read_info  # noqa: PLC0415
+    from pipeline.split import open_info  # noqa: PLC0415
 
-    classes = read_info(config.data).classes if config.data else CLASSES[config.stage]
+    classes = open_info(config.data).classes if config.data else CLASSES[config.stage]
     with torch.device("meta"):
         model = VisionTransformer(recipe.model, classes, loss=recipe.train.loss)
     parameters = sum(parameter.numel() for parameter in model.parameters())

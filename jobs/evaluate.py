@@ -13,8 +13,8 @@ from pipeline.cli import UserError
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.data import Split
     from pipeline.model import VisionTransformer
+    from pipeline.split import Split
 
 DESCRIPTION = """Evaluate a run's newest checkpoint (or a named one) on a data set: top-1, top-5 and loss.
 
@@ -31,8 +31,8 @@ Prints a line for people and one JSON object. Examples:
 class EvaluateConfig:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder, or a checkpoint's folder in it."""
-    data: Path
-    """Data set, made by data_prep.shard with the run's class map."""
+    data: str
+    """Data set, a folder or a URL, made by data_prep.shard with the run's class map."""
     split: str = "val"
     batch: int = 128
     """Samples a process's forward pass."""
@@ -62,11 +62,10 @@ def main() -> int:
     from accelerate import Accelerator  # noqa: PLC0415
 
     from pipeline import checkpoint  # noqa: PLC0415
-    from pipeline.data import open_split  # noqa: PLC0415
     from pipeline.evaluate import evaluate  # noqa: PLC0415
-    from pipeline.keys import split_keys  # noqa: PLC0415
     from pipeline.model import VisionTransformer  # noqa: PLC0415
     from pipeline.shards import read_classes  # noqa: PLC0415
+    from pipeline.split import open_split  # noqa: PLC0415
     from pipeline.tally import Tally, read_real, write  # noqa: PLC0415
 
     source = checkpoint.resolve(config.run)
@@ -75,10 +74,10 @@ def main() -> int:
     split = open_split(config.data, config.split)
     if config.probe == "none" and split.info.classes_digest != meta.classes_digest:
         raise UserError(
-            f"--data {str(config.data)!r} has another class map ({split.info.classes} classes, digest "
+            f"--data {config.data!r} has another class map ({split.info.classes} classes, digest "
             f"{split.info.classes_digest}) than the run ({classes}, {meta.classes_digest}): use its classes"
         )
-    real = read_real(config.real, split_keys(config.data, config.split)) if config.real else None
+    real = read_real(config.real, split.sample_keys()) if config.real else None
     accelerator = Accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     model = VisionTransformer(run.model, classes, loss=run.train.loss)
@@ -90,7 +89,7 @@ def main() -> int:
             raise UserError(
                 f"--probe {config.probe} runs on one process, not {accelerator.num_processes}: start it alone"
             )
-        accuracy = probe(config, model, split, accelerator.device)
+        accuracy = probe(config, model, split, accelerator.device, run.data.eval_resize)
         print(f"{source}: {config.probe} probe of {len(split):,} samples, top-1 {accuracy:.2%}")
         print(json.dumps({**facts, "probe": config.probe, "shots": config.shots, "top1": accuracy}))
         return cli.EXIT_DONE
@@ -119,7 +118,7 @@ def main() -> int:
         tally.reduce(reduce)
         more = tally.real
         if config.out and accelerator.is_main_process:
-            names = read_classes(config.data).select(["wnid", "name"]).to_pylist()
+            names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
             write(config.out, tally.confusion_CC.cpu().numpy(), names)
             print(f"per class: {config.out / 'per_class.csv'}, {config.out / 'confusion.png'}")
     if accelerator.is_main_process:
@@ -129,17 +128,24 @@ def main() -> int:
     return cli.EXIT_DONE
 
 
-def probe(config: EvaluateConfig, model: "VisionTransformer", split: "Split", device: "torch.device") -> float:
+def probe(
+    config: EvaluateConfig,
+    model: "VisionTransformer",
+    split: "Split",
+    device: "torch.device",
+    resize: Literal["square", "central"],
+) -> float:
     """Top-1 of frozen features on the split."""
     import torch  # noqa: PLC0415
 
-    from pipeline.data import open_split  # noqa: PLC0415
     from pipeline.features import choose_shots, extract, linear_probe, nearest_neighbours  # noqa: PLC0415
+    from pipeline.split import open_split  # noqa: PLC0415
 
     train = open_split(config.data, config.train_split)
     rows = torch.from_numpy(choose_shots(train.label, config.shots, config.seed)).to(device)
     z_ND, z_MD = (
-        extract(model, part, batch=config.batch, workers=config.workers, device=device) for part in (train, split)
+        extract(model, part, batch=config.batch, workers=config.workers, device=device, resize=resize)
+        for part in (train, split)
     )
     z_ND = z_ND[rows]
     labels_N = torch.from_numpy(train.label.astype("int64")).to(device)[rows]

@@ -89,12 +89,12 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     from pipeline import planning  # noqa: PLC0415  (torch takes seconds; --help shouldn't)
     from pipeline.engine import deepspeed_config  # noqa: PLC0415
     from pipeline.flops import forward_macs, peak_flops, train_flops  # noqa: PLC0415
-    from pipeline.shards import read_info  # noqa: PLC0415
+    from pipeline.split import chosen, open_split  # noqa: PLC0415
 
     samples, classes = DATA[config.stage]
-    if config.data.train is not None:
-        info = read_info(config.data.train)
-        samples, classes = info.samples[config.data.train_split], info.classes
+    if config.data.train:
+        split = open_split(config.data.train, config.data.train_split, choice=chosen(config.data), check=False)
+        samples, classes = len(split), split.info.classes
     peak = peak_flops(config.device)
     size = next((gigabytes for part, gigabytes in GIGABYTES.items() if part in config.device), None)
     if peak is None or size is None:

@@ -37,12 +37,24 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: Path | None = None
-    """Folder of the training data set, made by data_prep.shard. Required."""
+    train: tuple[str, ...] = ()
+    """The training data set, made by data_prep.shard: its folder, or its URL (https://, s3://, ... or a command such as
+    'pipe:ssh host cat /data/{}'). Several with the same classes are joined. Required."""
     train_split: str = "train"
-    eval: Path | None = None
-    """Folder of the evaluation data set; without it, the training data set's eval split if it has one."""
+    weights: tuple[float, ...] = ()
+    """How often the samples of each training data set come, in proportion. Empty: all samples alike, once an epoch."""
+    percent: float = 100.0
+    """Train on the first samples of the index only, this share of each data set: for quick experiments."""
+    classes: Path | None = None
+    """Train and evaluate on the samples of some classes only: a text file, one wnid a line. The model keeps all."""
+    eval: str = ""
+    """The evaluation data set; without it, the (first) training data set's eval split if it has one."""
     eval_split: str = "val"
+    cache: Path | None = None
+    """Folder on a disk of the node for shards that come from URLs, shared by its ranks. Default: VIT_CACHE, or
+    ~/.cache/vit-pipeline."""
+    cache_gb: float = 100.0
+    """Size of the cache; the shards used longest ago make room."""
     augment: Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] = "none"
     """RandAugment and mixup on top of crop and flip, by AugReg's names (arXiv 2106.10270, section 3)."""
     min_area: float = 0.05
@@ -56,7 +68,7 @@ class DataConfig:
     eval_resize: Literal["square", "central"] = "square"
     """Of evaluation images. square: straight to the input size. central: the middle square of 7/8 the short side."""
     damage_budget: int = 100
-    """Samples a rank may meet, since its start, that don't decode; others stand in for them. One more stops the run."""
+    """Samples of a run that may turn out not to decode; others stand in for them. One more stops the run."""
     workers: int = 2
     """Loader processes a rank. 0 loads in the training process."""
 

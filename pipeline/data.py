@@ -5,12 +5,10 @@ B batch, H W pixels, C channels.
 
 import atexit
 import multiprocessing
-import os
 import signal
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import cv2
@@ -18,13 +16,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import order, shards
-from pipeline.cli import UserError
+from pipeline import order
+from pipeline.damage import Damage
 from pipeline.jpeg import Image
+from pipeline.mixture import Mixture, sampling
 from pipeline.order import Ints, Order
-from pipeline.rows import read_rows
+from pipeline.split import Split
 from pipeline.transforms import TrainTransform, eval_image
 
+ANNOUNCE = 1.0  # seconds between looks at the shards that come next
 _STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
 
 
@@ -34,58 +34,11 @@ class Batch:
     labels_B: torch.Tensor  # int64
     samples_B: torch.Tensor  # int64, row of the sample within its split
     step: int  # optimizer step, from 0; -1 in evaluation
-    damaged: tuple[str, ...] = ()  # samples that others stand in for, each with its reason
+    damaged: tuple[Damage, ...] = ()  # samples that others stand in for
 
     def pin_memory(self) -> "Batch":
         pinned = (self.images_BHWC.pin_memory(), self.labels_B.pin_memory(), self.samples_B.pin_memory())
         return Batch(*pinned, self.step, self.damaged)
-
-
-class Split:
-    """One split of a data set, opened: its index columns and, in each process, the tars it has read from."""
-
-    def __init__(self, folder: Path, split: str):
-        self.folder = folder
-        self.info = shards.read_info(folder)
-        self.shards = self.info.split_shards(split)
-        for shard in self.shards:
-            path = folder / shard.file_name
-            try:
-                found = path.stat().st_size
-            except OSError:
-                found = -1
-            if found != shard.bytes:
-                raise UserError(
-                    f"shard {str(path)!r} is missing or not {shard.bytes} bytes long: run data_prep.shard again"
-                )
-        rows = read_rows(folder, split, self.info.samples[split], self.info.digest)
-        self.shard, self.offset, self.size, self.label = (rows[name] for name in ("shard", "offset", "size", "label"))
-        self._place = {shard.shard: number for number, shard in enumerate(self.shards)}
-        self._files: dict[int, int] = {}  # descriptors, opened by the process that reads
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def read(self, row: int) -> bytes:
-        """The JPEG of one sample. Raises ValueError where the shard is too short by now."""
-        shard = int(self.shard[row])
-        if shard not in self._files:
-            self._files[shard] = os.open(self.folder / self.shards[self._place[shard]].file_name, os.O_RDONLY)
-        size = int(self.size[row])
-        jpeg = os.pread(self._files[shard], size, int(self.offset[row]))
-        if len(jpeg) != size:
-            raise ValueError(f"the shard ends after {len(jpeg)} of the sample's {size} bytes")
-        return jpeg
-
-    def where(self, row: int) -> str:
-        """A sample's place for messages: shard and offset."""
-        shard = self.shards[self._place[int(self.shard[row])]]
-        return f"sample {row} ({shard.file_name}, byte {self.offset[row]})"
-
-
-def open_split(folder: Path, split: str) -> Split:
-    """Raises UserError where the data set is unfinished, lacks the split or a shard."""
-    return Split(folder, split)
 
 
 @dataclass(frozen=True)
@@ -93,12 +46,13 @@ class TrainMicroBatches(Dataset[Batch]):
     """Item k: the k-th micro-batch of this rank since step 0."""
 
     split: Split
-    order: Order
+    order: Order | Mixture
     transform: TrainTransform
     global_batch: int
     micro_batch: int
     rank: int
     world_size: int
+    announced: list[float] = field(default_factory=lambda: [-ANNOUNCE])  # when, in this process
 
     def __getitem__(self, index: int) -> Batch:
         step, part = divmod(index, self.global_batch // (self.micro_batch * self.world_size))
@@ -110,29 +64,44 @@ class TrainMicroBatches(Dataset[Batch]):
             rank=self.rank,
             world_size=self.world_size,
         )
+        if self.split.remote:
+            self._announce(positions)
         epochs, rows = self.order.rows(positions)
-        seeds = order.sample_seeds(self.order.seed, epochs, rows)
+        seeds = order.sample_seeds(self.order.seed, epochs, rows).tolist()
         images_BHWC = np.empty((len(rows), self.transform.size, self.transform.size, 3), np.uint8)
-        damaged: list[str] = []
-        for place, (row, seed) in enumerate(zip(rows.tolist(), seeds.tolist(), strict=True)):
-            rows[place] = self._load(row, seed, images_BHWC[place], damaged)
-        return _batch(self.split, images_BHWC, rows, step, tuple(damaged))
+        damaged: list[Damage] = []
+        loaded = rows.copy()
+        for place, jpeg in self.split.read_all(rows):
+            loaded[place] = self._load(int(rows[place]), jpeg, seeds[place], images_BHWC[place], damaged)
+        return _batch(self.split, images_BHWC, loaded, step, tuple(damaged))
 
-    def _load(self, row: int, seed: int, out: Image, damaged: list[str]) -> int:
+    def _load(self, row: int, jpeg: bytes, seed: int, out: Image, damaged: list[Damage]) -> int:
         """Fill ``out`` with a sample, or where it is damaged with others until one is sound; returns its row.
 
         The stand-ins are drawn by the sample's seed, so that they are the same for any number of ranks.
         """
-        for stand_in in range(1, _STAND_INS + 2):
+        broken: list[Damage] = []
+        while True:
             try:
-                self.transform(self.split.read(row), seed, out)
+                self.transform(self.split.whole(row, jpeg), seed, out)
             except ValueError as error:
-                damaged.append(f"{self.split.where(row)}: {error}")
-                draw = np.random.Generator(np.random.SFC64([seed, stand_in]))
-                row = int(draw.integers(len(self.split)))
+                whole = len(jpeg) == self.split.size(row)
+                broken.append(Damage(row, *self.split.place(row), _reason(jpeg, whole), str(error)))
             else:
+                damaged += broken
                 return row
-        raise RuntimeError(f"{len(damaged)} samples that don't decode, one after another: {'; '.join(damaged[-3:])}")
+            if len(broken) > _STAND_INS:
+                last = "; ".join(map(str, broken[-3:]))
+                raise RuntimeError(f"{len(broken)} samples that don't decode, one after another: {last}")
+            draw = np.random.Generator(np.random.SFC64([seed, len(broken)]))
+            row = int(draw.integers(len(self.split)))
+            jpeg = self.split.read(row)
+
+    def _announce(self, positions: Ints) -> None:
+        """Now and then, the shards that this process is about to need."""
+        if time.monotonic() > self.announced[0] + ANNOUNCE:
+            self.split.soon(self.order.shards_near(positions))
+            self.announced[0] = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -149,9 +118,10 @@ class EvalBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         first = index * self.batch * self.world_size + self.rank
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
-        images_BHWC = np.stack(
-            [eval_image(self.split.read(row), self.image_size, self.resize) for row in rows.tolist()]
-        )
+        images_BHWC = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
+        for place, jpeg in self.split.read_all(rows):
+            whole = self.split.whole(int(rows[place]), jpeg)
+            images_BHWC[place] = eval_image(whole, self.image_size, self.resize)
         return _batch(self.split, images_BHWC, rows, -1)
 
 
@@ -167,29 +137,17 @@ def train_batches(
     workers: int,
     start_step: int,
     stop_step: int,
-    damage_budget: int = 100,
+    weights: Sequence[float] = (),
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order.
 
-    A sample that doesn't decode is named on stderr and another stands in for it, up to ``damage_budget`` times a rank;
-    past that it raises UserError.
+    ``weights``: of the split's data sets; none: all samples alike.
     """
-    sizes = tuple(shard.samples for shard in split.shards)
-    batches = TrainMicroBatches(split, Order(sizes, seed), transform, global_batch, micro_batch, rank, world_size)
+    batches = TrainMicroBatches(
+        split, sampling(split.samples, seed, weights), transform, global_batch, micro_batch, rank, world_size
+    )
     passes = global_batch // (micro_batch * world_size)
-    damaged = 0
-    for batch in _load(batches, range(start_step * passes, stop_step * passes), workers):
-        for which in batch.damaged:
-            damaged += 1
-            print(
-                f"warning: rank {rank}, step {batch.step + 1}: {which}; another stands in", file=sys.stderr, flush=True
-            )
-        if damaged > damage_budget:
-            raise UserError(
-                f"data.train {str(split.folder)!r}: {damaged} samples don't decode, the last in {batch.damaged[-1]}; "
-                f"data.damage_budget allows {damage_budget} a rank: check the data set with python -m data_prep.verify"
-            )
-        yield batch
+    yield from _load(batches, range(start_step * passes, stop_step * passes), workers)
 
 
 def eval_batches(
@@ -253,10 +211,17 @@ def _end_workers() -> None:
         child.kill()
 
 
-def _batch(split: Split, images_BHWC: Image, rows: Ints, step: int, damaged: tuple[str, ...] = ()) -> Batch:
+def _reason(jpeg: bytes, whole: bool) -> str:
+    """Of damage, in a word that groups."""
+    if not whole:
+        return "shard_cut"
+    return "undecodable" if jpeg.startswith(b"\xff\xd8") else "no_jpeg"
+
+
+def _batch(split: Split, images_BHWC: Image, rows: Ints, step: int, damaged: tuple[Damage, ...] = ()) -> Batch:
     return Batch(
         images_BHWC=torch.from_numpy(images_BHWC),
-        labels_B=torch.from_numpy(split.label[rows].astype(np.int64)),
+        labels_B=torch.from_numpy(split.labels(rows)),
         samples_B=torch.from_numpy(rows.astype(np.int64)),
         step=step,
         damaged=damaged,

@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
-from pipeline.data import Batch, Split, eval_batches, normalise
+from pipeline.data import Batch, eval_batches, normalise
 from pipeline.losses import loss as loss_of
+from pipeline.split import Split
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # x_BCHW -> logits_BC
 

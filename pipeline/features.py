@@ -3,12 +3,15 @@
 Letters of the shape suffixes: N training samples, M held-out samples, B batch, D width, C classes.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.data import Split, eval_batches, normalise
+from pipeline.data import eval_batches, normalise
 from pipeline.model import VisionTransformer
+from pipeline.split import Split
 
 NEIGHBOURS = 20  # and
 TEMPERATURE = 0.07  # as DINO's k-NN (arXiv 2104.14294, appendix)
@@ -17,14 +20,28 @@ CHUNK = 1024  # held-out samples compared at once
 
 
 @torch.no_grad()
-def extract(model: VisionTransformer, split: Split, *, batch: int, workers: int, device: torch.device) -> torch.Tensor:
+def extract(
+    model: VisionTransformer,
+    split: Split,
+    *,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    resize: Literal["square", "central"] = "square",
+) -> torch.Tensor:
     """The class token's features of every sample, float32, in row order."""
     model.eval()
     dtype = next(model.parameters()).dtype
     parts = [
         model.features(normalise(item.images_BHWC.to(device), dtype)).float()
         for item in eval_batches(
-            split, image_size=model.config.image_size, batch=batch, rank=0, world_size=1, workers=workers
+            split,
+            image_size=model.config.image_size,
+            batch=batch,
+            rank=0,
+            world_size=1,
+            workers=workers,
+            resize=resize,
         )
     ]
     return torch.cat(parts)

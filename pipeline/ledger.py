@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.mixture import Mixture
 from pipeline.order import Order, ledger_hash
 
 LEDGER = "ledger.txt"
@@ -24,8 +25,8 @@ class Audit:
     repeated: int  # lines of steps that were done again after a resume
     missing: list[int]  # steps without a line, before the last
     wrong: list[int]  # steps whose samples weren't those of the order
-    epochs: int  # whole epochs in which each sample was proven to come exactly once
-    samples: int  # of an epoch
+    epochs: list[int]  # of each data set that has its own: whole ones in which each sample came exactly once
+    samples: list[int]  # of an epoch of each
 
 
 def append(run_dir: Path, step: int, value: int) -> None:
@@ -43,7 +44,7 @@ def read(run_dir: Path) -> list[tuple[int, int]]:
     return found
 
 
-def audit(lines: list[tuple[int, int]], order: Order, global_batch: int) -> Audit:
+def audit(lines: list[tuple[int, int]], order: Order | Mixture, global_batch: int) -> Audit:
     """Compare with the order, and count each sample of every epoch that the steps cover whole."""
     steps = sorted({step for step, _ in lines})
     last = steps[-1] if steps else 0
@@ -51,10 +52,12 @@ def audit(lines: list[tuple[int, int]], order: Order, global_batch: int) -> Audi
     wrong = sorted({step for step, value in lines if expected.get(step) != value})
     missing = sorted(set(range(1, last + 1)) - set(steps))
     sound = min([last + 1, *missing, *wrong]) - 1  # steps up to the first hole
-    epochs = sound * global_batch // order.samples
-    for epoch in range(epochs):
-        assert each_once(order, epoch), f"the order of epoch {epoch} is no permutation"
-    return Audit(len(steps), len(lines) - len(steps), missing, wrong, epochs, order.samples)
+    orders = order.orders if isinstance(order, Mixture) else (order,)
+    epochs = order.whole_epochs(sound * global_batch)
+    for part, count in zip(orders, epochs, strict=True):
+        for epoch in range(count):
+            assert each_once(part, epoch), f"the order of epoch {epoch} is no permutation"
+    return Audit(len(steps), len(lines) - len(steps), missing, wrong, epochs, [part.samples for part in orders])
 
 
 def each_once(order: Order, epoch: int) -> bool:
@@ -66,7 +69,7 @@ def each_once(order: Order, epoch: int) -> bool:
     return bool(seen.all())  # as many positions as samples: all seen is each once
 
 
-def _hashes(order: Order, global_batch: int, steps: int) -> Iterator[int]:
+def _hashes(order: Order | Mixture, global_batch: int, steps: int) -> Iterator[int]:
     chunk = max(1, _CHUNK // global_batch)
     for first in range(0, steps, chunk):
         count = min(chunk, steps - first)

@@ -10,6 +10,7 @@ own lanes, where W divides the lanes, and each lane from a few shards at a time.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class Order:
         assert self.lanes > 0
         assert self.window > 0
 
-    @property
+    @cached_property
     def samples(self) -> int:
         return sum(self.shard_samples)
 
@@ -52,27 +53,74 @@ class Order:
             rows[chosen] = self._epoch_rows(int(epoch), inside[chosen])
         return epochs, rows
 
+    def whole_epochs(self, positions: int) -> list[int]:
+        """How many epochs the first ``positions`` positions hold entirely."""
+        return [positions // self.samples]
+
+    def shards_near(self, positions: Ints) -> Ints:
+        """Numbers of the shards that the windows of these positions take samples from, then of the windows after them
+        in the same lanes. Each once."""
+        found: list[Ints] = []
+        for ahead in (0, self.window * self.lanes):
+            epochs, inside = np.divmod(positions + ahead, self.samples)
+            for epoch in np.unique(epochs):
+                starts, _, lengths = self._windows(inside[epochs == epoch])
+                shards, ends = self._lay(int(epoch))
+                for start, length in np.unique(np.stack([starts, lengths]), axis=1).T.tolist():
+                    low = (start + self._turn(int(epoch))) % self.samples
+                    high = low + length
+                    for begin, end in ((low, min(high, self.samples)), (0, high - self.samples)):
+                        if end > begin:
+                            first, last = np.searchsorted(ends, [begin, end - 1], side="right")
+                            found.append(shards[first : last + 1])
+        numbers = np.concatenate(found)
+        _, at = np.unique(numbers, return_index=True)
+        return numbers[np.sort(at)]
+
     def _epoch_rows(self, epoch: int, positions: Ints) -> Ints:
+        start, depth, length = self._windows(positions)
+        key = _mix(_mix(_word(self.seed), _word(epoch)), start.astype(np.uint64))
+        laid = (start + permute(depth, length, key) + self._turn(epoch)) % self.samples
+        # place in the sequence of permuted shards, laid end to end -> index row
+        shards, ends = self._lay(epoch)
+        sizes, starts = self._sizes
+        which = np.searchsorted(ends, laid, side="right")
+        rows: Ints = starts[shards[which]] + laid - (ends[which] - sizes[shards[which]])
+        return rows
+
+    def _windows(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
+        """Of an epoch's positions: where their windows start, their depth inside them, and the windows' lengths."""
         depth, lane = np.divmod(positions, self.lanes)
         length, longer = divmod(self.samples, self.lanes)  # the first `longer` lanes have one sample more
         lane_start = lane * length + np.minimum(lane, longer)
         lane_length = length + (lane < longer)
         window_start = depth // self.window * self.window
-        window_length = np.minimum(self.window, lane_length - window_start)
-        key = _mix(_mix(_word(self.seed), _word(epoch)), (lane_start + window_start).astype(np.uint64))
-        laid = lane_start + window_start + permute(depth - window_start, window_length, key)
-        turn = int(_mix(_mix(_mix(_word(self.seed), _word(epoch)), _word(1)), _word(0)) % np.uint64(self.samples))
-        return self._unlay(epoch, (laid + turn) % self.samples)
+        return lane_start + window_start, depth - window_start, np.minimum(self.window, lane_length - window_start)
 
-    def _unlay(self, epoch: int, laid: Ints) -> Ints:
-        """Place in the sequence of permuted shards, laid end to end -> index row."""
+    def _lay(self, epoch: int) -> tuple[Ints, Ints]:
+        """An epoch's order of the shards, and where each ends when they are laid end to end."""
+        if epoch not in self._laid:
+            numbers = np.arange(len(self.shard_samples), dtype=np.uint64)
+            keys = _mix(_mix(_mix(_word(self.seed), _word(epoch)), _word(2)), numbers)
+            shards = np.argsort(keys, kind="stable")
+            while len(self._laid) > 2:
+                del self._laid[next(iter(self._laid))]
+            self._laid[epoch] = shards, np.cumsum(self._sizes[0][shards])
+        return self._laid[epoch]
+
+    @cached_property
+    def _laid(self) -> dict[int, tuple[Ints, Ints]]:
+        """Of the latest epochs that were asked for."""
+        return {}
+
+    @cached_property
+    def _sizes(self) -> tuple[Ints, Ints]:
+        """Samples and first row of each shard."""
         sizes = np.asarray(self.shard_samples, np.int64)
-        numbers = np.arange(len(sizes), dtype=np.uint64)
-        shards = np.argsort(_mix(_mix(_mix(_word(self.seed), _word(epoch)), _word(2)), numbers), kind="stable")
-        ends = np.cumsum(sizes[shards])
-        which = np.searchsorted(ends, laid, side="right")
-        starts = np.cumsum(sizes) - sizes
-        return starts[shards[which]] + laid - (ends[which] - sizes[shards[which]])
+        return sizes, np.cumsum(sizes) - sizes
+
+    def _turn(self, epoch: int) -> int:
+        return int(_mix(_mix(_mix(_word(self.seed), _word(epoch)), _word(1)), _word(0)) % np.uint64(self.samples))
 
 
 def micro_batch_positions(
@@ -129,6 +177,14 @@ def _feistel(value: Words, rows: Words, columns: Words, key: Words) -> Words:
         column = (column + _mix(key + np.uint64(number), row) % columns) % columns
         row = (row + _mix(key + np.uint64(number + 1), column) % rows) % rows
     return row * columns + column
+
+
+def key_of(seed: int, *numbers: Ints) -> Words:
+    """Element-wise: a word that depends on all of them, for permute."""
+    key = _mix(_word(seed), _word(0x6D6978747572))
+    for number in numbers:
+        key = _mix(key, number.astype(np.uint64))
+    return key
 
 
 def _word(value: int) -> Words:

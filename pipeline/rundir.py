@@ -20,6 +20,7 @@ from pipeline.files import write_json
 FREE_FIELDS = frozenset(
     {
         "run_dir", "name", "experiment", "parent", "data.train", "data.eval", "data.workers", "data.damage_budget",
+        "data.cache", "data.cache_gb",
         "train.micro_batch",
         "train.zero_stage", "train.offload", "train.compile", "train.skip_nonfinite", "train.profile",
         "train.log_every", "train.eval_every", "train.eval_batch", "train.step_timeout", "checkpoint.every",

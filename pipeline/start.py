@@ -13,17 +13,19 @@ from pipeline import engine as ds
 from pipeline.checkpoint import Meta
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, flatten, to_dict, total_steps
-from pipeline.data import Split, open_split
+from pipeline.damage import Damages
 from pipeline.distributed import Ranks
 from pipeline.fence import Fence, claim
 from pipeline.flops import peak_flops, train_flops
 from pipeline.heartbeat import Heartbeat
 from pipeline.metrics import Stopwatch
+from pipeline.mixture import sampling
 from pipeline.model import VisionTransformer, initialise
 from pipeline.parent import start_from_parent
 from pipeline.provenance import describe_code
 from pipeline.saver import Saver
 from pipeline.shards import read_classes
+from pipeline.split import Choice, Split, chosen, make_cache, open_split
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.transforms import AUGMENT
 
@@ -56,6 +58,7 @@ class Run:
     attempt: int  # 1 is the first
     fence: Fence | None  # of rank 0
     tracker: Tracker | None  # of rank 0
+    damages: Damages | None  # of rank 0
 
 
 def prepare(config: RunConfig) -> Job:
@@ -73,7 +76,7 @@ def prepare(config: RunConfig) -> Job:
     facts = {
         "classes": data.info.classes,
         "classes_digest": data.info.classes_digest,
-        "dataset_digest": data.info.digest,
+        "dataset_digest": data.digest,
     }
     rundir.check_config(config)
     rundir.check_facts(config.run_dir, facts)
@@ -83,16 +86,19 @@ def prepare(config: RunConfig) -> Job:
 
 def open_data(config: RunConfig) -> tuple[Split, Split | None]:
     """The training split and the evaluation split, if there is one. Raises UserError where they don't fit."""
-    if config.data.train is None:
+    if not config.data.train:
         raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
-    data = open_split(config.data.train, config.data.train_split)
-    folder = config.data.eval or config.data.train
-    if config.data.eval is None and config.data.eval_split not in data.info.samples:
+    cache = make_cache(config.data.cache, config.data.cache_gb)
+    choice = chosen(config.data)
+    data = open_split(config.data.train, config.data.train_split, choice=choice, cache=cache)
+    sampling(data.samples, config.train.seed, config.data.weights)
+    folder = config.data.eval or config.data.train[0]
+    if not config.data.eval and config.data.eval_split not in data.info.samples:
         return data, None
-    held_out = open_split(folder, config.data.eval_split)
+    held_out = open_split(folder, config.data.eval_split, choice=Choice(choice.classes), cache=cache)
     if held_out.info.classes_digest != data.info.classes_digest:
         raise UserError(
-            f"data.eval {str(folder)!r} has another class map ({held_out.info.classes} classes, digest "
+            f"data.eval {folder!r} has another class map ({held_out.info.classes} classes, digest "
             f"{held_out.info.classes_digest}) than data.train ({data.info.classes}, {data.info.classes_digest}): "
             "shard it with --classes of the training data set"
         )
@@ -117,7 +123,7 @@ def start(config: RunConfig, job: Job) -> Run:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
         record = rundir.start(config, {**job.facts, **facts}, classes)
-        tracker = start_tracking(config, record, start_step, ranks.world_size)
+        tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return Run(
         config=config,
@@ -137,6 +143,7 @@ def start(config: RunConfig, job: Job) -> Run:
         attempt=(job.status.attempt if job.status else 0) + 1,
         fence=fence,
         tracker=tracker,
+        damages=Damages(config.run_dir, start_step) if ranks.rank == 0 else None,
     )
 
 
@@ -159,8 +166,7 @@ def resume(config: RunConfig, engine: Any, ranks: Ranks) -> Meta | None:
     return checkpoint.load(choice[0], engine, config)
 
 
-def start_tracking(config: RunConfig, run: dict[str, Any], start_step: int, world_size: int) -> Tracker:
-    assert config.data.train is not None
+def start_tracking(config: RunConfig, data: Path, run: dict[str, Any], start_step: int, world_size: int) -> Tracker:
     lineage = {f"parent_{key}": str(value) for key, value in run["parent"].items()}
     return open_tracker(
         config.run_dir,
@@ -168,7 +174,7 @@ def start_tracking(config: RunConfig, run: dict[str, Any], start_step: int, worl
         name=config.name or config.run_dir.name,
         params=flatten(to_dict(config)),
         tags={"recipe": config.recipe, "stage": config.stage, "dataset_digest": run["dataset_digest"], **lineage},
-        artifacts=[config.run_dir / "config.json", config.run_dir / "run.json", config.data.train / "dataset.json"],
+        artifacts=[config.run_dir / "config.json", config.run_dir / "run.json", data / "dataset.json"],
         start_step=start_step,
         devices=world_size,
         epoch_samples=run["samples"],

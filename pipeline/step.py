@@ -71,13 +71,14 @@ def train_step(
             engine.step()
         total += loss.detach() / passes
     # Each rank fills its own row: the sum is the table of all.
-    table = torch.zeros(ranks.world_size, 5, dtype=torch.float64, device=device)
+    table = torch.zeros(ranks.world_size, 6, dtype=torch.float64, device=device)
     samples = sum(ledger_hash(batch.samples_B.numpy()) for batch in fed) % 2**LEDGER_BITS
-    asks = torch.tensor([stop, save, clock.own, samples], dtype=torch.float64, device=device)
+    broken = sum(len(batch.damaged) for batch in fed)
+    asks = torch.tensor([stop, save, clock.own, samples, broken], dtype=torch.float64, device=device)
     table[ranks.rank] = torch.cat([total.double()[None], asks])
     if ranks.world_size > 1:
         torch.distributed.all_reduce(table)
-    losses, stops, saves, own, ledger = table.T.tolist()
+    losses, stops, saves, own, ledger, damaged = table.T.tolist()
     if norm is None:
         norm = ds.grad_norm(engine)
     forward = sum(_seconds(start, end) for start, end in zip(marks[::2], marks[1::2], strict=True))
@@ -92,6 +93,7 @@ def train_step(
         save=saves[0] > 0,
         fed=fed,
         ledger=int(sum(ledger)) % 2**LEDGER_BITS,
+        damaged=int(sum(damaged)),
     )
 
 

@@ -15,10 +15,10 @@ from pipeline import distributed, ledger, rundir, watch
 from pipeline import engine as ds
 from pipeline.cli import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.config import RunConfig
+from pipeline.damage import DAMAGE, Damage
 from pipeline.data import train_batches
 from pipeline.evaluate import evaluate
 from pipeline.goodput import account, summary
-from pipeline.keys import split_keys
 from pipeline.preempt import StopRequest
 from pipeline.profiling import profile
 from pipeline.report import Screen, headline, progress_line
@@ -91,7 +91,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
         workers=config.data.workers,
         start_step=run.start_step,
         stop_step=steps,
-        damage_budget=config.data.damage_budget,
+        weights=config.data.weights,
     )
     with profile(config.run_dir, config.train.profile if run.tracker else 0) as tick:
         while progress.step < steps:
@@ -128,6 +128,8 @@ def due(step: int, every: int, steps: int) -> bool:
 
 def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
     """Look at a step's numbers. Raises NonFiniteError where they are none, unless that may be skipped."""
+    if done.damaged:
+        examine_damage(run, progress.step, done, screen)
     progress.own.append(done.own)
     if done.finite:
         if spike := progress.spikes.see(done.loss):
@@ -135,7 +137,7 @@ def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
         return
     report = watch.describe_nonfinite(done, progress.step, run.heartbeat.hosts)
     if (rank := run.job.ranks.rank) in done.culprits:
-        all_keys = split_keys(run.job.data.folder, run.config.data.train_split)
+        all_keys = run.job.data.sample_keys()
         keys = [all_keys[row] for batch in done.fed for row in batch.samples_B.tolist()]
         path = watch.dump(run.config.run_dir / "nonfinite", progress.step, rank, done.fed, keys)
         print(f"warning: {report}; rank {rank}'s samples {', '.join(keys)} are kept in {path}", flush=True)
@@ -149,6 +151,25 @@ def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
     screen.line(f"warning: {report}; the step is left out, {progress.skipped} so far")
 
 
+def examine_damage(run: Run, step: int, done: Step, screen: Screen) -> None:
+    """Report the samples that didn't decode; collective. Raises UserError, on all ranks, past the run's budget."""
+    own = [item for batch in done.fed for item in batch.damaged]
+    everyone: list[list[Damage]] = [[] for _ in range(run.job.ranks.world_size)]
+    torch.distributed.all_gather_object(everyone, own)
+    verdict = [""]
+    if run.damages is not None:
+        for item in run.damages.see(step, [item for rank in everyone for item in rank]):
+            screen.line(f"warning: step {step}: {item}; another stands in")
+        if len(run.damages.samples) > run.config.data.damage_budget:
+            verdict = [run.damages.summary()]
+    torch.distributed.broadcast_object_list(verdict)
+    if verdict[0]:
+        raise UserError(
+            f"data.train {run.job.data.name!r}: {verdict[0]}; data.damage_budget allows "
+            f"{run.config.data.damage_budget}: check the data set with python -m data_prep.verify"
+        )
+
+
 def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen) -> None:
     """Metrics of the steps since the last line, to the run folder and the screen."""
     fresh = {
@@ -158,6 +179,7 @@ def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen
         **run.clock.lap(),
         "watch/skipped_steps": float(progress.skipped),
         "watch/loss_spikes": float(progress.spikes.count),
+        **(run.damages.metrics() if run.damages else {}),
     }
     for line in watch.stragglers(progress.own, fresh["speed/step_seconds"], run.heartbeat.hosts):
         screen.line(f"warning: {line}")
@@ -228,6 +250,8 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
         lines, _ = read_lines(run.config.run_dir / METRICS)
         history = read_record(run.config.run_dir)
         where = summary(account(lines, history.attempts)) if history else ""
+        if damage := run.damages.summary() if run.damages else "":
+            print(f"warning: {damage}; {run.config.run_dir / DAMAGE} names each")
         print(f"{outcome} after step {progress.step} of {run.job.steps}: {run.config.run_dir}; {where}", flush=True)
 
 

@@ -36,6 +36,7 @@ class Step:
     save: bool  # rank 0 asks for a checkpoint
     fed: list[Batch] = field(repr=False)  # of this rank
     ledger: int = 0  # hash of the global batch's samples (pipeline.ledger)
+    damaged: int = 0  # times that a sample didn't decode, on all ranks
 
     @property
     def finite(self) -> bool:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.data import eval_batches, normalise, open_split
+from pipeline.data import eval_batches, normalise
 from pipeline.evaluate import Result, _counts, evaluate
+from pipeline.split import open_split
 from tests.test_model import random_model
 
 

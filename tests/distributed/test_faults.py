@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from pipeline import checkpoint, spool
-from pipeline.data import open_split
 from pipeline.keys import split_keys
 from pipeline.rundir import read_status
+from pipeline.split import open_split
 from tests.ranks import Finished, Ranks
 
 HOST = socket.gethostname()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline import ledger
-from pipeline.data import open_split, train_batches
+from pipeline.data import train_batches
 from pipeline.order import Order, ledger_hash
+from pipeline.split import open_split
 from pipeline.transforms import TrainTransform
 from tests.ranks import run_ranks
 
@@ -73,13 +74,13 @@ def test_a_step_is_shown_as_the_model_saw_it(run: Path, digits: Path, tmp_path: 
 def test_what_differs_from_the_order_is_named() -> None:
     order = Order((300, 300), 1)
     lines = [(step + 1, ledger_hash(order.rows(np.arange(step * 50, step * 50 + 50))[1])) for step in range(30)]
-    assert ledger.audit(lines, order, 50) == ledger.Audit(30, 0, [], [], 2, 600)
+    assert ledger.audit(lines, order, 50) == ledger.Audit(30, 0, [], [], [2], [600])
     again = [*lines[:20], *lines[15:]]  # killed after step 20, resumed from 15
-    assert ledger.audit(again, order, 50) == ledger.Audit(30, 5, [], [], 2, 600)
+    assert ledger.audit(again, order, 50) == ledger.Audit(30, 5, [], [], [2], [600])
     twice = [*lines[:7], (8, lines[6][1]), *lines[8:]]  # step 7's samples again
-    assert ledger.audit(twice, order, 50) == ledger.Audit(30, 0, [], [8], 0, 600)
+    assert ledger.audit(twice, order, 50) == ledger.Audit(30, 0, [], [8], [0], [600])
     hole = [*lines[:20], *lines[21:]]
-    assert ledger.audit(hole, order, 50) == ledger.Audit(29, 0, [21], [], 1, 600)
+    assert ledger.audit(hole, order, 50) == ledger.Audit(29, 0, [21], [], [1], [600])
     assert ledger.audit([*lines[:3], (2, 5)], order, 50).wrong == [2]
 
 

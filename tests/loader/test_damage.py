@@ -12,20 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cli import UserError
-from pipeline.data import Batch, Split, open_split, train_batches
+from pipeline import spool
+from pipeline.damage import Damages
+from pipeline.data import Batch, train_batches
 from pipeline.order import Order
+from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform
+from tests.distributed.test_faults import job
+from tests.ranks import run_ranks
 
 GLOBAL_BATCH, STEPS = 32, 3
 
 
-def batches(
-    split: Split, *, world: int = 1, rank: int = 0, workers: int = 0, budget: int = 100, stop: int = STEPS
-) -> Iterator[Batch]:
+def batches(split: Split, *, world: int = 1, rank: int = 0, workers: int = 0, stop: int = STEPS) -> Iterator[Batch]:
     return train_batches(
         split, TrainTransform(16), seed=3, global_batch=GLOBAL_BATCH, micro_batch=8, rank=rank, world_size=world,
-        workers=workers, start_step=0, stop_step=stop, damage_budget=budget,
+        workers=workers, start_step=0, stop_step=stop,
     )  # fmt: skip
 
 
@@ -37,10 +39,10 @@ def damaged(digits: Path, tmp_path: Path) -> tuple[Split, list[int]]:
     _, rows = Order(tuple(shard.samples for shard in split.shards), 3).rows(np.arange(GLOBAL_BATCH))
     chosen = [int(rows[5]), int(rows[22])]
     for row in chosen:
-        shard = next(item for item in split.shards if item.shard == split.shard[row])
+        shard = next(item for item in split.shards if item.shard == split.parts[0].shard[row])
         with (split.folder / shard.file_name).open("r+b") as file:
-            file.seek(int(split.offset[row]))
-            file.write(bytes(int(split.size[row])))
+            file.seek(int(split.parts[0].offset[row]))
+            file.write(bytes(int(split.parts[0].size[row])))
     return split, chosen
 
 
@@ -55,13 +57,15 @@ def content(split: Split, world: int) -> dict[int, list[tuple[int, int, bytes]]]
 
 
 def test_others_stand_in_for_damaged_samples_the_same_for_any_world_size(
-    damaged: tuple[Split, list[int]], digits: Path, capfd: pytest.CaptureFixture[str]
+    damaged: tuple[Split, list[int]], digits: Path
 ) -> None:
     split, chosen = damaged
     whole = content(split, 1)
-    warnings = capfd.readouterr().err
+    found = {item.sample: item for batch in batches(split) for item in batch.damaged}
+    assert sorted(found) == sorted(chosen)
     for row in chosen:
-        assert f"warning: rank 0, step 1: {split.where(row)}: " in warnings
+        assert (found[row].shard, found[row].offset) == split.place(row)
+        assert found[row].reason == "no_jpeg"
     assert content(split, 4) == whole
     sound = content(open_split(digits, "train"), 1)
     assert set(chosen) <= {row for row, _, _ in sound[0]}
@@ -73,24 +77,60 @@ def test_others_stand_in_for_damaged_samples_the_same_for_any_world_size(
     assert whole[1] == sound[1]
 
 
-def test_past_the_budget_the_run_stops_and_says_why(damaged: tuple[Split, list[int]]) -> None:
-    split, _ = damaged
-    with pytest.raises(UserError, match=r"2 samples don't decode, .*train-\d+\.tar.*data\.damage_budget allows 1"):
-        list(batches(split, budget=1))
-    assert len(list(batches(split, budget=2))) == STEPS * GLOBAL_BATCH // 8
-
-
 def test_a_shard_that_was_cut_off_is_damage_and_one_with_nothing_left_is_the_end(digits: Path, tmp_path: Path) -> None:
     shutil.copytree(digits, tmp_path / "copy")
     split = open_split(tmp_path / "copy", "train")
-    shard = split.shards[0]
-    os.truncate(split.folder / shard.file_name, 1000)
-    with pytest.raises(UserError, match=r"the shard ends after 0 of the sample's \d+ bytes"):
-        list(batches(split, budget=3))
+    os.truncate(split.folder / split.shards[0].file_name, 1000)
+    found = [item for batch in batches(split) for item in batch.damaged]
+    assert found
+    assert {item.shard for item in found} == {split.shards[0].file_name}
+    assert {item.reason for item in found} == {"shard_cut"}
     for item in split.shards:
         os.truncate(split.folder / item.file_name, 0)
     with pytest.raises(RuntimeError, match="21 samples that don't decode, one after another"):
         list(batches(split))
+
+
+def test_a_run_counts_what_is_damaged_by_reason_and_shard_over_all_ranks_and_restarts(
+    damaged: tuple[Split, list[int]], tmp_path: Path
+) -> None:
+    split, chosen = damaged
+    other = next(row for row in range(len(split)) if row not in chosen and split.place(row)[0] == "train-00000.tar")
+    with (split.folder / "train-00000.tar").open("r+b") as file:
+        file.seek(split.place(other)[1])
+        file.write(b"\xff\xd8" + bytes(len(split.read(other)) - 2))
+    run = tmp_path / "run"
+    steps = len(split) // GLOBAL_BATCH + 2  # each sample at least once
+    options = ("--checkpoint.every", 10, "--train.seed", 3, "--train.global-batch", GLOBAL_BATCH)
+    first = job(run, split.folder, *options, steps=steps)
+    (done, _) = run_ranks(2, ("-m", *first), tmp_path / "log", 90)
+    lines = [line.split("\t") for line in (run / "damage.tsv").read_text().splitlines()]
+    assert {int(sample) for _, sample, *_ in lines} == {*chosen, other}
+    for step, sample, shard, offset, _, _ in lines:
+        assert (shard, int(offset)) == split.place(int(sample))
+        assert f"warning: step {step}: {split.where(int(sample))}: " in done.output or int(step) > steps - 2  # again
+    summary = f"3 samples don't decode, met {len(lines)} times: "
+    assert summary in done.output
+    metrics = spool.read_lines(run / spool.METRICS)[0][-1].metrics
+    assert metrics["damage/samples"] == 3
+    assert metrics["damage/met"] == len(lines)
+    assert metrics["damage/no_jpeg"] == 2
+    assert metrics["damage/undecodable"] == 1
+    assert sorted(Damages(run, 1).samples) == sorted(chosen)  # as a run sees it that resumes after the first step
+
+
+def test_past_the_budget_of_all_ranks_a_run_stops_and_says_why(
+    damaged: tuple[Split, list[int]], tmp_path: Path
+) -> None:
+    split, _ = damaged
+    options = ("--train.seed", 3, "--train.global-batch", GLOBAL_BATCH, "--data.damage-budget")
+    ends = run_ranks(2, ("-m", *job(tmp_path / "run", split.folder, *options, 1)), tmp_path / "log", 60, code=2)
+    for rank in ends:
+        (error,) = [line for line in rank.output.splitlines() if line.startswith("error:")]
+        assert "2 samples don't decode, met 2 times: 2 no_jpeg" in error
+        assert "data.damage_budget allows 1" in error
+        assert "train-0" in error
+    run_ranks(2, ("-m", *job(tmp_path / "run2", split.folder, *options, 2)), tmp_path / "log2", 60)
 
 
 def read_until_a_worker_is_killed(data: str) -> None:

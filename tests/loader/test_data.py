@@ -11,7 +11,8 @@ import torch
 
 from pipeline import shards
 from pipeline.cli import UserError
-from pipeline.data import Batch, Split, eval_batches, normalise, open_split, train_batches
+from pipeline.data import Batch, eval_batches, normalise, train_batches
+from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform, eval_image
 
 GLOBAL_BATCH = 96

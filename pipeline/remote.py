@@ -1,0 +1,261 @@
+"""Files behind URLs: read in blocks, each tried again with growing pauses, checked against size and hash.
+
+A data set's source is a folder, a URL that fsspec opens (https://, http://, s3://, ...), or ``pipe:COMMAND``, where
+COMMAND writes a file to its standard output and ``{}`` stands for the file's name.
+"""
+
+import fcntl
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import xxhash
+
+from pipeline import shards
+from pipeline.cli import UserError
+from pipeline.shards import ShardInfo
+
+BLOCK = 1 << 24  # bytes of one request: what a failure costs
+CHECKERS = 16  # requests at a time when the shards are looked for
+REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
+CHECKED = 600.0  # seconds for which the shards, once found, are not looked for again by processes of this node
+
+
+@dataclass(frozen=True)
+class Patience:
+    """With a server that fails."""
+
+    seconds: float = 600.0  # without any progress, after which it is given up
+    pause: float = 0.5  # before the first repetition; it doubles up to
+    longest_pause: float = 30.0
+    stall: float = 30.0  # seconds without a byte after which a request has failed
+
+
+class GoneError(OSError):
+    """What isn't there, may not be read or is another file than dataset.json says: trying again doesn't help."""
+
+
+def is_remote(source: str) -> bool:
+    return "://" in source or source.startswith("pipe:")
+
+
+def check_source(source: str) -> None:
+    """Raises UserError for a URL that can't be one of a data set."""
+    if source.startswith("pipe:"):
+        if "{}" not in source:
+            raise UserError(
+                f"data set {source!r} has no {{}} where the file's name goes: 'pipe:ssh host cat /data/{{}}'"
+            )
+        return
+    url = urlsplit(source)
+    if url.username or url.password or url.query or url.fragment:
+        raise UserError(
+            f"data set '{url.scheme}://...{url.path}' is a URL with a login, a query or a fragment, which config.json "
+            "and MLflow would show: put logins into ~/.netrc (https) or the AWS variables (s3)"
+        )
+
+
+def join(source: str, name: str) -> str:
+    """The URL, or the pipe's command, of one of a data set's files."""
+    if source.startswith("pipe:"):
+        return source.replace("{}", shlex.quote(name))
+    return f"{source.rstrip('/')}/{quote(name) if source.startswith('http') else name}"
+
+
+def read_blocks(url: str, size: int, patience: Patience) -> Iterator[bytes]:
+    """The file's ``size`` bytes; a pipe's in one block. Raises GoneError and OSError."""
+    at = 0
+    if url.startswith("pipe:"):
+        yield _again(lambda: _piped(url, size), url, patience)
+        return
+    while at < size:
+        wanted = min(BLOCK, size - at)
+        block: bytes = _again(partial(_block, url, at, wanted, size, patience), url, patience)
+        yield block
+        at += len(block)
+
+
+def download(url: str, file: int, size: int, digest: str, patience: Patience) -> None:
+    """Write the file into the descriptor ``file``. Raises GoneError where its bytes aren't those of ``digest``."""
+    for _ in range(2):
+        hashed = xxhash.xxh3_128()
+        os.lseek(file, 0, os.SEEK_SET)
+        for block in read_blocks(url, size, patience):
+            hashed.update(block)
+            _write(file, block)
+        if not digest or hashed.hexdigest() == digest:
+            return
+    raise GoneError(f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}")
+
+
+def open_folder(source: str, cache: Path, patience: Patience | None = None) -> Path:
+    """The folder itself, or one under ``cache`` with what stands beside a remote data set's shards.
+
+    One process of the node fetches, the others wait. Raises UserError where the source is no finished data set.
+    """
+    if not is_remote(source):
+        return Path(source)
+    check_source(source)
+    patience = patience or Patience(seconds=60.0)
+    folder = mirror(source, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        _fetch(source, folder, "dataset.json", patience)
+        info = shards.read_info(folder)
+        named = folder / f".of-{info.digest}"  # whose index and classes lie here
+        if not named.exists():
+            for old in folder.glob(".of-*"):
+                old.unlink()
+            for name in ("index.parquet", "classes.parquet"):
+                _fetch(source, folder, name, patience)
+            named.touch()
+    return folder
+
+
+def mirror(source: str, cache: Path) -> Path:
+    """Where open_folder keeps a remote data set's small files."""
+    return cache / "sets" / xxhash.xxh3_64_hexdigest(source.encode())
+
+
+def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patience: Patience | None = None) -> None:
+    """Raises UserError where a shard isn't there, or has another size than dataset.json says."""
+    patience = patience or Patience(seconds=60.0)
+    if source.startswith("pipe:"):
+        return  # nothing but reading it would tell
+    mark = folder / f".found-{xxhash.xxh3_64_hexdigest(' '.join(shard.xxh3_128 for shard in wanted).encode())}"
+    with locked(folder / ".lock"):
+        if mark.exists() and time.time() - mark.stat().st_mtime < CHECKED:
+            return
+
+        def size(shard: ShardInfo) -> int | str:
+            try:
+                return _size(join(source, shard.file_name), patience)
+            except OSError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(CHECKERS) as pool:
+            for shard, found in zip(wanted, pool.map(size, wanted), strict=True):
+                if found != shard.bytes:
+                    wrong = found if isinstance(found, str) else f"has {found} bytes, not {shard.bytes}"
+                    raise UserError(f"shard {join(source, shard.file_name)!r} is missing or another: {wrong}")
+        mark.touch()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Among the processes that see the file system. The lock ends with the process, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _size(url: str, patience: Patience) -> int:
+    """Bytes of a file; -1 where only reading it would tell."""
+    if url.startswith("pipe:"):
+        return -1
+    for missed in range(3):
+        try:
+            return int(_again(lambda: _ask(url, patience, "info")["size"], url, patience))
+        except GoneError:  # which for fsspec's https is any answer but a good one
+            if missed == 2:
+                raise
+            time.sleep(patience.pause)
+    raise AssertionError
+
+
+def _fetch(source: str, folder: Path, name: str, patience: Patience) -> None:
+    """A small file of a data set, whole or not at all."""
+    url, aside = join(source, name), folder / f".{name}.part"
+    try:
+        with aside.open("wb") as file:
+            for block in read_blocks(url, _size(url, patience), patience):
+                file.write(block)
+    except OSError as error:
+        raise UserError(
+            f"data set {source!r}: {name} can't be read ({error}): give the URL of a folder that data_prep.shard has "
+            "finished"
+        ) from error
+    aside.replace(folder / name)
+
+
+def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
+    """``read`` until it succeeds. Raises GoneError at once, and OSError when the patience ends."""
+    began, pause = time.monotonic(), patience.pause
+    while True:
+        try:
+            return read()
+        except UserError:
+            raise
+        except Exception as error:  # each of fsspec's file systems has its own
+            refused = getattr(error, "status", 0) in REFUSED
+            if refused or isinstance(error, FileNotFoundError | PermissionError):
+                raise GoneError(f"{url}: {error!r}") from error
+            if time.monotonic() - began + pause > patience.seconds:
+                raise OSError(f"{url} was given up after {patience.seconds:.0f} s: {error!r}") from error
+            time.sleep(pause)
+            pause = min(2 * pause, patience.longest_pause)
+
+
+def _block(url: str, at: int, wanted: int, size: int, patience: Patience) -> bytes:
+    """Raises OSError where fewer bytes come."""
+    content: bytes = _ask(url, patience, "cat_file", start=at, end=at + wanted)
+    if len(content) == size > wanted:  # the server knows no ranges and sends all of it each time
+        return content[at:]
+    if len(content) != wanted:
+        raise OSError(f"{len(content)} bytes came instead of {wanted}")
+    return content
+
+
+def _ask(url: str, patience: Patience, what: str, **options: Any) -> Any:
+    """Call a method of the URL's file system. Raises UserError where its package is missing."""
+    import fsspec  # noqa: PLC0415  (most runs need no network)
+
+    scheme = url.partition("://")[0]
+    try:
+        system = fsspec.filesystem(scheme, **_options(scheme, patience))
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"data set {url!r}: {error}: pip install 'vit-pipeline[remote]', or fsspec's package for {scheme}"
+        ) from error
+    return getattr(system, what)(url, **options)
+
+
+def _options(scheme: str, patience: Patience) -> dict[str, Any]:
+    """Time limits, in each file system's own words."""
+    if scheme in ("http", "https"):
+        import aiohttp  # noqa: PLC0415
+
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=patience.stall, sock_read=patience.stall)
+        return {"client_kwargs": {"timeout": limits, "trust_env": True}, "use_listings_cache": False}
+    if scheme == "s3":
+        return {
+            "config_kwargs": {"connect_timeout": patience.stall, "read_timeout": patience.stall},
+            "use_listings_cache": False,
+        }
+    return {}
+
+
+def _piped(url: str, size: int) -> bytes:
+    done = subprocess.run(url.removeprefix("pipe:"), shell=True, capture_output=True, check=False)
+    if done.returncode or (size >= 0 and len(done.stdout) != size):
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise OSError(f"exit code {done.returncode} after {len(done.stdout)} bytes {said}")
+    return done.stdout
+
+
+def _write(file: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(file, view) :]

@@ -1,0 +1,335 @@
+"""Splits of data sets, opened: of one or several, in a folder or behind a URL, whole or a part. Reads samples by row.
+
+Rows count through the chosen samples of all data sets, in their order.
+"""
+
+import bisect
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from pipeline import remote, shards
+from pipeline.cache import Ahead, Cache, Wanted
+from pipeline.cli import UserError
+from pipeline.config import DataConfig
+from pipeline.keys import split_keys
+from pipeline.order import Ints
+from pipeline.remote import is_remote
+from pipeline.rows import Rows, cache_folder, read_rows
+from pipeline.shards import DatasetInfo, ShardInfo
+
+CACHE_GB = 100.0
+_OPEN = 400  # tars that a process keeps open: 1,024 files are the usual limit
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which samples of a split are used; by default all."""
+
+    classes: tuple[str, ...] = ()  # wnids; empty: all
+    percent: float = 100.0  # of what is left, the first of the index
+
+
+class Part:
+    """One data set's split: its index columns and, in each process, the tars it has read from."""
+
+    def __init__(self, source: str, split: str, choice: Choice, cache: Cache, *, check: bool):
+        self.source = source
+        self.split = split
+        self.folder = remote.open_folder(source, cache.folder.parent)
+        self.info = shards.read_info(self.folder)
+        every = self.info.split_shards(split)
+        rows = read_rows(self.folder, split, self.info.samples[split], self.info.digest)
+        self.kept = _choose(rows, choice, self.folder)  # rows of the whole split; None: all of them
+        if self.kept is not None:
+            prefix = self.kept[-1] == len(self.kept) - 1  # of which no copy is needed
+            rows = rows[: len(self.kept)] if prefix else rows[self.kept]
+        self.shard, self.offset, self.size, self.label = (rows[name] for name in ("shard", "offset", "size", "label"))
+        counts = {item.shard: item.samples for item in every}
+        if self.kept is not None:
+            numbers, found = np.unique(self.shard, return_counts=True)
+            counts = dict(zip(numbers.tolist(), found.tolist(), strict=True))
+        self.shards = tuple(item for item in every if counts.get(item.shard))
+        self.samples = tuple(counts[item.shard] for item in self.shards)
+        self.cache = cache if is_remote(source) else None
+        self._place = {item.shard: number for number, item in enumerate(self.shards)}
+        self._wanted = [
+            Wanted(remote.join(source, item.file_name), item.bytes, item.xxh3_128)
+            for item in (self.shards if self.cache else ())
+        ]
+        self._files: dict[int, int] = {}  # descriptors, opened by the process that reads
+        self._ahead: Ahead | None = None
+        if check:
+            self._check()
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def digest(self) -> str:
+        """Of the chosen samples: the data set's own where all are."""
+        if self.kept is None:
+            return self.info.digest
+        chosen = [self.info.digest, xxhash.xxh3_128_hexdigest(self.kept.astype("<i8").tobytes())]
+        return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:32]
+
+    def read(self, row: int) -> bytes:
+        """The JPEG of a sample, or as much of it as the shard holds."""
+        shard, offset, size = int(self.shard[row]), int(self.offset[row]), int(self.size[row])
+        if self.cache is None:
+            return os.pread(self._file(shard), size, offset)
+        with self.cache.open(self._wanted[self._place[shard]]) as file:
+            return os.pread(file, size, offset)
+
+    def read_all(self, rows: Ints) -> Iterator[tuple[int, bytes]]:
+        """Each sample's place in ``rows`` and its JPEG, shard by shard."""
+        owners, offsets, sizes = self.shard[rows], self.offset[rows].tolist(), self.size[rows].tolist()
+        order = np.argsort(owners, kind="stable").tolist()
+        if self.cache is None:
+            if len(self._files) > _OPEN:
+                for file in self._files.values():
+                    os.close(file)
+                self._files.clear()
+            files = [self._file(owner) for owner in owners.tolist()]
+            for place in order:  # a shared file system reads while we decode
+                os.posix_fadvise(files[place], offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)
+            for place in order:
+                yield place, os.pread(files[place], sizes[place], offsets[place])
+            return
+        at = 0
+        while at < len(order):
+            owner = owners[order[at]]
+            end = next((later for later in range(at, len(order)) if owners[order[later]] != owner), len(order))
+            with self.cache.open(self._wanted[self._place[int(owner)]]) as file:
+                jpegs = [os.pread(file, sizes[place], offsets[place]) for place in order[at:end]]
+            yield from zip(order[at:end], jpegs, strict=True)
+            at = end
+
+    def soon(self, numbers: Sequence[int]) -> None:
+        """The shards that are needed now and next, by their number among the chosen ones."""
+        if self.cache is not None:
+            self._ahead = self._ahead or Ahead(self.cache)
+            self._ahead.want([self._wanted[number] for number in numbers])
+
+    def where(self, row: int) -> tuple[str, int]:
+        """A sample's shard and offset."""
+        item = self.shards[self._place[int(self.shard[row])]]
+        return item.file_name, int(self.offset[row])
+
+    def sample_keys(self) -> list[str]:
+        keys = split_keys(self.folder, self.split)
+        return keys if self.kept is None else [keys[row] for row in self.kept.tolist()]
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            self._files[shard] = os.open(self.folder / self.shards[self._place[shard]].file_name, os.O_RDONLY)
+        return self._files[shard]
+
+    def _check(self) -> None:
+        """Raises UserError where a shard isn't there as a whole."""
+        if self.cache is not None:
+            self.cache.check([item.bytes for item in self.shards])
+            remote.check_shards(self.source, self.folder, self.shards)
+            return
+        for item in self.shards:
+            path = self.folder / item.file_name
+            try:
+                found = path.stat().st_size
+            except OSError:
+                found = -1
+            if found != item.bytes:
+                raise UserError(
+                    f"shard {str(path)!r} is missing or not {item.bytes} bytes long: run data_prep.shard again"
+                )
+
+
+class Split:
+    """The splits of one name of several data sets that share their class map, one after another."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self.parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in parts]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Of the first: the class map is that of all."""
+        return self.parts[0].info
+
+    @property
+    def folder(self) -> Path:
+        """Of the first: where dataset.json and classes.parquet lie."""
+        return self.parts[0].folder
+
+    @property
+    def shards(self) -> tuple[ShardInfo, ...]:
+        return tuple(item for part in self.parts for item in part.shards)
+
+    @property
+    def samples(self) -> tuple[tuple[int, ...], ...]:
+        """Chosen samples of each shard of each data set."""
+        return tuple(part.samples for part in self.parts)
+
+    @property
+    def label(self) -> npt.NDArray[np.int32]:
+        """Of every row; a copy where there are several data sets."""
+        if len(self.parts) == 1:
+            return self.parts[0].label
+        return np.concatenate([part.label for part in self.parts])
+
+    @property
+    def digest(self) -> str:
+        """Identifies the samples and their order."""
+        digests = [part.digest for part in self.parts]
+        return digests[0] if len(digests) == 1 else hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return " ".join(part.source for part in self.parts)
+
+    def labels(self, rows: Ints) -> Ints:
+        if len(self.parts) == 1:
+            return self.parts[0].label[rows].astype(np.int64)
+        labels = np.empty(len(rows), np.int64)
+        for part, places, inside in self._by_part(rows):
+            labels[places] = part.label[inside]
+        return labels
+
+    def read(self, row: int) -> bytes:
+        """The JPEG of one sample, or as much of it as the shard holds."""
+        part, inside = self._locate(row)
+        return part.read(inside)
+
+    def read_all(self, rows: Ints) -> Iterator[tuple[int, bytes]]:
+        """Each sample's place in ``rows`` and its JPEG, or what there is of it, in an order that suits the shards."""
+        if len(self.parts) == 1:
+            yield from self.parts[0].read_all(rows)
+            return
+        for part, places, inside in self._by_part(rows):
+            for place, jpeg in part.read_all(inside):
+                yield int(places[place]), jpeg
+
+    def whole(self, row: int, jpeg: bytes) -> bytes:
+        """``jpeg``. Raises ValueError where the shard ended before the sample did."""
+        if len(jpeg) != self.size(row):
+            raise ValueError(f"the shard ends after {len(jpeg)} of the sample's {self.size(row)} bytes")
+        return jpeg
+
+    def size(self, row: int) -> int:
+        """Of a sample's JPEG, bytes."""
+        part, inside = self._locate(row)
+        return int(part.size[inside])
+
+    def place(self, row: int) -> tuple[str, int]:
+        """A sample's shard, with its data set where there are several, and offset."""
+        part, inside = self._locate(row)
+        name, offset = part.where(inside)
+        return (name if len(self.parts) == 1 else f"{part.info.name}/{name}"), offset
+
+    def where(self, row: int) -> str:
+        """A sample's place for messages."""
+        name, offset = self.place(row)
+        return f"sample {row} ({name}, byte {offset})"
+
+    def sample_keys(self) -> list[str]:
+        """By row."""
+        return [key for part in self.parts for key in part.sample_keys()]
+
+    @property
+    def remote(self) -> bool:
+        return any(part.cache is not None for part in self.parts)
+
+    def soon(self, numbers: Ints) -> None:
+        """The shards that are needed now and next, by their number in ``samples``, most urgent first."""
+        first = 0
+        for part in self.parts:
+            part.soon([number - first for number in numbers.tolist() if 0 <= number - first < len(part.shards)])
+            first += len(part.shards)
+
+    def _locate(self, row: int) -> tuple[Part, int]:
+        number = bisect.bisect_right(self._ends, row)
+        return self.parts[number], row - (self._ends[number - 1] if number else 0)
+
+    def _by_part(self, rows: Ints) -> Iterator[tuple[Part, Ints, Ints]]:
+        """Of each data set that has some of ``rows``: their places, and the rows inside it."""
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            yield self.parts[number], places, rows[places] - (self._ends[number - 1] if number else 0)
+
+
+def open_split(
+    sources: str | Path | Sequence[str],
+    split: str,
+    *,
+    choice: Choice | None = None,
+    cache: Cache | None = None,
+    check: bool = True,
+) -> Split:
+    """Raises UserError where a data set is unfinished, lacks the split or (unless not to ``check``) a shard, or has
+    another class map than the first."""
+    named = [str(sources)] if isinstance(sources, str | Path) else list(sources)
+    cache = cache or make_cache(None, CACHE_GB)
+    parts = [Part(source, split, choice or Choice(), cache, check=check) for source in named]
+    first = parts[0]
+    for part in parts[1:]:
+        if part.info.classes_digest != first.info.classes_digest:
+            raise UserError(
+                f"data set {part.source!r} has another class map ({part.info.classes} classes, digest "
+                f"{part.info.classes_digest}) than {first.source!r} ({first.info.classes}, "
+                f"{first.info.classes_digest}): shard it with --classes of the other"
+            )
+    return Split(parts)
+
+
+def chosen(config: DataConfig) -> Choice:
+    """The training samples that a configuration asks for. Raises UserError where its class list can't be read."""
+    if config.classes is None:
+        return Choice((), config.percent)
+    try:
+        wnids = tuple(config.classes.read_text().split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.classes {str(config.classes)!r} can't be read: {error}") from error
+    if not wnids:
+        raise UserError(f"data.classes {str(config.classes)!r} is empty: write one wnid a line")
+    return Choice(wnids, config.percent)
+
+
+def open_info(source: str) -> DatasetInfo:
+    """dataset.json of a folder or a URL."""
+    return shards.read_info(remote.open_folder(source, cache_folder()))
+
+
+def make_cache(folder: Path | None, gigabytes: float) -> Cache:
+    """Of shards behind URLs, in ``folder``, or where the index's records are kept. Made when it is used first."""
+    return Cache((folder or cache_folder()) / "shards", int(gigabytes * 1e9))
+
+
+def _choose(rows: Rows, choice: Choice, folder: Path) -> Ints | None:
+    """Chosen rows, ascending; None: all."""
+    if not 0 < choice.percent <= 100:
+        raise UserError(f"data.percent {choice.percent:g} is no share: give more than 0 and at most 100")
+    kept = np.arange(math.ceil(len(rows) * choice.percent / 100)) if choice.percent < 100 else None
+    if choice.classes:
+        wnids = shards.read_classes(folder)["wnid"].to_pylist()
+        missing = sorted(set(choice.classes) - set(wnids))
+        if missing:
+            raise UserError(
+                f"data.classes names {len(missing)} classes that {str(folder)!r} doesn't have: {', '.join(missing[:5])}"
+            )
+        kept = np.flatnonzero(np.isin(rows["label"], [wnids.index(wnid) for wnid in choice.classes]))
+        kept = kept[: math.ceil(len(kept) * choice.percent / 100)]
+        if not len(kept):
+            raise UserError(f"data.classes leaves no sample of {str(folder)!r}")
+    return kept
