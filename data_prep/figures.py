@@ -20,9 +20,8 @@ def class_sizes(counts: npt.NDArray[np.int64]) -> bytes:
     """Images a class, the classes sorted by it. ``counts`` by class index."""
     figure, axes = _new()
     ordered = np.sort(counts)[::-1]
-    axes.fill_between(np.arange(len(ordered)), ordered, step="mid" if len(ordered) > 1 else None, color=BLUE)
-    if len(ordered) == 1:
-        axes.bar([0], ordered, color=BLUE)
+    axes.stairs(ordered, np.arange(len(ordered) + 1), fill=True, color=BLUE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="classes, largest first", ylabel="images", ylim=(0, None), title="Images a class")
     axes.margins(x=0)
     return _png(figure)
@@ -31,7 +30,9 @@ def class_sizes(counts: npt.NDArray[np.int64]) -> bytes:
 def classes_by_size(counts: npt.NDArray[np.int64]) -> bytes:
     """How many classes have how many images."""
     figure, axes = _new()
-    axes.hist(counts, bins=min(60, max(10, len(counts) // 10)), color=BLUE)
+    step = max(1, -(-int(np.ptp(counts)) // 60))  # whole numbers, in at most 60 bars
+    edges: list[float] = (np.arange(counts.min(), counts.max() + 2 * step, step) - 0.5).tolist()
+    axes.hist(counts, bins=edges, color=BLUE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="images a class", ylabel="classes", title="Classes by size")
     return _png(figure)
@@ -54,6 +55,8 @@ def _new() -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))  # counts
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     return figure, axes
 
 

@@ -36,14 +36,23 @@ MOST_REJECTS = 60  # shown with what can be seen of them
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; background: #fff; max-width: 1180px; margin: 2em auto;
   padding: 0 1em; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2em; border-bottom: 1px solid #e2e8f0; } .quiet { color: #5a6878; }
+h1, td, th, p { overflow-wrap: anywhere; } h1 { margin-bottom: 0; } .quiet { color: #5a6878; }
+h2 { margin-top: 2em; border-bottom: 1px solid #e2e8f0; }
 table { border-collapse: collapse; } td, th { padding: .2em 1.2em .2em 0; text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.figures img { max-width: 48%; } .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
-  gap: 14px; } figure { margin: 0; } figure img { max-width: 100%; border-radius: 3px; }
+td:first-child { min-width: 5em; overflow-wrap: normal; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-right: 0; }
+code { background: #f1f5f9; padding: 0 .3em; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px; }
+.figures img { width: 100%; max-width: 660px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 18px 14px; }
+figure { margin: 0; } figure img, .missing { display: block; margin-bottom: 4px; height: 116px; max-width: 100%;
+  object-fit: contain; object-position: left bottom; border-radius: 3px; }
+.missing { width: 116px; background: #edf2f7; color: #5a6878; font-size: 12px; line-height: 116px; text-align: center; }
 figcaption { font-size: 12px; color: #5a6878; overflow-wrap: anywhere; }
-code { background: #f1f5f9; padding: 0 .3em; } .missing { display: inline-block; width: 96px; height: 72px;
-  background: #edf2f7; border-radius: 3px; }
+figcaption span, figcaption b { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
+  overflow: hidden; }
+figcaption b { color: #1a202c; }
+@media print { figure { break-inside: avoid; } }
 """
 
 
@@ -101,7 +110,7 @@ def page(options: Options, info: DatasetInfo) -> str:
         sections += [*_samples(options, info, split, names), "</div>"]
     body = "\n".join(sections)
     title = f"<title>{escape(info.name)}: data set report</title>"
-    head = f"<meta charset=utf-8>{title}<style>{STYLE}</style>"
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'>{title}<style>{STYLE}</style>"
     return f"<!doctype html>\n<html lang=en>{head}\n<body>\n{body}\n</body></html>\n"
 
 
@@ -126,6 +135,7 @@ def totals(folder: Path, info: DatasetInfo) -> Totals:
 def _facts(info: DatasetInfo, found: Totals) -> list[str]:
     size = sum(shard.bytes for shard in info.shards)
     rows = [
+        ("classes without images", f"{(found.class_counts == 0).sum():,}"),
         ("shards", f"{len(info.shards):,}"),
         ("size", progress.size(size)),
         ("left out", f"{info.rejects:,}"),
@@ -141,17 +151,24 @@ def _facts(info: DatasetInfo, found: Totals) -> list[str]:
 
 def _classes(found: Totals, names: list[str]) -> list[str]:
     counts = found.class_counts
-    order = np.argsort(counts, kind="stable")
-    ends = [("largest", order[::-1][:5]), ("smallest", order[:5])]
+    order = np.argsort(-counts, kind="stable")
+    ends = [("", order)] if len(order) <= 10 else [("largest", order[:5]), ("smallest", order[-5:])]
     rows = [(which, names[index], f"{counts[index]:,}") for which, some in ends for index in some]
-    charts = [figures.class_sizes(counts), figures.classes_by_size(counts)]
-    return ["<h2>Classes</h2>", _figures(charts), _table(("", "class", "images"), rows, numbers={2})]
+    if len(order) <= 10:
+        table = _table(("class", "images"), [row[1:] for row in rows], numbers={1})
+    else:
+        table = _table(("", "class", "images"), rows, numbers={2})
+    charts = {"Images a class": figures.class_sizes(counts), "Classes by size": figures.classes_by_size(counts)}
+    return ["<h2>Classes</h2>", _figures(charts), table]
 
 
 def _sizes(found: Totals) -> list[str]:
-    charts = [figures.histogram(found.kilobytes, figures.KILOBYTES, "Size of the JPEGs", "kilobytes")]
+    charts = {}
     if found.short_sides.sum():
-        charts.insert(0, figures.histogram(found.short_sides, figures.SIDES, "Short side of the images", "pixels"))
+        title = "Short side of the images"
+        charts[title] = figures.histogram(found.short_sides, figures.SIDES, title, "pixels")
+    title = "Size of the JPEGs"
+    charts[title] = figures.histogram(found.kilobytes, figures.KILOBYTES, title, "kilobytes")
     return ["<h2>Sizes</h2>", _figures(charts)]
 
 
@@ -166,12 +183,7 @@ def _rejects(folder: Path, info: DatasetInfo) -> list[str]:
         own = table.filter(pc.equal(table["reason"], reason))
         seen = own.filter(pc.is_valid(own["thumbnail"]))  # those that can be looked at first
         chosen += pa.concat_tables([seen, own.filter(pc.is_null(own["thumbnail"]))]).slice(0, share).to_pylist()
-    shown = [
-        f"<figure>{_image(row['thumbnail']) if row['thumbnail'] else '<span class=missing></span>'}"
-        f"<figcaption><b>{escape(row['reason'])}</b> {escape(row['source'])}<br>{escape(row['detail'])}</figcaption>"
-        "</figure>"
-        for row in chosen[:MOST_REJECTS]
-    ]
+    shown = [_picture(row["thumbnail"], row["reason"], row["source"], row["detail"]) for row in chosen[:MOST_REJECTS]]
     counts = [(reason, f"{count:,}") for reason, count in reasons.most_common()]
     table_of_reasons = _table(("reason", "images"), counts, numbers={1})
     return ["<h2>Left out</h2>", table_of_reasons, "<p></p>", "<div class=grid>", *shown, "</div>"]
@@ -189,12 +201,11 @@ def _samples(options: Options, info: DatasetInfo, split: str, names: list[str]) 
             continue
         with OpenTar(piece) as tar:
             for row in rows_of(piece, ["key", "offset", "size", "label"]).take(here.tolist()).to_pylist():
-                caption = f"<b>{escape(names[row['label']])}</b><br>{escape(row['key'])}"
+                texts = names[row["label"]], row["key"]
                 try:
-                    seen = _image(thumbnail(tar.read(row["offset"], row["size"])))
+                    yield _picture(thumbnail(tar.read(row["offset"], row["size"])), *texts)
                 except ValueError as error:  # tars made elsewhere were never checked
-                    seen, caption = "<span class=missing></span>", f"{caption}<br>{escape(str(error).strip())}"
-                yield f"<figure>{seen}<figcaption>{caption}</figcaption></figure>"
+                    yield _picture(None, *texts, str(error).strip())
 
 
 def thumbnail(jpeg: bytes) -> bytes:
@@ -206,12 +217,20 @@ def thumbnail(jpeg: bytes) -> bytes:
     return small
 
 
-def _image(data: bytes, kind: str = "jpeg") -> str:
-    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+def _picture(jpeg: bytes | None, title: str, *texts: str) -> str:
+    """A picture, or the place of one that can't be shown, above its texts: two lines of each, all of it on hovering."""
+    seen = _image(jpeg, title) if jpeg else "<span class=missing>no picture</span>"
+    lines = "".join(f"<span>{escape(text)}</span>" for text in texts)
+    whole = escape("\n".join((title, *texts)))
+    return f'<figure title="{whole}">{seen}<figcaption><b>{escape(title)}</b>{lines}</figcaption></figure>'
 
 
-def _figures(charts: list[bytes]) -> str:
-    return f"<div class=figures>{' '.join(_image(chart, 'png') for chart in charts)}</div>"
+def _image(data: bytes, text: str, kind: str = "jpeg") -> str:
+    return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+
+
+def _figures(charts: dict[str, bytes]) -> str:
+    return f"<div class=figures>{' '.join(_image(chart, title, 'png') for title, chart in charts.items())}</div>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozenset[int] | set[int] = frozenset()) -> str:

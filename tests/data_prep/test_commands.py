@@ -204,6 +204,7 @@ def test_a_page_of_tars_made_elsewhere_shows_which_images_are_broken(images: Ima
     page = (folder / "report.html").read_text()
     assert page.count("data:image/jpeg") == 39
     assert page.count("<span class=missing>") == 1
+    assert "Could not determine" in page
 
 
 def near_duplicates(photos: list[bytes]) -> dict[str, bytes]:
