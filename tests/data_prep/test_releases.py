@@ -17,6 +17,7 @@ from pipeline import cli, shards
 from pipeline.interop.peers import import_peer
 from tests.data_prep import releases
 from tests.data_prep.releases import Images, add, contents, write_webdataset
+from tests.data_prep.test_torture import recoded
 
 
 def make(*arguments: object) -> Path:
@@ -46,6 +47,29 @@ def devkit(path: Path, wnids: list[str], truth: list[str]) -> Path:
         lines = "".join(f"{ids[wnid]}\n" for wnid in truth)
         add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", lines.encode())
     return path
+
+
+def test_the_2012_train_tar(photos: list[bytes], tmp_path: Path) -> None:
+    """All 1,000 classes, each a tar of <wnid>_<number>.JPEG; a CMYK JPEG among them, and the PNG named .JPEG."""
+    wnids = classmaps.listed("imagenet1k") or []
+    images = {
+        wnid: {f"{wnid}_{number * 37 + 26}.JPEG": photos[(index + number) % 96] for number in (270, 3)}
+        for index, wnid in enumerate(wnids)
+    }
+    images["n01440764"] = {"n01440764_10026.JPEG": photos[0], "n01440764_10027.JPEG": photos[1]}
+    images["n02105855"] = {"n02105855_2933.JPEG": recoded(photos[2], "PNG"), "n02105855_1.JPEG": photos[3]}
+    images["n01739381"] = {"n01739381_1309.JPEG": recoded(photos[4], "JPEG", "CMYK")}
+    source = releases.tar_of_tars(images, tmp_path / "ILSVRC2012_img_train.tar")
+    out = make(source, tmp_path / "out", "--classes", "imagenet1k", "--name", "imagenet1k", "--seed", 1)
+    info = shards.read_info(out)
+    assert (info.classes, info.samples, info.rejects) == (1000, {"train": 1999}, 0)
+    assert by_key(out) == {Path(name).stem: wnid for wnid, files in images.items() for name in files}
+    rows = {row["key"]: row for row in shards.read_index(out).to_pylist()}
+    assert (rows["n01440764_10026"]["label"], rows["n02105855_2933"]["label"]) == (0, wnids.index("n02105855"))
+    recodes = {key: row["recoded"] for key, row in rows.items() if row["recoded"]}
+    assert recodes == {"n02105855_2933": "png", "n01739381_1309": "cmyk"}
+    names = shards.read_classes(out)["name"].to_pylist()
+    assert names[0] == "tench, Tinca tinca"
 
 
 @pytest.mark.parametrize("unpacked", [False, True])

@@ -7,6 +7,7 @@ import os
 import struct
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep import shard, verify, writer
+from data_prep import images, shard, verify, writer
 from pipeline import cli, shards
 from tests.data_prep.conftest import WNIDS
 from tests.data_prep.releases import add, class_tar
@@ -30,6 +31,14 @@ def recoded(jpeg: bytes, kind: str, mode: str = "RGB") -> bytes:
     image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def ycck(jpeg: bytes) -> bytes:
+    """The same picture as Adobe's YCCK JPEG: CMYK inverted, its colours turned to luma and chroma."""
+    cmyk_HWC = 255 - np.asarray(Image.open(io.BytesIO(jpeg)).convert("CMYK"))
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(cmyk_HWC), 95, "CMYK", "420")
+    assert encoded[encoded.index(b"Adobe\0d") + 11] == 2  # transform 2: YCCK
+    return encoded
 
 
 def turned(jpeg: bytes, orientation: int) -> bytes:
@@ -75,6 +84,7 @@ def defects(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
         "bmp": (recoded(photos[8], "BMP"), "recoded: bmp"),
         "webp": (recoded(photos[9], "WEBP"), "recoded: webp"),
         "cmyk": (recoded(photos[10], "JPEG", "CMYK"), "recoded: cmyk"),
+        "ycck": (ycck(photos[10]), "recoded: cmyk"),
         "gzipped_png": (gzip.compress(recoded(photos[11], "PNG")), "recoded: gzip+png"),
         "empty": (b"", "empty"),
         "text": (b"<html>404</html>", "not_an_image"),
@@ -140,6 +150,28 @@ def test_every_defect_of_images(defective: dict[str, tuple[bytes, str]], tmp_pat
     assert rows[f"{WNID}_turned"]["orientation"] == 6
     thumbnails = shards.read_rejects(tmp_path / "out", ["reason", "thumbnail"]).to_pylist()
     assert any(row["reason"] == "truncated" and row["thumbnail"] for row in thumbnails)
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),  # mean difference to the original, of 255; GIF has 256 colours
+    [
+        (gzip.compress, 1e-9),
+        (lambda jpeg: recoded(jpeg, "PNG"), 3),
+        (lambda jpeg: recoded(jpeg, "PNG", "RGBA"), 3),
+        (lambda jpeg: recoded(jpeg, "BMP"), 3),
+        (lambda jpeg: recoded(jpeg, "WEBP"), 6),
+        (lambda jpeg: recoded(jpeg, "GIF"), 12),
+        (lambda jpeg: recoded(jpeg, "JPEG", "CMYK"), 6),
+        (ycck, 3),
+    ],
+)
+def test_a_picture_that_is_encoded_anew_looks_as_before(
+    change: Callable[[bytes], bytes], most: float, photos: list[bytes]
+) -> None:
+    for photo in photos[:8]:
+        before = simplejpeg.decode_jpeg(photo).astype(int)
+        after = simplejpeg.decode_jpeg(images.prepare(change(photo), images.ImageOptions()).data).astype(int)
+        assert np.abs(after - before).mean() < most
 
 
 def test_header_verification_trusts_the_data_between_header_and_end(
@@ -266,17 +298,18 @@ def test_folders_with_links_pipes_and_hidden_files(photos: list[bytes], tmp_path
     assert rejects(tmp_path / "out") == {f"{WNID}/{name}": "not_a_file" for name in ("nowhere.jpg", "loop", "pipe.jpg")}
 
 
-def test_a_hundred_thousand_tiny_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.soak)])
+def test_very_many_tiny_files(count: int, tmp_path: Path) -> None:
     jpeg = simplejpeg.encode_jpeg(np.zeros((1, 1, 3), np.uint8))
     padding = bytes(-len(jpeg) % 512)
     with (tmp_path / "whole.tar").open("wb") as file:
-        for number in range(100_000):
+        for number in range(count):
             file.write(writer.header(f"n{number % 500:08d}/{number}.JPEG", len(jpeg)) + jpeg + padding)
         file.write(bytes(1024))
     arguments = [tmp_path / "whole.tar", tmp_path / "out", "--verify", "header", "--workers", 2]
     assert shard.main([str(argument) for argument in arguments]) == 0
     index = shards.read_index(tmp_path / "out", ["key", "label"])
-    assert len(set(index["key"].to_pylist())) == 100_000
+    assert len(set(index["key"].to_pylist())) == count
     assert len(index["label"].unique()) == 500
 
 
