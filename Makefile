@@ -2,7 +2,7 @@
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check format bench peers soak clean
+.PHONY: demo test check format bench coverage audit release peers soak clean
 
 demo: ## the whole path on real images, on the CPU, in minutes
 	@bash .ci/install demo
@@ -17,7 +17,7 @@ check: ## lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir .mypy_cache/import_linter
-	bash -n slurm/*.sh && shellcheck -x slurm/*.sh tests/slurm/*.sh .ci/install .ci/run
+	bash -n slurm/*.sh && shellcheck -x slurm/*.sh tests/slurm/*.sh .ci/install .ci/run .ci/release
 
 peers: ## compare with timm, transformers and datasets
 	@bash .ci/install peers
@@ -34,7 +34,22 @@ format:
 
 bench: ## one line a claim: ours, peer, limit, ratio
 	@bash .ci/install peers
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run_all.py
+
+coverage: ## which lines the tests run, in every process they start
+	@bash .ci/install test
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not peers and not soak"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --fail-under 90
+
+audit: ## known vulnerabilities of the exact versions in constraints.txt
+	@bash .ci/install audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --desc off
+
+release: ## build the wheel, install it in a clean environment and run every command's help there
+	@bash .ci/install audit
+	bash .ci/release
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,8 @@ DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held
 A run that failed (diverged) is left out, and said so; one that isn't finished stops the choice. Examples:
 
   python -m jobs.pick work/runs/finetune-l16-lr*
-  python -m jobs.pick work/runs/finetune-l16-lr* --link work/campaigns/l16/best"""
+  python -m jobs.pick work/runs/finetune-l16-lr* --link work/campaigns/l16/best
+  python -m jobs.pick runs/photos-seed0 runs/photos-seed1 --by eval/top5"""
 
 
 @dataclass(frozen=True)

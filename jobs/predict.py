@@ -108,6 +108,8 @@ def check(config: PredictConfig) -> None:
     """Raises UserError before anything slow is imported."""
     if not config.images:
         raise UserError("IMAGE is missing: name an image, a folder or a tar after MODEL (see --help)")
+    if not config.model.exists():
+        raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
     for name, least in (("top", 1), ("batch", 1), ("workers", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")

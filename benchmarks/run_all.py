@@ -1,0 +1,123 @@
+"""Every benchmark, one after another, and one table of their claims: ours, the peer, the limit, the ratio.
+
+python benchmarks/run_all.py [--only step shard ...] [--out work/bench] [--scripts FOLDER] [--timeout 3600]
+Each script prints a JSON object a line: claim, ours, peer, limit, ratio, unit, machine. What it could not measure, such
+as a peer that isn't installed, stands below the table, and so does a script that failed (exit code 1). The table goes
+to OUT/bench.md, each script's whole output to OUT/<script>.log. Nothing else should run on the machine meanwhile.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLUMNS = ("claim", "ours", "peer", "limit", "ratio", "unit")
+
+
+@dataclass
+class Outcome:
+    """Of one script."""
+
+    name: str
+    seconds: float = 0.0
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)  # lines that say what was not measured
+    fault: str = ""  # why the script failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], help="names of scripts, without bench_")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "work" / "bench")
+    parser.add_argument("--scripts", type=Path, default=REPOSITORY / "benchmarks")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds a script may take")
+    arguments = parser.parse_args()
+    scripts = {path.stem.removeprefix("bench_"): path for path in sorted(arguments.scripts.glob("bench_*.py"))}
+    unknown = [name for name in arguments.only if name not in scripts]
+    if unknown:
+        parser.error(f"--only {unknown[0]!r} is unknown: there are {', '.join(scripts)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for name, path in scripts.items():
+        if not arguments.only or name in arguments.only:
+            outcomes.append(run(name, path, arguments.out / f"{path.stem}.log", arguments.timeout))
+            (arguments.out / "bench.md").write_text(table(outcomes))  # as far as it goes: the next may take an hour
+    print(table(outcomes))
+    return 1 if any(outcome.fault for outcome in outcomes) else 0
+
+
+def run(name: str, script: Path, log: Path, timeout: float) -> Outcome:
+    """One script in a process of its own, its output shown and kept in ``log``."""
+    print(f"== {script.name}", flush=True)
+    outcome, began = Outcome(name), time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with log.open("w+") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(script)], env=environment, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+            outcome.fault = f"took longer than {timeout:.0f} s"
+        file.seek(0)
+        lines = file.read().splitlines()
+    print("\n".join(lines), flush=True)
+    outcome.seconds = time.monotonic() - began
+    outcome.claims = claims(lines)
+    outcome.absent = [line.lstrip("# ") for line in lines if "not measured" in line or "not installed" in line]
+    if not outcome.fault and code:
+        outcome.fault = f"exit code {code}: {next((line for line in reversed(lines) if line.strip()), '')}"
+    if not outcome.fault and not outcome.claims:
+        outcome.fault = "printed no claim"
+    return outcome
+
+
+def claims(lines: list[str]) -> list[dict[str, Any]]:
+    """The JSON objects with a claim among lines of output."""
+    found = []
+    for line in lines:
+        if line.startswith("{"):
+            try:
+                content = json.loads(line)
+            except ValueError:
+                continue
+            if "claim" in content:
+                found.append(content)
+    return found
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Markdown: a row a claim, then what was not measured."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    lines = [f"Benchmarks, {today}, {machine()}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for outcome in outcomes:
+        lines += [f"| {' | '.join(cell(claim.get(name)) for name in COLUMNS)} |" for claim in outcome.claims]
+    missing = [f"- {outcome.name}: {text}" for outcome in outcomes for text in outcome.absent]
+    failed = [f"- {outcome.name}: FAILED, {outcome.fault}" for outcome in outcomes if outcome.fault]
+    if missing or failed:
+        lines += ["", "Not measured:", "", *failed, *missing]
+    lines += ["", "Minutes: " + ", ".join(f"{outcome.name} {outcome.seconds / 60:.1f}" for outcome in outcomes)]
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    text = f"{value:,.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text.replace("|", "\\|")
+
+
+def machine() -> str:
+    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
