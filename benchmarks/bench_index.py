@@ -1,6 +1,6 @@
 """data_prep.index beside `tar tf` on WebDataset tars; and a plan and an index of ImageNet-21K's 14.2 million rows.
 
-python benchmarks/bench_index.py [--samples 200000] [--rounds 3] [--rows 0] [--folder FOLDER]
+python benchmarks/bench_index.py [--samples 500000] [--rounds 3] [--rows 0] [--folder FOLDER]
 The tars hold real headers and .cls members; their images are holes of about 107 KB, as nobody reads them. `tar tf`
 reads one tar after another, ours with a worker a core: its start is included. --rows 14200000 (10 GB of disk, minutes)
 plans a source of headers alone and writes the index of that many samples, with the memory that each process took.
@@ -9,7 +9,6 @@ plans a source of headers alone and writes the index of that many samples, with 
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_prep import classmaps, finish
+from data_prep import classmaps
 from data_prep.writer import header
 from pipeline.shards import INDEX_SCHEMA
 
@@ -31,7 +32,7 @@ TARS = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument("--samples", type=int, default=500_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
@@ -85,37 +86,70 @@ def large_plan(folder: Path, rows: int) -> None:
             file.write(header(f"{wnid}.tar", len(own)) + own)
         file.write(bytes(1024))
     program = (
-        "import resource, sys; from pathlib import Path; from data_prep import prepare, shard, sources\n"
-        "options = shard.Options(sys.argv[1], Path(sys.argv[2]))\n"
-        "found = sources.find(options.input, 'auto', None, None)\n"
-        "made = prepare.planned(options.output, found, shard.plan_options(options, shard.content_options(options)))\n"
-        "own, workers = (resource.getrusage(who).ru_maxrss for who in (0, -1))  # RUSAGE_SELF, RUSAGE_CHILDREN\n"
-        "print(sum(made.samples.values()), own, workers)\n"
+        "import sys; from pathlib import Path; from data_prep import arrow, prepare, shard, sources\n"
+        "if __name__ == '__main__':\n"
+        "    arrow.without_pandas()\n"
+        "    options = shard.Options(sys.argv[1], Path(sys.argv[2]))\n"
+        "    found = sources.find(options.input, 'auto', None, None)\n"
+        "    plan = shard.plan_options(options, shard.content_options(options))\n"
+        "    print(sum(prepare.planned(options.output, found, plan).samples.values()))\n"
     )
-    began = time.perf_counter()
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(source), str(folder / "out")], check=True, capture_output=True, text=True
-    )
-    seconds = time.perf_counter() - began
-    count, own, worker = (int(word) for word in run.stdout.split())
-    assert count == rows
-    print(f"# plan of {rows} rows: {seconds:.0f} s, largest process {max(own, worker) / 1024:.0f} MiB")
-    show("memory of a plan (main process)", own / 1024, 300, 300, own / 1024 / 300, "MiB")
+    seconds, own, workers, printed = watched([sys.executable, "-c", program, str(source), str(folder / "out")])
+    assert int(printed.split()[-1]) == rows
+    size = sum(path.stat().st_size for path in (folder / "out").rglob("*") if path.is_file()) / 1e9
+    print(f"# plan of {rows} rows: {seconds:.0f} s, {size:.2f} GB on disk")
+    show("memory of a plan, main process", own, 300, 300, own / 300, "MiB")
+    show("memory of a plan, largest worker", workers, 300, 300, workers / 300, "MiB")
     source.unlink()
     shutil.rmtree(folder / "out")
+
+
+def watched(command: list[str]) -> tuple[float, float, float, str]:
+    """Run a command: seconds, peak memory of its process and of the largest one below it (MiB), and its output.
+
+    The peaks are the kernel's own (VmHWM of /proc/PID/status), looked up every 20 ms.
+    """
+    own = below = 0.0
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            own = max(own, _peak(process.pid))
+            try:
+                children = psutil.Process(process.pid).children(recursive=True)
+            except psutil.NoSuchProcess:
+                break
+            below = max([below, *(_peak(child.pid) for child in children)])
+            time.sleep(0.02)
+        assert process.stdout is not None
+        printed = process.stdout.read()
+    assert process.returncode == 0, f"{command} failed"
+    return time.perf_counter() - began, own, below, printed
+
+
+def _peak(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 def large_index(folder: Path, rows: int) -> None:
     """Write index.parquet of ImageNet-21K's names with random places, hashes and sizes, as finalize does."""
     path = folder / "index.parquet"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
-    finish.write_parquet(path, INDEX_SCHEMA, shards_rows(rows))
-    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"# index of {rows} rows: {seconds:.0f} s, peak memory {peak / 1024:.0f} MiB (before: {before / 1024:.0f})")
+    program = (
+        "import sys; from pathlib import Path; from data_prep import arrow, finish; from pipeline import shards\n"
+        "arrow.without_pandas(); sys.path.insert(0, sys.argv[3]); import bench_index\n"
+        "rows = bench_index.shards_rows(int(sys.argv[2]))\n"
+        "print(finish.write_parquet(Path(sys.argv[1]), shards.INDEX_SCHEMA, rows))\n"
+    )
+    line = [sys.executable, "-c", program, str(path), str(rows), str(Path(__file__).parent)]
+    seconds, peak, _, _ = watched(line)
+    groups = pq.read_metadata(path).num_row_groups
+    print(f"# index of {rows} rows: {seconds:.0f} s with the making of the rows, {groups} row groups")
     size = path.stat().st_size / 1e9
     show("size of the index", size, 1.5, 1.5, size / 1.5, "GB")
-    show("memory of writing the index", peak / 1024, 300, 300, peak / 1024 / 300, "MiB")
+    show("memory of writing the index", peak, 300, 300, peak / 300, "MiB")
 
 
 def shards_rows(rows: int) -> Iterator[pa.Table]:

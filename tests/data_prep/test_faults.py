@@ -1,5 +1,6 @@
 """A full disk and processes killed at any moment: what is finished stays, and the result is the same bytes."""
 
+import collections
 import os
 import random
 import resource
@@ -87,32 +88,67 @@ def test_a_signal_stops_in_order_and_asks_to_be_requeued(images: Images, tmp_pat
     assert shards.read_info(tmp_path / "out").rejects == 0
 
 
+@pytest.fixture(scope="module")
+def many(photos: list[bytes]) -> Images:
+    """2,000 images in four classes: 250 shards, so that a run is at work long enough to be killed anywhere."""
+    return {
+        wnid: {f"{wnid}_{number}.JPEG": photos[(number + place) % 96] for number in range(500)}
+        for place, wnid in enumerate(("n00000001", "n00000002", "n00000003", "n00000004"))
+    }
+
+
+def stage(output: Path) -> str:
+    """How far a run has come."""
+    if (output / "dataset.json").exists():
+        return "finished"
+    if (output / "index.parquet").exists():
+        return "merging"
+    if (output / ".work" / "plan" / "plan.json").exists():
+        return "writing"
+    return "planning" if (output / ".work").exists() else "starting"
+
+
+def begun(line: list[str], output: Path) -> "subprocess.Popen[bytes]":
+    """The command, just when it has made or found its work folder and is at work."""
+    process = subprocess.Popen(line, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (output / ".work").exists() and process.poll() is None:
+        time.sleep(0.002)
+    return process
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("form", ["tar of tars", "gzip stream"])
-def test_twenty_kills(form: str, images: Images, tmp_path: Path) -> None:
-    """kill -9 of the whole process group at a random moment, 20 times, then once to the end; moments are printed."""
-    source = releases.make(form, images, tmp_path)
+def test_twenty_kills(form: str, many: Images, tmp_path: Path) -> None:
+    """kill -9 of the whole process group 20 times, at a random moment of its work, then once to the end."""
+    source = releases.make(form, many, tmp_path)
+    out, reference = tmp_path / "out", tmp_path / "reference"
+    process = begun(command(source, reference, "--workers", 2), reference)
     began = time.monotonic()
-    subprocess.run(command(source, tmp_path / "reference", "--workers", 2), check=True, capture_output=True)
+    assert process.wait() == 0
     whole = time.monotonic() - began
-    choice, killed, finished = random.Random(), 0, 0
-    while killed < 20:
-        process = subprocess.Popen(
-            command(source, tmp_path / "out", "--workers", 2),
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(choice.uniform(0.2, 1.0) * whole)
+    choice = random.Random()
+    stages: collections.Counter[str] = collections.Counter()
+    shards_kept = []
+    while stages.total() < 20:
+        resumed = (out / ".work").exists()
+        process = begun(command(source, out, "--workers", 2), out)
+        # a resumed run needs its start before it goes on, and has less to do: any moment of all that
+        time.sleep(choice.uniform(0, whole) + (choice.uniform(0.2, 1) if resumed else 0))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
         process.wait()
-        if (tmp_path / "out" / "dataset.json").exists():  # finished before it was killed: the next ones start anew
-            assert contents(tmp_path / "out").keys() >= contents(tmp_path / "reference").keys()
-            finished += 1
-            shutil.rmtree(tmp_path / "out")
-    subprocess.run(command(source, tmp_path / "out", "--workers", 2), check=True, capture_output=True)
-    print(f"{killed} kills of a run of {whole:.1f} s, {finished} after the end")
-    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
+        reached = stage(out)
+        if (
+            reached == "finished"
+        ):  # too late for its work: look at it, perhaps cleaned up by another run, and begin anew
+            subprocess.run(command(source, out), check=True, capture_output=True)
+            assert contents(out) == contents(reference)
+            shutil.rmtree(out)
+            continue
+        stages[reached] += 1
+        shards_kept.append(len(list(out.glob("*.tar"))))
+    subprocess.run(command(source, out, "--workers", 2), check=True, capture_output=True)
+    print(f"20 kills of {whole:.1f} s of work, while it was {dict(stages)}; shards there then: {shards_kept}")
+    assert contents(out) == contents(reference)
+    assert stages["writing"] >= 3
