@@ -16,6 +16,8 @@ from PIL import Image
 LARGEST_FILE = 256 << 20  # bytes; the largest ImageNet-21K file is far below
 LARGEST_PIXELS = 100_000_000  # width x height; a photograph of today's largest cameras passes
 RECODE_QUALITY = 95
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; DHT, JPG and DAC lie between them
+_FRAME = struct.Struct(">HHB")  # lines, samples a line, components (behind the precision)
 REMAINS_SIDE = 96  # pixels, of the thumbnails of rejected images
 
 
@@ -113,32 +115,38 @@ def jpeg_header(data: bytes) -> JpegHeader:
     at, end = 2, len(data)
     width = height = components = 0
     orientation = 1
-    while True:
-        at = data.find(b"\xff", at)
-        while 0 <= at < end - 1 and data[at + 1] == 0xFF:  # fill bytes
-            at += 1
-        if 0 <= at < end - 1 and data[at + 1] == 0xD9:
-            raise RejectedError("undecodable", "ends (EOI) before any image data")
-        if at < 0 or at + 4 > end:
-            raise RejectedError("truncated", "ends before the image data")
-        marker = data[at + 1]
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stuffing, TEM, RSTn, SOI: no segment
-            at += 2
+    while at + 4 <= end:
+        if data[at] != 0xFF:  # rubbish between segments: decoders skip it, and so do we
+            at = data.find(b"\xff", at)
+            if at < 0:
+                break
             continue
-        length = data[at + 2] << 8 | data[at + 3]
+        marker = data[at + 1]
         if marker == 0xDA:
             if not components:
                 raise RejectedError("undecodable", "image data without a frame header")
             return JpegHeader(width, height, components, orientation, at)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker == 0xD9:
+            raise RejectedError("undecodable", "ends (EOI) before any image data")
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # stuffing, TEM, RSTn, SOI: no segment
+            at += 2
+            continue
+        if marker in _FRAMES:
             if at + 10 > end:
                 raise RejectedError("truncated", "ends inside the frame header")
-            height, width, components = struct.unpack_from(">HHB", data, at + 5)
+            height, width, components = _FRAME.unpack_from(data, at + 5)
             if not (width and height) or components not in (1, 3, 4):
                 raise RejectedError("undecodable", f"frame of {width} x {height} pixels, {components} components")
         elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            length = data[at + 2] << 8 | data[at + 3]
             orientation = _exif_orientation(data[at + 10 : at + 2 + length])
-        at += 2 + length
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    if data[at : at + 2] == b"\xff\xd9":
+        raise RejectedError("undecodable", "ends (EOI) before any image data")
+    raise RejectedError("truncated", "ends before the image data")
 
 
 def _exif_orientation(tiff: bytes) -> int:

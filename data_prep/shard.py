@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_prep import build, classmaps, finish, prepare, progress, sources, spool, workers
+from data_prep.arrow import without_pandas
 from data_prep.build import ShardTask
 from data_prep.devkit import read_devkit
 from data_prep.images import ImageOptions
@@ -129,6 +130,7 @@ def run(options: Options) -> None:
     """Make the data set, or the task's share of it. Raises UserError."""
     started = time.monotonic()
     check(options)
+    workers.warm_up()
     identity = content_options(options)
     if (options.output / "dataset.json").is_file():
         info = shards.read_info(options.output)
@@ -351,4 +353,5 @@ def _summarise(options: Options, info: shards.DatasetInfo, seconds: float) -> No
 
 
 if __name__ == "__main__":
+    without_pandas()
     cli.run(main)

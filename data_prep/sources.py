@@ -6,6 +6,7 @@ and of the rejects. A stream (gzip, a pipe, a URL) is one part, and its images' 
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -77,7 +78,7 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
         for location in locations:
             _check_tar(location, seekable)
     if form == "auto":
-        peeked = not remote and _has_samples(locations[0])
+        peeked = not remote and _has_samples(locations[0], seekable)
         form = "webdataset" if peeked or (remote and len(locations) > 1) else "tars" if path.is_dir() else "tar"
     own: tuple[str, ...] = ()
     if form == "webdataset":
@@ -110,13 +111,19 @@ def _check_tar(location: str, seekable: bool) -> None:
         raise UserError(f"INPUT {location!r} is no {kind} and no folder (it starts with {start[:8].hex(' ')})")
 
 
-def _has_samples(location: str) -> bool:
+def _has_samples(location: str, seekable: bool) -> bool:
     """Whether the first members look like WebDataset's: a class beside an image."""
-    stream = streams.open_stream(location)
-    try:
-        return any(member.name.endswith(".cls") for member in islice(scan(stream.read, 0, None), 64))
-    except DamagedTarError:
-        return False
+    with _opened(location) if seekable else nullcontext(None) as opened:
+        read = opened[0].read if opened else streams.open_stream(location).read
+        try:
+            for member in islice(scan(read, 0, None), 64):
+                if member.name.endswith(".cls"):
+                    return True
+                if tarwalk.is_class_tar(member):  # gigabytes of a stream, to look behind a few of these
+                    return False
+        except DamagedTarError:
+            pass
+    return False
 
 
 def parts(source: Source) -> list[Part]:

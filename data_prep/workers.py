@@ -7,11 +7,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import SimpleQueue
 from typing import TypeVar
 
+from data_prep.arrow import without_pandas
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+ARENA = 16 << 20  # bytes that a worker may keep for reuse
 Report = dict[str, int]  # counts since the last report
 
 _reports: "SimpleQueue[Report] | None" = None
@@ -21,6 +26,17 @@ def report(counts: Report) -> None:
     """Called in a worker: pass counts on to the process that started it."""
     if _reports is not None:
         _reports.put(counts)
+
+
+def warm_up() -> ForkServerContext:
+    """Start what the workers come from, which takes about half a second, and don't wait for it."""
+    # Not fork: it copies this process with its threads (the progress bar's, Arrow's). The server that is forked
+    # instead has imported what the work needs, and what the command imports that each new process runs again (not the
+    # command itself: runpy would warn of it).
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.build", "data_prep.progress", "pipeline.cli"])
+    forkserver.ensure_running()
+    return context
 
 
 def run(
@@ -33,10 +49,7 @@ def run(
 
     The first exception of any item stops everything and is raised here.
     """
-    # Not fork: it copies this process with its threads (the progress bar's, Arrow's). The server that is forked
-    # instead has imported what the work needs, once for all.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.build"])
+    context = warm_up()
     queue: SimpleQueue[Report] = context.SimpleQueue()
     source = iter(items)
     pool = ProcessPoolExecutor(workers, context, _start, (queue,))
@@ -72,6 +85,10 @@ def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) ->
 def _start(queue: "SimpleQueue[Report]") -> None:
     global _reports  # noqa: PLW0603 what a process pool has instead of arguments
     _reports = queue
+    # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
+    # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
+    bytes(ARENA)
+    without_pandas()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
