@@ -1,0 +1,275 @@
+"""Data sets behind URLs: a server that fails, stalls and truncates, and a cache that several processes share."""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import remote, spool
+from pipeline.cache import Ahead, Cache, Wanted
+from pipeline.cli import UserError
+from pipeline.data import eval_batches
+from pipeline.files import xxh3_128
+from pipeline.remote import GoneError, Patience
+from pipeline.split import open_split
+from tests.distributed.test_faults import job
+from tests.loader.flaky_server import Server
+from tests.ranks import run_ranks
+
+FAULTS = ("", "error", "", "cut", "", "", "stall", "wrong", "")
+STEPS = 4
+QUICK = Patience(seconds=5, pause=0.01, longest_pause=0.05, stall=0.5)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Ten files of 1,000 bytes."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.tar").write_bytes(bytes([number]) * 1000)
+    return folder
+
+
+def wanted(server: Server, number: int) -> Wanted:
+    path = server.folder / f"{number}.tar"
+    return Wanted(f"{server.url}/{path.name}", 1000, xxh3_128(path))
+
+
+def used(cache: Cache) -> int:
+    total = 0
+    for path in cache.folder.iterdir():
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def hashes(source: object, world: int, workers: int, folder: Path, cache: Path, limit: int) -> list[str]:
+    """A line a sample of all ranks, sorted."""
+    folder.mkdir()
+    command = ("-m", "tests.loader.batch_program", source, folder, cache, limit, workers, STEPS)
+    run_ranks(world, command, folder / "log", 120)
+    return sorted(line for path in folder.glob("rank-*.txt") for line in path.read_text().splitlines())
+
+
+@pytest.mark.timeout(200)
+def test_ranks_that_share_a_small_cache_of_a_failing_server_get_the_local_batches(digits: Path, tmp_path: Path) -> None:
+    tars = [path.stat().st_size for path in digits.glob("train-*.tar")]
+    limit = int(2.5 * max(tars))
+    assert limit < sum(tars) / 2
+    cache, most, done = tmp_path / "cache", [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if (cache / "shards").is_dir():
+                most[0] = max(most[0], used(Cache(cache / "shards", limit)))
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with Server(digits, FAULTS) as server:
+            found = hashes(server.url, 2, 1, tmp_path / "remote", cache, limit)
+    finally:
+        done.set()
+        watcher.join()
+    assert len(found) == STEPS * 64
+    assert found == hashes(digits, 1, 0, tmp_path / "local", tmp_path / "unused", 1)
+    assert {fault for _, fault in server.requests} == set(FAULTS)  # each fault was met
+    assert max(tars) <= most[0] <= limit
+    left = [path for path in (cache / "shards").iterdir() if not path.name.startswith(".")]
+    assert {path.name for path in left} <= {shard.xxh3_128 for shard in open_split(digits, "train").shards}
+    assert all(xxh3_128(path) == path.name for path in left)
+
+
+@pytest.mark.timeout(200)
+def test_a_job_trains_on_a_url_as_on_the_folder(digits: Path, tmp_path: Path) -> None:
+    options = ("--data.eval-split", "val", "--train.eval-every", 4, "--data.workers", 1)
+    with Server(digits) as server:
+        cache = ("--data.cache", tmp_path / "cache", "--data.cache-gb", 0.01)
+        command = ("-m", *job(tmp_path / "run", server.url, *options, *cache))
+        run_ranks(2, command, tmp_path / "log", 100)
+    command = ("-m", *job(tmp_path / "local", digits, *options))
+    run_ranks(1, command, tmp_path / "log", 60)
+    ours, theirs = (
+        [
+            (line.step, name, pytest.approx(value, rel=1e-4))
+            for line in spool.read_lines(run / spool.METRICS)[0]
+            for name, value in line.metrics.items()
+            if name.startswith(("train/", "eval/"))
+        ]
+        for run in (tmp_path / "run", tmp_path / "local")
+    )
+    assert len(ours) > 24
+    assert [(step, name) for step, name, _ in ours] == [(step, name) for step, name, _ in theirs]
+    assert [value.expected for _, _, value in ours] == [value for _, _, value in theirs]
+    assert (tmp_path / "run" / "ledger.txt").read_text() == (tmp_path / "local" / "ledger.txt").read_text()
+
+
+def test_evaluation_and_the_small_files_come_from_the_url_too(digits: Path, tmp_path: Path) -> None:
+    local = open_split(digits, "val")
+    with Server(digits, ranges=False) as server:
+        split = open_split(server.url, "val", cache=Cache(tmp_path / "shards", 10**7, QUICK))
+        batches = list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=0))
+    ours = list(eval_batches(local, image_size=16, batch=50, rank=0, world_size=1, workers=0))
+    assert all((a.images_BHWC == b.images_BHWC).all() for a, b in zip(batches, ours, strict=True))
+    assert split.sample_keys() == local.sample_keys()
+    assert split.digest == local.digest
+
+
+def test_a_command_may_bring_the_files(digits: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "calls"
+    second = f"grep -qs $f {counter} && exec cat $f"
+    first = f"echo $f >> {counter}; head -c 99 $f; exit 3"  # fails after some bytes
+    source = f"pipe:f={digits}/{{}}; {second}; {first}"
+    split = open_split(source, "train", cache=Cache(tmp_path / "shards", 10**7, QUICK))
+    local = open_split(digits, "train")
+    assert all(split.read(row) == local.read(row) for row in range(0, len(local), 50))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real S3 server's URL."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    yield "s3://bucket/digits"
+    server.stop()
+
+
+@pytest.mark.timeout(120)
+def test_shards_come_from_s3(digits: Path, tmp_path: Path, bucket: str) -> None:
+    import fsspec  # noqa: PLC0415
+
+    system = fsspec.filesystem("s3")
+    system.mkdir("bucket")
+    for path in digits.iterdir():
+        if path.is_file():
+            system.put_file(str(path), f"{bucket}/{path.name}")
+    split = open_split(bucket, "train", cache=Cache(tmp_path / "shards", 10**7, QUICK))
+    local = open_split(digits, "train")
+    assert all(split.read(row) == local.read(row) for row in range(0, len(local), 50))
+    system.rm_file(f"{bucket}/train-00002.tar")
+    with pytest.raises(UserError, match=r"train-00002\.tar' is missing"):
+        open_split(bucket, "train", cache=Cache(tmp_path / "others" / "shards", 10**7, QUICK))
+
+
+def test_what_is_missing_is_named_at_the_start(digits: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache" / "shards", 10**7, QUICK)
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in digits.glob("*"):
+        if path.is_file() and path.name != "train-00003.tar":
+            os.link(path, folder / path.name)
+    with Server(folder) as server:
+        with pytest.raises(UserError, match=r"shard 'http://.*/data/train-00003\.tar' is missing or another"):
+            open_split(server.url, "train", cache=cache)
+        (folder / "train-00003.tar").write_bytes(b"short")
+        with pytest.raises(UserError, match=r"train-00003\.tar' is missing or another: has 5 bytes"):
+            open_split(server.url, "train", cache=cache)
+        with pytest.raises(UserError, match=r"nothing': dataset.json can't be read"):
+            open_split(f"{server.url}/nothing", "train", cache=cache)
+        with pytest.raises(UserError, match="no room for a shard"):
+            open_split(server.url, "val", cache=Cache(tmp_path / "small", 1000, QUICK))
+    for source, message in (
+        ("https://me:secret@host/data", "login"),
+        ("https://host/data?token=secret", "login"),
+        ("pipe:cat /data", r"no \{\}"),
+        ("nosuch://host/data", "nosuch"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            open_split(source, "train", cache=cache)
+        assert "secret" not in str(error.value)
+
+
+def test_the_least_recently_used_makes_room(files: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 3500, QUICK)
+    cache.check([1000])
+    with Server(files) as server:
+        items = [wanted(server, number) for number in range(5)]
+        for number in (0, 1, 2, 0):
+            with cache.open(items[number]) as file:
+                assert os.pread(file, 2000, 0) == bytes([number]) * 1000
+            time.sleep(0.01)
+        assert len(server.requests) == 3
+        with cache.open(items[1]), cache.open(items[3]):  # 1 was used longest ago, but is being read
+            assert {path.name for path in cache.folder.iterdir()} == {".room", *(items[n].name for n in (0, 1, 3))}
+        assert used(cache) == 3000
+
+
+def test_what_is_fetched_ahead_leaves_what_others_need(files: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 3500, QUICK, lease=0.6)
+    cache.check([1000])
+    with Server(files) as server:
+        items = [wanted(server, number) for number in range(6)]
+        for item in items[:3]:
+            with cache.open(item):
+                pass
+        assert not cache.fetch_ahead(items[3])  # all are fresh
+        ahead = Ahead(cache)
+        ahead.want([items[1], items[2], items[3], items[4]])  # which keeps 1 and 2 fresh
+        limit = time.monotonic() + 10
+        while not (cache.folder / items[3].name).exists():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        assert {path.name for path in cache.folder.iterdir()} == {".room", *(item.name for item in items[1:4])}
+        ahead.want([])
+        with cache.open(items[5]):  # need, unlike foresight, takes the oldest at once
+            pass
+        assert used(cache) == 3000
+
+
+def test_half_and_wrong_files_are_never_used(files: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 2500, QUICK)
+    cache.check([1000])
+    with Server(files, ("wrong",)) as server:
+        item = wanted(server, 4)
+        with pytest.raises(GoneError, match=f"dataset.json says {item.xxh3_128}"), cache.open(item):
+            pass
+        assert not (cache.folder / item.name).exists()
+        assert len(server.requests) == 2
+    with Server(files, ("wrong", "cut", "error", "stall", "")) as server:
+        item = wanted(server, 4)
+        for left_over in (item, wanted(server, 5), wanted(server, 6)):  # of processes that were killed
+            (cache.folder / f"{left_over.name}.part").write_bytes(bytes(1000))
+        with cache.open(item) as file:
+            assert hashlib.sha256(os.pread(file, 2000, 0)).digest() == hashlib.sha256(b"\4" * 1000).digest()
+        assert [fault for _, fault in server.requests] == ["wrong", "cut", "error", "stall", ""]
+    assert used(cache) <= 2500
+
+
+def test_patience_ends(files: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 2500, Patience(seconds=0.3, pause=0.01, longest_pause=0.05, stall=0.5))
+    cache.check([1000])
+    with Server(files, ("error",)) as server:
+        with pytest.raises(OSError, match=r"1\.tar was given up after 0 s: .*503"), cache.open(wanted(server, 1)):
+            pass
+        assert len(server.requests) > 5
+        (files / "1.tar").unlink()
+        server.faults = iter([""])
+        with pytest.raises(GoneError, match=r"1\.tar"), cache.open(Wanted(f"{server.url}/1.tar", 1000, "")):
+            pass
+    assert [path.name for path in cache.folder.iterdir()] == [".room"]
+
+
+def test_blocks_are_asked_for_again_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 300)
+    content = bytes(range(250)) * 4
+    (tmp_path / "a.tar").write_bytes(content)
+    with Server(tmp_path, ("", "cut", "", "error", "")) as server:
+        blocks = list(remote.read_blocks(f"{server.url}/a.tar", 1000, QUICK))
+        assert [len(block) for block in blocks] == [300, 300, 300, 100]
+        assert b"".join(blocks) == content
+        assert len(server.requests) == 6
