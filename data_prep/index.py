@@ -83,6 +83,7 @@ def main(args: list[str] | None = None) -> int:
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
     tars = _tars(options)
+    workers.warm_up()
     listed = None if options.classes == "derive" else classmaps.listed(options.classes)
     if listed is None and options.classes != "derive":
         raise UserError(f"--classes {options.classes} isn't a fixed list: give derive, a list's name or a file")
