@@ -1,0 +1,53 @@
+"""A training job that writes down what its model is fed: python -m tests.loader.hashed OUT MODULE ARGUMENTS...
+
+OUT/rank-R-of-W.txt gets a line a sample: step, hash of its pixels as floats (normalised, mixed), hash of its target.
+"""
+
+import hashlib
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+import pipeline.step
+import pipeline.train
+from pipeline.model import VisionTransformer
+
+fed: list[torch.Tensor] = []
+
+
+def spy(out: Path) -> None:
+    file = (out / f"rank-{os.environ['RANK']}-of-{os.environ['WORLD_SIZE']}.txt").open("a", buffering=1)
+    train_step, loss_of = pipeline.train.train_step, pipeline.step.loss_of
+    now = [0]
+
+    def keep(module: torch.nn.Module, arguments: Any) -> None:
+        if isinstance(module, VisionTransformer) and module.training:
+            fed.append(arguments[0])
+
+    def step_spy(config: Any, engine: Any, batches: Any, step: int, *others: Any, **more: Any) -> Any:
+        now[0] = step + 1
+        return train_step(config, engine, batches, step, *others, **more)
+
+    def loss_spy(kind: Any, logits_BC: torch.Tensor, targets: torch.Tensor, **more: Any) -> torch.Tensor:
+        x_BCHW = fed.pop()
+        assert not fed
+        assert x_BCHW.dtype == torch.float32
+        for x_CHW, target in zip(x_BCHW, targets, strict=True):
+            print(now[0], *(hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in (x_CHW, target)), file=file)
+        return loss_of(kind, logits_BC, targets, **more)
+
+    register_module_forward_pre_hook(keep)
+    pipeline.train.train_step = step_spy  # type: ignore[assignment]
+    pipeline.step.loss_of = loss_spy  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    out, module, *arguments = sys.argv[1:]
+    spy(Path(out))
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
