@@ -16,28 +16,18 @@ from pipeline.config import flatten, to_dict
 from pipeline.metrics import duration
 from pipeline.provenance import without_secrets
 from pipeline.recipes import FINETUNE, PRETRAIN
+from pipeline.rundir import FREE_FIELDS
 from pipeline.spool import Attempt, Line, Record
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit (MAX_PARAM_VAL_LENGTH)
 LONGEST_TAG = 8000  # (MAX_TAG_VAL_LENGTH)
-PLACES = (
-    "run_dir",
-    "name",
-    "experiment",
-    "parent",
-    "recipe",
-    "data.train",
-    "data.eval",
-    "data.cache",
-    "data.cache_gb",
-)  # fmt: skip  (no part of a recipe)
 
 
 @dataclass(frozen=True)
 class Dataset:
     name: str
     digest: str
-    folder: str
+    source: str  # folder or URL
     context: str  # "train" or "eval"
     profile: dict[str, Any]
 
@@ -77,7 +67,7 @@ def of_run(run_dir: Path, record: Record, uri: str) -> Description:
     return Description(
         {clean_name(name): without_secrets(str(value))[:LONGEST_PARAM] for name, value in params.items()},
         {clean_name(name): without_secrets(value)[:LONGEST_TAG] for name, value in tags.items() if value},
-        _datasets(config),
+        _datasets(run),
     )
 
 
@@ -92,12 +82,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def recipe_changes(config: dict[str, Any]) -> str:
-    """``optim.lr 0.001 -> 0.0003; ...``: how the run's configuration differs from the published recipe."""
+    """``optim.lr 0.001 -> 0.0003; ...``: what the run learns differently from the published recipe."""
     recipes = FINETUNE if config.get("stage") == "finetune" else PRETRAIN
     if config.get("recipe") not in recipes:
         return ""
     published, ours = flatten(to_dict(recipes[config["recipe"]]())), flatten(config)
-    changed = [name for name in sorted(ours) if name not in PLACES and ours[name] != published.get(name)]
+    silent = FREE_FIELDS | {"recipe", "train.seed"}
+    changed = [name for name in sorted(ours) if name not in silent and ours[name] != published.get(name)]
     return "; ".join(f"{name} {published.get(name)} -> {ours[name]}" for name in changed) or "none"
 
 
@@ -135,31 +126,32 @@ def note(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, stat
     for line in lines:
         latest.update(line.metrics)
     config = read_json(run_dir / "config.json")
+    figures = [f"{_TITLES[name]} **{_shown(name, latest[name])}**" for name in _TITLES if name in latest]
+    if lines:
+        figures = [f"step {lines[-1].step:,}", f"{lines[-1].samples:,} samples", *figures]
     rows = [
         ("Recipe", f"`{config.get('stage', '')} {config.get('recipe', '')}`"),
-        ("Changed from the recipe", without_secrets(recipe_changes(config))),
-        ("Steps", f"{lines[-1].step:,}" if lines else "0"),
-        ("Samples", f"{lines[-1].samples:,}" if lines else "0"),
-        *((_TITLES[name], _shown(name, latest[name])) for name in _TITLES if name in latest),
+        ("Differs from it in", without_secrets(recipe_changes(config))),
         ("Attempts", str(len(record.attempts))),
-        ("Parent", f"`{record.tags['parent_run_dir']}`" if "parent_run_dir" in record.tags else "none"),
+        ("Parent", f"`{record.tags['parent_run_dir']}`" if "parent_run_dir" in record.tags else ""),
         ("Run folder", f"`{run_dir.absolute()}`"),
         ("Checkpoints", ", ".join(f"`{name}`" for name in kept_checkpoints(run_dir))),
     ]
-    table = "\n".join(f"| {name} | {text.replace('|', '/')} |" for name, text in rows if text)
+    table = "\n".join(f"| {name}&nbsp;&nbsp; | {text.replace('|', '/')} |" for name, text in rows if text)
     # The description is shown at /#/experiments/...: this address is relative to the server's root.
-    picture = f"![curves](get-artifact?path=curves.png&run_uuid={run_id})" if lines else ""
-    return f"**{record.name}** {state.lower()}\n\n| | |\n|---|---|\n{table}\n\n{picture}\n"
+    picture = f"![curves](get-artifact?path=curves.png&run_uuid={run_id})\n\n" if lines else ""
+    # MLflow shows the first lines, the rest at a click
+    return f"{' · '.join([f'**{state.lower()}**', *figures])}\n\n{picture}| | |\n|---|---|\n{table}\n"
 
 
 _TITLES = {
-    "eval/top1": "Top-1",
-    "eval/top5": "Top-5",
-    "eval/loss": "Evaluation loss",
-    "train/loss": "Training loss",
-    "speed/images_per_second": "Images a second",
-    "progress/device_hours": "Device-hours",
-    "progress/goodput": "Goodput",
+    "eval/top1": "top-1",
+    "eval/top5": "top-5",
+    "eval/loss": "evaluation loss",
+    "train/loss": "training loss",
+    "speed/images_per_second": "images/s",
+    "progress/device_hours": "device-hours",
+    "progress/goodput": "goodput",
 }
 
 
@@ -167,21 +159,13 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.2%}" if name in ("eval/top1", "eval/top5", "progress/goodput") else f"{value:,.4g}"
 
 
-def _datasets(config: dict[str, Any]) -> list[Dataset]:
-    data = config.get("data", {})
-    train = data.get("train") or []
-    places = [train] if isinstance(train, str) else train
-    evaluation = data.get("eval") or "".join(places[:1])
+def _datasets(run: dict[str, Any]) -> list[Dataset]:
+    """Those that run.json names (pipeline.start)."""
     found = []
-    for place, split, context in (
-        *((place, data.get("train_split"), "train") for place in places),
-        (evaluation, data.get("eval_split"), "eval"),
-    ):
-        info = read_json(Path(place) / "dataset.json")  # none where the place is a URL
-        if info and split in info["samples"]:
-            keys = ("classes", "classes_digest", "seed", "rejects", "tool_version")
-            profile = {"split": split, "samples": info["samples"][split], **{key: info[key] for key in keys}}
-            found.append(Dataset(f"{info['name']}/{split}", info["digest"], place, context, profile))
+    for item in run.get("datasets", ()):
+        profile = dict(item)
+        name, digest, source, context = (profile.pop(key) for key in ("name", "digest", "source", "context"))
+        found.append(Dataset(name, digest, source, context, profile))
     return found
 
 
@@ -190,19 +174,19 @@ def dataset_inputs(datasets: Sequence[Dataset]) -> list[Any]:
     from mlflow.entities import Dataset as Entity  # noqa: PLC0415
     from mlflow.entities import DatasetInput, InputTag  # noqa: PLC0415
 
-    return [
-        DatasetInput(
-            Entity(
-                dataset.name,
-                dataset.digest,
-                source_type="local",
-                source=json.dumps({"uri": dataset.folder}),
-                profile=json.dumps(dataset.profile),
-            ),
-            tags=[InputTag("mlflow.data.context", dataset.context)],
+    found = []
+    for dataset in datasets:
+        kind = dataset.source.partition("://")[0].replace("https", "http") if "://" in dataset.source else "local"
+        source = {"url" if kind == "http" else "uri": without_secrets(dataset.source)}  # MLflow's own forms
+        entity = Entity(
+            dataset.name,
+            dataset.digest,
+            source_type=kind,
+            source=json.dumps(source),
+            profile=json.dumps(dataset.profile),
         )
-        for dataset in datasets
-    ]
+        found.append(DatasetInput(entity, tags=[InputTag("mlflow.data.context", dataset.context)]))
+    return found
 
 
 def _user() -> str:

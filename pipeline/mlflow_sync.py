@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from pipeline.files import write_json
 from pipeline.mlflow_client import open_client, quiet_environment, reason, tracking_uri
 from pipeline.mlflow_points import points
 from pipeline.provenance import without_secrets
-from pipeline.spool import Record
+from pipeline.spool import Line, Record
 from pipeline.system_metrics import Sampler
 
 STATE = "mlflow.json"
@@ -35,7 +36,13 @@ KEY_TAG = "run_key"
 INTERVAL = 5.0  # seconds between two passes beside a training
 LONGEST_PAUSE = 60.0  # seconds between two tries against a server that fails
 BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
+TEXTS = (".json", ".txt", ".diff")
 PARAMS = 100  # parameters or tags a call: MLflow's limit
+EXPERIMENT_TAGS = {  # what MLflow's pages show an experiment as
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "eval/top1",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
+}
 
 
 @dataclass
@@ -89,9 +96,10 @@ def sync(run_dir: Path, *, died: bool = False) -> int:
         client.update_run(sent.run_id, status="RUNNING")
         sent.closed = 0
     count = sum(_send_lines(client, run_dir, record, sent, name) for name in (spool.METRICS, spool.SYSTEM))
-    _describe(client, run_dir, record, sent)
-    _send_artifacts(client, run_dir, record, sent)
     state = "FAILED" if died else record.attempts[-1].state
+    if _describe(client, run_dir, record, sent) and state == "RUNNING":  # at a start, and where a checkpoint is new
+        _illustrate(client, run_dir, record, sent, state)
+    _send_artifacts(client, run_dir, record, sent)
     if state != "RUNNING" and sent.closed != record.attempts[-1].number:
         _close(client, run_dir, record, sent, state)
     return count
@@ -103,7 +111,7 @@ def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sen
         location = None
         if uri.startswith("sqlite:"):  # MLflow's default is relative to whatever folder it was started in
             location = (run_dir.absolute().parent / "mlartifacts" / record.key[:8]).as_uri()
-        experiment_id = client.create_experiment(record.experiment, artifact_location=location)
+        experiment_id = client.create_experiment(record.experiment, artifact_location=location, tags=EXPERIMENT_TAGS)
     else:
         experiment_id = experiment.experiment_id
     found = client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{record.key}'", max_results=1)
@@ -145,13 +153,13 @@ def _done_again(path: Path, record: Record) -> list[spool.Line]:
     return [line for line in spool.read_lines(path)[0] if line.step > limits.get(line.attempt, float("inf"))]
 
 
-def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
-    """Parameters, tags and data sets, where they changed."""
+def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> bool:
+    """Send parameters, tags and data sets where they changed; whether they did."""
     from mlflow.entities import Param, RunTag  # noqa: PLC0415
 
     wanted = describe.of_run(run_dir, record, sent.uri)
     if wanted.digest() == sent.described:
-        return
+        return False
     known = client.get_run(sent.run_id).data.params
     params = [Param(name, value) for name, value in wanted.params.items() if name not in known]
     for start in range(0, len(params), PARAMS):
@@ -169,6 +177,7 @@ def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
         client.log_inputs(sent.run_id, datasets=describe.dataset_inputs(wanted.datasets))
     sent.described = wanted.digest()
     _save(run_dir, sent)
+    return True
 
 
 def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
@@ -182,20 +191,40 @@ def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> N
             version = f"{stat.st_size} {stat.st_mtime_ns}"
             if sent.artifacts.get(str(file)) == version:
                 continue
-            client.log_artifact(sent.run_id, str(file), str(inside) if str(inside) != "." else None)
+            with _without_secrets(file) as clean:
+                client.log_artifact(sent.run_id, str(clean), str(inside) if str(inside) != "." else None)
             sent.artifacts[str(file)] = version
             _save(run_dir, sent)
 
 
-def _close(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> None:
+@contextlib.contextmanager
+def _without_secrets(file: Path) -> Iterator[Path]:
+    """The file, or a copy where it holds a password, as of a data set's URL: more people see the server."""
+    text = file.read_text(errors="replace") if file.suffix in TEXTS else ""
+    if text == without_secrets(text):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        clean = Path(scratch, file.name)
+        clean.write_text(without_secrets(text), errors="replace")
+        yield clean
+
+
+def _illustrate(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> list[Line]:
+    """Send the description with the curves so far; returns the lines that count."""
     from pipeline.comparison_plots import draw_run  # noqa: PLC0415  (matplotlib)
 
-    last = record.attempts[-1]
     lines = spool.effective(spool.read_lines(run_dir / spool.METRICS)[0], record.attempts)
     if lines:
-        draw_run(lines, record.name, run_dir / "curves.png")
+        draw_run(lines, run_dir / "curves.png")
         client.log_artifact(sent.run_id, str(run_dir / "curves.png"))
     client.set_tag(sent.run_id, "mlflow.note.content", describe.note(run_dir, record, lines, sent.run_id, state))
+    return lines
+
+
+def _close(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> None:
+    last = record.attempts[-1]
+    lines = _illustrate(client, run_dir, record, sent, state)
     if state == "FINISHED" and not sent.model_id:
         from pipeline.mlflow_model import log_model  # noqa: PLC0415  (torch)
 

@@ -121,6 +121,7 @@ def start(config: RunConfig, job: Job) -> Run:
     tracker = None
     if ranks.rank == 0:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}
+        facts["datasets"] = [*describe_data(job.data, "train"), *describe_data(job.held_out, "eval")]
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
         record = rundir.start(config, {**job.facts, **facts}, classes)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
@@ -164,6 +165,24 @@ def resume(config: RunConfig, engine: Any, ranks: Ranks) -> Meta | None:
             "one back, or remove its checkpoints/ folder to start anew"
         )
     return checkpoint.load(choice[0], engine, config)
+
+
+def describe_data(data: Split | None, context: str) -> list[dict[str, Any]]:
+    """What run.json keeps of each data set: enough to find it again, and to tell another one from it."""
+    return [
+        {
+            "name": f"{part.info.name}/{part.split}",
+            "context": context,
+            "source": part.source,
+            "digest": part.digest,  # of the chosen samples
+            "samples": len(part),
+            "classes": part.info.classes,
+            "classes_digest": part.info.classes_digest,
+            "seed": part.info.seed,
+            "tool_version": part.info.tool_version,
+        }
+        for part in (data.parts if data else ())
+    ]
 
 
 def start_tracking(config: RunConfig, data: Path, run: dict[str, Any], start_step: int, world_size: int) -> Tracker:

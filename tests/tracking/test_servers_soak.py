@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,9 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of mlflow's model loader and of what it imports
 ]
 
-ADMIN, USER = "sesame-admin-4711", "sesame-user-4711"  # passwords
-DATABASE, S3 = "sesame-database-4711", "sesame-s3-4711"
-SECRETS = (ADMIN, USER, DATABASE, S3)
+ADMIN, USER, DATABASE, S3 = SECRETS = [uuid.uuid4().hex for _ in range(4)]  # passwords
 
 
 class Postgres:
