@@ -111,7 +111,8 @@ def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
 
 
 def _name(runs: Sequence[Run]) -> str:
-    return runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} other seed(s)"
+    others = len(runs) - 1
+    return f"{runs[0].name} and {others} other seed{'s' if others > 1 else ''}" if others else runs[0].name
 
 
 def _rank(row: Row) -> tuple[float, str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from pipeline.comparison import Row, differences, published
+from pipeline.comparison_plots import BARS_PREFIX as BARS
 from pipeline.comparison_plots import save_svg
 from pipeline.comparison_text import COLUMNS, Column, cell, label, published_texts
 
@@ -39,7 +40,8 @@ figure { margin: 0; break-inside: avoid } svg { width: 100%; height: auto; displ
   .results td::before { content: attr(data-title); color: var(--soft) }
 }
 @media print { body { font-size: 8pt; padding: 0; max-width: none } .wide { overflow: visible } table { font-size: 7pt }
-  td,  tr { break-inside: avoid } @page { size: landscape; margin: 12mm } }
+  .figures { grid-template-columns: 1fr 1fr; gap: 1rem } h2 { break-after: avoid } p { break-after: avoid }
+  td, tr { break-inside: avoid } @page { size: landscape; margin: 12mm } }
 """
 
 
@@ -51,9 +53,10 @@ def page(rows: Sequence[Row], figures: Mapping[str, Figure], title: str, made: s
         f"<p>{runs} runs in {len(rows)} rows. Runs that differ in the seed only share a row: mean ± deviation. "
         "A fine-tune stands under the run it started from.</p>",
         _results(rows),
-        '<h2>Curves and bars</h2><p>Each seed is a thin line of its own.</p><div class="figures">',
-        *(f"<figure>{_svg(figure, name)}</figure>" for name, figure in figures.items()),
-        "</div>",
+        "<h2>Curves</h2><p>Each seed is a line of its own.</p>",
+        _grid({name: figure for name, figure in figures.items() if not name.startswith(BARS)}),
+        "<h2>In the end</h2><p>The mean over the seeds, and their deviation.</p>",
+        _grid({name: figure for name, figure in figures.items() if name.startswith(BARS)}),
     ]
     if len(rows) > 1:
         parts += _difference("What differs in the configuration", differences(rows), rows)
@@ -64,6 +67,11 @@ def page(rows: Sequence[Row], figures: Mapping[str, Figure], title: str, made: s
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body>\n{chr(10).join(parts)}\n</body></html>\n"
     )
+
+
+def _grid(figures: Mapping[str, Figure]) -> str:
+    inside = "\n".join(f"<figure>{_svg(figure, name)}</figure>" for name, figure in figures.items())
+    return f'<div class="figures">{inside}</div>'
 
 
 def _results(rows: Sequence[Row]) -> str:

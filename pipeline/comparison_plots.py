@@ -7,7 +7,7 @@ from typing import IO, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter
 
 from pipeline.comparison import Row
 from pipeline.comparison_text import COLUMNS
@@ -20,14 +20,20 @@ MOST_COLOURS = len(COLOURS)  # curves in colour; more can't be told apart
 MOST_BARS = 40
 WIDTH = 5.2  # inches: text stays readable where a phone shows it 4 inches wide
 LONGEST_NAME = 26  # characters
+RUN_CURVES = (
+    "eval/top1", "train/loss", "eval/loss", "eval/top5", "train/lr", "train/grad_norm",
+    "speed/images_per_second", "speed/data_wait", "progress/goodput",
+)  # fmt: skip
 CURVES = ("eval/top1", "train/loss", "eval/loss", "train/lr", "train/grad_norm")
 BARS = ("eval/top1", "speed/images_per_second", "progress/goodput", "progress/device_hours")
+BARS_PREFIX = "bars_"  # of the file names
 AGAINST = {  # command-line name -> (source of the x axis, its title)
     "samples": ("samples", "samples seen"),
     "step": ("step", "steps"),
     "epochs": ("progress/epochs", "epochs"),
     "device-hours": ("progress/device_hours", "device-hours"),
 }
+PERCENT = ("eval/top1", "eval/top5", "progress/goodput", "speed/data_wait")
 TITLES = {
     "train/loss": "training loss",
     "eval/loss": "evaluation loss",
@@ -37,7 +43,7 @@ TITLES = {
     "train/grad_norm": "gradient norm",
     "speed/images_per_second": "images a second",
     "speed/data_wait": "share of time waiting for data",
-    "progress/goodput": "goodput (device time in steps that count)",
+    "progress/goodput": "goodput (device time in useful steps)",
     "progress/device_hours": "device-hours",
 }
 
@@ -53,19 +59,26 @@ def series(lines: Sequence[Line], name: str, against: str = "step") -> tuple[lis
     return xs, ys
 
 
-def draw_run(lines: Sequence[Line], title: str, path: Path) -> None:
-    """One run's curves on a page."""
-    names = [name for name in TITLES if series(lines, name)[0]]
+def draw_run(lines: Sequence[Line], path: Path) -> None:
+    """One run's curves, 900 pixels wide: MLflow shows them in the run's description as they are."""
+    names = [name for name in RUN_CURVES if series(lines, name)[0]]
     columns = 3
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    figure = Figure(figsize=(9, 2.3 * rows), layout="constrained")
     for index, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, index + 1)
         xs, ys = series(lines, name, "samples")
-        axes.plot(xs, ys, color=COLOURS[0], marker="." if len(xs) < 40 else "")
-        _plain(axes, TITLES[name], "samples seen" if index >= len(names) - columns else "")
-    figure.suptitle(title, x=0.01, ha="left")
-    save(figure, path)
+        axes.plot(xs, ys, color=COLOURS[0], linewidth=1.2, marker="." if len(xs) < 40 else "")
+        title = TITLES[name].partition(" (")[0]
+        _plain(axes, title, "samples seen" if index >= len(names) - columns else "")
+        axes.title.set_fontsize(9)
+        axes.xaxis.label.set_fontsize(8)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if name in PERCENT:
+            axes.yaxis.set_major_formatter(_per_cent)
+    figure.savefig(path, dpi=100)
 
 
 def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
@@ -86,19 +99,19 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
                 linestyle=STYLES[index % len(STYLES)] if coloured else "-",
                 linewidth=1.6 if coloured and len(row.runs) == 1 else 1.1,
                 marker="." if len(xs) < 3 else "",
-                label=row.name if coloured and number == 0 else None,
+                label=_name(row) if coloured and number == 0 else None,
                 zorder=3 if coloured else 1,
             )
     _plain(axes, TITLES.get(name, name), AGAINST[against][1])
     if against in ("samples", "step"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300k, 1.2M
-    if name in ("eval/top1", "eval/top5"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if name in PERCENT:
+        axes.yaxis.set_major_formatter(_per_cent)
     handles, labels = axes.get_legend_handles_labels()
     more = f"the best {MOST_COLOURS}; {len(drawn) - MOST_COLOURS} more in grey" if len(drawn) > MOST_COLOURS else None
     figure.legend(  # below the axes: inside them it would hide curves
         handles[::-1],
-        [_short(label) for label in labels[::-1]],
+        labels[::-1],
         loc="outside lower left",
         ncols=2 if len(labels) > 2 else 1,
         frameon=False,
@@ -119,23 +132,28 @@ def draw_bars(rows: Sequence[Row], name: str) -> Figure | None:
     axes = figure.add_subplot()
     means = [row.results[name].mean for row in drawn]
     errors = [0.0 if math.isnan(row.results[name].std) else row.results[name].std for row in drawn]
-    names = [("    " if row.depth else "") + _short(row.name) for row in drawn]
+    names = [("    " if row.depth else "") + _name(row) for row in drawn]
     bars = axes.barh(range(len(drawn)), means, xerr=errors if any(errors) else None, color=COLOURS[0], height=0.7)
     column = next(column for column in COLUMNS if column.metric == name)
     axes.bar_label(bars, [f" {column.form.format(mean)}" for mean in means], fontsize=8)
     if "%" in column.form:
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(_per_cent)
     axes.set_yticks(range(len(drawn)), names, fontsize=8)
     axes.invert_yaxis()
     axes.locator_params(axis="x", nbins=5)
-    axes.margins(x=0.2)  # room for the figures
+    axes.margins(x=0.2, y=0.02)  # room for the figures
     _plain(axes, TITLES.get(name, name), "")
     return figure
 
 
-def _short(name: str) -> str:
-    """What tells names of a sweep apart mostly stands at their ends."""
-    return name if len(name) <= LONGEST_NAME else f"{name[:9]}…{name[-(LONGEST_NAME - 10) :]}"
+def _per_cent(value: float, _: float) -> str:
+    return f"{100 * value:.6g}%"
+
+
+def _name(row: Row) -> str:
+    """The first run's name, its middle left out where it is long: names of a sweep mostly differ at their ends."""
+    name, seeds = row.first.name, f" (n={len(row.runs)})" if len(row.runs) > 1 else ""
+    return (name if len(name) <= LONGEST_NAME else f"{name[:9]}…{name[-(LONGEST_NAME - 10) :]}") + seeds
 
 
 def _plain(axes: Any, title: str, below: str) -> None:
@@ -152,7 +170,7 @@ def draw_all(rows: Sequence[Row], against: str) -> dict[str, Figure]:
     for name in CURVES:
         figures[name.replace("/", "_")] = draw_curves(rows, name, against)
     for name in BARS:
-        figures["bars_" + name.replace("/", "_")] = draw_bars(rows, name)
+        figures[BARS_PREFIX + name.replace("/", "_")] = draw_bars(rows, name)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 

@@ -1,7 +1,7 @@
 """How figures are written in every form of the comparison. Pure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.comparison import Row, published
 
@@ -35,11 +35,14 @@ def cell(row: Row, column: Column) -> str:
     if spread is None:
         return "-"
     text = number(column, spread.mean)
-    return text if spread.n < 2 else f"{text} ± {number(column, spread.std)}"
+    if spread.n < 2:
+        return text
+    shorter = replace(column, form=column.form.replace(".3g", ".2g"))
+    return f"{text} ± {number(shorter, spread.std)}"
 
 
 def label(row: Row) -> str:
-    return ("  ↳ " if row.depth else "") + row.name + (f" (n={len(row.runs)})" if len(row.runs) > 1 else "")
+    return ("  ↳ " if row.depth else "") + row.name
 
 
 def published_cell(row: Row) -> str:

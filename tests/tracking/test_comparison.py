@@ -8,7 +8,9 @@ import re
 import statistics
 import subprocess
 import sys
+import uuid
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,27 +21,35 @@ from pipeline.comparison import differences, published, rows, select
 from pipeline.comparison_html import page
 from pipeline.comparison_plots import draw_all
 from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
+from pipeline.config import flatten
 from pipeline.files import write_json
 from pipeline.run_reader import Run, find_run_folders, read_run
-from pipeline.spool import METRICS, Line, Record, write_record
+from pipeline.spool import METRICS, Attempt, Line, Record, write_record
 from pipeline.spool import to_json as line_to_json
+from tests.tracking.server import Server
+from tests.tracking.test_sync import jobs_sync
 
 
 def write_run(
     folder: Path, *, seed: int = 0, top1: float = 0.8, lr: float = 1e-3, stage: str = "pretrain",
-    recipe: str = "b16", parent: Path | None = None, classes: int = 10, size: int = 224, **tags: str,
+    recipe: str = "b16", parent: Path | None = None, classes: int = 10, size: int = 224,
+    experiment: str = "vit", **tags: str,
 ) -> Path:  # fmt: skip
     """A run folder as a training leaves it."""
     folder.mkdir(parents=True)
     tree = {"stage": stage, "recipe": recipe, "optim": {"lr": lr}, "train": {"seed": seed}, "run_dir": str(folder)}
-    write_json(folder / "config.json", tree | {"model": {"image_size": size}})
+    tree["model"] = {"image_size": size}
+    write_json(folder / "config.json", tree)
     lineage = {"run_dir": str(parent)} if parent else {}
     write_json(folder / "run.json", {"classes": classes, "dataset_digest": "d" * 32, "parent": lineage})
-    write_record(folder, Record(folder.name, "vit", folder.name, {}, tags))
+    tags |= {f"parent_{name}": value for name, value in lineage.items()}
+    ended = [Attempt(1, 0, 100.0, 1, {}, "FINISHED", 111.0)]
+    write_record(folder, Record(uuid.uuid4().hex, experiment, folder.name, flatten(tree), tags, attempts=ended))
     lines = [
         Line(step, 8 * step, 100.0 + step, 1, {
             "train/loss": 2 / step, "eval/top1": top1 * step / 10, "speed/images_per_second": 100.0 + seed,
-            "progress/device_hours": step / 60, "progress/epochs": step / 5, "progress/goodput": 0.9,
+            "progress/samples": 8.0 * step, "progress/device_hours": step / 60, "progress/epochs": step / 5,
+            "progress/goodput": 0.9,
         })
         for step in range(1, 11)
     ]  # fmt: skip
@@ -67,7 +77,7 @@ def test_seeds_share_a_row_under_the_run_they_started_from(family: Path) -> None
     found = rows(read(family))
     assert [(row.name, row.depth, len(row.runs)) for row in found] == [
         ("b16", 0, 1),
-        ("ft-0 and 2 other seed(s)", 1, 3),
+        ("ft-0 and 2 other seeds", 1, 3),
         ("ft-fast", 1, 1),
         ("b32", 0, 1),
     ]
@@ -119,7 +129,7 @@ def test_terminal(family: Path) -> None:
         for table in terminal(rows(read(family))):
             console.print(table)
     text = capture.get()
-    assert "↳ ft-0 and 2 other seed(s) (n=3)" in text
+    assert "↳ ft-0 and 2 other seeds" in text
     assert "85.00 ± 1.00" in text
     assert "83.97 (ViT paper, Table 5; +1.03)" in text
 
@@ -194,7 +204,7 @@ def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path) -> None:
     done = compare(family, "--out", tmp_path / "png", "--html")
     assert done.returncode == 0, done.stderr
-    assert "ft-0 and 2 other seed(s)" in done.stdout
+    assert "ft-0 and 2 other seeds" in done.stdout
     names = {path.name for path in (tmp_path / "png").iterdir()}
     assert {"compare.html", "eval_top1.png", "train_loss.png", "bars_progress_goodput.png"} <= names
     for path in (tmp_path / "png").glob("*.png"):
@@ -211,6 +221,40 @@ def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path
     }
 
 
+def test_runs_that_only_the_server_has(family: Path, server: Server) -> None:
+    """The same comparison from the run folders and, once those are gone, from MLflow."""
+    jobs_sync(*sorted(family.iterdir()), uri=server.uri)
+    by_folder = json.loads(compare(family, "--json").stdout)
+    fine = ["--experiment", "vit", "--mlflow", server.uri, "--json"]
+    assert json.loads(compare(*fine).stdout) == by_folder  # read from the folders, which are here
+    family.rename(family.with_name("moved"))
+    done = compare(*fine)
+    assert done.returncode == 0, done.stderr
+    assert [without_facts(row) for row in json.loads(done.stdout)] == [without_facts(row) for row in by_folder]
+    done = compare(*fine[:-1], "--recipe", "finetune b16", "--parent", family / "b16", "--csv")
+    assert [row["name"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["ft-0 and 2 other seeds", "ft-fast"]
+
+
+def without_facts(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "facts"}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)  # 200 runs to the server
+def test_two_hundred_runs_on_a_server(tmp_path: Path, server: Server) -> None:
+    for index in range(200):
+        folder = tmp_path / "runs" / f"run{index:03d}"
+        write_run(folder, seed=index % 4, lr=1e-3 * (index // 4 + 1), experiment="many")
+    jobs_sync(*(tmp_path / "runs").iterdir(), uri=server.uri)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    done = compare("--experiment", "many", "--mlflow", server.uri, "--out", tmp_path / "out", "--html", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 50
+    assert all(len(row["runs"]) == row["metrics"]["eval/top1"]["n"] == 4 for row in found)
+    assert (tmp_path / "out" / "compare.html").stat().st_size < 4_000_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -220,6 +264,11 @@ def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path
         (["RUNS", "--recipe", "l16"], "finetune b16"),
         (["RUNS", "--against", "hours"], "--against"),
         (["--experiment", "vit"], "MLFLOW_TRACKING_URI"),
+        (
+            ["--experiment", "vit", "--mlflow", "http://alice:hunter2@127.0.0.1:9"],
+            "can't be read from http://<hidden>@",
+        ),
+        (["--experiment", "vit", "--mlflow", "sqlite:///nowhere.db"], "there is no file"),
         (["EMPTY"], "holds no run"),
     ],
 )
@@ -231,3 +280,4 @@ def test_mistakes_are_one_line(family: Path, tmp_path: Path, arguments: list[str
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert words in done.stderr
+    assert "hunter2" not in done.stderr
