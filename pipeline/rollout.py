@@ -79,7 +79,7 @@ def draw(image_HWC: Image, map_GG: Map, title: str, answers: Sequence[tuple[str,
     places = range(len(answers))
     bars.barh(places, [probability for _, probability in answers], height=0.3, color="#4477aa")
     for place, (name, (_, probability)) in enumerate(zip(names, answers, strict=True)):
-        bars.text(0.01, place - 0.42, f"{name}  {probability:.1%}", fontsize=8, va="bottom")
+        bars.text(0.01, place - 0.2, f"{name}  {probability:.1%}", fontsize=8, va="bottom")
     bars.set(xlim=(0, 1), ylim=(len(answers) - 0.5, -0.75), yticks=[], xlabel="probability")
     bars.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(title, fontsize=10)

@@ -81,6 +81,8 @@ def ours_input(picture: Path, known: trained.Description) -> Tensor:
 def picture_without_resampling(path: Path, size: int, resize: str) -> Path:
     """Noise, of a size that the model's own preparation leaves as it is, or only crops: every library's pixels agree.
 
+    (``size`` times 8/7 must be whole for that.)
+
     A crop in the wrong place, or a resize to the square instead of a crop, gives other pixels altogether.
     """
     side = size if resize == "square" else round(size * 8 / 7)
@@ -163,9 +165,9 @@ def test_the_code_of_the_card_runs(
 ) -> None:
     for name in ("timm", "transformers"):
         import_peer(name)
-    make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central")
+    make_run(tmp_path / "run", ModelConfig("tiny", 56), resize="central")
     call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
-    picture = picture_without_resampling(tmp_path / "noise.png", 28, "central")
+    picture = picture_without_resampling(tmp_path / "noise.png", 56, "central")
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace("local-dir:FOLDER", f"local-dir:{tmp_path / 'out'}")
     capsys.readouterr()

@@ -1,0 +1,116 @@
+"""What holds for every command: its help shows three examples, and common mistakes are one line with exit code 2."""
+
+import re
+import runpy
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from jobs.vit import COMMANDS
+from tests.e2e.test_bad_input import mistake
+
+MODULES = sorted(module for module, _ in COMMANDS.values())
+
+# arguments that name a path that isn't there, and an option whose value has a wrong type; {there} is a folder that is
+MISSING = {
+    "data_prep.audit": ("NOWHERE", "--against", "{there}"),
+    "data_prep.index": ("NOWHERE",),
+    "data_prep.report": ("NOWHERE",),
+    "data_prep.shard": ("NOWHERE", "{there}/out"),
+    "data_prep.verify": ("NOWHERE",),
+    "jobs.audit": ("NOWHERE",),
+    "jobs.compare": ("NOWHERE",),
+    "jobs.doctor": ("tiny", "--data", "NOWHERE", "--folder", "{there}"),
+    "jobs.evaluate": ("NOWHERE", "--data", "{there}"),
+    "jobs.export": ("NOWHERE", "{there}/out"),
+    "jobs.finetune": ("tiny", "--run-dir", "{there}/run", "--data.train", "NOWHERE", "--parent", "scratch"),
+    "jobs.pick": ("NOWHERE",),
+    "jobs.plan": ("tiny", "--data.train", "NOWHERE"),
+    "jobs.predict": ("NOWHERE", "{there}"),
+    "jobs.pretrain": ("tiny", "--run-dir", "{there}/run", "--data.train", "NOWHERE"),
+    "jobs.status": ("NOWHERE",),
+    "jobs.sync": ("NOWHERE",),
+}
+TYPED = {
+    "data_prep.audit": ("{there}", "--against", "{there}", "--distance", "far"),
+    "data_prep.index": ("{there}", "--workers", "many"),
+    "data_prep.report": ("{there}", "--samples", "many"),
+    "data_prep.shard": ("{there}", "{there}/out", "--seed", "lucky"),
+    "data_prep.verify": ("{there}", "--workers", "many"),
+    "jobs.audit": ("{there}", "--step", "last"),
+    "jobs.compare": ("{there}", "--against", "hours"),
+    "jobs.demo": ("--ranks", "all"),
+    "jobs.doctor": ("--stage", "both"),
+    "jobs.evaluate": ("{there}", "--data", "{there}", "--batch", "big"),
+    "jobs.export": ("{there}", "{there}/out", "--format", "pdf"),
+    "jobs.finetune": ("tiny", "--optim.lr", "high"),
+    "jobs.plan": ("tiny", "--nodes", "some"),
+    "jobs.predict": ("{there}", "{there}", "--top", "all"),
+    "jobs.pretrain": ("tiny", "--optim.lr", "high"),
+}  # jobs.pick, jobs.status and jobs.sync have no option of another type than text and switch
+
+
+def filled(words: tuple[str, ...], folder: Path) -> list[str]:
+    return [word.replace("{there}", str(folder)) for word in words]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_shows_three_examples(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(module, run_name="__main__")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    examples = re.findall(r"^ +((?:\w+=\S+ )*(?:python|make|torchrun|accelerate|srun|sbatch|watch) .*)$", text, re.M)
+    assert len(examples) >= 3, text
+    script = f"slurm/{module.removeprefix('jobs.')}_"
+    assert sum(module in line or "make demo" in line or script in line for line in examples) >= 2, examples
+
+
+@pytest.mark.parametrize("module", sorted(MISSING))
+def test_a_path_that_is_not_there(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = mistake(capsys, monkeypatch, module, *filled(MISSING[module], tmp_path))
+    assert "NOWHERE" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", sorted(TYPED))
+def test_a_value_of_another_type(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = mistake(capsys, monkeypatch, module, *filled(TYPED[module], tmp_path))
+    assert TYPED[module][-2].lstrip("-") in line
+    assert TYPED[module][-1] in line
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_option_that_is_unknown(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = filled(MISSING.get(module, ()), tmp_path)
+    line = mistake(capsys, monkeypatch, module, *words, "--frobnicate", "1")
+    assert "--frobnicate" in line
+    assert "--help" in line
+
+
+def test_the_installed_script_is_vit() -> None:
+    (script,) = [
+        entry for entry in metadata.distribution("vit-pipeline").entry_points if entry.group == "console_scripts"
+    ]
+    assert (script.name, script.value) == ("vit", "jobs.vit:command")
+
+
+def test_vit_runs_each_command_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    line = mistake(capsys, monkeypatch, "jobs.vit", "export", "NOWHERE", "out")
+    assert "NOWHERE" in line
+    assert "there are shard" in mistake(capsys, monkeypatch, "jobs.vit", "exprot")
+    sources = {path.stem for path in Path(__file__).parents[1].glob("jobs/*.py")} - {"__init__", "vit", "published"}
+    assert sources == {module.removeprefix("jobs.") for module in MODULES if module.startswith("jobs.")}

@@ -1,0 +1,96 @@
+"""The commands of docs/own_data.md, as they stand there, on a folder of digits; and that what documents name exists."""
+
+import csv
+import json
+import re
+import runpy
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from jobs.vit import COMMANDS
+from pipeline.interop import npz
+from pipeline.recipes import FINETUNE
+from tests.e2e.launch import environment
+from tests.test_model import random_model
+
+REPOSITORY = Path(__file__).parents[1]
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+# what a reader with the tests' little time and no photographs sets instead of the page's first block
+SETTINGS = "RECIPE=tiny\nPARENT=tiny.npz\nSTEPS=60\nBATCH=32\nMICRO=32\n"
+PER_CLASS = 40
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, raw_digits: Path) -> Path:
+    """A folder with what the page starts from: photos/<class>/, new/, and published weights."""
+    with tarfile.open(raw_digits) as whole:
+        for outer in whole:
+            folder = tmp_path / "photos" / outer.name.removesuffix(".tar")
+            folder.mkdir(parents=True)
+            with tarfile.open(fileobj=whole.extractfile(outer)) as inner:
+                for number, member in enumerate(inner):
+                    place = folder if number < PER_CLASS else tmp_path / "new"
+                    place.mkdir(exist_ok=True)
+                    if number < PER_CLASS + 1:
+                        (place / member.name).write_bytes(inner.extractfile(member).read())  # type: ignore[union-attr]
+    model = random_model(FINETUNE["tiny"]().model, 1000)
+    npz.write(tmp_path / "tiny.npz", model.config, model.state_dict())
+    return tmp_path
+
+
+def test_the_page_on_own_data_does_what_it_says(desk: Path) -> None:
+    first, *rest = blocks(REPOSITORY / "docs" / "own_data.md")
+    assert [line.split("=")[0] for line in first.splitlines()] == [line.split("=")[0] for line in SETTINGS.split()]
+    script = "set -eu\n" + SETTINGS + "".join(rest)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"  # python is ours, as in an activated environment
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=desk, env=environment(PATH=path, PYTHONPATH=str(REPOSITORY)),
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (desk / "shards" / "photos" / "report.html").stat().st_size > 10_000
+    assert (desk / "evaluation" / "confusion.png").is_file()
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    (evaluated,) = [result for result in results if "top1" in result]
+    samples = json.loads((desk / "shards" / "photos" / "dataset.json").read_text())["samples"]
+    assert samples["train"] + samples["val"] == 10 * PER_CLASS
+    assert evaluated["samples"] == samples["val"]
+    assert evaluated["top1"] > 0.2, "it has learned nothing: a guess is right in a tenth of all cases"
+    one, two = ((desk / name).read_text().splitlines() for name in ("new.csv", "again.csv"))
+    assert len(one) == len(two) == 1 + 10
+    likeliest = [[row["name_1"] for row in csv.DictReader(rows)] for rows in (one, two)]
+    assert likeliest[0] == likeliest[1]
+    assert set(likeliest[0]) <= {f"digit{digit}" for digit in range(10)}
+    assert len(list((desk / "looks").glob("*.png"))) == 10
+    again = json.loads((desk / "runs" / "photos-2" / "run.json").read_text())
+    assert Path(again["parent"]["run_dir"]).name == "photos"
+    assert "photos-2" in done.stdout
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_what_a_document_names_exists(page: Path) -> None:
+    text = page.read_text()
+    modules = set(re.findall(r"python3? -m ((?:jobs|data_prep)\.\w+)", text))
+    assert modules <= {module for module, _ in COMMANDS.values()} | {"jobs.vit"}
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+    for script in re.findall(r"sbatch (?:-\S+ )*(slurm/\w+\.sh)", text):
+        assert (REPOSITORY / script).exists(), f"{page.name} names {script}"
+
+
+def test_the_figure_names_commands_that_are_there() -> None:
+    boxes = runpy.run_path(str(REPOSITORY / "docs" / "pipeline_figure.py"))["BOXES"]
+    drawn = (REPOSITORY / "docs" / "pipeline.svg").read_text()
+    known = {module for module, _ in COMMANDS.values()}
+    for title, commands, *_ in boxes.values():
+        assert f">{title}<" in drawn, "python docs/pipeline_figure.py draws it anew"
+        for command in filter(None, commands.split(" · ")):
+            assert known & {command, f"jobs.{command}", f"data_prep.{command}"}, command
