@@ -5,7 +5,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -31,8 +31,7 @@ class ImageOptions:
     min_side: int = 1  # smaller images are rejected, pixels
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(NamedTuple):
     """A JPEG that may be written."""
 
     data: bytes
@@ -51,8 +50,7 @@ class RejectedError(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """What the markers before the first scan say."""
 
     width: int

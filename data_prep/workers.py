@@ -1,5 +1,6 @@
 """Work spread over processes, with reports on the way and no process left behind."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -88,6 +89,7 @@ def _start(queue: "SimpleQueue[Report]") -> None:
     # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
     # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
     bytes(ARENA)
+    gc.freeze()  # what was imported isn't garbage: no need to look at it again and again
     without_pandas()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     threading.Thread(target=_leave_with_parent, daemon=True).start()
