@@ -40,7 +40,7 @@ def fed(folder: Path, world: int) -> dict[int, Counter[str]]:
     return found
 
 
-@pytest.mark.timeout(250)
+@pytest.mark.timeout(300)
 def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: Path, tmp_path: Path) -> None:
     for name in ("one", "many"):
         (tmp_path / f"fed-{name}").mkdir()
@@ -58,7 +58,7 @@ def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: P
     # killed with SIGKILL, workers and all
     killed_at = len(ledger.read(tmp_path / "many"))
     assert 10 <= killed_at < STEPS
-    run_ranks(4, job(tmp_path, "many", digits, "--data.workers", 0), tmp_path / "log4", 100)
+    run_ranks(4, job(tmp_path, "many", digits, "--data.workers", 0), tmp_path / "log4", 200)
 
     before, after = fed(tmp_path / "fed-many", 2), fed(tmp_path / "fed-many", 4)
     assert all(before[step] == whole[step] for step in range(1, killed_at + 1))

@@ -152,6 +152,7 @@ def test_a_broken_server_costs_training_nothing_and_gets_everything_later(
         assert_same(server, run_dir, "FAILED")
 
 
+@pytest.mark.soak
 def test_down_at_the_start_and_there_later(server: Server, proxy: Proxy, run_dir: Path) -> None:
     proxy.mode = "down"
     with program(run_dir, "--steps", 60, "--pause", 0.2, uri=proxy.uri) as process:
@@ -278,6 +279,7 @@ def test_sqlite_beside_the_run_folder_is_the_default(run_dir: Path) -> None:
     assert on_server(MlflowClient(other), copy.info.run_id) == in_folder(run_dir)
 
 
+@pytest.mark.soak
 def test_runs_that_make_their_sqlite_file_at_the_same_moment(tmp_path: Path) -> None:
     run_dirs = [tmp_path / f"run{index}" for index in range(3)]
     for run_dir in run_dirs:
