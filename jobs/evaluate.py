@@ -78,12 +78,13 @@ def main() -> int:
             f"{split.info.classes_digest}) than the run ({classes}, {meta.classes_digest}): use its classes"
         )
     real = read_real(config.real, split.sample_keys()) if config.real else None
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else CPU ranks don't find one another
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     model = VisionTransformer(run.model, classes, loss=run.train.loss)
     model.load_state_dict(weights)
     model = model.eval().to(accelerator.device, dtype)
     facts = {"checkpoint": str(source), "samples": len(split), "step": meta.step}
+    facts["processes"] = accelerator.num_processes
     if config.probe != "none":
         if accelerator.num_processes > 1:
             raise UserError(

@@ -75,6 +75,7 @@ def test_evaluation_counts_every_sample_once_under_any_number_of_ranks(
     in_training = json.loads((finetuned / "status.json").read_text())["metrics"]
     held_out = json.loads((digits / "dataset.json").read_text())["samples"]["val"]
     assert alone["samples"] == two["samples"] == held_out
+    assert (alone["processes"], two["processes"]) == (1, 2)
     assert held_out % 2 == 1, "an odd number is what makes two ranks' shares unequal"
     for name in ("top1", "top5"):
         assert alone[name] == two[name] == in_training[f"eval/{name}"]
