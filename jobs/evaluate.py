@@ -1,6 +1,7 @@
 """python -m jobs.evaluate RUN|CHECKPOINT --data DATASET: exact accuracy on any number of processes, no DeepSpeed."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -78,7 +79,8 @@ def main() -> int:
             f"{split.info.classes_digest}) than the run ({classes}, {meta.classes_digest}): use its classes"
         )
     real = read_real(config.real, split.sample_keys()) if config.real else None
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else CPU ranks don't find one another
+    # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
+    accelerator = Accelerator(cpu="WORLD_SIZE" in os.environ and not torch.accelerator.is_available())
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     model = VisionTransformer(run.model, classes, loss=run.train.loss)
     model.load_state_dict(weights)

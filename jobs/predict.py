@@ -1,6 +1,7 @@
 """python -m jobs.predict MODEL IMAGE|FOLDER|TAR ...: what a model sees in pictures."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,8 @@ def main() -> int:
     from pipeline.pictures import find  # noqa: PLC0415
 
     pictures = find(config.images)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else CPU ranks don't find one another
+    # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
+    accelerator = Accelerator(cpu="WORLD_SIZE" in os.environ and not torch.accelerator.is_available())
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     classifier = open_classifier(config.model, device=accelerator.device, dtype=dtype, average=config.average)
     classifier = with_classes(classifier, names_of_published(classifier.known.classes))

@@ -109,6 +109,7 @@ def test_the_installed_script_is_vit() -> None:
 
 
 def test_vit_runs_each_command_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "jobs.export", raising=False)  # runpy warns of one that is imported already
     line = mistake(capsys, monkeypatch, "jobs.vit", "export", "NOWHERE", "out")
     assert "NOWHERE" in line
     assert "there are shard" in mistake(capsys, monkeypatch, "jobs.vit", "exprot")

@@ -157,4 +157,5 @@ def test_a_killed_worker_ends_the_reader_at_once(digits: Path) -> None:
     )
     assert done.returncode == 1
     pid = done.stdout.removeprefix("killed ").strip()
-    assert f"DataLoader worker (pid {pid}) is killed by signal" in done.stderr or f"(pid(s) {pid})" in done.stderr
+    said = f"DataLoader worker (pid {pid}) is killed by signal", f"(pid(s) {pid})", "ConnectionResetError"
+    assert any(text in done.stderr for text in said)  # the last: it died while it handed over a batch
