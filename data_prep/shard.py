@@ -130,7 +130,6 @@ def run(options: Options) -> None:
     """Make the data set, or the task's share of it. Raises UserError."""
     started = time.monotonic()
     check(options)
-    workers.warm_up()
     identity = content_options(options)
     if (options.output / "dataset.json").is_file():
         info = shards.read_info(options.output)
@@ -140,6 +139,7 @@ def run(options: Options) -> None:
         shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
         _summarise(options, info, time.monotonic() - started)
         return
+    workers.warm_up()
     devkit = read_devkit(options.devkit) if options.devkit else None
     source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
     check_apart(options.output, source)

@@ -1,7 +1,6 @@
 """python -m jobs.evaluate RUN|CHECKPOINT --data DATASET: exact accuracy on any number of processes, no DeepSpeed."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +13,7 @@ from pipeline.cli import UserError
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.config import Resize
     from pipeline.model import VisionTransformer
     from pipeline.split import Split
 
@@ -60,9 +60,9 @@ class EvaluateConfig:
 def main() -> int:
     config = cli.parse(EvaluateConfig, prog="python -m jobs.evaluate", description=DESCRIPTION)
     import torch  # noqa: PLC0415  (after the command line is known to be good)
-    from accelerate import Accelerator  # noqa: PLC0415
 
     from pipeline import checkpoint  # noqa: PLC0415
+    from pipeline.distributed import make_accelerator  # noqa: PLC0415
     from pipeline.evaluate import evaluate  # noqa: PLC0415
     from pipeline.model import VisionTransformer  # noqa: PLC0415
     from pipeline.shards import read_classes  # noqa: PLC0415
@@ -79,8 +79,7 @@ def main() -> int:
             f"{split.info.classes_digest}) than the run ({classes}, {meta.classes_digest}): use its classes"
         )
     real = read_real(config.real, split.sample_keys()) if config.real else None
-    # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
-    accelerator = Accelerator(cpu="WORLD_SIZE" in os.environ and not torch.accelerator.is_available())
+    accelerator = make_accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     model = VisionTransformer(run.model, classes, loss=run.train.loss)
     model.load_state_dict(weights)
@@ -136,7 +135,7 @@ def probe(
     model: "VisionTransformer",
     split: "Split",
     device: "torch.device",
-    resize: Literal["square", "central"],
+    resize: "Resize",
 ) -> float:
     """Top-1 of frozen features on the split."""
     import torch  # noqa: PLC0415

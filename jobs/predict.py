@@ -1,7 +1,6 @@
 """python -m jobs.predict MODEL IMAGE|FOLDER|TAR ...: what a model sees in pictures."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -63,16 +62,15 @@ def main() -> int:
     config = cli.parse(PredictConfig, prog="python -m jobs.predict", description=DESCRIPTION)
     check(config)
     import torch  # noqa: PLC0415  (after the command line is known to be good)
-    from accelerate import Accelerator  # noqa: PLC0415
 
     from jobs.published import names_of_published  # noqa: PLC0415
     from pipeline.answers import Files  # noqa: PLC0415
+    from pipeline.distributed import make_accelerator  # noqa: PLC0415
     from pipeline.inference import open_classifier, with_classes  # noqa: PLC0415
     from pipeline.pictures import find  # noqa: PLC0415
 
     pictures = find(config.images)
-    # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
-    accelerator = Accelerator(cpu="WORLD_SIZE" in os.environ and not torch.accelerator.is_available())
+    accelerator = make_accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     classifier = open_classifier(config.model, device=accelerator.device, dtype=dtype, average=config.average)
     classifier = with_classes(classifier, names_of_published(classifier.known.classes))

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pipeline.trained import Resize, Trained
+from pipeline.config import Resize
+from pipeline.trained import Trained
 
 _PATHS = ("run_dir", "data.train", "data.eval", "parent")  # fields of the configuration
 _LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them

@@ -14,6 +14,7 @@ from pipeline.cli import UserError
 
 Config = TypeVar("Config")
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
+Resize = Literal["square", "central"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DataConfig:
     """Of training images. resize: a random square of 7/8 of the short side, for fine-tuning."""
     erasing: float = 0.0
     """Probability of random erasing (arXiv 1708.04896)."""
-    eval_resize: Literal["square", "central"] = "square"
+    eval_resize: Resize = "square"
     """Of evaluation images. square: straight to the input size. central: the middle square of 7/8 the short side."""
     damage_budget: int = 100
     """Samples of a run that may turn out not to decode; others stand in for them. One more stops the run."""

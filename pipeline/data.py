@@ -9,7 +9,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import order
+from pipeline.config import Resize
 from pipeline.damage import Damage
 from pipeline.jpeg import Image
 from pipeline.mixture import Mixture, sampling
@@ -24,6 +26,7 @@ from pipeline.order import Ints, Order
 from pipeline.split import Split
 from pipeline.transforms import TrainTransform, eval_image
 
+Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next
 _STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
 
@@ -113,7 +116,7 @@ class EvalBatches(Dataset[Batch]):
     batch: int
     rank: int
     world_size: int
-    resize: Literal["square", "central"]
+    resize: Resize
 
     def __getitem__(self, index: int) -> Batch:
         first = index * self.batch * self.world_size + self.rank
@@ -147,7 +150,7 @@ def train_batches(
         split, sampling(split.samples, seed, weights), transform, global_batch, micro_batch, rank, world_size
     )
     passes = global_batch // (micro_batch * world_size)
-    yield from _load(batches, range(start_step * passes, stop_step * passes), workers)
+    yield from load(batches, range(start_step * passes, stop_step * passes), workers)
 
 
 def eval_batches(
@@ -158,11 +161,11 @@ def eval_batches(
     rank: int,
     world_size: int,
     workers: int,
-    resize: Literal["square", "central"] = "square",
+    resize: Resize = "square",
 ) -> Iterator[Batch]:
     """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent."""
     samples = len(range(rank, len(split), world_size))
-    yield from _load(
+    yield from load(
         EvalBatches(split, image_size, batch, rank, world_size, resize), range(-(-samples // batch)), workers
     )
 
@@ -172,7 +175,19 @@ def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return ((images_BHWC.to(torch.float32) - 127.5) / 127.5).to(dtype).permute(0, 3, 1, 2).contiguous()
 
 
-def _load(batches: Dataset[Batch], indices: range, workers: int) -> Iterator[Batch]:
+def load(
+    batches: Dataset[Item],
+    indices: range,
+    workers: int,
+    *,
+    ignoring: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1),
+    setting: str = "data.workers",
+) -> Iterator[Item]:
+    """The items of ``indices``, in order, made in ``workers`` processes (0: in this one) that leave with this one.
+
+    ``ignoring``: signals that are for this process to decide; by default Slurm's, which reach every process of a task.
+    ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
+    """
     loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,
@@ -180,7 +195,7 @@ def _load(batches: Dataset[Batch], indices: range, workers: int) -> Iterator[Bat
         num_workers=min(workers, len(indices)),
         collate_fn=_same,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, ignoring),
         prefetch_factor=4 if workers and len(indices) else None,
     )
     try:
@@ -189,7 +204,7 @@ def _load(batches: Dataset[Batch], indices: range, workers: int) -> Iterator[Bat
         if "DataLoader worker" not in str(error):
             raise
         raise RuntimeError(
-            f"a loader worker has died ({error}). Mostly the node ran out of memory: lower data.workers or ask for more"
+            f"a loader worker has died ({error}). Mostly the node ran out of memory: lower {setting} or ask for more"
         ) from error
 
 
@@ -197,10 +212,9 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker: int) -> None:  # noqa: ARG001
-    """Slurm signals every process of a task; the training process decides, and its workers leave with it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+def _start_worker(ignoring: Sequence[signal.Signals], worker: int) -> None:  # noqa: ARG001
+    for number in ignoring:
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -9,12 +9,15 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed
 
 from pipeline.cli import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 TIMEOUT = datetime.timedelta(minutes=10)  # of one collective: longer than any evaluation's skew between ranks
 
@@ -123,3 +126,11 @@ def finish() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def make_accelerator() -> "Accelerator":
+    """accelerate's view of the processes, for jobs that only evaluate."""
+    from accelerate import Accelerator  # noqa: PLC0415  (training does without)
+
+    # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
+    return Accelerator(cpu="WORLD_SIZE" in os.environ and not torch.accelerator.is_available())

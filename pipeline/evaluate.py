@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from pipeline.config import Resize
 from pipeline.data import Batch, eval_batches, normalise
 from pipeline.losses import loss as loss_of
 from pipeline.split import Split
@@ -46,7 +47,7 @@ def evaluate(
     world_size: int,
     reduce: Callable[[torch.Tensor], torch.Tensor],
     observe: Callable[[torch.Tensor, Batch], None] | None = None,
-    resize: Literal["square", "central"] = "square",
+    resize: Resize = "square",
 ) -> Result:
     """Run ``forward`` over the split; collective. ``reduce`` sums a float64 tensor over the ranks,
     ``observe`` gets each batch of this rank with its logits_BC.

@@ -3,12 +3,11 @@
 Letters of the shape suffixes: N training samples, M held-out samples, B batch, D width, C classes.
 """
 
-from typing import Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pipeline.config import Resize
 from pipeline.data import eval_batches, normalise
 from pipeline.model import VisionTransformer
 from pipeline.split import Split
@@ -27,7 +26,7 @@ def extract(
     batch: int,
     workers: int,
     device: torch.device,
-    resize: Literal["square", "central"] = "square",
+    resize: Resize = "square",
 ) -> torch.Tensor:
     """The class token's features of every sample, float32, in row order."""
     model.eval()

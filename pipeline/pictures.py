@@ -11,23 +11,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline import jpeg as jpegs
 from pipeline.cli import UserError
+from pipeline.config import Resize
+from pipeline.data import load
 from pipeline.jpeg import Image
 from pipeline.transforms import central_crop, eval_image
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 LARGEST_PIXELS = 100_000_000  # width x height; more isn't decoded: a header may promise anything
-Resize = Literal["square", "central"]
 
 
 class Picture(NamedTuple):
@@ -175,23 +176,6 @@ def batches(
 ) -> Iterator[PictureBatch]:
     """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: in this process."""
     indices = range(rank, -(-len(pictures) // batch), world_size)
-    loader: DataLoader[Any] = DataLoader(
-        PictureBatches(pictures, batch, size, resize),
-        batch_size=None,
-        sampler=indices,
-        num_workers=min(workers, len(indices)),
-        collate_fn=_same,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+    yield from load(
+        PictureBatches(pictures, batch, size, resize), indices, workers, ignoring=[signal.SIGINT], setting="--workers"
     )
-    yield from loader
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(worker: int) -> None:  # noqa: ARG001
-    """Ctrl-C is for the process that shows the results: its workers leave with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)

@@ -26,7 +26,6 @@ from pipeline.remote import is_remote
 from pipeline.rows import Rows, cache_folder, read_rows
 from pipeline.shards import DatasetInfo, ShardInfo
 
-CACHE_GB = 100.0
 _OPEN = 400  # tars that a process keeps open: 1,024 files are the usual limit
 
 
@@ -280,7 +279,7 @@ def open_split(
     """Raises UserError where a data set is unfinished, lacks the split or (unless not to ``check``) a shard, or has
     another class map than the first."""
     named = [str(sources)] if isinstance(sources, str | Path) else list(sources)
-    cache = cache or make_cache(None, CACHE_GB)
+    cache = cache or make_cache(None, DataConfig.cache_gb)
     parts = [Part(source, split, choice or Choice(), cache, check=check) for source in named]
     first = parts[0]
     for part in parts[1:]:

@@ -13,13 +13,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pipeline.cli import UserError
-from pipeline.config import ModelConfig, from_dict, to_dict
+from pipeline.config import ModelConfig, Resize, from_dict, to_dict
 from pipeline.interop import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.weights import read_object
 
 Loss = Literal["softmax", "sigmoid"]
-Resize = Literal["square", "central"]
 
 
 @dataclass(frozen=True)

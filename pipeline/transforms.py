@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline import jpeg as jpegs
-from pipeline.config import RunConfig
+from pipeline.config import Resize, RunConfig
 from pipeline.jpeg import Box, Image
 from pipeline.randaugment import rand_augment
 
@@ -97,7 +97,7 @@ def decode_box(jpeg: bytes, box: Box, size: int, how: Literal["region", "scaled"
     return jpegs.decode_region(jpeg, scaled, denominator)
 
 
-def eval_image(jpeg: bytes, size: int, resize: Literal["square", "central"] = "square") -> Image:
+def eval_image(jpeg: bytes, size: int, resize: Resize = "square") -> Image:
     """``square``: direct resize to ``size``, as google-research/vision_transformer evaluates.
 
     ``central``: short side to 8/7 of ``size``, then the central square, as big_vision does. Both bilinear.

@@ -5,14 +5,14 @@ The names written are those of transformers 4, which version 5 reads and writes 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.cli import UserError
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, Resize
 from pipeline.files import flush, write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_object, read_tensors
@@ -79,7 +79,7 @@ def write(
     labels: Sequence[str],
     *,
     loss: str = "softmax",
-    resize: Literal["square", "central"] = "square",
+    resize: Resize = "square",
 ) -> None:
     """Write a folder that ``AutoModelForImageClassification.from_pretrained(FOLDER)`` loads. Raises UserError.
 
@@ -119,7 +119,7 @@ def write(
     write_json(folder / "preprocessor_config.json", _preprocessor(config.image_size, resize))
 
 
-def _preprocessor(size: int, resize: Literal["square", "central"]) -> dict[str, Any]:
+def _preprocessor(size: int, resize: Resize) -> dict[str, Any]:
     square = {"height": size, "width": size}
     geometry: dict[str, Any]
     if resize == "square":  # a direct resize to the square

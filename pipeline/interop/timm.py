@@ -5,13 +5,13 @@ Our parameter names are timm's, so only the configuration is translated.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.cli import UserError
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, Resize
 from pipeline.files import flush, write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_tensors
@@ -76,7 +76,7 @@ def write(
     labels: Sequence[str],
     *,
     descriptions: Sequence[str] = (),
-    resize: Literal["square", "central"] = "square",
+    resize: Resize = "square",
     tag: str = "",
 ) -> None:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads. Raises UserError.
