@@ -133,4 +133,5 @@ def make_accelerator() -> "Accelerator":
     from accelerate import Accelerator  # noqa: PLC0415  (training does without)
 
     # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
-    return Accelerator(cpu="WORLD_SIZE" in os.environ and not torch.accelerator.is_available())
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Accelerator(cpu=several and not torch.accelerator.is_available())
