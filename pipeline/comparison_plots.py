@@ -15,7 +15,9 @@ from pipeline.spool import Line
 
 # Okabe and Ito, "Color Universal Design" (2008); without the yellow, which vanishes on white paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-STYLES = ("-", "--", "-.", ":")  # a second mark beside colour, for prints in grey
+# A second mark beside colour, for prints in grey: on and off, in widths of the line
+STYLES = ("-", "--", "-.", ":", (0, (9, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 3)))
+OTHERS = "#d0d0d0"  # the rest: between white and the palest colour, also for colour-blind readers and in grey
 MOST_COLOURS = len(COLOURS)  # curves in colour; more can't be told apart
 MOST_BARS = 40
 WIDTH = 5.2  # inches: text stays readable where a phone shows it 4 inches wide
@@ -95,8 +97,8 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
             axes.plot(
                 xs,
                 ys,
-                color=COLOURS[index % len(COLOURS)] if coloured else "#b0b0b0",
-                linestyle=STYLES[index % len(STYLES)] if coloured else "-",
+                color=COLOURS[index] if coloured else OTHERS,
+                linestyle=STYLES[index] if coloured else "-",
                 linewidth=1.6 if coloured and len(row.runs) == 1 else 1.1,
                 marker="." if len(xs) < 3 else "",
                 label=_name(row) if coloured and number == 0 else None,
@@ -115,6 +117,7 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
         loc="outside lower left",
         ncols=2 if len(labels) > 2 else 1,
         frameon=False,
+        handlelength=4,  # long enough for each kind of dashes
         fontsize=8,
         title=more,
         title_fontsize=8,
