@@ -1,14 +1,16 @@
 """python -m jobs.doctor [RECIPE]: is this cluster fit to train? One table, a remedy for each fault, exit 0 or 1."""
 
+import contextlib
 import datetime
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -20,17 +22,20 @@ from pipeline.config import RunConfig
 from pipeline.health import Facts, Need, Verdict, judge
 from pipeline.recipes import FINETUNE, PRETRAIN
 
+if TYPE_CHECKING:
+    from pipeline.split import Split
+
 DESCRIPTION = """Check what training needs, on all ranks: rendezvous, all-reduce, same code and packages, clocks,
 GPUs and their speed, CPUs, the shared folder and its speed, free space, and the loader against what the recipe needs.
 
-Job scripts run it before a run's first attempt. It exits with 1 where something must be mended. Examples:
+What follows "--" are fields of the recipe, as the training job gets them: then that job's own loader and space are
+looked at. Job scripts run it so before a run's first attempt. It exits with 1 where something must be mended. Examples:
 
   python -m jobs.doctor
-  python -m jobs.doctor l16 --folder work/runs --data work/shards/in21k
+  python -m jobs.doctor l16 --folder work/runs --data work/shards/in21k -- --data.workers 12 --data.augment medium2
   srun --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 python -m jobs.doctor l16   # after slurm/env.sh, in a job"""
 
 RENDEZVOUS_LIMIT = datetime.timedelta(minutes=2)
-LOADER_SECONDS = 4.0
 CLASSES = {"pretrain": 21_841, "finetune": 1000}  # of ImageNet-21K and ImageNet-2012, where no data set is named
 
 
@@ -43,22 +48,19 @@ class DoctorConfig:
     folder: Path = Path("work")
     """Where runs go: must be seen by all nodes."""
     data: str = ""
-    """Data set to measure the loader on: a folder or a URL."""
+    """Data set to measure the loader on, a folder or a URL: short for -- --data.train."""
     split: str = "train"
+    """Its split: short for -- --data.train-split."""
     json: bool = False
     """Print JSON, a verdict a line, instead of the table."""
 
 
 def main() -> int:
-    config = cli.parse(DoctorConfig, prog="python -m jobs.doctor", description=DESCRIPTION)
-    recipes = PRETRAIN if config.stage == "pretrain" else FINETUNE
-    if config.recipe and config.recipe not in recipes:
-        raise UserError(f"RECIPE {config.recipe!r} is no {config.stage} recipe: there are {', '.join(recipes)}")
-    recipe = recipes[config.recipe]() if config.recipe else None
-    facts = measure(config, recipe)
+    config, plan = parse(sys.argv[1:])
+    facts = measure(config, plan)
     if facts is None:  # not rank 0
         return cli.EXIT_DONE
-    verdicts = judge(facts, needed(config, recipe) if recipe else Need())
+    verdicts = judge(facts, needed(plan, len(facts)) if plan else Need())
     if config.json:
         for verdict in verdicts:
             print(json.dumps(asdict(verdict)))
@@ -71,13 +73,34 @@ def main() -> int:
     return 1 if faults else cli.EXIT_DONE
 
 
-def measure(config: DoctorConfig, recipe: RunConfig | None) -> list[Facts] | None:
+def parse(arguments: list[str]) -> tuple[DoctorConfig, RunConfig | None]:
+    """Our own options, and the run that is planned; None without a recipe."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    own, fields = arguments[:at], arguments[at + 1 :]
+    config = cli.parse(DoctorConfig, prog="python -m jobs.doctor", description=DESCRIPTION, args=own)
+    if not config.recipe:
+        if fields or config.data:
+            raise UserError("RECIPE is missing: --data and the fields after -- are those of a recipe, so name it first")
+        return config, None
+    recipes = PRETRAIN if config.stage == "pretrain" else FINETUNE
+    if config.data:
+        fields += ["--data.train", config.data, "--data.train-split", config.split]
+    prog = f"python -m jobs.{config.stage}"
+    return config, cli.parse_recipe(recipes, prog=prog, description="", args=[config.recipe, *fields])
+
+
+def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
     """Every rank's facts, on rank 0; None elsewhere. Collective. Raises UserError where the ranks don't meet."""
     import torch  # noqa: PLC0415  (after the command line is known to be good)
 
     from pipeline import distributed, probe  # noqa: PLC0415
 
     ranks = distributed.ranks_from_environment(os.environ)
+    data = open_data(plan) if plan and plan.data.train else ""
+    if isinstance(data, UserError):
+        if ranks.world_size == 1:
+            raise data
+        data = str(data)
     began = time.perf_counter()
     try:
         device = distributed.start(ranks, RENDEZVOUS_LIMIT)
@@ -100,11 +123,13 @@ def measure(config: DoctorConfig, recipe: RunConfig | None) -> list[Facts] | Non
     seen, fault, write, opening = probe.shared_folder(config.folder, ranks)
     free_bytes, free_inodes = probe.free_space(config.folder)
     gemm = probe.gemm(device)
+    torch.distributed.barrier()  # the loaders are measured while all of them load
     facts = Facts(
         rank=ranks.rank,
         host=socket.gethostname(),
         device=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        gpus_given=int(os.environ.get("SLURM_GPUS_ON_NODE", "0")),
         local_ranks=local_ranks,
         cpus=probe.cpus_of_this_rank(local_ranks),
         code=probe.code_digest(),
@@ -120,7 +145,8 @@ def measure(config: DoctorConfig, recipe: RunConfig | None) -> list[Facts] | Non
         open=opening,
         free_bytes=free_bytes,
         free_inodes=free_inodes,
-        loader=loader_speed(config, recipe, ranks.rank, ranks.world_size) if recipe and config.data else 0.0,
+        loader=probe.loader_speed(data, plan, ranks) if plan and not isinstance(data, str) else 0.0,
+        loader_fault=data if isinstance(data, str) else "",
     )
     everyone: list[Any] = [None] * ranks.world_size
     torch.distributed.all_gather_object(everyone, asdict(facts))
@@ -128,56 +154,34 @@ def measure(config: DoctorConfig, recipe: RunConfig | None) -> list[Facts] | Non
     return [Facts(**fact) for fact in everyone] if ranks.rank == 0 else None
 
 
-def loader_speed(config: DoctorConfig, recipe: RunConfig, rank: int, world_size: int) -> float:
-    """Images/s of this rank's loader while all ranks load: reading, decoding and resizing, without augmentation."""
-    import torch.distributed  # noqa: PLC0415
+def open_data(plan: RunConfig) -> "Split | UserError":
+    """The training data as this rank sees it, or why it doesn't: the other ranks wait for it in either case."""
+    from pipeline.split import chosen, make_cache, open_split  # noqa: PLC0415
 
-    from pipeline.data import eval_batches  # noqa: PLC0415
-    from pipeline.split import open_split  # noqa: PLC0415
-
-    split = open_split(config.data, config.split)
-    batch = max(1, min(32, len(split) // world_size // max(recipe.data.workers, 1) // 2))
-    torch.distributed.barrier()
-    batches = eval_batches(
-        split,
-        image_size=recipe.model.image_size,
-        batch=batch,
-        rank=rank,
-        world_size=world_size,
-        workers=recipe.data.workers,
-        resize=recipe.data.eval_resize,
-    )
-    next(batches)  # the workers are up
-    images, began = 0, time.perf_counter()
-    for loaded in batches:
-        images += len(loaded.labels_B)
-        if time.perf_counter() - began > LOADER_SECONDS:
-            break
-    return images / (time.perf_counter() - began)
+    try:
+        cache = make_cache(plan.data.cache, plan.data.cache_gb)
+        return open_split(plan.data.train, plan.data.train_split, choice=chosen(plan.data), cache=cache)
+    except UserError as error:
+        return error
 
 
-def needed(config: DoctorConfig, recipe: RunConfig) -> Need:
-    """What ``recipe`` asks of a cluster."""
-    import torch  # noqa: PLC0415
-
-    from pipeline.model import ARCHITECTURES, VisionTransformer, grid_size  # noqa: PLC0415
+def needed(plan: RunConfig, ranks: int) -> Need:
+    """What a run on ``ranks`` ranks asks of a cluster."""
+    from pipeline import planning  # noqa: PLC0415
+    from pipeline.flops import train_flops  # noqa: PLC0415
     from pipeline.split import open_info  # noqa: PLC0415
 
-    classes = open_info(config.data).classes if config.data else CLASSES[config.stage]
-    with torch.device("meta"):
-        model = VisionTransformer(recipe.model, classes, loss=recipe.train.loss)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    sizes, tokens = ARCHITECTURES[recipe.model.variant], grid_size(recipe.model) ** 2 + 1
-    # A multiply-add is 2 FLOPs and the backward pass costs twice the forward: 6 a weight and token; attention's two
-    # products of L x L x D add 12 L^2 D a block (arXiv 2204.02311, appendix B)
-    flops = 6 * parameters * tokens + 12 * sizes.depth * tokens**2 * sizes.width
-    moments = 2 if recipe.optim.kind == "adamw" else 1
+    classes = CLASSES[plan.stage]
+    with contextlib.suppress(UserError):  # rank 0 doesn't see the data set: the loader's verdict says so
+        classes = open_info(plan.data.train[0]).classes if plan.data.train else classes
+    kept = plan.checkpoint.keep_last + plan.checkpoint.keep_best + 1
     return Need(
-        recipe=f"{config.stage} {config.recipe}",
-        workers=recipe.data.workers,
-        checkpoint_bytes=4 * parameters * (1 + moments),
-        checkpoints=recipe.checkpoint.keep_last + 1,
-        flops_per_image=float(flops),
+        recipe=f"{plan.stage} {plan.recipe}",
+        workers=plan.data.workers,
+        checkpoint_bytes=planning.checkpoint_bytes(plan, classes),
+        checkpoints=kept,
+        files=kept * (ranks + 2) + ranks,  # a checkpoint: a folder, meta.json and a file a rank
+        flops_per_image=train_flops(plan.model, classes),
     )
 
 

@@ -12,7 +12,7 @@ SLOW_DEVICE = 0.85  # of the median device's speed: every step waits for the slo
 BUS_LIMIT = {"cuda": 5e9, "cpu": 5e6}  # bytes/s: less means NCCL fell back to a slow network (25 GbE gives about 3e9)
 WRITE_LIMIT = 50e6  # bytes/s a node: a checkpoint of L/16 (3.7 GB) would take over a minute
 OPEN_LIMIT = 0.05  # seconds to open and read a small file that another node wrote
-INODES = 10_000  # a run's logs and checkpoints with room to spare
+INODES = 1000  # a run's files beside checkpoints and logs, with room to spare
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Facts:
     host: str
     device: str  # "cpu" or "cuda"
     device_name: str
+    gpus_given: int  # by Slurm, on this host; 0 where it gave none or isn't there
     local_ranks: int  # ranks on this host
     cpus: int  # that this rank may use, shared among the host's ranks where Slurm doesn't bind them
     code: str  # digest of our source files
@@ -39,6 +40,7 @@ class Facts:
     free_bytes: int
     free_inodes: int  # -1 where the file system doesn't count them
     loader: float  # images/s of this rank's loader
+    loader_fault: str  # why the data set can't be read here; empty where it can
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Need:
     workers: int = 0  # loader processes a rank
     checkpoint_bytes: int = 0  # one checkpoint
     checkpoints: int = 0  # kept at once, the one being written included
+    files: int = 0  # of those checkpoints, and a log a rank
     flops_per_image: float = 0.0  # forward and backward
     efficiency: float = 0.4  # share of a device's measured GEMM speed that training reaches
 
@@ -129,9 +132,12 @@ def _bandwidth(facts: Sequence[Facts], _: Need) -> Verdict:
 
 def _devices(facts: Sequence[Facts], _: Need) -> Verdict:
     devices = {fact.device for fact in facts}
+    blind = tuple(sorted({fact.host for fact in facts if fact.device == "cpu"}))
     if len(devices) > 1:
-        blind = tuple(sorted({fact.host for fact in facts if fact.device == "cpu"}))
         return Verdict("devices", "fail", "some ranks see no GPU", "check nvidia-smi there, or leave them out", blind)
+    if blind and (given := max(fact.gpus_given for fact in facts)):
+        remedy = "compare nvidia-smi's CUDA version with torch.version.cuda; to train on CPUs: sbatch --gpus-per-node=0"
+        return Verdict("devices", "fail", f"Slurm gave {given} GPU(s) a node, and torch sees none", remedy, blind)
     median = statistics.median(fact.gemm for fact in facts)
     slow = [fact for fact in facts if fact.gemm < SLOW_DEVICE * median]
     name = facts[0].device_name
@@ -191,13 +197,19 @@ def _space(facts: Sequence[Facts], need: Need) -> Verdict:
     if free < wanted:
         remedy = f"free {(wanted - free) / 1e9:.1f} GB, lower --checkpoint.keep-last, or name another --run-dir"
         return Verdict("space", "fail", figure, remedy)
-    if inodes and min(inodes) < INODES:
-        remedy = f"remove {INODES - min(inodes)} files, or ask for more quota"
-        return Verdict("space", "fail", f"{min(inodes)} inodes free", remedy)
+    if inodes:
+        wanted = need.files + INODES
+        figure += f"; {min(inodes):,} inodes free, {wanted:,} needed"
+        if min(inodes) < wanted:
+            remedy = f"remove {wanted - min(inodes)} files, or ask for more quota"
+            return Verdict("space", "fail", figure, remedy)
     return Verdict("space", "ok", figure)
 
 
 def _loader(facts: Sequence[Facts], need: Need) -> Verdict:
+    if blind := tuple(sorted({fact.host for fact in facts if fact.loader_fault})):
+        fault = next(fact.loader_fault for fact in facts if fact.loader_fault)
+        return Verdict("loader", "fail", fault, "put the data set where every node sees it, under the same path", blind)
     measured = [fact for fact in facts if fact.loader > 0]
     if not measured:
         return Verdict("loader", "ok", "not measured: name RECIPE and --data")
@@ -208,7 +220,9 @@ def _loader(facts: Sequence[Facts], need: Need) -> Verdict:
         figure += f", about {wanted:,.0f} needed by {need.recipe}"
         if slowest < wanted:
             hosts = tuple(sorted({fact.host for fact in measured if fact.loader < wanted}))
-            remedy = f"raise --cpus-per-task and --data.workers about {wanted / slowest:.1f} times; check the storage"
+            remedy = (
+                f"raise --cpus-per-task and --data.workers about {wanted / slowest:.1f} times, or store smaller images"
+            )
             return Verdict("loader", "warn", figure, remedy, hosts)
     return Verdict("loader", "ok", figure)
 

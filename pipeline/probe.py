@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
+import platform
 import socket
 import time
 from pathlib import Path
@@ -11,12 +12,20 @@ from pathlib import Path
 import torch
 import torch.distributed
 
+from pipeline.config import RunConfig
+from pipeline.data import train_batches
 from pipeline.distributed import Ranks
-from pipeline.provenance import PACKAGES
+from pipeline.split import Split
+from pipeline.transforms import train_transform
 
 REDUCE_BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
+# The ranks add up whole numbers whose sum stays below 2^24 for up to 16,384 ranks: float32 then holds every partial sum
+# exactly, in whatever order it is made
+REDUCE_LARGEST, REDUCE_FACTORS = 100, 10
 GEMM_SIZE = {"cuda": 8192, "cpu": 768}
 WRITE_BYTES = 64 << 20
+LOADER_SECONDS = 3.0
+LOADER_BATCH = 16  # images: small, so that the batches under way at the start and the end weigh little
 
 
 def code_digest() -> str:
@@ -30,13 +39,9 @@ def code_digest() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "missing"
-    return versions
+    """Of every installed package, and of Python."""
+    versions = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
+    return versions | {"python": platform.python_version()}
 
 
 def cpus_of_this_rank(local_ranks: int) -> int:
@@ -63,18 +68,21 @@ def clock_skew(rounds: int = 5) -> float:
 def all_reduce(device: torch.device, rounds: int = 3) -> tuple[bool, float]:
     """Whether the sum over all ranks is exact, and the bus bandwidth, bytes/s (2 (n - 1) / n of the size a rank)."""
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    # Whole numbers below 2^24 add up exactly in float32, in any order
-    base = torch.arange(REDUCE_BYTES[device.type] // 4, device=device, dtype=torch.float32) % 1000
-    expected = base * (world * (world + 1) / 2)
+    base = torch.arange(REDUCE_BYTES[device.type] // 4, device=device, dtype=torch.float32) % REDUCE_LARGEST
+    expected = base * sum(map(reduce_factor, range(world)))
     exact, fastest = True, float("inf")
     for _ in range(rounds):
-        values = base * (rank + 1)
+        values = base * reduce_factor(rank)
         torch.distributed.barrier()
         began = _now(device)
         torch.distributed.all_reduce(values)
         fastest = min(fastest, _now(device) - began)
         exact = exact and bool(torch.equal(values, expected))
     return exact, 2 * (world - 1) / world * base.numel() * 4 / fastest
+
+
+def reduce_factor(rank: int) -> int:
+    return rank % REDUCE_FACTORS + 1
 
 
 def gemm(device: torch.device, rounds: int = 5) -> float:
@@ -156,6 +164,35 @@ def _write(path: Path) -> float:
         file.flush()
         os.fsync(file.fileno())
     return WRITE_BYTES / (time.perf_counter() - began)
+
+
+def loader_speed(split: Split, config: RunConfig, ranks: Ranks, seconds: float = LOADER_SECONDS) -> float:
+    """Images/s of this rank's loader: ``config``'s own training images, from the tars to what goes to the device.
+
+    Counted from batch to batch once each worker has delivered its first, so that neither their start nor what they
+    had ready counts.
+    """
+    batch = min(config.train.micro_batch, LOADER_BATCH)
+    batches = train_batches(
+        split,
+        train_transform(config),
+        seed=config.train.seed,
+        global_batch=batch * ranks.world_size,
+        micro_batch=batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        workers=config.data.workers,
+        start_step=0,
+        stop_step=1_000_000,  # never reached in the time
+        weights=config.data.weights,
+    )
+    for _ in range(max(config.data.workers, 1)):
+        next(batches)
+    images, began, now = 0, time.perf_counter(), 0.0
+    while now < seconds:
+        images += len(next(batches).labels_B)
+        now = time.perf_counter() - began
+    return images / now
 
 
 def free_space(folder: Path) -> tuple[int, int]:

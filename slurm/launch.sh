@@ -139,8 +139,7 @@ rendezvous() { # where rank 0 listens: this host, a port that no other job and n
 
 check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a step of its own
   say "checking the cluster (jobs.doctor)"
-  if ! step python -m jobs.doctor "$2" --stage "${1#jobs.}" --folder "$RUN" --data "$(option --data.train "$@")" &&
-    [ -z "$asked" ]; then
+  if ! step python -m jobs.doctor "$2" --stage "${1#jobs.}" --folder "$RUN" -- "${@:3}" && [ -z "$asked" ]; then
     record end unfit
     say "error: jobs.doctor found faults (above): mend them, or start with DOCTOR=no to train in spite of them"
     exit 1
