@@ -108,7 +108,7 @@ def finetune_b16() -> RunConfig:
 
     python -m jobs.finetune b16 --parent runs/b16 --run-dir runs/b16_384 --data.train shards/in1k
     """
-    return _finetune("b16")
+    return _finetune("b16", 384)
 
 
 def finetune_b32() -> RunConfig:
@@ -116,7 +116,7 @@ def finetune_b32() -> RunConfig:
 
     python -m jobs.finetune b32 --parent runs/b32 --run-dir runs/b32_384 --data.train shards/in1k
     """
-    return _finetune("b32")
+    return _finetune("b32", 384)
 
 
 def finetune_l16() -> RunConfig:
@@ -124,7 +124,7 @@ def finetune_l16() -> RunConfig:
 
     python -m jobs.finetune l16 --parent runs/l16 --run-dir runs/l16_384 --data.train shards/in1k
     """
-    return _finetune("l16")
+    return _finetune("l16", 384)
 
 
 def finetune_l32() -> RunConfig:
@@ -132,7 +132,71 @@ def finetune_l32() -> RunConfig:
 
     python -m jobs.finetune l32 --parent runs/l32 --run-dir runs/l32_384 --data.train shards/in1k
     """
-    return _finetune("l32")
+    return _finetune("l32", 384)
+
+
+def finetune_b16_224() -> RunConfig:
+    """B/16 at 224 px with the Paper's settings (Table 4), as AugReg has it too. Target: none in the Paper.
+
+    python -m jobs.finetune b16_224 --parent runs/b16 --run-dir runs/b16_224 --data.train shards/in1k
+    """
+    return _finetune("b16", 224)
+
+
+def finetune_b32_224() -> RunConfig:
+    """B/32 at 224 px with the Paper's settings (Table 4), as AugReg has it too. Target: none in the Paper.
+
+    python -m jobs.finetune b32_224 --parent runs/b32 --run-dir runs/b32_224 --data.train shards/in1k
+    """
+    return _finetune("b32", 224)
+
+
+def finetune_l16_224() -> RunConfig:
+    """L/16 at 224 px with the Paper's settings (Table 4), as AugReg has it too. Target: none in the Paper.
+
+    python -m jobs.finetune l16_224 --parent runs/l16 --run-dir runs/l16_224 --data.train shards/in1k
+    """
+    return _finetune("l16", 224)
+
+
+def finetune_l32_224() -> RunConfig:
+    """L/32 at 224 px with the Paper's settings (Table 4), as AugReg has it too. Target: none in the Paper.
+
+    python -m jobs.finetune l32_224 --parent runs/l32 --run-dir runs/l32_224 --data.train shards/in1k
+    """
+    return _finetune("l32", 224)
+
+
+def finetune_b16_512() -> RunConfig:
+    """B/16 at 512 px with averaged weights, as the Paper's Table 2 has L/16 (section 4.1). No target of its own.
+
+    python -m jobs.finetune b16_512 --parent runs/b16 --run-dir runs/b16_512 --data.train shards/in1k
+    """
+    return _finetune("b16", 512, average=0.9999)
+
+
+def finetune_b32_512() -> RunConfig:
+    """B/32 at 512 px with averaged weights, as the Paper's Table 2 has L/16 (section 4.1). No target of its own.
+
+    python -m jobs.finetune b32_512 --parent runs/b32 --run-dir runs/b32_512 --data.train shards/in1k
+    """
+    return _finetune("b32", 512, average=0.9999)
+
+
+def finetune_l16_512() -> RunConfig:
+    """L/16 at 512 px with averaged weights, as the Paper's Table 2 (section 4.1) has L/16. Target: 85.30 (Table 2).
+
+    python -m jobs.finetune l16_512 --parent runs/l16 --run-dir runs/l16_512 --data.train shards/in1k
+    """
+    return _finetune("l16", 512, average=0.9999)
+
+
+def finetune_l32_512() -> RunConfig:
+    """L/32 at 512 px with averaged weights, as the Paper's Table 2 has L/16 (section 4.1). No target of its own.
+
+    python -m jobs.finetune l32_512 --parent runs/l32 --run-dir runs/l32_512 --data.train shards/in1k
+    """
+    return _finetune("l32", 512, average=0.9999)
 
 
 def finetune_tiny() -> RunConfig:
@@ -162,11 +226,20 @@ PRETRAIN: dict[str, Callable[[], RunConfig]] = {
     "l32_paper": l32_paper,
     "tiny": tiny,
 }
+FINETUNE_RATES = (0.003, 0.01, 0.03, 0.06)  # Table 4's, for ImageNet
 FINETUNE: dict[str, Callable[[], RunConfig]] = {
     "b16": finetune_b16,
+    "b16_224": finetune_b16_224,
+    "b16_512": finetune_b16_512,
     "b32": finetune_b32,
+    "b32_224": finetune_b32_224,
+    "b32_512": finetune_b32_512,
     "l16": finetune_l16,
+    "l16_224": finetune_l16_224,
+    "l16_512": finetune_l16_512,
     "l32": finetune_l32,
+    "l32_224": finetune_l32_224,
+    "l32_512": finetune_l32_512,
     "tiny": finetune_tiny,
 }
 
@@ -196,17 +269,17 @@ def _augreg(variant: Variant, augment: Literal["light1", "medium1", "strong1"]) 
     )
 
 
-def _finetune(variant: Variant) -> RunConfig:
-    """Table 4's ImageNet row. 0.03 is one of its four learning rates (0.003, 0.01, 0.03, 0.06): try them all.
+def _finetune(variant: Variant, image_size: int, *, average: float = 0.0) -> RunConfig:
+    """Table 4's ImageNet row. 0.03 is one of its four learning rates: python -m jobs.sweep tries all.
 
     The repository's re-runs used dropout 0 or 0.1; 0.1 was better for L/16 only (--model.dropout 0.1).
     """
     recipe = RunConfig(
         stage="finetune",
-        recipe=variant,
-        model=ModelConfig(variant=variant, image_size=384),
+        recipe=variant if image_size == 384 else f"{variant}_{image_size}",
+        model=ModelConfig(variant=variant, image_size=image_size),
         optim=OptimConfig(kind="sgd", lr=0.03, momentum=0.9, clip=1.0),
         schedule=ScheduleConfig(steps=20_000, warmup_steps=500, decay="cosine"),
-        train=TrainConfig(global_batch=512, micro_batch=8, loss="softmax"),
+        train=TrainConfig(global_batch=512, micro_batch=8, loss="softmax", average=average),
     )
     return replace(recipe, train=replace(recipe.train, eval_every=1000))

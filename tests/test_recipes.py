@@ -7,7 +7,8 @@ import pytest
 from pipeline.config import RunConfig, accumulation, flatten, to_dict, total_steps
 from pipeline.engine import deepspeed_config
 from pipeline.model import grid_size
-from pipeline.recipes import FINETUNE, PRETRAIN
+from pipeline.planning import count_parameters
+from pipeline.recipes import FINETUNE, FINETUNE_RATES, PRETRAIN
 
 IMAGENET_21K = 12_400_000  # images left after the broken ones; the steps below are those of the published runs
 
@@ -55,6 +56,7 @@ TABLE_4 = {
     "train.loss": "softmax",
     "model.image_size": 384,
     "model.pre_logits": False,
+    "train.average": 0.0,
     "data.augment": "none",
 }
 EXPECTED = {
@@ -64,6 +66,15 @@ EXPECTED = {
     ("pretrain", "l32"): AUGREG | {"model.variant": "l32", "data.augment": "strong1"},
     **{("pretrain", f"{name}_paper"): PAPER | {"model.variant": name} for name in ("b16", "b32", "l16", "l32")},
     **{("finetune", name): TABLE_4 | {"model.variant": name} for name in ("b16", "b32", "l16", "l32")},
+    # AugReg fine-tunes at 224 px as well; the paper's Table 2 at 512, with averaged weights (section 4.1).
+    **{
+        ("finetune", f"{name}_224"): TABLE_4 | {"model.variant": name, "model.image_size": 224}
+        for name in ("b16", "b32", "l16", "l32")
+    },
+    **{
+        ("finetune", f"{name}_512"): TABLE_4 | {"model.variant": name, "model.image_size": 512, "train.average": 0.9999}
+        for name in ("b16", "b32", "l16", "l32")
+    },
 }
 ALL = {("pretrain", name): make for name, make in PRETRAIN.items()}
 ALL |= {("finetune", name): make for name, make in FINETUNE.items()}
@@ -82,7 +93,22 @@ def test_values_of_the_tables(stage: str, name: str) -> None:
 
 
 def test_fine_tuning_rate_is_one_of_table_4() -> None:
-    assert {make().optim.lr for name, make in FINETUNE.items() if name != "tiny"} <= {0.003, 0.01, 0.03, 0.06}
+    assert FINETUNE_RATES == (0.003, 0.01, 0.03, 0.06)
+    assert {make().optim.lr for name, make in FINETUNE.items() if name != "tiny"} <= set(FINETUNE_RATES)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),  # with a head of 1000: the position embedding alone grows, by a row a patch
+    [
+        ("b16_224", 86_567_656),
+        ("b16", 86_859_496),
+        ("b16_512", 86_567_656 + (32**2 - 14**2) * 768),
+        ("l16_512", 304_326_632 + (32**2 - 14**2) * 1024),
+        ("l32_512", 306_535_400 + (16**2 - 7**2) * 1024),
+    ],
+)
+def test_parameters_of_the_fine_tuned_models(name: str, parameters: int) -> None:
+    assert count_parameters(FINETUNE[name](), 1000) == parameters
 
 
 @pytest.mark.parametrize(("stage", "name"), ALL)
