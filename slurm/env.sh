@@ -18,11 +18,22 @@ IN1K=${IN1K:-$WORK/shards/in1k}
 #module purge; module load cuda/12.8
 [ -d "$REPO/.venv/bin" ] && PATH=$REPO/.venv/bin:$PATH
 
-# 4. Containers, where Python lives in one. REPO and WORK must be visible inside under the same paths.
-SRUN_OPTIONS=()
-#SRUN_OPTIONS=(--container-image=/images/vit.sqsh --container-mounts="$REPO,$WORK") # pyxis + enroot
-RANK_PREFIX=()
-#RANK_PREFIX=(apptainer exec --nv --bind "$REPO,$WORK" /images/vit.sif) # apptainer
+# 4. A container, where Python lives in one: apptainer for a .sif, else what pyxis (enroot) takes: a .sqsh or the name of
+#    a registry's image. The image holds the packages of constraints.txt, bash and procps; the code comes from REPO.
+CONTAINER=${CONTAINER:-}                            # /images/vit.sif, /images/vit.sqsh, nvcr.io#nvidia/pytorch:25.08-py3
+CONTAINER_PATHS=${CONTAINER_PATHS:-$REPO:$WORK:$PWD} # seen inside under the same paths; add those of your data sets
+SRUN_OPTIONS=() # of each srun
+RANK_PREFIX=()  # before each rank's command
+mounts=$(tr : '\n' <<<"$CONTAINER_PATHS" | sort -u | sed 's/.*/&:&/' | paste -sd,)
+case $CONTAINER in
+  "") ;;
+  *.sif) RANK_PREFIX=(apptainer exec --nv --bind "$mounts" --pwd "$PWD" "$CONTAINER") ;;
+  *)
+    # An image's own PYTHONPATH would win over ours
+    SRUN_OPTIONS=(--container-image="$CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD"
+      --container-env=PYTHONPATH)
+    ;;
+esac
 
 # 5. One srun task a GPU is how the ranks start. torchrun (one agent a node) does the same for sites that prefer it.
 LAUNCHER=${LAUNCHER:-srun}

@@ -19,6 +19,14 @@ JOBS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     "command": ("command.sh", ("python", "-m", "data_prep.verify", "/data/in1k"), ()),
     "finetune_array": ("finetune_l16.sh", (), ("--array=2", "--nodes=1")),
 }
+IMAGE = {"CONTAINER_PATHS": "/repo:/work:/repo"}
+VARIANTS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...], dict[str, str]]] = {
+    "torchrun": ("pretrain_b16.sh", (), ("--nodes=2",), {"LAUNCHER": "torchrun"}),
+    "apptainer": ("pretrain_b16.sh", (), (), {"CONTAINER": "/images/vit.sif", **IMAGE}),
+    "apptainer_command": (*JOBS["command"], {"CONTAINER": "/images/vit.sif", **IMAGE}),
+    "pyxis": ("finetune_b16.sh", (), (), {"CONTAINER": "/images/vit.sqsh", **IMAGE}),
+    "pyxis_torchrun": ("pretrain_b16.sh", (), (), {"CONTAINER": "lab#vit:1", "LAUNCHER": "torchrun", **IMAGE}),
+}
 FIELDS = ("NumNodes", "NumTasks", "CPUs/Task", "MinMemoryNode", "OverSubscribe", "Requeue", "TimeLimit", "TresPerNode")
 
 
@@ -32,45 +40,39 @@ def compare(name: str, text: str, **replaced: object) -> None:
     assert text == path.read_text()
 
 
-def dry_run(cluster: Cluster, folder: Path, script: str, *arguments: object, options: tuple[str, ...] = ()) -> str:
+def dry_run(
+    cluster: Cluster, folder: Path, script: str, arguments: tuple[object, ...], options: tuple[str, ...], **more: str
+) -> str:
     """Submit a job that prints what it would run; that line, and what Slurm granted it."""
     folder.mkdir()
     options = (f"--output={folder}/%x.out", *options)
     variables = {"RUNS": "/runs", "IN21K": "/data/in21k", "IN1K": "/data/in1k", "DRY_RUN": "yes", "FINALIZE": "no"}
-    job = cluster.submit(script, *arguments, options=options, **variables)
+    job = cluster.submit(script, *arguments, options=options, **(variables | more))
     assert cluster.wait(job, timeout=60) == "COMPLETED"
     record = cluster.jobs(job)[0]
     (log,) = folder.glob("*.out")
     granted = "\n".join(f"{field}: {record[field]}" for field in FIELDS if field in record)
-    return f"{granted}\n{log.read_text().strip()}\n".replace(job, "$JOB")
+    text = re.sub(r"(port |endpoint=)(node\d+:)?\d{4,5}", r"\1$PORT", log.read_text().strip())
+    return f"{granted}\n{text}\n".replace(job, "$JOB").replace(str(cluster.folder.parent), "$PWD")
 
 
 @pytest.fixture(scope="module")
 def dry_runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each of JOBS prints, run side by side."""
+    """What each of JOBS and VARIANTS prints, run side by side."""
     folder = tmp_path_factory.mktemp("dry")
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    jobs = {name: (*job, {}) for name, job in JOBS.items()} | VARIANTS
+    with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
         futures = {
-            name: pool.submit(dry_run, cluster, folder / name, script, *arguments, options=options)
-            for name, (script, arguments, options) in JOBS.items()
+            name: pool.submit(dry_run, cluster, folder / name, script, arguments, options, **more)
+            for name, (script, arguments, options, more) in jobs.items()
         }
         return {name: future.result() for name, future in futures.items()}
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", [*JOBS, *VARIANTS])
 def test_job(dry_runs: dict[str, str], name: str) -> None:
-    compare(name, re.sub(r"--main_process_port \d+", "--main_process_port $PORT", dry_runs[name]), REPO=REPO)
-
-
-@pytest.mark.slurm
-def test_torchrun_starts_an_agent_a_node(cluster: Cluster, tmp_path: Path) -> None:
-    options = (f"--output={tmp_path}/log", "--nodes=2")
-    job = cluster.submit("pretrain_b16.sh", options=options, LAUNCHER="torchrun", DRY_RUN="yes", RUNS="/runs")
-    assert cluster.wait(job, timeout=60) == "COMPLETED"
-    line = (tmp_path / "log").read_text()
-    assert "--ntasks=2 --ntasks-per-node=1 --cpus-per-task=96" in line
-    assert "torchrun --nnodes=2 --nproc-per-node=8 --max-restarts=0" in line
+    compare(name, dry_runs[name], REPO=REPO)
 
 
 @pytest.mark.slurm
