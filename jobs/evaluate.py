@@ -1,9 +1,11 @@
-"""python -m jobs.evaluate RUN|CHECKPOINT --data DATASET: exact accuracy on any number of processes, no DeepSpeed."""
+"""python -m jobs.evaluate MODEL --data DATASET: exact accuracy on any number of processes, no DeepSpeed."""
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -16,24 +18,28 @@ if TYPE_CHECKING:
     from pipeline.config import Resize
     from pipeline.model import VisionTransformer
     from pipeline.split import Split
+    from pipeline.trained import Named
 
-DESCRIPTION = """Evaluate a run's newest checkpoint (or a named one) on a data set: top-1, top-5 and loss.
+DESCRIPTION = """Evaluate a model on a data set: top-1, top-5 and loss, each image once on any number of processes.
 
-Prints a line for people and one JSON object. Examples:
+MODEL is a run (its newest checkpoint), a checkpoint, published weights, or anything that jobs.export wrote. Prints a
+line for people and one JSON object. Examples:
 
   python -m jobs.evaluate runs/tiny-ft --data shards/digits
   accelerate launch --multi-gpu --num-processes 8 -m jobs.evaluate runs/b16-ft --data shards/in1k
   python -m jobs.evaluate runs/b16-ft/checkpoints/step-00020000 --data shards/in1k --split val --batch 512
+  python -m jobs.evaluate b16-onnx --data shards/in1k
   python -m jobs.evaluate runs/b16-ft --data shards/in1k --out work/b16-ft --real real.json
   python -m jobs.evaluate runs/b16 --data shards/in1k --probe linear --shots 10"""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder, or a checkpoint's folder in it."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
+    format."""
     data: str
-    """Data set, a folder or a URL, made by data_prep.shard with the run's class map."""
+    """Data set, a folder or a URL, made by data_prep.shard with the model's class map."""
     split: str = "val"
     batch: int = 128
     """Samples a process's forward pass."""
@@ -59,56 +65,59 @@ class EvaluateConfig:
 
 def main() -> int:
     config = cli.parse(EvaluateConfig, prog="python -m jobs.evaluate", description=DESCRIPTION)
+    check(config)
     import torch  # noqa: PLC0415  (after the command line is known to be good)
 
+    from jobs.published import names_of_published  # noqa: PLC0415
     from pipeline import checkpoint  # noqa: PLC0415
     from pipeline.distributed import make_accelerator  # noqa: PLC0415
     from pipeline.evaluate import evaluate  # noqa: PLC0415
-    from pipeline.model import VisionTransformer  # noqa: PLC0415
+    from pipeline.inference import open_classifier, with_classes  # noqa: PLC0415
     from pipeline.shards import read_classes  # noqa: PLC0415
     from pipeline.split import open_split  # noqa: PLC0415
     from pipeline.tally import Tally, read_real, write  # noqa: PLC0415
+    from pipeline.trained import is_run  # noqa: PLC0415
 
-    source = checkpoint.resolve(config.run)
-    meta = checkpoint.read_meta(source)
-    run, classes, weights = checkpoint.read_model(source, average=config.average)
     split = open_split(config.data, config.split)
-    if config.probe == "none" and split.info.classes_digest != meta.classes_digest:
-        raise UserError(
-            f"--data {config.data!r} has another class map ({split.info.classes} classes, digest "
-            f"{split.info.classes_digest}) than the run ({classes}, {meta.classes_digest}): use its classes"
-        )
     real = read_real(config.real, split.sample_keys()) if config.real else None
     accelerator = make_accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    model = VisionTransformer(run.model, classes, loss=run.train.loss)
-    model.load_state_dict(weights)
-    model = model.eval().to(accelerator.device, dtype)
-    facts = {"checkpoint": str(source), "samples": len(split), "step": meta.step}
-    facts["processes"] = accelerator.num_processes
-    if config.probe != "none":
+    source = checkpoint.resolve(config.model) if is_run(config.model) else config.model
+    classifier = open_classifier(source, device=accelerator.device, dtype=dtype, average=config.average)
+    classifier = with_classes(classifier, names_of_published(classifier.known.classes))
+    known = classifier.known
+    facts = {"checkpoint": str(source), "samples": len(split), "processes": accelerator.num_processes}
+    if is_run(source):
+        facts["step"] = checkpoint.read_meta(source).step
+    if config.probe == "none":
+        check_classes(config, known.classes, read_classes(split.folder).to_pylist())
+    else:
         if accelerator.num_processes > 1:
             raise UserError(
                 f"--probe {config.probe} runs on one process, not {accelerator.num_processes}: start it alone"
             )
-        accuracy = probe(config, model, split, accelerator.device, run.data.eval_resize)
+        if classifier.model is None:
+            raise UserError(
+                f"--probe needs the weights, and MODEL {str(source)!r} is a graph: name the run or another export"
+            )
+        accuracy = probe(config, classifier.model, split, classifier.device, known.resize)
         print(f"{source}: {config.probe} probe of {len(split):,} samples, top-1 {accuracy:.2%}")
         print(json.dumps({**facts, "probe": config.probe, "shots": config.shots, "top1": accuracy}))
         return cli.EXIT_DONE
 
     def reduce(sums: torch.Tensor) -> torch.Tensor:
-        return accelerator.reduce(sums, reduction="sum")  # type: ignore[no-any-return]
+        return accelerator.reduce(sums.to(accelerator.device), reduction="sum")  # type: ignore[no-any-return]
 
-    tally = Tally(classes, accelerator.device, real) if config.out or real is not None else None
+    tally = Tally(len(known.classes), classifier.device, real) if config.out or real is not None else None
     result = evaluate(
-        model,
+        classifier.forward,
         split,
-        image_size=run.model.image_size,
+        image_size=known.model.image_size,
         batch=config.batch,
-        loss=run.train.loss,
-        resize=run.data.eval_resize,
+        loss=known.loss,
+        resize=known.resize,
         workers=config.workers,
-        device=accelerator.device,
+        device=classifier.device,
         dtype=dtype,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -128,6 +137,36 @@ def main() -> int:
         print(json.dumps({**facts, **result.metrics(""), **more}))
     accelerator.end_training()
     return cli.EXIT_DONE
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises UserError before anything slow is imported."""
+    if not config.model.exists():
+        raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
+    for name, least in (("batch", 1), ("workers", 0), ("shots", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
+    if config.out is not None and config.out.exists() and not config.out.is_dir():
+        raise UserError(f"--out {str(config.out)!r} is a file: name a folder")
+
+
+def check_classes(config: EvaluateConfig, classes: "Sequence[Named]", data: list[dict[str, Any]]) -> None:
+    """Raises UserError where the data set's classes are others than the model's, or in another order."""
+    wnids, names = [entry["wnid"] for entry in data], [entry["name"] for entry in data]
+    if len(classes) == len(data) and not any(entry.wnid for entry in classes):
+        print(
+            f"warning: MODEL {str(config.model)!r} does not name its classes: taken to be those of --data, in order",
+            file=sys.stderr,
+        )
+        return
+    if [entry.wnid for entry in classes] in (wnids, names):  # transformers' folders have nothing but names
+        return
+    first = next((row for row, entry in enumerate(classes[: len(data)]) if entry.wnid != wnids[row]), len(data))
+    difference = f", class {first} is {wnids[first]!r}, not {classes[first].wnid!r}" if first < len(data) else ""
+    raise UserError(
+        f"--data {config.data!r} has another class map ({len(data)} classes{difference}) than MODEL "
+        f"{str(config.model)!r} ({len(classes)} classes): shard it with --classes of the training data set"
+    )
 
 
 def probe(

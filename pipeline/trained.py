@@ -83,8 +83,8 @@ def load(path: Path, *, average: bool = False) -> Trained:
 
 
 def is_run(path: Path) -> bool:
-    """A run folder, or a checkpoint's folder in it."""
-    return (path / "checkpoints").is_dir() or (path / "meta.json").is_file()
+    """A run folder, also one without checkpoints, or a checkpoint's folder in it."""
+    return (path / "run.json").is_file() or (path / "checkpoints").is_dir() or (path / "meta.json").is_file()
 
 
 def _load_run(path: Path, *, average: bool) -> Trained:

@@ -12,10 +12,13 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from jobs import evaluate as job
+from jobs import export
 from pipeline import features
 from pipeline.cli import UserError
 from pipeline.data import Batch
+from pipeline.exporting import FORMATS
 from pipeline.tally import Tally, per_class, read_real, write
+from pipeline.trained import Named
 
 CLASSES = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]
 
@@ -135,3 +138,38 @@ def test_probes_of_a_run(
         assert result["top1"] > 0.6, "digits are told apart by features of 60 steps"
     few = evaluate(monkeypatch, capsys, trained, "--data", digits, "--probe", "knn", "--shots", 2, "--workers", 0)
     assert 0.1 < few["top1"] < result["top1"]
+
+
+def test_every_export_is_evaluated_as_the_run_was(
+    trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_run = evaluate(monkeypatch, capsys, trained, "--data", digits, "--workers", 0)
+    for form in FORMATS:
+        monkeypatch.setattr(sys, "argv", ["export", str(trained), str(tmp_path / form), "--format", form])
+        assert export.main() == 0
+        of_export = evaluate(monkeypatch, capsys, tmp_path / form, "--data", digits, "--workers", 0)
+        assert (of_export["top1"], of_export["top5"]) == (of_run["top1"], of_run["top5"]), form
+        assert of_export["loss"] == pytest.approx(of_run["loss"], abs=1e-5)
+        assert of_export["checkpoint"] == str(tmp_path / form)
+    probed = evaluate(monkeypatch, capsys, tmp_path / "timm", "--data", digits, "--probe", "knn", "--workers", 0)
+    assert probed["top1"] > 0.6
+    for option, words in ((("--probe", "knn"), "is a graph"), (("--dtype", "bfloat16"), "float32 weights")):
+        with pytest.raises(UserError, match=words):
+            evaluate(monkeypatch, capsys, tmp_path / "onnx", "--data", digits, *option, "--workers", 0)
+
+
+def test_classes_in_another_order_are_refused_and_nameless_ones_taken_in_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]
+    config = job.EvaluateConfig(Path("model"), "shards")
+    job.check_classes(config, [Named(entry["wnid"], "") for entry in data], data)
+    job.check_classes(config, [Named(entry["name"], "") for entry in data], data)  # transformers': names alone
+    assert capsys.readouterr().err == ""
+    job.check_classes(config, [Named("", f"class {index}") for index in range(3)], data)
+    assert "'model' does not name its classes" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"'shards' has another class map .3 classes, class 1 is 'n1', not 'n2'"):
+        job.check_classes(config, [Named(f"n{index}", "") for index in (0, 2, 1)], data)
+    for classes in (2, 4):
+        with pytest.raises(UserError, match=rf"another class map .3 classes.* .{classes} classes.: shard it with"):
+            job.check_classes(config, [Named(f"n{index}", "") for index in range(classes)], data)

@@ -142,8 +142,9 @@ def test_another_configuration_in_the_same_run_folder_is_refused_with_the_differ
     ("arguments", "parts"),
     [
         (["/nowhere/run", "--data", "{digits}"], ["/nowhere/run", "does not exist"]),
-        (["{empty}", "--data", "{digits}"], ["no complete checkpoint"]),
-        (["{run}", "--data", "{digits}"], ["another class map", "10 classes"]),
+        (["{empty}", "--data", "{digits}"], ["has no config.json", "name an official .npz"]),
+        (["{unsaved}", "--data", "{digits}"], ["no complete checkpoint"]),
+        (["{run}", "--data", "{digits}"], ["another class map", "10 classes", "7 classes", "shard it with --classes"]),
         (["{run}", "--data", "/nowhere/x"], ["/nowhere/x"]),
         (["{run}"], ["--data"]),
     ],
@@ -157,7 +158,9 @@ def test_evaluate(
     arguments: list[str],
     parts: list[str],
 ) -> None:
-    places = {"run": uninterrupted, "digits": digits, "empty": tmp_path}
+    places = {"run": uninterrupted, "digits": digits, "empty": tmp_path, "unsaved": tmp_path / "unsaved"}
+    places["unsaved"].mkdir()
+    shutil.copy(uninterrupted / "run.json", places["unsaved"])
     line = mistake(capsys, monkeypatch, "jobs.evaluate", *[text.format(**places) for text in arguments])
     for part in parts:
         assert part in line
