@@ -19,12 +19,13 @@ import torch
 
 from benchmarks.bench_learning import digits
 from pipeline.data import normalise
+from pipeline.examine import Progress
 from pipeline.losses import loss as loss_of
 from pipeline.preempt import StopRequest
 from pipeline.recipes import tiny
 from pipeline.report import Screen
 from pipeline.start import Run, prepare, start
-from pipeline.train import Progress, loop
+from pipeline.train import loop
 
 REFERENCE = 0.1  # seconds of a step
 BATCH = 8
@@ -38,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         run = begin(Path(scratch), arguments.steps * arguments.rounds + 1)
-        progress, stop = Progress(0, 0, {}), StopRequest()
+        progress, stop = Progress(0, {}), StopRequest()
         bare, ours = [], []
         go_on(run, progress, stop, 1)
         for _ in range(arguments.rounds):

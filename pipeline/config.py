@@ -124,7 +124,10 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the model: minutes at the start, faster steps on GPUs."""
     skip_nonfinite: int = 0
-    """Steps with a non-finite loss or gradient that a run may skip, each reported; one more stops it."""
+    """Steps with a non-finite loss or gradient that a run may leave out, each reported; one more goes back or stops."""
+    rollback_nonfinite: int = 0
+    """Times that a run may go back to its last checkpoint's weights after such a step, and on with the samples that
+    follow it; one more stops it."""
     profile: int = 0
     """Steps to record with torch's profiler, from the tenth of an attempt on, into RUN/profile/."""
     log_every: int = 50

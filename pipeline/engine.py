@@ -164,6 +164,8 @@ def load_state(engine: Any, state: Mapping[str, torch.Tensor], kind: str, steps:
     moments = tuple(key for key in (*MOMENTS[kind], AVERAGE) if key in kinds)
     if moments:
         _make_optimizer_state(engine, moments, steps)
+    else:
+        _torch_optimizer(engine).state.clear()  # saved before the first step, and loaded after some
     device = next(engine.module.parameters()).device
     for name, parameter in engine.module.named_parameters():
         for key in (None, *moments):

@@ -1,7 +1,7 @@
 """Where a run's time went, over all its starts. Pure.
 
 Each line of metrics.jsonl carries the attempt's seconds by part so far (``seconds/<part>``). What a later attempt did
-again counts as redone, not as training.
+again, or what a rollback has undone, counts as redone, not as training.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,10 +28,11 @@ def account(lines: Iterable[Line], attempts: Sequence[Attempt]) -> dict[str, flo
         useful = counted[-1].metrics["seconds/training"] if counted else 0.0
         last = own[-1].metrics
         total["training"] += useful
-        total["redone"] += last["seconds/training"] - useful
+        undone = last.get("seconds/undone", 0.0)
+        total["redone"] += last["seconds/training"] - useful + undone
         for part in PARTS[1:]:
             total[part] += last[f"seconds/{part}"]
-        spent = sum(last[f"seconds/{part}"] for part in PARTS)
+        spent = sum(last[f"seconds/{part}"] for part in PARTS) + undone
         total["other"] += max(max(attempt.ended, own[-1].time) - attempt.started - spent, 0.0)
     return total
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-Part = Literal["training", "data", "evaluation", "checkpoint"]
+Part = Literal["training", "data", "evaluation", "checkpoint", "undone"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -50,6 +50,11 @@ class Stopwatch:
         self.own = own
         self.seconds["training"] += seconds - waited
         self.seconds["data"] += waited
+
+    def undo(self, training: float) -> None:
+        """Work was lost: the seconds of training since there were ``training`` of them count for nothing."""
+        self.seconds["undone"] += self.seconds["training"] - training
+        self.seconds["training"] = training
 
     def lap(self) -> dict[str, float]:
         """Metrics of the steps since the last lap; starts the next one."""

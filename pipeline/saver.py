@@ -45,8 +45,16 @@ class Saver:
         by_clock = rule.minutes > 0 and time.monotonic() - self.last >= 60 * rule.minutes
         return step == steps or by_clock or (rule.every > 0 and step % rule.every == 0)
 
-    def save(self, engine: Any, step: int, *, skipped: int = 0, metrics: Mapping[str, float] | None = None) -> Path:
-        """Start writing the checkpoint of ``step``; collective. ``metrics``: of an evaluation at this very step.
+    def save(
+        self,
+        engine: Any,
+        step: int,
+        *,
+        counts: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Path:
+        """Start writing the checkpoint of ``step``; collective. ``metrics``: of an evaluation at this very step;
+        ``counts``: Meta's skipped, rollbacks and undone.
 
         Tensors are dealt to the ranks by size, so that each writes about its share of the bytes. Raises what went
         wrong with the checkpoint before: FencedError where a later attempt owns the run folder, OSError, RuntimeError.
@@ -68,11 +76,11 @@ class Saver:
             step=step,
             samples=step * self.config.train.global_batch,
             optimizer_steps=ds.optimizer_steps(engine),
-            skipped=skipped,
             config=to_dict(self.config),
             world_size=self.world,
             files={},
             metrics=dict(metrics or {}),
+            **(counts or {}),
             **self.facts,
         )
         self._thread = threading.Thread(target=self._write, args=(aside, final, mine, meta), name="saver")

@@ -54,7 +54,7 @@ class Run:
     saver: Saver
     clock: Stopwatch
     start_step: int
-    skipped: int  # steps left out by the attempts before
+    meta: Meta | None  # of the checkpoint that it goes on from
     attempt: int  # 1 is the first
     fence: Fence | None  # of rank 0
     tracker: Tracker | None  # of rank 0
@@ -140,7 +140,7 @@ def start(config: RunConfig, job: Job) -> Run:
             peak_flops(name) or probe.gemm(device),
         ),
         start_step=start_step,
-        skipped=meta.skipped if meta else 0,
+        meta=meta,
         attempt=(job.status.attempt if job.status else 0) + 1,
         fence=fence,
         tracker=tracker,

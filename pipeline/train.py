@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sys
 import traceback
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,9 +14,10 @@ from pipeline import distributed, ledger, rundir, watch
 from pipeline import engine as ds
 from pipeline.cli import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.config import RunConfig
-from pipeline.damage import DAMAGE, Damage
+from pipeline.damage import DAMAGE
 from pipeline.data import train_batches
 from pipeline.evaluate import evaluate
+from pipeline.examine import Progress, examine
 from pipeline.goodput import account, summary
 from pipeline.preempt import StopRequest
 from pipeline.profiling import profile
@@ -27,7 +27,7 @@ from pipeline.spool import METRICS, read_lines, read_record
 from pipeline.start import Run, prepare, start
 from pipeline.step import DTYPES, train_step
 from pipeline.transforms import train_transform
-from pipeline.watch import Spikes, Step
+from pipeline.watch import Step
 
 Outcome = Literal["finished", "stopped", "failed"]
 MLFLOW_STATUS: dict[Outcome, Literal["FINISHED", "FAILED", "KILLED"]] = {
@@ -35,17 +35,6 @@ MLFLOW_STATUS: dict[Outcome, Literal["FINISHED", "FAILED", "KILLED"]] = {
     "stopped": "KILLED",
     "failed": "FAILED",
 }
-
-
-@dataclass
-class Progress:
-    """What changes while a run goes on."""
-
-    step: int  # finished optimizer steps
-    skipped: int  # of them, left out because their gradient was no number
-    metrics: dict[str, float]  # the latest of each
-    spikes: Spikes = field(default_factory=Spikes)
-    own: list[list[float]] = field(default_factory=list)  # Step.own of the steps since the last line
 
 
 def train(config: RunConfig) -> int:
@@ -59,7 +48,9 @@ def train(config: RunConfig) -> int:
         return EXIT_DONE
     stop = StopRequest()
     run = start(config, job)
-    progress = Progress(run.start_step, run.skipped, dict(job.status.metrics) if job.status else {})
+    progress = Progress(run.start_step, dict(job.status.metrics) if job.status else {})
+    if run.meta is not None:
+        progress.skipped, progress.rollbacks, progress.undone = run.meta.skipped, run.meta.rollbacks, run.meta.undone
     try:
         with Screen(run.start_step, job.steps, speaks=run.tracker is not None) as screen:
             screen.line(headline(run))
@@ -114,8 +105,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
                 with run.clock.time("evaluation"):
                     result = evaluate_now(run, progress, screen)
             if done.save or done.stopping:
-                with run.clock.time("checkpoint"):
-                    run.saver.save(engine, progress.step, skipped=progress.skipped, metrics=result)
+                save(run, progress, result)
             if done.stopping and progress.step < steps:
                 screen.line(f"asked to stop: {', '.join(run.heartbeat.name(rank) for rank in done.stopping)}")
                 return "stopped"
@@ -126,48 +116,12 @@ def due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
-    """Look at a step's numbers. Raises NonFiniteError where they are none, unless that may be skipped."""
-    if done.damaged:
-        examine_damage(run, progress.step, done, screen)
-    progress.own.append(done.own)
-    if done.finite:
-        if spike := progress.spikes.see(done.loss):
-            screen.line(f"warning: step {progress.step}: {spike}")
-        return
-    report = watch.describe_nonfinite(done, progress.step, run.heartbeat.hosts)
-    if (rank := run.job.ranks.rank) in done.culprits:
-        all_keys = run.job.data.sample_keys()
-        keys = [all_keys[row] for batch in done.fed for row in batch.samples_B.tolist()]
-        path = watch.dump(run.config.run_dir / "nonfinite", progress.step, rank, done.fed, keys)
-        print(f"warning: {report}; rank {rank}'s samples {', '.join(keys)} are kept in {path}", flush=True)
-    progress.skipped += 1
-    if not done.skipped or progress.skipped > run.config.train.skip_nonfinite:
-        raise watch.NonFiniteError(
-            f"{report}. Training has diverged: resume from the last checkpoint with a lower optim.lr or optim.clip 1, "
-            f"or let it leave out such steps ({progress.skipped} so far, train.skip_nonfinite "
-            f"{run.config.train.skip_nonfinite})"
-        )
-    screen.line(f"warning: {report}; the step is left out, {progress.skipped} so far")
-
-
-def examine_damage(run: Run, step: int, done: Step, screen: Screen) -> None:
-    """Report the samples that didn't decode; collective. Raises UserError, on all ranks, past the run's budget."""
-    own = [item for batch in done.fed for item in batch.damaged]
-    everyone: list[list[Damage]] = [[] for _ in range(run.job.ranks.world_size)]
-    torch.distributed.all_gather_object(everyone, own)
-    verdict = [""]
-    if run.damages is not None:
-        for item in run.damages.see(step, [item for rank in everyone for item in rank]):
-            screen.line(f"warning: step {step}: {item}; another stands in")
-        if len(run.damages.samples) > run.config.data.damage_budget:
-            verdict = [run.damages.summary()]
-    torch.distributed.broadcast_object_list(verdict)
-    if verdict[0]:
-        raise UserError(
-            f"data.train {run.job.data.name!r}: {verdict[0]}; data.damage_budget allows "
-            f"{run.config.data.damage_budget}: check the data set with python -m data_prep.verify"
-        )
+def save(run: Run, progress: Progress, result: dict[str, float]) -> None:
+    """Start a checkpoint of this step; collective. ``result``: of an evaluation at this step."""
+    progress.saved[progress.step] = run.clock.seconds["training"]
+    counts = {"skipped": progress.skipped, "rollbacks": progress.rollbacks, "undone": progress.undone}
+    with run.clock.time("checkpoint"):
+        run.saver.save(run.engine, progress.step, counts=counts, metrics=result)
 
 
 def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen) -> None:
@@ -178,6 +132,8 @@ def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen
         "train/grad_norm": done.norm,
         **run.clock.lap(),
         "watch/skipped_steps": float(progress.skipped),
+        "watch/rollbacks": float(progress.rollbacks),
+        "watch/undone_steps": float(progress.undone),
         "watch/loss_spikes": float(progress.spikes.count),
         **(run.damages.metrics() if run.damages else {}),
     }

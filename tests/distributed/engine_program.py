@@ -1,7 +1,8 @@
 """One rank: train a tiny ViT for some steps on made-up images, saving and resuming through pipeline.checkpoint.
 
-python -m tests.distributed.engine_program RUN_DIR ZERO_STAGE DTYPE OPTIMIZER FIRST_STEP LAST_STEP
-Prints the global loss of each step. Starts from RUN_DIR's checkpoint of FIRST_STEP; saves one at LAST_STEP.
+python -m tests.distributed.engine_program FOLDER NAME:ZERO_STAGE:DTYPE:OPTIMIZER:FIRST_STEP:LAST_STEP...
+Does each piece of work in the run folder FOLDER/NAME, one after another. Prints the global loss of each step. Starts
+from the run's checkpoint of FIRST_STEP; saves one at LAST_STEP, and half-way.
 """
 
 import os
@@ -20,30 +21,42 @@ from pipeline.saver import Saver
 
 GLOBAL_BATCH = 8
 CLASSES = 5
+LR = {"adamw": 1e-3, "sgd": 0.05}
+DECAY = {"adamw": 5.0, "sgd": 0.1}  # lr x decay is 0.5 % a step: decaying the wrong tensors shows in two steps
 
 
 def main() -> None:
-    run_dir, stage, dtype, kind, first, last = sys.argv[1:]
+    folder, *work = sys.argv[1:]
     ranks = distributed.ranks_from_environment(os.environ)
-    config = RunConfig(
-        run_dir=Path(run_dir),
-        model=ModelConfig(variant="tiny", image_size=16),
-        optim=OptimConfig(kind=kind, lr=0.05 if kind == "sgd" else 1e-3, weight_decay=0.1, clip=1.0),
-        train=TrainConfig(
-            global_batch=GLOBAL_BATCH, micro_batch=GLOBAL_BATCH // ranks.world_size, zero_stage=int(stage), dtype=dtype
-        ),
-    )
     device = distributed.start(ranks)
+    for piece in work:
+        name, stage, dtype, kind, first, last = piece.split(":")
+        config = RunConfig(
+            run_dir=Path(folder, name),
+            model=ModelConfig(variant="tiny", image_size=16),
+            optim=OptimConfig(kind=kind, lr=LR[kind], weight_decay=DECAY[kind], clip=1.0),  # type: ignore[arg-type]
+            train=TrainConfig(
+                global_batch=GLOBAL_BATCH,
+                micro_batch=GLOBAL_BATCH // ranks.world_size,
+                zero_stage=int(stage),  # type: ignore[arg-type]
+                dtype=dtype,  # type: ignore[arg-type]
+            ),
+        )
+        train(config, ranks, device, int(first), int(last))
+    distributed.finish()
+
+
+def train(config: RunConfig, ranks: distributed.Ranks, device: torch.device, first: int, last: int) -> None:
     model = VisionTransformer(config.model, CLASSES)
     initialise(model, seed=0)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.head.weight, std=0.1)  # a zero head gives the layers below no gradient at first
     engine = ds.build_engine(config, model.to(device), ranks.world_size)
-    if int(first):
-        path = run_dir_checkpoint(config.run_dir, int(first))
-        assert checkpoint.load(path, engine, config).step == int(first)
+    if first:
+        assert checkpoint.load(checkpoint_of(config.run_dir, first), engine, config).step == first
+    saver = Saver(config, {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"})
     compute = next(engine.module.parameters()).dtype
-    for step in range(int(first), int(last)):
+    for step in range(first, last):
         ds.set_learning_rate(engine, config.optim.lr * (1 - step / 100))
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(GLOBAL_BATCH, 3, 16, 16, generator=generator)[ranks.rank :: ranks.world_size].to(compute)
@@ -54,17 +67,14 @@ def main() -> None:
         mean = loss.detach().double() / ranks.world_size
         torch.distributed.all_reduce(mean)
         if ranks.rank == 0:
-            print(f"loss {step + 1} {mean.item():.17g}", flush=True)
-    facts = {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"}
-    saver = Saver(config, facts)
-    saver.save(engine, int(last))
+            print(f"{config.run_dir.name} loss {step + 1} {mean.item():.17g}", flush=True)
+        if step + 1 in ((first + last) // 2, last):
+            saver.save(engine, step + 1)
     saver.finish()
     engine.destroy()
-    del engine, model
-    distributed.finish()
 
 
-def run_dir_checkpoint(run_dir: Path, step: int) -> Path:
+def checkpoint_of(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / checkpoint.folder_name(step)
 
 

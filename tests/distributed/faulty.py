@@ -29,9 +29,9 @@ def inject(fault: str, rank: int, step: int) -> None:
         forwards += 1
         if fault == "slow" and forwards >= step:
             time.sleep(SLOW)
-        if forwards != step:
+        if forwards != step and fault != "nans":
             return None
-        if fault == "nan":
+        if fault == "nan" or (fault == "nans" and forwards in (step, step + 1)):
             return logits_BC * float("nan")
         if fault == "gradient":  # the loss stays a number
             logits_BC.register_hook(lambda gradient: gradient * float("inf"))

@@ -1,7 +1,8 @@
-"""Real DeepSpeed ranks: state out of one (world size, ZeRO stage) and into another."""
+"""Real DeepSpeed ranks: the same training on any number of them, and from one (world size, ZeRO stage) to another."""
 
 import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,72 +11,108 @@ import torch
 from pipeline import checkpoint
 from tests.ranks import run_ranks
 
-Reference = tuple[str, Path, list[float]]
+KINDS = ("adamw", "sgd")
+STAGES = (0, 1, 2, 3)  # in this order: DeepSpeed's stage 3 puts its own F.linear into a process, for good
+TOLERANCE = {"adamw": 1e-4, "sgd": 1e-5}  # absolute and relative, of weights and moments after 20 steps
+Losses = dict[str, list[float]]  # by name of the run folder, in order of the steps
+State = dict[str, torch.Tensor]
 
 
-def train(folder: Path, world: int, stage: int, dtype: str, kind: str, first: int, last: int) -> list[float]:
-    """Losses of steps first + 1 to last."""
-    arguments = ["-m", "tests.distributed.engine_program", folder, stage, dtype, kind, first, last]
-    output = run_ranks(world, arguments, folder / f"logs-{world}-{stage}-{first}").pop(0).output
-    losses = [float(value) for value in re.findall(r"loss \d+ (\S+)", output)]
-    assert len(losses) == last - first, output
+def train(folder: Path, world: int, *work: str) -> Losses:
+    """Each of NAME:STAGE:DTYPE:OPTIMIZER:FIRST:LAST, one after another on the same ranks."""
+    logs = folder / f"logs-{len(list(folder.glob('logs-*')))}"
+    output = run_ranks(world, ["-m", "tests.distributed.engine_program", folder, *work], logs).pop(0).output
+    losses = defaultdict(list)
+    for name, value in re.findall(r"^(\S+) loss \d+ (\S+)$", output, re.MULTILINE):
+        losses[name].append(float(value))
     return losses
 
 
-def state_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return dict(checkpoint.State(folder / "checkpoints" / checkpoint.folder_name(step)))
+def state_of(run: Path, step: int) -> State:
+    return dict(checkpoint.State(run / "checkpoints" / checkpoint.folder_name(step)))
 
 
-@pytest.fixture(scope="module", params=["adamw", "sgd"])
-def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """One rank without ZeRO: 6 steps, and a checkpoint after the first 3."""
-    folder = tmp_path_factory.mktemp(request.param)
-    train(folder, 1, 0, "float32", request.param, 0, 3)
-    return request.param, folder, train(folder, 1, 0, "float32", request.param, 0, 6)
-
-
-@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 1), (4, 2), (2, 3)])
-def test_any_world_size_and_stage_resumes_a_checkpoint(
-    reference: Reference, tmp_path: Path, world: int, stage: int
-) -> None:
-    kind, folder, losses = reference
-    name = checkpoint.folder_name(3)
-    shutil.copytree(folder / "checkpoints" / name, tmp_path / "checkpoints" / name)
-    resumed = train(tmp_path, world, stage, "float32", kind, 3, 6)
-    ours, theirs = state_of(tmp_path, 6), state_of(folder, 6)
+def assert_close(ours: State, theirs: State, tolerance: float) -> None:
     assert ours.keys() == theirs.keys()
-    if world == 1:
-        assert resumed == losses[3:]
-    assert resumed == pytest.approx(losses[3:], abs=1e-5)
-    # AdamW divides by the root of near-zero second moments (the key biases' gradients are rounding errors)
-    tolerance = 3e-3 if kind == "adamw" else 1e-5
-    for key, tensor in ours.items():
+    for key, tensor in theirs.items():
+        found, expected = ours[key].chunk(3), tensor.chunk(3)
+        if key.endswith("attn.qkv.bias"):
+            # A key bias moves all of a query's scores alike: its gradient is 0 but for rounding, which AdamW divides
+            # by its own size. Nothing can be said of it but that it stays small.
+            assert float(found[1].abs().max()) < 0.1, key
+            found, expected = (found[0], found[2]), (expected[0], expected[2])
         torch.testing.assert_close(
-            tensor, theirs[key], rtol=1e-3, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
+            found, expected, rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
         )
 
 
-@pytest.mark.parametrize("chain", [[(2, 1), (4, 1), (1, 1)], [(2, 0), (2, 1), (2, 3)]])
-def test_world_size_and_stage_change_twice_in_a_run(
-    reference: Reference, tmp_path: Path, chain: list[tuple[int, int]]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
+    """One rank without ZeRO: 20 steps with either optimizer, and a checkpoint after the first 10."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, train(folder, 1, *(f"{kind}:0:float32:{kind}:0:20" for kind in KINDS))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_twenty_steps_on_any_ranks_and_stage_and_from_another_ones_checkpoint(
+    alone: tuple[Path, Losses], tmp_path: Path, world: int
 ) -> None:
-    """2 -> 4 -> 1 ranks, and ZeRO 0 -> 1 -> 3, two steps each, with a group that decays and one that doesn't."""
-    kind, folder, losses = reference
-    found: list[float] = []
-    for leg, (world, stage) in enumerate(chain):
-        found += train(tmp_path, world, stage, "float32", kind, 2 * leg, 2 * leg + 2)
-    assert found == pytest.approx(losses, abs=1e-5)
-    ours, theirs = state_of(tmp_path, 6), state_of(folder, 6)
-    assert ours.keys() == theirs.keys()
-    tolerance = 3e-3 if kind == "adamw" else 1e-5
-    for key, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[key], rtol=1e-3, atol=tolerance)
+    """... are those of one rank without ZeRO: losses, weights, moments. A group decays (0.5 % a step), one doesn't."""
+    reference, losses = alone
+    half = Path("checkpoints", checkpoint.folder_name(10))
+    kinds = KINDS if world == 2 else ("sgd",)  # one tells as much, and in half the time
+    work = []
+    for stage in STAGES:
+        work += [f"{kind}-{stage}:{stage}:float32:{kind}:0:20" for kind in kinds]
+        shutil.copytree(reference / "adamw" / half, tmp_path / f"resumed-{stage}" / half)
+        work.append(f"resumed-{stage}:{stage}:float32:adamw:10:20")
+    found = train(tmp_path, world, *work)
+    for kind in kinds:
+        expected = state_of(reference / kind, 20)
+        for stage in STAGES:
+            assert found[f"{kind}-{stage}"] == pytest.approx(losses[kind], abs=1e-5)
+            assert_close(state_of(tmp_path / f"{kind}-{stage}", 20), expected, TOLERANCE[kind])
+    for stage in STAGES:
+        assert found[f"resumed-{stage}"] == pytest.approx(losses["adamw"][10:], abs=1e-5)
+        assert_close(state_of(tmp_path / f"resumed-{stage}", 20), state_of(reference / "adamw", 20), TOLERANCE["adamw"])
+    if world == 1:
+        assert found["sgd-0"] == losses["sgd"]
+        assert found["resumed-0"] == losses["adamw"][10:]
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
-def test_resuming_at_the_same_world_size_changes_no_bit(tmp_path: Path, stage: int, dtype: str) -> None:
-    first = train(tmp_path, 2, stage, dtype, "adamw", 0, 2) + train(tmp_path, 2, stage, dtype, "adamw", 2, 5)
-    state = state_of(tmp_path, 5)
-    assert first == train(tmp_path, 2, stage, dtype, "adamw", 0, 5)
-    for key, tensor in state_of(tmp_path, 5).items():
-        assert torch.equal(tensor, state[key]), key
+def test_world_size_and_stage_change_again_and_again_in_a_run(alone: tuple[Path, Losses], tmp_path: Path) -> None:
+    """2 -> 4 -> 1 ranks; ZeRO 0 -> 1 -> 3; both at once. Seven steps, seven and six of AdamW's twenty."""
+    chains = {
+        "ranks": ((2, 1), (4, 1), (1, 1)),
+        "ranks3": ((2, 3), (4, 3), (1, 3)),
+        "stages": ((2, 0), (2, 1), (2, 3)),
+        "both": ((2, 2), (4, 3), (1, 0)),
+    }
+    reference, losses = alone
+    found: dict[str, list[float]] = defaultdict(list)
+    for leg, (first, last) in enumerate(((0, 7), (7, 14), (14, 20))):
+        for world in (1, 2, 4):
+            work = [
+                f"{name}:{chain[leg][1]}:float32:adamw:{first}:{last}"
+                for name, chain in sorted(chains.items(), key=lambda item: item[1][leg][1])
+                if chain[leg][0] == world
+            ]
+            for name, values in (train(tmp_path, world, *work) if work else {}).items():
+                found[name] += values
+    for name in chains:
+        assert found[name] == pytest.approx(losses["adamw"], abs=1e-5), name
+        assert_close(state_of(tmp_path / name, 20), state_of(reference / "adamw", 20), TOLERANCE["adamw"])
+
+
+def test_resuming_at_the_same_world_size_changes_no_bit(tmp_path: Path) -> None:
+    settings = ((0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16"))
+    work = []
+    for stage, dtype in settings:
+        ours, theirs = (f"{part}-{stage}:{stage}:{dtype}:adamw" for part in ("parts", "whole"))
+        work += [f"{ours}:0:2", f"{ours}:2:5", f"{theirs}:0:5"]
+    losses = train(tmp_path, 2, *work)
+    for stage, _ in settings:
+        assert losses[f"parts-{stage}"] == losses[f"whole-{stage}"]
+        ours, theirs = (state_of(tmp_path / f"{part}-{stage}", 5) for part in ("parts", "whole"))
+        for key, tensor in theirs.items():
+            assert torch.equal(ours[key], tensor), key

@@ -15,7 +15,7 @@ from pipeline import checkpoint, spool
 from pipeline.keys import split_keys
 from pipeline.rundir import read_status
 from pipeline.split import open_split
-from tests.ranks import Finished, Ranks
+from tests.ranks import Finished, Ranks, run_ranks
 
 HOST = socket.gethostname()
 STEPS = 8
@@ -107,6 +107,62 @@ def test_what_an_earlier_attempt_left_out_counts_towards_the_limit(digits: Path,
     finished = meet("nan", 0, 1, tmp_path, *command)
     assert finished[0].code == 1
     assert "2 so far, train.skip_nonfinite 1" in finished[0].output
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage", "dtype"), [("nan", 0, "float32"), ("nan", 2, "float32"), ("gradient", 3, "bfloat16")]
+)
+def test_a_run_may_go_back_to_its_last_checkpoint(
+    digits: Path, tmp_path: Path, fault: str, stage: int, dtype: str
+) -> None:
+    """The weights of step 4 stand again after step 6, and the run ends as any other; the same with each repetition."""
+    options = ("--train.zero-stage", stage, "--train.dtype", dtype, "--checkpoint.every", 2)
+    options += ("--checkpoint.keep-last", 9, "--train.rollback-nonfinite", 1, "--train.average", 0.8)
+    states = []
+    for name in ("run", "again"):
+        run = tmp_path / name
+        finished = meet(fault, 1, 6, tmp_path / name, *job(run, digits, *options))
+        assert [rank.code for rank in finished] == [0, 0], finished[0].output
+        assert "back to the weights of step 4, 2 steps are undone (1 of 1 times)" in finished[0].output
+        saved = checkpoint.complete(run)
+        assert [checkpoint.read_meta(path).step for path in saved] == [2, 4, 6, 8]
+        before, after, end = (dict(checkpoint.State(path)) for path in saved[1:])
+        for key, tensor in before.items():
+            if not key.startswith("average/"):  # it has moved on towards them
+                assert torch.equal(tensor, after[key]), key
+        assert any(not torch.equal(tensor, end[key]) for key, tensor in after.items())
+        assert all(bool(tensor.isfinite().all()) for tensor in end.values())
+        meta = checkpoint.read_meta(saved[-1])
+        assert (meta.step, meta.rollbacks, meta.undone, meta.skipped) == (STEPS, 1, 2, 0)
+        assert meta.optimizer_steps == STEPS - 2
+        lines, _ = spool.read_lines(run / spool.METRICS)
+        assert lines[-1].metrics["watch/rollbacks"] == 1
+        assert lines[-1].metrics["watch/undone_steps"] == 2
+        assert lines[-1].metrics["seconds/undone"] > 0
+        states.append(end)
+    first, again = states
+    assert all(torch.equal(again[key], tensor) for key, tensor in first.items())
+
+
+def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: Path, tmp_path: Path) -> None:
+    """Steps 4 and 5 are no numbers, and the last checkpoint is step 3's."""
+    options = ("--checkpoint.keep-last", 9, "--optim.kind", "sgd", "--train.rollback-nonfinite", 2)
+    two, one, limited = tmp_path / "two", tmp_path / "one", tmp_path / "limited"
+    finished = meet("nans", 1, 4, two, *job(two / "run", digits, *options))
+    assert [rank.code for rank in finished] == [0, 0], finished[0].output
+    assert finished[0].output.count("back to the weights of step 3") == 2
+    faulty = ("-m", "tests.distributed.faulty", "nans", 0, 4)
+    run_ranks(1, (*faulty, *job(one / "run", digits, *options, "--train.micro-batch", 16)), one)
+    ours, theirs = (dict(checkpoint.State(checkpoint.complete(run / "run")[-1])) for run in (one, two))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-5, atol=1e-5)
+    finished = meet("nans", 1, 4, limited, *job(limited / "run", digits, *options, "--train.rollback-nonfinite", 1))
+    assert [rank.code for rank in finished] == [1, 1]
+    assert "go back (1 times so far, train.rollback_nonfinite 1)" in finished[0].output
+    early = meet("nan", 1, 2, tmp_path / "early", *job(tmp_path / "early" / "run", digits, *options))
+    assert [rank.code for rank in early] == [1, 1]
+    assert "no checkpoint yet to go back to" in early[0].output
 
 
 @pytest.mark.parametrize("victim", [0, 1])
