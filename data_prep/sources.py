@@ -36,7 +36,7 @@ class Source:
     locations: tuple[str, ...]  # tars, or the one folder
     seekable: bool  # else its images can only be read in order
     devkit: Devkit | None = None
-    class_list: tuple[str, ...] = ()  # webdataset: the wnid of each class number, where known
+    class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, where known
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
                 f"INPUT {text!r} holds both tars and folders: say which by --source folder or --source tars"
             )
         if form == "folder" or not locations:
-            return Source("folder", (text,), True, devkit)
+            return Source("folder", (text,), True, devkit, tuple(class_list or ()))
     else:
         locations = (text,)
     seekable = all(streams.is_seekable(location) for location in locations)
@@ -173,7 +173,21 @@ def _folder_parts(source: Source) -> list[Part]:
         raise UserError(
             f"INPUT {location!r} has no class folders and no tars: images must lie in INPUT/<class>/<image>"
         )
-    return [Part(source, str(Path(location) / name), printable(name)) for name in folders]
+    wnids = _numbered(source, folders) or folders
+    return [
+        Part(source, str(Path(location) / name), printable(wnid)) for name, wnid in zip(folders, wnids, strict=True)
+    ]
+
+
+def _numbered(source: Source, folders: Sequence[str]) -> list[str]:
+    """The wnids of folders that are named by their class's number, as ImageNet-V2's are; empty for other names.
+
+    "10" sorts before "2": the number counts, not the place. Raises UserError for a number that the list doesn't have.
+    """
+    known = source.class_list
+    if not known or not all(name.isdecimal() for name in folders) or not set(known).isdisjoint(folders):
+        return []
+    return [_class_name(source, name) for name in folders]
 
 
 def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:

@@ -179,6 +179,31 @@ def test_listed_classes_keep_their_indices_whatever_the_input_holds(images: Imag
     assert by_key(out) == {Path(name).stem: wnid for wnid, files in images.items() for name in files}
 
 
+def test_imagenet_v2_names_its_folders_by_class_number(photos: list[bytes], tmp_path: Path) -> None:
+    """Folders "0" to "999", which sort as "0", "1", "10", "100": each image goes to the class of its number."""
+    raw = tmp_path / "imagenetv2-matched-frequency-format-val"
+    for number in range(1000):
+        folder = raw / str(number)
+        folder.mkdir(parents=True)
+        (folder / f"{number:04x}.jpeg").write_bytes(photos[number % len(photos)])
+    found = by_key(make(raw, tmp_path / "v2", "--classes", "imagenet1k", "--split", "test", "--workers", 1))
+    wnids = classmaps.listed("imagenet1k") or []
+    assert found == {f"{wnid}/{number:04x}": wnid for number, wnid in enumerate(wnids)}
+    (raw / "1000").mkdir()
+    (raw / "1000" / "a.jpeg").write_bytes(photos[0])
+    with pytest.raises(cli.UserError, match=r"class number 1000, but the class list has 1000 classes"):
+        make(raw, tmp_path / "again", "--classes", "imagenet1k", "--split", "test", "--workers", 1)
+
+
+def test_folders_whose_numbers_are_the_classes_names_keep_them(photos: list[bytes], tmp_path: Path) -> None:
+    raw, names = tmp_path / "digits", tmp_path / "names.txt"
+    for digit in ("7", "3", "1"):
+        (raw / digit).mkdir(parents=True)
+        (raw / digit / "a.jpg").write_bytes(photos[int(digit)])
+    names.write_text("7\n3\n1\n")
+    assert by_key(make(raw, tmp_path / "out", "--classes", names)) == {"7/a": "7", "3/a": "3", "1/a": "1"}
+
+
 def test_excluded_keys_are_left_out_and_counted(images: Images, tmp_path: Path) -> None:
     gone = [Path(name).stem for name in list(images["n01440764"])[:3]]
     (tmp_path / "leaks.tsv").write_text("# key\tother\n" + "".join(f"{key}\tx\tnear\t0.97\n" for key in gone))
