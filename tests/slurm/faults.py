@@ -1,11 +1,13 @@
-"""Jobs of two ranks that something happens to: ways to break them, and what they left."""
+"""Jobs of a few ranks that something happens to: ways to break them, and what they left."""
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import spool
+from pipeline.rundir import read_status
 from tests.slurm.cluster import TWO_RANKS, Cluster
 
 STEPS = 40
@@ -29,19 +31,7 @@ class Job:
         return (self.run.parent / f"{self.run.name}.out").read_text()
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One job that something happens to."""
-
-    name: str
-    fault: Callable[[Cluster, Job], None]
-    repair: Callable[[Cluster, Job], None] | None = None  # after the job's end
-    attempts: int = 2
-    state: str = "COMPLETED"
-
-
-def nothing(cluster: Cluster, job: Job) -> None:
-    pass
+Fault = Callable[[Cluster, Job], None]
 
 
 def requeue(cluster: Cluster, job: Job) -> None:
@@ -100,23 +90,73 @@ def cancel(cluster: Cluster, job: Job) -> None:
     cluster.run("scancel", job.id)
 
 
-def submit(cluster: Cluster, digits: Path, folder: Path, name: str, *more: object) -> Job:
-    """A pretraining of two nodes, running. ``more``: fields that win over OPTIONS."""
-    options = (*TWO_RANKS, f"--job-name={name}", f"--output={folder}/{name}.out", "--exclusive")
-    id_ = cluster.submit("pretrain_tiny.sh", *OPTIONS, *more, options=options, RUNS=str(folder), IN21K=str(digits))
+def submit(
+    cluster: Cluster,
+    digits: Path,
+    folder: Path,
+    name: str,
+    *more: object,
+    options: tuple[str, ...] = TWO_RANKS,
+    **environment: str,
+) -> Job:
+    """A pretraining, running. ``more``: fields that win over OPTIONS; ``options``: sbatch's."""
+    options = (*options, f"--job-name={name}", f"--output={folder}/{name}.out", "--exclusive")
+    environment = {"RUNS": str(folder), "IN21K": str(digits)} | environment
+    id_ = cluster.submit("pretrain_tiny.sh", *OPTIONS, *more, options=options, **environment)
     return Job(id_, folder / name, cluster.wait_running(id_, timeout=120))
 
 
-def play(cluster: Cluster, digits: Path, folder: Path, scenario: Scenario) -> tuple[Job, str]:
-    """Submit, break at FAULT_STEP, wait for the end; the job and its final state."""
-    job = submit(cluster, digits, folder, scenario.name)
-    if scenario.fault is not kill_at_every_start:
-        wait_for_step(job, FAULT_STEP)
-    scenario.fault(cluster, job)
-    state = cluster.wait(job.id, timeout=300)
-    if scenario.repair:
-        scenario.repair(cluster, job)
-    return job, state
+def play(
+    cluster: Cluster, digits: Path, folder: Path, name: str, faults: Sequence[tuple[int, Fault]]
+) -> tuple[Job, str]:
+    """Submit, have each fault at its step, wait for the end; the job and its final state."""
+    job = submit(cluster, digits, folder, name)
+    for step, fault in faults:
+        wait_for_step(job, step)
+        job = Job(job.id, job.run, cluster.wait_running(job.id, timeout=120))
+        fault(cluster, job)
+    return job, cluster.wait(job.id, timeout=300)
+
+
+def check(job: Job, expected: dict[int, float], attempts: int, *, killed: bool = False) -> None:
+    """The run is finished with the losses of a run without Slurm, and each start went on from a later checkpoint.
+
+    ``killed``: a step that is killed for a dead rank can be killed once more a minute later, under the number that the
+    next attempt's step has too (seen with Slurm 22.05): one attempt more, none of its steps lost.
+    """
+    began = starts(job.run)
+    assert len(began) == attempts or (killed and len(began) == attempts + 1), job.log
+    status = read_status(job.run)
+    assert status is not None
+    assert (status.state, status.step) == ("finished", max(expected))
+    assert losses(job.run) == expected, "the losses differ from the run without Slurm"
+    assert all(later > earlier for earlier, later in itertools.pairwise(began)), began
+
+
+def steps_again(run: Path) -> list[int]:
+    """By attempt, how many of its steps a later attempt did again, as they lay beyond its last checkpoint."""
+    lines, _ = spool.read_lines(run / spool.METRICS)
+    record = spool.read_record(run)
+    assert record is not None
+    limits = spool.last_steps(record.attempts)
+    again = {attempt.number: 0 for attempt in record.attempts}
+    for line in lines:
+        again[line.attempt] += "train/loss" in line.metrics and line.step > limits[line.attempt]
+    return list(again.values())
+
+
+def left_behind(cluster: Cluster, patience: float = 0) -> list[str]:
+    """Jobs in the queue and processes of a training on any machine, once ``patience`` seconds didn't end them."""
+    limit = time.monotonic() + patience
+    while True:
+        found = cluster.run("squeue", "-h", "-t", "PENDING,RUNNING,COMPLETING", "-o", "%i %T %j").splitlines()
+        for line in cluster.call("status").splitlines():
+            node, state = line.split()
+            processes = cluster.call("on", node, "ps", "ax", "-o", "pid,stat,args") if state == "up" else ""
+            found += [f"{node}: {process}" for process in processes.splitlines() if "jobs.pretrain" in process]
+        if not found or time.monotonic() > limit:
+            return found
+        time.sleep(1)
 
 
 def wait_for_step(job: Job, step: int, timeout: float = 180) -> None:

@@ -1,0 +1,193 @@
+"""The rarer ways to lose a job, each once, and jobs of other sizes. Minutes: make soak."""
+
+import concurrent.futures
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import run_ranks
+from tests.slurm.cluster import Cluster
+from tests.slurm.faults import (
+    FAULT_STEP,
+    OPTIONS,
+    Fault,
+    Job,
+    boot_node,
+    cancel,
+    check,
+    crash_node,
+    kill_at_every_start,
+    kill_slurmd,
+    kill_task,
+    left_behind,
+    losses,
+    play,
+    plug,
+    preempt,
+    requeue,
+    start_slurmd,
+    starts,
+    steps_again,
+    submit,
+    unplug,
+    wait_for_step,
+)
+
+pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(1200)]
+
+SIDE_BY_SIDE = 3  # jobs of two nodes, on a cluster of eight
+FAULTS: dict[str, tuple[int, Fault]] = {
+    "requeue": (FAULT_STEP, requeue),
+    "preemption": (FAULT_STEP, preempt),
+    "node-loss": (FAULT_STEP, crash_node),
+    "network-cut": (FAULT_STEP, unplug),
+    "cancel": (FAULT_STEP, cancel),
+    "no-progress": (0, kill_at_every_start),
+}
+REPAIRS: dict[str, Fault] = {"node-loss": boot_node, "network-cut": plug}
+Played = dict[str, tuple[Job, str]]
+MANY = 600  # steps: longer than a time limit of a minute, the shortest that Slurm has
+
+
+@pytest.fixture(scope="module")
+def played(cluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    folder = tmp_path_factory.mktemp("ways")
+
+    def one(name: str) -> tuple[Job, str]:
+        job, state = play(cluster, digits, folder, name, [FAULTS[name]])
+        if name in REPAIRS:
+            REPAIRS[name](cluster, job)
+        return job, state
+
+    with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        return dict(zip(FAULTS, pool.map(one, FAULTS), strict=True))
+
+
+def reference_of(ranks: int, steps: int, digits: Path, folder: Path) -> dict[int, float]:
+    """Losses by step without Slurm."""
+    command = ("-m", "jobs.pretrain", "tiny", "--run-dir", folder / "run", "--data.train", digits, *OPTIONS)
+    fewer = ("--train.micro-batch", 16 // ranks, "--schedule.steps", steps)
+    run_ranks(ranks, (*command, *fewer), folder / "logs", timeout=300)
+    return losses(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def many_reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    return reference_of(2, MANY, digits, tmp_path_factory.mktemp("many"))
+
+
+@pytest.mark.parametrize("name", ["requeue", "preemption", "node-loss", "network-cut"])
+def test_the_run_survives(played: Played, reference: dict[int, float], name: str) -> None:
+    job, state = played[name]
+    assert state == "COMPLETED", job.log
+    check(job, reference, attempts=2)
+    again = steps_again(job.run)
+    print(f"{name}: starts {starts(job.run)}, steps done again {sum(again)}")
+    if name in ("requeue", "preemption"):
+        assert sum(again) == 0
+
+
+def test_scancel_is_final(played: Played, cluster: Cluster) -> None:
+    job, state = played["cancel"]
+    assert (state, starts(job.run)) == ("CANCELLED", [0]), job.log
+    assert cluster.jobs(job.id)[0]["JobState"] == "CANCELLED"  # and stays so
+
+
+def test_a_run_without_progress_is_given_up(played: Played, cluster: Cluster) -> None:
+    job, state = played["no-progress"]
+    assert state == "FAILED", job.log
+    assert starts(job.run) == [0, 0]
+    assert "attempts made no progress beyond step 0: not starting another" in job.log
+    assert cluster.jobs(job.id)[0]["JobState"] == "FAILED"
+
+
+def test_nothing_is_left_behind(played: Played, cluster: Cluster) -> None:
+    assert played
+    assert left_behind(cluster, patience=90) == []
+
+
+def test_a_node_that_fails_twice_is_left(
+    cluster: Cluster, digits: Path, reference: dict[int, float], tmp_path: Path
+) -> None:
+    job = submit(cluster, digits, tmp_path, "bad-node")
+    bad = job.nodes[1]
+    for step in (FAULT_STEP, FAULT_STEP + 10):
+        wait_for_step(job, step)
+        assert bad in cluster.wait_running(job.id, timeout=120)
+        kill_task(cluster, job)
+    assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
+    assert f"excluded from now on: {bad}" in job.log
+    assert bad not in cluster.nodes(job.id)
+    assert losses(job.run) == reference
+
+
+def test_a_node_that_crashes_twice_is_left(
+    cluster: Cluster, digits: Path, many_reference: dict[int, float], tmp_path: Path
+) -> None:
+    """Power loss, boot, the same node again, power loss: Slurm requeues, we leave the node."""
+    job = submit(cluster, digits, tmp_path, "crashing-node", "--schedule.steps", MANY)
+    bad, keep = job.nodes[1], job.nodes[0]
+    others = ",".join(f"node{number}" for number in range(1, 9) if f"node{number}" not in (bad, keep))
+    cluster.run("scontrol", "update", f"NodeName={others}", "State=DRAIN", "Reason=test")  # so that it gets bad again
+    for step in (FAULT_STEP, FAULT_STEP + 15):
+        wait_for_step(job, step)
+        before = len(starts(job.run))
+        job = Job(job.id, job.run, cluster.wait_running(job.id, timeout=120))
+        assert bad in job.nodes
+        cluster.call("crash", bad)
+        time.sleep(12)  # longer than SlurmdTimeout: Slurm has seen it
+        cluster.call("boot", bad)
+        if step != FAULT_STEP:
+            cluster.run("scontrol", "update", f"NodeName={others}", "State=RESUME")
+        limit = time.monotonic() + 180
+        while len(starts(job.run)) == before:
+            assert time.monotonic() < limit, job.log
+            time.sleep(0.5)
+    assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
+    assert bad not in cluster.nodes(job.id), job.log
+    assert losses(job.run) == many_reference
+    print(f"crashed twice and left: {(job.run / 'slurm' / 'bad-nodes.tsv').read_text()}")
+
+
+@pytest.mark.parametrize("warned", [True, False], ids=["warned", "unwarned"])
+def test_time_limits_chain_until_the_run_is_done(
+    cluster: Cluster, digits: Path, many_reference: dict[int, float], tmp_path: Path, warned: bool
+) -> None:
+    """Slurm's own limit of a minute. Without the warning, its SIGTERM at the limit leaves KillWait (5 s) to save."""
+    began = time.monotonic()
+    options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=1")
+    signal = "--signal=B:USR1@20" if warned else "--signal=CONT@1"
+    job = submit(cluster, digits, tmp_path, "limited", "--schedule.steps", MANY, options=(*options, signal))
+    assert cluster.wait(job.id, timeout=900) == "COMPLETED", job.log
+    count = len(starts(job.run))
+    assert count > 1, "the time limit was longer than the run"
+    check(job, many_reference, attempts=count)
+    assert sum(steps_again(job.run)) == 0
+    assert job.log.count("after SIGUSR1; requeueing" if warned else "after SIGTERM; requeueing") == count - 1, job.log
+    print(f"{MANY} steps in {count} time limits of 60 s: starts {starts(job.run)}, {time.monotonic() - began:.0f} s")
+
+
+def test_a_dead_slurmd(cluster: Cluster, digits: Path, many_reference: dict[int, float], tmp_path: Path) -> None:
+    """Its ranks live on beside those of the next attempt for a while: they must not write."""
+    job = submit(cluster, digits, tmp_path, "slurmd-killed", "--schedule.steps", MANY)
+    wait_for_step(job, FAULT_STEP)
+    kill_slurmd(cluster, job)
+    state = cluster.wait(job.id, timeout=400)
+    start_slurmd(cluster, job)
+    assert state == "COMPLETED", job.log
+    check(job, many_reference, attempts=2)
+    print(f"slurmd killed: starts {starts(job.run)}, steps done again {steps_again(job.run)}")
+
+
+@pytest.mark.parametrize(("nodes", "ranks_a_node"), [(4, 1), (2, 2)])
+def test_jobs_of_four_ranks(cluster: Cluster, digits: Path, tmp_path: Path, nodes: int, ranks_a_node: int) -> None:
+    ranks = nodes * ranks_a_node
+    expected = reference_of(ranks, 40, digits, tmp_path / "alone")
+    sizes = (f"--nodes={nodes}", f"--ntasks-per-node={ranks_a_node}", f"--gpus-per-node={ranks_a_node}")
+    options = (*sizes, "--cpus-per-task=1", "--time=30")
+    job = submit(cluster, digits, tmp_path, "four", "--train.micro-batch", 16 // ranks, options=options)
+    assert len(job.nodes) == nodes
+    assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
+    check(job, expected, attempts=1)
+    print(f"{nodes} nodes x {ranks_a_node} ranks: {len(expected)} losses equal to {ranks} ranks without Slurm")
