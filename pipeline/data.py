@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -23,12 +23,15 @@ from pipeline.damage import Damage
 from pipeline.jpeg import Image
 from pipeline.mixture import Mixture, sampling
 from pipeline.order import Ints, Order
+from pipeline.slots import Slots
 from pipeline.split import Split
 from pipeline.transforms import TrainTransform, eval_image
 
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next
 _STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
+_AHEAD = 4  # batches that each worker prepares before they are asked for
+_ARENA = 16 << 20  # bytes that a worker may keep for reuse
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,19 @@ class Batch:
     step: int  # optimizer step, from 0; -1 in evaluation
     damaged: tuple[Damage, ...] = ()  # samples that others stand in for
 
-    def pin_memory(self) -> "Batch":
-        pinned = (self.images_BHWC.pin_memory(), self.labels_B.pin_memory(), self.samples_B.pin_memory())
-        return Batch(*pinned, self.step, self.damaged)
+
+class Loaded(NamedTuple):
+    """A batch whose images lie in its slot."""
+
+    number: int  # among the items of the Dataset
+    labels_B: Ints
+    samples_B: Ints
+    step: int
+    damaged: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True)
-class TrainMicroBatches(Dataset[Batch]):
+class TrainMicroBatches(Dataset[Loaded]):
     """Item k: the k-th micro-batch of this rank since step 0."""
 
     split: Split
@@ -55,9 +64,10 @@ class TrainMicroBatches(Dataset[Batch]):
     micro_batch: int
     rank: int
     world_size: int
+    slots: Slots
     announced: list[float] = field(default_factory=lambda: [-ANNOUNCE])  # when, in this process
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Loaded:
         step, part = divmod(index, self.global_batch // (self.micro_batch * self.world_size))
         positions = order.micro_batch_positions(
             step,
@@ -71,12 +81,12 @@ class TrainMicroBatches(Dataset[Batch]):
             self._announce(positions)
         epochs, rows = self.order.rows(positions)
         seeds = order.sample_seeds(self.order.seed, epochs, rows).tolist()
-        images_BHWC = np.empty((len(rows), self.transform.size, self.transform.size, 3), np.uint8)
+        images_BHWC = self.slots[index]
         damaged: list[Damage] = []
         loaded = rows.copy()
         for place, jpeg in self.split.read_all(rows):
             loaded[place] = self._load(int(rows[place]), jpeg, seeds[place], images_BHWC[place], damaged)
-        return _batch(self.split, images_BHWC, loaded, step, tuple(damaged))
+        return Loaded(index, self.split.labels(loaded), loaded, step, tuple(damaged))
 
     def _load(self, row: int, jpeg: bytes, seed: int, out: Image, damaged: list[Damage]) -> int:
         """Fill ``out`` with a sample, or where it is damaged with others until one is sound; returns its row.
@@ -108,7 +118,7 @@ class TrainMicroBatches(Dataset[Batch]):
 
 
 @dataclass(frozen=True)
-class EvalBatches(Dataset[Batch]):
+class EvalBatches(Dataset[Loaded]):
     """Item k: the k-th batch of the rows congruent to this rank."""
 
     split: Split
@@ -117,15 +127,16 @@ class EvalBatches(Dataset[Batch]):
     rank: int
     world_size: int
     resize: Resize
+    slots: Slots
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Loaded:
         first = index * self.batch * self.world_size + self.rank
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
-        images_BHWC = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
+        images_BHWC = self.slots[index]
         for place, jpeg in self.split.read_all(rows):
             whole = self.split.whole(int(rows[place]), jpeg)
             images_BHWC[place] = eval_image(whole, self.image_size, self.resize)
-        return _batch(self.split, images_BHWC, rows, -1)
+        return Loaded(index, self.split.labels(rows), rows, -1)
 
 
 def train_batches(
@@ -146,11 +157,14 @@ def train_batches(
 
     ``weights``: of the split's data sets; none: all samples alike.
     """
-    batches = TrainMicroBatches(
-        split, sampling(split.samples, seed, weights), transform, global_batch, micro_batch, rank, world_size
-    )
     passes = global_batch // (micro_batch * world_size)
-    yield from load(batches, range(start_step * passes, stop_step * passes), workers)
+    indices = range(start_step * passes, stop_step * passes)
+    slots = _slots(indices, workers, micro_batch, transform.size)
+    batches = TrainMicroBatches(
+        split, sampling(split.samples, seed, weights), transform, global_batch, micro_batch, rank, world_size, slots
+    )
+    for loaded in load(batches, indices, workers):
+        yield _batch(loaded, slots)
 
 
 def eval_batches(
@@ -164,10 +178,15 @@ def eval_batches(
     resize: Resize = "square",
 ) -> Iterator[Batch]:
     """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent."""
-    samples = len(range(rank, len(split), world_size))
-    yield from load(
-        EvalBatches(split, image_size, batch, rank, world_size, resize), range(-(-samples // batch)), workers
-    )
+    indices = range(-(-len(range(rank, len(split), world_size)) // batch))
+    slots = _slots(indices, workers, batch, image_size)
+    for loaded in load(EvalBatches(split, image_size, batch, rank, world_size, resize, slots), indices, workers):
+        yield _batch(loaded, slots)
+
+
+def _slots(indices: range, workers: int, batch: int, size: int) -> Slots:
+    """A slot for each batch that workers prepare, and one for the batch that is being taken."""
+    return Slots(_AHEAD * min(workers, len(indices)) + 1, batch, size)
 
 
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -194,9 +213,9 @@ def load(
         sampler=indices,
         num_workers=min(workers, len(indices)),
         collate_fn=_same,
-        pin_memory=torch.cuda.is_available(),
         worker_init_fn=partial(_start_worker, ignoring),
-        prefetch_factor=4 if workers and len(indices) else None,
+        multiprocessing_context="fork" if workers and len(indices) else None,  # what Slots needs
+        prefetch_factor=_AHEAD if workers and len(indices) else None,
     )
     try:
         yield from loader
@@ -216,6 +235,9 @@ def _start_worker(ignoring: Sequence[signal.Signals], worker: int) -> None:  # n
     for number in ignoring:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
+    # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
+    bytes(_ARENA)
 
 
 @atexit.register
@@ -232,11 +254,11 @@ def _reason(jpeg: bytes, whole: bool) -> str:
     return "undecodable" if jpeg.startswith(b"\xff\xd8") else "no_jpeg"
 
 
-def _batch(split: Split, images_BHWC: Image, rows: Ints, step: int, damaged: tuple[Damage, ...] = ()) -> Batch:
+def _batch(loaded: Loaded, slots: Slots) -> Batch:
     return Batch(
-        images_BHWC=torch.from_numpy(images_BHWC),
-        labels_B=torch.from_numpy(split.labels(rows)),
-        samples_B=torch.from_numpy(rows.astype(np.int64)),
-        step=step,
-        damaged=damaged,
+        images_BHWC=slots.taken(loaded.number, len(loaded.labels_B)),
+        labels_B=torch.from_numpy(loaded.labels_B),
+        samples_B=torch.from_numpy(loaded.samples_B.astype(np.int64)),
+        step=loaded.step,
+        damaged=loaded.damaged,
     )

@@ -176,6 +176,6 @@ def batches(
 ) -> Iterator[PictureBatch]:
     """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: in this process."""
     indices = range(rank, -(-len(pictures) // batch), world_size)
-    yield from load(
-        PictureBatches(pictures, batch, size, resize), indices, workers, ignoring=[signal.SIGINT], setting="--workers"
-    )
+    items = PictureBatches(pictures, batch, size, resize)
+    for item in load(items, indices, workers, ignoring=[signal.SIGINT], setting="--workers"):
+        yield item.pin_memory() if torch.cuda.is_available() else item
