@@ -1,6 +1,5 @@
 """python -m jobs.audit RUN [--step N]: prove which samples a run has trained on, or show those of one step."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +8,9 @@ import tyro
 
 from pipeline import cli, ledger
 from pipeline.cli import UserError
-from pipeline.config import RunConfig, from_dict
+from pipeline.config import RunConfig, from_dict, total_steps
 from pipeline.damage import Damages
+from pipeline.files import read_json
 from pipeline.mixture import sampling
 from pipeline.split import Split, chosen, make_cache, open_split
 
@@ -44,7 +44,8 @@ def main() -> int:
     path = options.run / "config.json"
     if not path.is_file():
         raise UserError(f"RUN {str(options.run)!r} has no config.json: name a run folder of jobs.pretrain or finetune")
-    config = from_dict(RunConfig, json.loads(path.read_text()))
+    check(options)
+    config = from_dict(RunConfig, read_json(path))
     split = open_again(options, config)
     if options.step:
         return show(options, config, split)
@@ -52,6 +53,8 @@ def main() -> int:
         raise UserError(f"RUN {str(options.run)!r} has no {ledger.LEDGER}: no step was trained, or by an old version")
     order = sampling(split.samples, config.train.seed, config.data.weights)
     found = ledger.audit(ledger.read(options.run), order, config.train.global_batch)
+    if not found.steps:
+        raise UserError(f"RUN {str(options.run)!r} has no step in its {ledger.LEDGER}: no step was trained")
     print(
         f"{options.run}: {found.steps:,} steps of {config.train.global_batch:,} samples, {found.repeated:,} done again "
         f"after a resume; {', '.join(f'{size:,}' for size in found.samples)} samples an epoch"
@@ -68,9 +71,20 @@ def main() -> int:
     return 1 if found.missing or found.wrong else cli.EXIT_DONE
 
 
+def check(options: AuditConfig) -> None:
+    """Raises UserError before the data set is opened."""
+    if options.step < 0:
+        raise UserError(f"--step {options.step} is no step: they count from 1")
+    if options.pictures < 1:
+        raise UserError(f"--pictures {options.pictures} is too small: give at least 1")
+    out = options.out
+    if out is not None and (out.suffix != ".png" or out.is_dir() or not out.parent.is_dir()):
+        raise UserError(f"--out {str(out)!r} can't be written: name a .png file in a folder that exists")
+
+
 def open_again(options: AuditConfig, config: RunConfig) -> Split:
     """What the run was trained on. Raises UserError where it is something else by now."""
-    record = json.loads((options.run / "run.json").read_text())
+    record = read_json(options.run / "run.json")
     split = open_split(
         options.data or config.data.train,
         config.data.train_split,
@@ -95,8 +109,9 @@ def show(options: AuditConfig, config: RunConfig, split: Split) -> int:
     from pipeline.shards import read_classes  # noqa: PLC0415
     from pipeline.transforms import train_transform  # noqa: PLC0415
 
-    if options.step < 1:
-        raise UserError(f"--step {options.step} is no step: they count from 1")
+    steps = total_steps(config.schedule, len(split), config.train.global_batch)
+    if options.step > steps:
+        raise UserError(f"--step {options.step} is beyond the run's {steps} steps: name one of them")
     (batch,) = train_batches(
         split,
         train_transform(config),
@@ -122,7 +137,7 @@ def show(options: AuditConfig, config: RunConfig, split: Split) -> int:
         grid[top : top + side, left : left + side] = image
     out = options.out or options.run / f"step-{options.step}.png"
     if not cv2.imwrite(str(out), cv2.cvtColor(grid, cv2.COLOR_RGB2BGR)):
-        raise UserError(f"--out {str(out)!r} can't be written: name a .png file in a folder that exists")
+        raise UserError(f"--out {str(out)!r} can't be written: see its folder's rights and space")
     print(f"{len(images_BHWC)} of {config.train.global_batch} crops, row by row: {out}")
     return cli.EXIT_DONE
 

@@ -15,6 +15,8 @@ from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.comparison import Row, rows, select
 from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
+from pipeline.files import check_can_make
+from pipeline.provenance import without_secrets
 from pipeline.run_reader import find_run_folders, read_experiment, read_run
 
 DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures.
@@ -61,6 +63,8 @@ def main() -> int:
         raise UserError("name either RUN folders or --experiment NAME: which runs are to be compared?")
     if config.csv + config.json + config.latex > 1:
         raise UserError("--csv, --json and --latex: choose one, it goes to the standard output")
+    if config.out is not None:
+        check_can_make(config.out, "--out")
     if config.experiment:
         runs = read_experiment(config.experiment, _mlflow(config))
     else:
@@ -107,7 +111,7 @@ def _write(config: CompareConfig, found: list[Row]) -> None:
         for name, figure in figures.items():
             save(figure, out / f"{name}.{'svg' if config.svg else 'png'}")
     if config.html:
-        command = " ".join(["python -m jobs.compare", *map(shlex.quote, sys.argv[1:])])
+        command = without_secrets(" ".join(["python -m jobs.compare", *map(shlex.quote, sys.argv[1:])]))
         made = f"Made {time.strftime('%Y-%m-%d %H:%M')} by {command}"
         (out / "compare.html").write_text(page(found, figures, config.experiment or "Comparison of runs", made))
     print(f"plots: {out}" if config.out is not None else f"page: {out / 'compare.html'}", file=sys.stderr)

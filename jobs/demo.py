@@ -22,6 +22,7 @@ from rich.table import Table
 
 from pipeline import cli
 from pipeline.cli import UserError
+from pipeline.files import check_can_make
 
 DESCRIPTION = """The whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
 
@@ -52,6 +53,7 @@ class DemoConfig:
 
 def main() -> int:
     config = cli.parse(DemoConfig, prog="python -m jobs.demo", description=DESCRIPTION)
+    check(config)
     began = time.monotonic()
     raw = {name: config.folder / "raw" / f"{name}_whole.tar" for name in ("seven", "ten")}
     shards = {name: config.folder / "shards" / name for name in raw}
@@ -101,6 +103,14 @@ def main() -> int:
         soft_wrap=True,
     )
     return cli.EXIT_DONE
+
+
+def check(config: DemoConfig) -> None:
+    """Raises UserError before anything starts."""
+    for name, least in (("ranks", 1), ("seed", 0), ("pretrain_steps", 0), ("finetune_steps", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least {least}")
+    check_can_make(config.folder, "--folder")
 
 
 def train(config: DemoConfig, job: str, run: Path, data: Path, steps: int, *options: object) -> None:

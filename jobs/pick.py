@@ -73,6 +73,8 @@ def point(link: Path, run: Path) -> None:
     """Make ``link`` point at ``run``, in one step."""
     if link.exists() and not link.is_symlink():
         raise UserError(f"--link {str(link)!r} exists and is no link: name another path")
+    if not link.parent.is_dir():
+        raise UserError(f"--link {str(link)!r} can't be made: {str(link.parent)!r} is no folder")
     aside = link.with_name(f".{link.name}.tmp")
     aside.unlink(missing_ok=True)
     aside.symlink_to(run.resolve())

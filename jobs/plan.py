@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cli
+from pipeline import cli, limits
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, accumulation, total_steps
 from pipeline.recipes import FINETUNE, PRETRAIN
@@ -86,6 +86,7 @@ def recipes(arguments: list[str]) -> dict[str, Callable[[], PlanConfig]]:
 
 def make_plan(config: PlanConfig) -> dict[str, Any]:
     """Everything that is shown. Raises UserError for what can't be run at all."""
+    check(config)
     from pipeline import planning  # noqa: PLC0415  (torch takes seconds; --help shouldn't)
     from pipeline.engine import deepspeed_config  # noqa: PLC0415
     from pipeline.flops import forward_macs, peak_flops, train_flops  # noqa: PLC0415
@@ -129,6 +130,18 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "device_bytes": size * 1e9,
         "remedy": remedy(config, memory.total, memory.activations, size * 1e9 * FITS),
     }
+
+
+def check(config: PlanConfig) -> None:
+    """Raises UserError for numbers that no run has, and a picture that can't be drawn."""
+    limits.check(config)
+    for name in ("nodes", "gpus_per_node"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least 1")
+    if not 0 < config.mfu <= 1:
+        raise UserError(f"--mfu {config.mfu} is no share of a GPU's peak: give more than 0 and at most 1, such as 0.4")
+    if config.plot is not None and (config.plot.is_dir() or config.plot.suffix != ".png"):
+        raise UserError(f"--plot {str(config.plot)!r} is no picture's name: name a .png file")
 
 
 def remedy(config: PlanConfig, total: float, activations: float, room: float) -> str:
@@ -196,9 +209,13 @@ def draw(config: PlanConfig, steps: int, path: Path) -> None:
     axes.plot(at, [learning_rate(config.schedule, config.optim.lr, step, steps) for step in at])
     axes.set(xlabel="step", ylabel="learning rate", title=f"{config.stage} {config.recipe}", ylim=(0, None))
     axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"--plot {str(path)!r} can't be written ({error.strerror}): name another file") from error
+    finally:
+        plt.close(figure)
     print(f"learning rate: {path}")
 
 

@@ -84,7 +84,9 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
     rows = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"FOLDER {str(folder)!r} does not exist: name a run folder or a campaign's folder")
+            raise UserError(
+                f"FOLDER {str(folder)!r} does not exist or is no folder: name a run folder or a campaign's folder"
+            )
         inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
         for path in inside:
             for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_mtime):

@@ -103,7 +103,7 @@ def _one_line_errors(parse: Callable[[], Config], prog: str) -> Config:
 def _unboxed(text: str) -> str:
     """tyro's framed message as one line: ``Title: what is wrong. Perhaps you meant: --optim.lr FLOAT ...``"""
     lines = [line.strip("╭╮╰╯│─ \n") for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("For full helptext")]
+    lines = [line for line in lines if line.strip("-") and not line.startswith("For full helptext")]
     lines = [line for line in lines if not line.endswith(" --help")]  # where the option is documented
     if len(lines) > 1:
         title = lines.pop(0)

@@ -7,6 +7,8 @@ from typing import Any
 
 import xxhash
 
+from pipeline.cli import UserError
+
 _CHUNK = 1 << 24  # bytes
 
 
@@ -17,6 +19,24 @@ def write_json(path: Path, content: Any) -> None:
     flush(aside)
     aside.replace(path)
     flush(path.parent)
+
+
+def check_can_make(folder: Path, field: str) -> None:
+    """Raises UserError where ``folder``, given as ``field``, is neither a folder to write to nor can be made one."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{field} {str(folder)!r} can't be made: {str(above)!r} is no folder that you may write to")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that :func:`write_json` wrote. Raises UserError where it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} can't be read ({error}): put back a copy of it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} is damaged (it holds no JSON object): put back a copy of it")
+    return content
 
 
 def flush(path: Path) -> None:

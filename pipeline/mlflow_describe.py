@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import spool
+from pipeline import files, spool
 from pipeline.config import flatten, to_dict
 from pipeline.metrics import duration
 from pipeline.provenance import without_secrets
@@ -78,7 +78,7 @@ def clean_name(name: str) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Empty where there is none yet."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return files.read_json(path) if path.is_file() else {}
 
 
 def recipe_changes(config: dict[str, Any]) -> str:

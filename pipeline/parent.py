@@ -9,6 +9,7 @@ from pipeline.cli import UserError
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.interop import load_weights
 from pipeline.model import VisionTransformer
+from pipeline.trained import is_run
 from pipeline.transfer import transfer
 
 SCRATCH = "scratch"
@@ -32,7 +33,7 @@ def start_from_parent(config: RunConfig, model: VisionTransformer) -> dict[str, 
             f"--parent {config.parent!r} does not exist: name a run folder, an official .npz, a timm or transformers "
             f"folder, or {SCRATCH!r}"
         )
-    if path.is_dir() and ((path / "checkpoints").is_dir() or (path / "meta.json").is_file()):
+    if is_run(path):
         source = checkpoint.resolve(path)
         parent, _, weights = checkpoint.read_model(source)
         lineage = _lineage(source)

@@ -31,6 +31,11 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def secrets_in(text: str) -> list[str]:
+    """What :func:`without_secrets` would hide."""
+    return [match[0].removeprefix(match["keep"]) for pattern in _SECRETS for match in pattern.finditer(text)]
+
+
 def describe_code() -> dict[str, Any]:
     """Git commit and digest of uncommitted changes, Python, packages, host, command, Slurm job. JSON values only."""
     source = Path(__file__).resolve().parent.parent

@@ -22,6 +22,7 @@ import xxhash
 
 from pipeline import shards
 from pipeline.cli import UserError
+from pipeline.provenance import secrets_in, without_secrets
 from pipeline.shards import ShardInfo
 
 BLOCK = 1 << 24  # bytes of one request: what a failure costs
@@ -54,6 +55,11 @@ def check_source(source: str) -> None:
         if "{}" not in source:
             raise UserError(
                 f"data set {source!r} has no {{}} where the file's name goes: 'pipe:ssh host cat /data/{{}}'"
+            )
+        if any(not word.lstrip("\"'").startswith(("$", "/", "~")) for word in secrets_in(source)):
+            raise UserError(
+                f"data set {without_secrets(source)!r} is a command with a login in it, which config.json and MLflow "
+                "would show: name a variable ($PASSWORD) or a file that it is read from"
             )
         return
     url = urlsplit(source)

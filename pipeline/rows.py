@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from pipeline.cli import UserError
+from pipeline.shards import open_parquet
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
 CACHED = 1 << 20  # samples from which on a split's records are worth a file: 20 MB
@@ -79,7 +79,7 @@ def _fill(rows: Rows, index: Path, split: str) -> None:
 def _parts(index: Path, split: str) -> Iterator[Rows]:
     columns = list(ROW.names or ())
     # pre_buffer would read the columns of all row groups at once
-    with pq.ParquetFile(index, pre_buffer=False) as file:
+    with open_parquet(index, pre_buffer=False) as file:
         for batch in file.iter_batches(_BATCH, columns=["split", *columns], use_threads=False):
             names = batch.column("split")
             code = names.dictionary.index(split).as_py()

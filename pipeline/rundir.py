@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, flatten, to_dict
-from pipeline.files import write_json
+from pipeline.files import check_can_make, read_json, write_json
 
 # A resumed run may change these: they don't change what is learned (beyond float32 rounding).
 FREE_FIELDS = frozenset(
@@ -45,7 +45,10 @@ class Status:
 
 def read_status(run_dir: Path) -> Status | None:
     path = run_dir / "status.json"
-    return Status(**json.loads(path.read_text())) if path.is_file() else None
+    try:
+        return Status(**read_json(path)) if path.is_file() else None
+    except TypeError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): put back a copy of it") from error
 
 
 def write_status(run_dir: Path, status: Status) -> None:
@@ -57,6 +60,7 @@ def check_config(config: RunConfig) -> None:
     path = config.run_dir / "config.json"
     if config.run_dir.exists() and not config.run_dir.is_dir():
         raise UserError(f"--run-dir {str(config.run_dir)!r} is not a folder: name a new or an existing run folder")
+    check_can_make(config.run_dir, "--run-dir")
     if not path.is_file():
         if config.run_dir.is_dir() and (config.run_dir / "checkpoints").exists():
             raise UserError(
@@ -64,7 +68,7 @@ def check_config(config: RunConfig) -> None:
             )
         return
     # a field that the run's version didn't have yet stood for what is now its default
-    old, new = flatten(to_dict(RunConfig())) | flatten(json.loads(path.read_text())), flatten(to_dict(config))
+    old, new = flatten(to_dict(RunConfig())) | flatten(read_json(path)), flatten(to_dict(config))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in FREE_FIELDS]
     if changed:
         difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
@@ -79,7 +83,7 @@ def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
     path = run_dir / "run.json"
     if not path.is_file():
         return
-    old = json.loads(path.read_text())
+    old = read_json(path)
     for key, value in facts.items():
         if old.get(key) != value:
             raise UserError(

@@ -164,10 +164,10 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
         return file.read(columns)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """One of a data set's tables. Raises UserError where it is missing or damaged."""
+def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
+    """One of a data set's tables, with pyarrow's options. Raises UserError where it is missing or damaged."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, **options)
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} is missing: the data set is incomplete, copy or make it again") from None
     except (pa.ArrowInvalid, OSError) as error:

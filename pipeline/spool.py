@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psutil
 
 from pipeline.cli import UserError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
@@ -71,9 +71,12 @@ def read_record(run_dir: Path) -> Record | None:
     path = run_dir / RECORD
     if not path.is_file():
         return None
-    tree = json.loads(path.read_text())
-    attempts = [Attempt(**attempt) for attempt in tree.pop("attempts")]
-    return Record(**tree, attempts=attempts)
+    tree = read_json(path)
+    try:
+        attempts = [Attempt(**attempt) for attempt in tree.pop("attempts")]
+        return Record(**tree, attempts=attempts)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): put back a copy of it") from error
 
 
 def write_record(run_dir: Path, record: Record) -> None:

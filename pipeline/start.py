@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from pipeline import checkpoint, distributed, probe, rundir
+from pipeline import checkpoint, distributed, limits, probe, rundir
 from pipeline import engine as ds
 from pipeline.checkpoint import Meta
 from pipeline.cli import UserError
@@ -65,6 +65,7 @@ def prepare(config: RunConfig) -> Job:
     """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting."""
     if config.run_dir == Path():
         raise UserError("--run-dir is missing: name the folder of a new run, or of one to resume")
+    limits.check(config)
     if AUGMENT[config.data.augment].mixup and config.train.micro_batch % 2:
         raise UserError(
             f"data.augment {config.data.augment} mixes pairs of images, and train.micro_batch "

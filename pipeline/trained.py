@@ -91,10 +91,15 @@ def _load_run(path: Path, *, average: bool) -> Trained:
     from pipeline import checkpoint  # noqa: PLC0415 - DeepSpeed, which the other sources do without
 
     source = checkpoint.resolve(path)
-    run, _, weights = checkpoint.read_model(source, average=average)
+    run, count, weights = checkpoint.read_model(source, average=average)
     meta = checkpoint.read_meta(source)
     run_dir = source.parent.parent
     classes = tuple(Named(entry["wnid"], entry["name"]) for entry in _read(run_dir / "classes.json"))
+    if len(classes) != count:
+        raise UserError(
+            f"{str(run_dir / 'classes.json')!r} names {len(classes)} classes, the checkpoint has {count}: put back a "
+            "copy of it"
+        )
     description = Description(run.model, classes, run.train.loss, run.data.eval_resize)
     parent = _read(run_dir / "run.json").get("parent") or {}
     return Trained(description, weights, meta.step, meta.dataset_digest, meta.metrics, meta.config, parent)

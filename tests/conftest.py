@@ -6,6 +6,7 @@ import pytest
 
 from data_prep import shard
 from jobs.demo import write_raw
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,14 @@ def seven_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = raw.parent / "seven"
     assert shard.main([str(raw), str(folder), "--val-fraction", "0.25", "--workers", "1"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 60 steps on the ten digits, with a running average of its weights. Read only."""
+    from tests.distributed.test_faults import job  # noqa: PLC0415
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    command = job(run, digits, "--train.average", 0.8, "--train.log-every", 20, steps=60)
+    run_ranks(1, ("-m", *command, "--checkpoint.every", 0), run.parent / "log")
+    return run

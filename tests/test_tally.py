@@ -98,17 +98,6 @@ def test_shots_are_so_many_of_each_class() -> None:
     assert len(features.choose_shots(labels, 0, seed=0)) == 73
 
 
-@pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.distributed.test_faults import job as options  # noqa: PLC0415
-    from tests.ranks import run_ranks  # noqa: PLC0415
-
-    run = tmp_path_factory.mktemp("trained") / "run"
-    command = options(run, digits, "--train.average", 0.8, "--train.log-every", 20, steps=60)
-    run_ranks(1, ("-m", *command, "--checkpoint.every", 0), run.parent / "log")
-    return run
-
-
 def evaluate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> dict[str, float]:

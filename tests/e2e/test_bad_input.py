@@ -138,34 +138,6 @@ def test_another_configuration_in_the_same_run_folder_is_refused_with_the_differ
     assert "--run-dir" in line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["/nowhere/run", "--data", "{digits}"], ["/nowhere/run", "does not exist"]),
-        (["{empty}", "--data", "{digits}"], ["has no config.json", "name an official .npz"]),
-        (["{unsaved}", "--data", "{digits}"], ["no complete checkpoint"]),
-        (["{run}", "--data", "{digits}"], ["another class map", "10 classes", "7 classes", "shard it with --classes"]),
-        (["{run}", "--data", "/nowhere/x"], ["/nowhere/x"]),
-        (["{run}"], ["--data"]),
-    ],
-)
-def test_evaluate(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    digits: Path,
-    uninterrupted: Path,
-    tmp_path: Path,
-    arguments: list[str],
-    parts: list[str],
-) -> None:
-    places = {"run": uninterrupted, "digits": digits, "empty": tmp_path, "unsaved": tmp_path / "unsaved"}
-    places["unsaved"].mkdir()
-    shutil.copy(uninterrupted / "run.json", places["unsaved"])
-    line = mistake(capsys, monkeypatch, "jobs.evaluate", *[text.format(**places) for text in arguments])
-    for part in parts:
-        assert part in line
-
-
 def test_a_mistake_in_a_real_process_is_the_same_line_without_a_traceback(tmp_path: Path) -> None:
     job = [
         sys.executable,

@@ -253,31 +253,3 @@ def test_two_hundred_runs_on_a_server(tmp_path: Path, server: Server) -> None:
     assert len(found) == 50
     assert all(len(row["runs"]) == row["metrics"]["eval/top1"]["n"] == 4 for row in found)
     assert (tmp_path / "out" / "compare.html").stat().st_size < 4_000_000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "--experiment"),
-        (["nowhere"], "nowhere"),
-        (["RUNS", "--csv", "--json"], "--latex"),
-        (["RUNS", "--recipe", "l16"], "finetune b16"),
-        (["RUNS", "--against", "hours"], "--against"),
-        (["--experiment", "vit"], "MLFLOW_TRACKING_URI"),
-        (
-            ["--experiment", "vit", "--mlflow", "http://alice:hunter2@127.0.0.1:9"],
-            "can't be read from http://<hidden>@",
-        ),
-        (["--experiment", "vit", "--mlflow", "sqlite:///nowhere.db"], "there is no file"),
-        (["EMPTY"], "holds no run"),
-    ],
-)
-def test_mistakes_are_one_line(family: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
-    (tmp_path / "empty").mkdir()
-    places = {"RUNS": str(family), "EMPTY": str(tmp_path / "empty")}
-    done = compare(*(places.get(argument, argument) for argument in arguments))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert words in done.stderr
-    assert "hunter2" not in done.stderr

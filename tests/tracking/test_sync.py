@@ -291,20 +291,3 @@ def test_runs_that_make_their_sqlite_file_at_the_same_moment(tmp_path: Path) -> 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for run_dir in run_dirs:
         assert on_server(client, only_run(client, run_dir).info.run_id) == in_folder(run_dir)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "RUN"),
-        (["nowhere"], "does not exist"),
-        ([str(Path(__file__).parent)], "no tracking.json"),
-        (["--run", "x"], "--run"),
-    ],
-)
-def test_bad_arguments_of_jobs_sync_are_one_line(arguments: list[str], words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs.sync", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert words in done.stderr
