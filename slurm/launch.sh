@@ -41,7 +41,7 @@ finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-t
       say "error: array task $SLURM_ARRAY_TASK_ID has no learning rate: FINETUNE_LRS has ${#grid[@]} ($FINETUNE_LRS)"
       exit 2
     fi
-    rate=(--optim.lr "${grid[SLURM_ARRAY_TASK_ID]}")
+    rate=(--sweep "$run" --optim.lr "${grid[SLURM_ARRAY_TASK_ID]}")
     run=$run-lr${grid[SLURM_ARRAY_TASK_ID]}
   fi
   train jobs.finetune "$recipe" --parent "$RUNS/pretrain-$recipe" --run-dir "$run" --data.train "$IN1K" "${rate[@]}" "$@"
@@ -83,7 +83,8 @@ after_step() { # EXIT_CODE of the ranks
   state=$(state)
   # torchrun turns 75 into 1, so the run folder decides; a status older than this attempt says nothing about it
   if [ "$state" = stopped ] && ! [ "$RUN/slurm/attempts.tsv" -nt "$RUN/status.json" ]; then outcome=stopped; fi
-  [ "$1" = 0 ] && [ "$state" = finished ] && outcome=finished
+  # A signal that came after the last step kills an interpreter that is taking itself down
+  [ "$state" = finished ] && { [ "$1" = 0 ] || [ -n "$asked" ]; } && outcome=finished
   [ "$1" = 2 ] || [ "$(cut -d' ' -f3 "$RUN/slurm/failed" 2>/dev/null)" = 2 ] && outcome=refused
   record end $outcome
   case $outcome in
