@@ -10,7 +10,8 @@
 #   slurm/submit_all.sh l16 --raw ... --in1k ... --dry-run         # print the sbatch lines only
 #
 # Run again, it goes on where it stopped: what is done is skipped, what is queued is waited for, what failed or was
-# cancelled is submitted again. `python -m jobs.status` shows where everything stands.
+# cancelled is submitted again, and so is what was made from it: another learning rate in FINETUNE_LRS is trained, and the
+# best picked, evaluated and exported anew. `python -m jobs.status` shows where everything stands.
 #
 # --STAGE "ARGUMENTS" adds arguments to a stage's command, --STAGE-sbatch "OPTIONS" options of its sbatch. Stages: shard-in21k
 # and shard-in1k (or shard for both), merge, verify, pretrain, finetune, pick, evaluate, export. The data sets are IN21K and
@@ -63,12 +64,15 @@ for rate in "${rates[@]}"; do finetune_runs+=("$RUNS/finetune-$name-lr$rate"); d
 
 finished() { grep -q '"state": *"finished"' "$1/status.json" 2>/dev/null; } # RUN
 
-done_already() { # STAGE_FILE: whether the stage needs no job
-  local run
+done_already() { # STAGE_FILE "AFTER ..." RESULT...: whether the stage needs no job
+  local run before
   case ${1##*/} in
-    shard | merge) [ -e "$2/dataset.json" ] ;;
-    pretrain | finetune) for run in "${@:2}"; do finished "$run" || return 1; done ;;
-    *) [ -e "$1.done" ] ;;
+    shard | merge) [ -e "$3/dataset.json" ] ;;
+    pretrain | finetune) for run in "${@:3}"; do finished "$run" || return 1; done ;;
+    *)
+      for before in $2; do [ -z "${active[$before]:-}" ] || return 1; done # what it was made from is being made anew
+      [ -e "$1.done" ]
+      ;;
   esac
 }
 
@@ -86,7 +90,7 @@ stage() {
   shift 3
   while [ "$1" != -- ]; do results+=("$1"); shift; done
   shift
-  if done_already "$file" "${results[@]}"; then
+  if done_already "$file" "$after" "${results[@]}"; then
     [ -n "$dry" ] || echo "${file#"$campaigns/"}: done"
     return
   fi
@@ -105,6 +109,7 @@ stage() {
     printf '%q ' sbatch "${options[@]}" "$@"; echo
     return
   fi
+  rm -f "$file.done"
   job=$(DONE_MARK=$file.done sbatch "${options[@]}" "$@") || die "sbatch refused ${file#"$campaigns/"}: see above"
   active[$file]=${job%%;*}
   printf '%s\n' "${job%%;*}" "${results[@]}" >"$file.job"
@@ -146,10 +151,15 @@ stage "$campaign/finetune" "$campaign/pretrain $campaigns/data-in1k/verify" afte
 # A learning rate that diverges must not stop the others: pick looks at how each ended
 # shellcheck disable=SC2086
 stage "$campaign/pick" "$campaign/finetune" afterany -- --job-name="pick-$name" ${more[pick-sbatch]:-} \
-  "$REPO/slurm/command.sh" python -m jobs.pick "${finetune_runs[@]}" --link "$campaign/best" ${more[pick]:-}
+  "$REPO/slurm/command.sh" python -m jobs.pick "${finetune_runs[@]}" --link "$campaign/best" \
+  --sweep "$RUNS/finetune-$name" ${more[pick]:-}
 # shellcheck disable=SC2086
 stage "$campaign/evaluate" "$campaign/pick" afterok -- --job-name="evaluate-$name" ${more[evaluate-sbatch]:-} \
   "$REPO/slurm/evaluate.sh" "$campaign/best" --data "$IN1K" ${more[evaluate]:-}
+if [ -z "$dry" ] && [ -e "$campaign/timm" ] && ! queued "$campaign/export" >/dev/null &&
+  ! done_already "$campaign/export" "$campaign/pick"; then
+  mv "$campaign/timm" "$campaign/timm-before-$(date +%F-%H%M%S)" # jobs.export overwrites nothing
+fi
 # shellcheck disable=SC2086
 stage "$campaign/export" "$campaign/pick" afterok -- --job-name="export-$name" ${more[export-sbatch]:-} \
   "$REPO/slurm/command.sh" python -m jobs.export "$campaign/best" "$campaign/timm" --format timm ${more[export]:-}

@@ -18,20 +18,30 @@ TRAINING = "--train.global-batch 16 --train.micro-batch 8 --data.workers 1 --dat
 SMALL = "--time=30 --cpus-per-task=1"
 
 
-def submit_all(cluster: Cluster, work: Path, raw: Path) -> str:
+def submit_all(cluster: Cluster, work: Path, raw: Path, rates: str = "0.003 0.03") -> str:
     return cluster.run(
         REPO / "slurm" / "submit_all.sh", "tiny", "--raw", raw, "--in1k", raw,
         "--shard", "--val-fraction 0.25 --samples-per-shard 256", "--shard-sbatch", f"--array=0-1 {SMALL}",
         "--merge-sbatch", SMALL, "--verify-sbatch", SMALL, "--pick-sbatch", SMALL, "--export-sbatch", SMALL,
         "--pretrain", f"{TRAINING} --schedule.steps 30", "--finetune", f"{TRAINING} --schedule.steps 20",
         "--evaluate-sbatch", "--gpus-per-node=2 --cpus-per-task=2",
-        VIT_WORK=str(work), FINETUNE_LRS="0.003 0.03", DOCTOR="no", VIT_MLFLOW="off", TORCHDYNAMO_DISABLE="1",
+        VIT_WORK=str(work), FINETUNE_LRS=rates, DOCTOR="no", VIT_MLFLOW="off", TORCHDYNAMO_DISABLE="1",
     )  # fmt: skip
+
+
+def wait(cluster: Cluster, campaigns: Path) -> None:
+    """Until every stage's job has ended well."""
+    for folder, stages in STAGES.items():
+        for stage in stages:
+            job = (campaigns / folder / f"{stage}.job").read_text().split()[0]
+            state = cluster.wait(job, timeout=400)
+            logs = "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in campaigns.glob(f"*/{stage}*.out"))
+            assert state == "COMPLETED", f"{folder}/{stage} is {state}:\n{logs}"
 
 
 @pytest.mark.slurm
 @pytest.mark.soak
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_campaign_twice(cluster: Cluster, raw_digits: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     first = submit_all(cluster, tmp_path, raw_digits)
@@ -39,12 +49,7 @@ def test_a_campaign_twice(cluster: Cluster, raw_digits: Path, tmp_path: Path) ->
     again = submit_all(cluster, tmp_path, raw_digits)
     assert "submitted" not in again, again
     campaigns = tmp_path / "campaigns"
-    for folder, stages in STAGES.items():
-        for stage in stages:
-            job = (campaigns / folder / f"{stage}.job").read_text().split()[0]
-            state = cluster.wait(job, timeout=400)
-            logs = "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in campaigns.glob(f"*/{stage}*.out"))
-            assert state == "COMPLETED", f"{folder}/{stage} is {state}:\n{logs}"
+    wait(cluster, campaigns)
     best = (campaigns / "tiny" / "best").resolve()
     assert best.parent == tmp_path / "runs"
     assert best.name in ("finetune-tiny-lr0.003", "finetune-tiny-lr0.03")
@@ -60,3 +65,12 @@ def test_a_campaign_twice(cluster: Cluster, raw_digits: Path, tmp_path: Path) ->
     assert third.count(": done") == sum(map(len, STAGES.values())), third
     (campaigns / "tiny" / "evaluate.done").unlink()  # as if it had failed
     assert submit_all(cluster, tmp_path, raw_digits).count("submitted job") == 1
+    wait(cluster, campaigns)
+
+    more = submit_all(cluster, tmp_path, raw_digits, rates="0.003 0.03 0.01")
+    resubmitted = {line.split(":")[0] for line in more.splitlines() if "submitted job" in line}
+    assert resubmitted == {"tiny/finetune", "tiny/pick", "tiny/evaluate", "tiny/export"}, more
+    wait(cluster, campaigns)
+    assert (tmp_path / "runs" / "finetune-tiny-lr0.01" / "status.json").is_file()
+    assert len(list((campaigns / "tiny").glob("timm*"))) == 2, "the export before is kept"
+    print(f"and with another learning rate: {time.monotonic() - began:.0f} s")

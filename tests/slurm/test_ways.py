@@ -191,3 +191,24 @@ def test_jobs_of_four_ranks(cluster: Cluster, digits: Path, tmp_path: Path, node
     assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
     check(job, expected, attempts=1)
     print(f"{nodes} nodes x {ranks_a_node} ranks: {len(expected)} losses equal to {ranks} ranks without Slurm")
+
+
+def test_two_jobs_share_a_node(cluster: Cluster, digits: Path, reference: dict[int, float], tmp_path: Path) -> None:
+    """Their ranks meet on the same host, at the same time."""
+    options = ("--nodelist=node1", "--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30")
+    variables = {"RUNS": str(tmp_path), "IN21K": str(digits)}
+    jobs = [
+        cluster.submit(
+            "pretrain_tiny.sh",
+            *OPTIONS,
+            options=(*options, f"--job-name={name}", f"--output={tmp_path}/{name}.out"),
+            **variables,
+        )
+        for name in ("first", "second")
+    ]
+    assert {cluster.wait(job, timeout=300) for job in jobs} == {"COMPLETED"}
+    first, second = (cluster.jobs(job)[0] for job in jobs)
+    assert first["NodeList"] == second["NodeList"] == "node1"
+    assert second["StartTime"] < first["EndTime"], "they ran one after the other"
+    for name in ("first", "second"):
+        assert losses(tmp_path / name) == reference
