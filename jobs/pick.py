@@ -1,6 +1,7 @@
 """python -m jobs.pick RUN...: the best of several runs by the held-out split, such as a grid of learning rates."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Annotated
 
 import tyro
 
-from pipeline import cli
+from jobs.sync import sync
+from pipeline import cli, mlflow_client, sweep
 from pipeline.cli import UserError
 from pipeline.rundir import read_status
+from pipeline.tracking import OFF
 
 DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held out of the training set
 (data_prep.shard --val-fraction), and report on the validation set.
@@ -18,7 +21,7 @@ DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held
 A run that failed (diverged) is left out, and said so; one that isn't finished stops the choice. Examples:
 
   python -m jobs.pick work/runs/finetune-l16-lr*
-  python -m jobs.pick work/runs/finetune-l16-lr* --link work/campaigns/l16/best
+  python -m jobs.pick work/runs/finetune-l16-lr* --link work/campaigns/l16/best --sweep work/runs/finetune-l16
   python -m jobs.pick runs/photos-seed0 runs/photos-seed1 --by eval/top5"""
 
 
@@ -30,18 +33,39 @@ class PickConfig:
     """Metric, the higher the better."""
     link: Path | None = None
     """Make this a symbolic link to the best run's folder."""
+    sweep: Path | None = None
+    """The folder that the runs were given as --sweep: write down there, and in MLflow, how they did."""
 
 
 def main() -> int:
     config = cli.parse(PickConfig, prog="python -m jobs.pick", description=DESCRIPTION)
+    choose(config)
+    return cli.EXIT_DONE
+
+
+def choose(config: PickConfig) -> None:
+    """Name the best run, link it, and tell the sweep."""
     scores = read_scores(config.runs, config.by)
     chosen = best(scores, config.by)
     for run, score in scores.items():
         print(f"{run}: {'failed, left out' if score is None else f'{config.by} {score:.4f}'}")
-    print(json.dumps({"best": str(chosen), "by": config.by, "score": scores[chosen]}))
     if config.link is not None:
         point(config.link, chosen)
-    return cli.EXIT_DONE
+    if config.sweep is not None:
+        sweep.end(config.sweep, scores, chosen, config.by)
+        send(config.sweep)
+    print(json.dumps({"best": str(chosen), "by": config.by, "score": scores[chosen]}))
+
+
+def send(folder: Path) -> None:
+    """Send the sweep to MLflow, unless that is off; a server that fails costs a line and nothing else."""
+    if os.environ.get(OFF) == "off":
+        return
+    mlflow_client.quiet_environment()
+    try:
+        sync(folder)
+    except Exception as error:  # whatever the server or its client raise
+        print(f"warning: {folder} is not sent to MLflow ({mlflow_client.reason(error)}): python -m jobs.sync {folder}")
 
 
 def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:

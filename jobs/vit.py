@@ -16,6 +16,7 @@ COMMANDS = {  # in the order in which a campaign meets them
     "plan": ("jobs.plan", "what a run takes, without a GPU"),
     "pretrain": ("jobs.pretrain", "pretrain from a recipe"),
     "finetune": ("jobs.finetune", "fine-tune from a run, published weights or scratch"),
+    "sweep": ("jobs.sweep", "fine-tune by several learning rates, and pick the best by the held-out split"),
     "status": ("jobs.status", "where every run stands"),
     "evaluate": ("jobs.evaluate", "exact accuracy on any number of processes"),
     "compare": ("jobs.compare", "runs side by side: table, curves, HTML page"),

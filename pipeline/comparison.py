@@ -10,9 +10,9 @@ from pipeline.run_reader import Run
 
 # May differ between the seeds of one row; the data are compared by their digest.
 PLACES = frozenset({"data.train", "data.eval", "data.cache", "data.cache_gb"})
-UNLIKE_SEEDS = frozenset({"run_dir", "name", "train.seed", "experiment", "parent"}) | PLACES
+UNLIKE_SEEDS = frozenset({"run_dir", "name", "train.seed", "experiment", "parent", "sweep"}) | PLACES
 # Not shown as a difference: they name the run, or where things lie.
-NO_DIFFERENCE = frozenset({"run_dir", "name", "recipe", "experiment", "parent"}) | PLACES
+NO_DIFFERENCE = frozenset({"run_dir", "name", "recipe", "experiment", "parent", "sweep"}) | PLACES
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,8 @@ class RunConfig:
     stage: Literal["pretrain", "finetune"] = "pretrain"
     parent: str = ""
     """Fine-tuning: the run folder (or weights) to start from; empty trains from scratch."""
+    sweep: str = ""
+    """Folder of the sweep that this run belongs to, beside the run's: MLflow shows the run under it (jobs.sweep)."""
     experiment: str = "vit"
     """MLflow experiment."""
     name: str = ""

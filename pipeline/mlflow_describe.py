@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import files, spool
+from pipeline import files, spool, sweep
 from pipeline.config import flatten, to_dict
 from pipeline.metrics import duration
 from pipeline.provenance import without_secrets
@@ -114,14 +114,19 @@ def kept_checkpoints(run_dir: Path) -> list[str]:
 
 
 def parent_run_id(tags: dict[str, str], uri: str) -> str:
-    """The MLflow run of the run that this one was fine-tuned from, where it is on the same server; else empty."""
-    parent = tags.get("parent_run_dir", "")
+    """The MLflow run of the sweep that this run belongs to, or else of the run that it was fine-tuned from.
+
+    Empty where that isn't on the same server.
+    """
+    parent = tags.get("sweep_dir") or tags.get("parent_run_dir", "")
     sent = read_json(Path(parent) / "mlflow.json") if parent else {}
     return str(sent["run_id"]) if sent.get("uri") == uri else ""
 
 
 def note(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, state: str) -> str:
     """The run's description in Markdown, with its curves."""
+    if sweep.is_sweep(run_dir):
+        return sweep.note(run_dir)
     latest: dict[str, float] = {}
     for line in lines:
         latest.update(line.metrics)

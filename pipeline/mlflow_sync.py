@@ -28,6 +28,7 @@ from pipeline.mlflow_client import open_client, quiet_environment, reason, track
 from pipeline.mlflow_points import points
 from pipeline.provenance import without_secrets
 from pipeline.spool import Line, Record
+from pipeline.sweep import is_sweep
 from pipeline.system_metrics import Sampler
 
 STATE = "mlflow.json"
@@ -87,6 +88,7 @@ def sync(run_dir: Path, *, died: bool = False) -> int:
     if record is None:
         raise UserError(f"{str(run_dir)!r} has no {spool.RECORD}: it is no run folder, or its training never started")
     uri = tracking_uri(run_dir)
+    _sync_sweep(record, uri)
     client = open_client(uri)
     sent = read_sent(run_dir)
     if sent is None or sent.uri != without_secrets(uri):
@@ -103,6 +105,18 @@ def sync(run_dir: Path, *, died: bool = False) -> int:
     if state != "RUNNING" and sent.closed != record.attempts[-1].number:
         _close(client, run_dir, record, sent, state)
     return count
+
+
+def _sync_sweep(record: Record, uri: str) -> None:
+    """Send the sweep that a run belongs to, where this server doesn't have it yet: the run is to stand under it."""
+    folder = Path(record.tags.get("sweep_dir", ""))
+    if "sweep_dir" not in record.tags or not (folder / spool.RECORD).is_file():
+        return
+    sent = read_sent(folder)
+    if sent is None or sent.uri != without_secrets(uri):
+        with locked(folder) as mine:
+            if mine:
+                sync(folder)
 
 
 def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sent:
@@ -215,7 +229,7 @@ def _illustrate(client: Any, run_dir: Path, record: Record, sent: Sent, state: s
     from pipeline.comparison_plots import draw_run  # noqa: PLC0415  (matplotlib)
 
     lines = spool.effective(spool.read_lines(run_dir / spool.METRICS)[0], record.attempts)
-    if lines:
+    if lines and not is_sweep(run_dir):  # a sweep's lines are no curve
         draw_run(lines, run_dir / "curves.png")
         client.log_artifact(sent.run_id, str(run_dir / "curves.png"))
     client.set_tag(sent.run_id, "mlflow.note.content", describe.note(run_dir, record, lines, sent.run_id, state))

@@ -12,6 +12,7 @@ from pipeline.mlflow_client import open_client, reason
 from pipeline.mlflow_describe import read_json
 from pipeline.provenance import without_secrets
 from pipeline.spool import Line
+from pipeline.sweep import STAGE, is_sweep
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def find_run_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / spool.METRICS).is_file() or (folder / spool.RECORD).is_file()
+    return not is_sweep(folder) and ((folder / spool.METRICS).is_file() or (folder / spool.RECORD).is_file())
 
 
 def read_run(run_dir: Path) -> Run:
@@ -110,7 +111,8 @@ def read_experiment(name: str, uri: str) -> list[Run]:
         if experiment is None:
             names = ", ".join(item.name for item in client.search_experiments()) or "none"
             raise UserError(f"--experiment {name!r} is not on the MLflow server {shown}: it has {names}")
-        return [_from_mlflow(client, run) for run in _search(client, experiment.experiment_id)]
+        runs = _search(client, experiment.experiment_id)
+        return [_from_mlflow(client, run) for run in runs if run.data.tags.get("stage") != STAGE]
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         raise UserError(f"--experiment {name!r} can't be read from {shown}: {reason(error)}") from None
 

@@ -19,8 +19,8 @@ from pipeline.files import check_can_make, read_json, write_json
 # A resumed run may change these: they don't change what is learned (beyond float32 rounding).
 FREE_FIELDS = frozenset(
     {
-        "run_dir", "name", "experiment", "parent", "data.train", "data.eval", "data.workers", "data.damage_budget",
-        "data.cache", "data.cache_gb",
+        "run_dir", "name", "experiment", "parent", "sweep", "data.train", "data.eval", "data.workers",
+        "data.damage_budget", "data.cache", "data.cache_gb",
         "train.micro_batch",
         "train.zero_stage", "train.offload", "train.compile", "train.skip_nonfinite", "train.rollback_nonfinite",
         "train.profile",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from pipeline import checkpoint, distributed, limits, probe, rundir
+from pipeline import checkpoint, distributed, limits, probe, rundir, sweep
 from pipeline import engine as ds
 from pipeline.checkpoint import Meta
 from pipeline.cli import UserError
@@ -188,12 +188,16 @@ def describe_data(data: Split | None, context: str) -> list[dict[str, Any]]:
 
 def start_tracking(config: RunConfig, data: Path, run: dict[str, Any], start_step: int, world_size: int) -> Tracker:
     lineage = {f"parent_{key}": str(value) for key, value in run["parent"].items()}
+    tags = {"recipe": config.recipe, "stage": config.stage, "dataset_digest": run["dataset_digest"], **lineage}
+    if config.sweep:
+        sweep.start(Path(config.sweep), experiment=config.experiment, tags=tags)
+        tags["sweep_dir"] = str(Path(config.sweep).absolute())
     return open_tracker(
         config.run_dir,
         experiment=config.experiment,
         name=config.name or config.run_dir.name,
         params=flatten(to_dict(config)),
-        tags={"recipe": config.recipe, "stage": config.stage, "dataset_digest": run["dataset_digest"], **lineage},
+        tags=tags,
         artifacts=[config.run_dir / "config.json", config.run_dir / "run.json", data / "dataset.json"],
         start_step=start_step,
         devices=world_size,

@@ -31,6 +31,7 @@ MISSING = {
     "jobs.predict": ("NOWHERE", "{there}"),
     "jobs.pretrain": ("tiny", "--run-dir", "{there}/run", "--data.train", "NOWHERE"),
     "jobs.status": ("NOWHERE",),
+    "jobs.sweep": ("tiny", "--run-dir", "{there}/ft", "--data.train", "NOWHERE"),
     "jobs.sync": ("NOWHERE",),
 }
 TYPED = {
@@ -49,6 +50,7 @@ TYPED = {
     "jobs.plan": ("tiny", "--nodes", "some"),
     "jobs.predict": ("{there}", "{there}", "--top", "all"),
     "jobs.pretrain": ("tiny", "--optim.lr", "high"),
+    "jobs.sweep": ("tiny", "--rates", "high"),
 }  # jobs.pick, jobs.status and jobs.sync have no option of another type than text and switch
 
 

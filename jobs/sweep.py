@@ -1,0 +1,125 @@
+"""python -m jobs.sweep RECIPE --run-dir SWEEP --parent ... --data.train ...: fine-tune by several rates, and pick."""
+
+import dataclasses
+import functools
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jobs.pick import PickConfig, choose
+from pipeline import cli
+from pipeline.cli import UserError
+from pipeline.config import RunConfig, flatten, to_dict
+from pipeline.recipes import FINETUNE, FINETUNE_RATES
+from pipeline.rundir import read_status
+
+DESCRIPTION = """Fine-tune by each of several learning rates, one after another on this machine, and pick the best by
+the held-out split of the training data set (data_prep.shard --val-fraction), as the paper does.
+
+Takes what jobs.finetune takes. The runs are SWEEP-lr0.003 and so on, SWEEP/best is a link to the best one and
+SWEEP/sweep.csv the table; MLflow shows the runs under one for the sweep. Started again, it goes on where it was. A
+rate that fails (diverges) is left out. On Slurm, slurm/submit_all.sh does it as a job array. Examples:
+
+  python -m jobs.sweep tiny --run-dir runs/tiny-ft --parent runs/tiny --data.train shards/digits
+  python -m jobs.sweep b16 --ranks 8 --run-dir runs/b16-ft --parent B_16.npz --data.train shards/in1k
+  python -m jobs.sweep b32 --rates 0.001 0.003 --run-dir runs/b32-ft --parent runs/b32 --data.train shards/photos"""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    rates: tuple[float, ...] = FINETUNE_RATES
+    """Peak learning rates to try."""
+    ranks: int = 1
+    """Processes that train together on this machine, one a GPU (by torchrun)."""
+    by: str = "eval/top1"
+    """Metric of the held-out split that decides, the higher the better."""
+
+
+def main() -> int:
+    recipes = {name: swept(recipe) for name, recipe in FINETUNE.items()}
+    config = cli.parse_recipe(recipes, prog="python -m jobs.sweep", description=DESCRIPTION)
+    folder = config.run.run_dir
+    check(config)
+    runs = [folder.with_name(f"{folder.name}-lr{rate:g}") for rate in config.rates]
+    for rate, run in zip(config.rates, runs, strict=True):
+        code = train(command(config, rate, run))
+        status = read_status(run)
+        if status is not None and status.state == "stopped":
+            print(f"stopped: the same command goes on with {run}", flush=True)
+            return cli.EXIT_REQUEUE
+        if code == cli.EXIT_USER:
+            raise UserError(f"--optim.lr {rate:g}: the run was refused, see above")
+        if status is None or status.state == "running" or (code and status.state != "failed"):
+            print(f"error: {run} left with exit code {code}: see above; the same command goes on", file=sys.stderr)
+            return 1
+    choose(PickConfig(tuple(runs), by=config.by, link=folder / "best", sweep=folder))
+    return cli.EXIT_DONE
+
+
+def swept(recipe: Callable[[], RunConfig]) -> Callable[[], SweepConfig]:
+    @functools.wraps(recipe)
+    def make() -> SweepConfig:
+        return SweepConfig(recipe())
+
+    return make
+
+
+def check(config: SweepConfig) -> None:
+    """Raises UserError for what no run would refuse, and for what each would refuse after seconds."""
+    if config.run.run_dir == Path():
+        raise UserError("--run-dir is missing: name the folder of a new sweep, or of one to go on with")
+    if not config.run.data.train:
+        raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
+    for data in config.run.data.train:
+        if "://" not in data and not data.startswith("pipe:") and not Path(data).is_dir():
+            raise UserError(f"--data.train {data!r} does not exist: name a folder made by data_prep.shard, or a URL")
+    if config.run.sweep:
+        raise UserError(f"--sweep {config.run.sweep!r}: the sweep's folder is --run-dir, leave it out")
+    if config.ranks < 1:
+        raise UserError(f"--ranks {config.ranks} must be at least 1")
+    if not config.rates or min(config.rates) <= 0 or len(set(config.rates)) < len(config.rates):
+        rates = " ".join(f"{rate:g}" for rate in config.rates)
+        raise UserError(f"--rates {rates or '(none)'} must be different numbers above 0, such as --rates 0.003 0.01")
+
+
+def command(config: SweepConfig, rate: float, run: Path) -> list[str]:
+    """One run's: the recipe's name, and each setting in which it differs from the recipe."""
+    optim = dataclasses.replace(config.run.optim, lr=rate)
+    name = f"{config.run.name}-lr{rate:g}" if config.run.name else ""
+    own = dataclasses.replace(config.run, run_dir=run, name=name, sweep=str(config.run.run_dir), optim=optim)
+    recipe = flatten(to_dict(FINETUNE[own.recipe]()))
+    start = [sys.executable, "-m"]
+    if config.ranks > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.ranks}", "-m"]
+    words = [*start, "jobs.finetune", own.recipe]
+    for field, value in flatten(to_dict(own)).items():
+        if value != recipe[field]:
+            words += [f"--{field}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def train(words: list[str]) -> int:
+    """Run a command; a signal that asks us to stop asks it. Returns its exit code."""
+    print("+ " + " ".join(words), flush=True)
+    process = subprocess.Popen(words)
+
+    def stop(*_: Any) -> None:
+        process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    cli.run(main)

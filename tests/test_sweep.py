@@ -1,0 +1,147 @@
+"""A sweep of learning rates on digits: real runs, one of which diverges, the choice, and what MLflow shows of it."""
+
+import csv
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import sweep as job
+from pipeline import mlflow_sync, spool, sweep
+from pipeline.cli import UserError
+from pipeline.mlflow_client import open_client, quiet_environment, tracking_uri
+from pipeline.recipes import finetune_b16
+from pipeline.run_reader import find_run_folders
+from pipeline.rundir import read_status
+from tests.distributed.test_faults import OPTIONS
+from tests.ranks import VARIABLES
+
+RATES = ("1e-05", "0.03", "1e+30")
+
+
+@pytest.fixture(scope="module")
+def swept(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The sweep's folder, and what the command printed."""
+    folder = tmp_path_factory.mktemp("sweep") / "runs" / "ft"
+    options = (*OPTIONS, "--data.eval-split", "val", "--data.augment", "none", "--schedule.steps", 25)
+    command = ("sweep", "tiny", "--rates", *RATES, "--run-dir", folder, "--parent", "scratch", "--data.train", digits)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            patch.delenv(name, raising=False)
+        patch.setattr(sys, "argv", list(map(str, (*command, *options))))
+        log = folder.parent.parent / "log"
+        with log.open("w") as file:
+            keep = os.dup(1)
+            sys.stdout.flush()
+            os.dup2(file.fileno(), 1)  # the runs are processes of their own
+            try:
+                assert job.main() == 0
+                sys.stdout.flush()
+            finally:
+                os.dup2(keep, 1)
+                os.close(keep)
+    return folder, log.read_text()
+
+
+def test_the_held_out_split_decides_and_a_rate_that_diverges_is_left_out(swept: tuple[Path, str]) -> None:
+    folder, output = swept
+    runs = [folder.with_name(f"ft-lr{rate}") for rate in RATES]
+    states = [read_status(run) for run in runs]
+    assert [state.state for state in states if state] == ["finished", "finished", "failed"], output
+    scores = {
+        run: state.metrics["eval/top1"] for run, state in zip(runs, states, strict=True) if state and run != runs[2]
+    }
+    assert scores[runs[1]] > scores[runs[0]], "25 steps of a rate of 1e-5 teach nothing"
+    assert (folder / "best").resolve() == runs[1].resolve()
+    with (folder / sweep.TABLE).open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["run", "optim.lr", "eval/top1", ""]
+    assert [(row[0], float(row[1])) for row in rows] == [
+        (run.name, float(rate)) for run, rate in zip(runs, RATES, strict=True)
+    ]
+    assert [row[2:] for row in rows] == [[str(scores[runs[0]]), ""], [str(scores[runs[1]]), "best"], ["failed", ""]]
+    assert sweep.is_sweep(folder)
+    assert find_run_folders([folder.parent]) == sorted(runs), "a sweep is no run to compare"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_mlflow_shows_the_runs_under_the_sweep(swept: tuple[Path, str]) -> None:
+    folder, _ = swept
+    quiet_environment()
+    child = folder.with_name(f"ft-lr{RATES[2]}")
+    mlflow_sync.sync(child)  # its own syncing process would do this while it trains
+    client = open_client(tracking_uri(folder))
+    above, below = (mlflow_sync.read_sent(run) for run in (folder, child))
+    assert above is not None
+    assert below is not None
+    assert client.get_run(below.run_id).data.tags["mlflow.parentRunId"] == above.run_id
+    run = client.get_run(above.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "ft")
+    assert run.data.tags["best"] == f"ft-lr{RATES[1]}"
+    assert run.data.tags["best.optim.lr"] == "0.03"
+    assert "| best |" in run.data.tags["mlflow.note.content"]
+    points = {point.step: point.value for point in client.get_metric_history(above.run_id, "optim.lr")}
+    assert points == {number: float(rate) for number, rate in enumerate(RATES, 1)}
+    scores = {point.step: point.value for point in client.get_metric_history(above.run_id, "eval/top1")}
+    assert scores.keys() == {1, 2}
+    assert [item.path for item in client.list_artifacts(above.run_id)] == [sweep.TABLE]
+
+
+def test_choosing_again_adds_to_the_record(swept: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = swept
+    scores = {folder.with_name(f"ft-lr{rate}"): score for rate, score in zip(RATES, (0.5, 0.25, None), strict=True)}
+    sweep.end(folder, scores, next(iter(scores)), "eval/top5")
+    record = spool.read_record(folder)
+    assert record is not None
+    assert [attempt.state for attempt in record.attempts] == ["FINISHED", "FINISHED"]
+    lines = spool.effective(spool.read_lines(folder / spool.METRICS)[0], record.attempts)
+    assert [line.metrics.get("eval/top5") for line in lines] == [0.5, 0.25, None]
+    assert record.tags["best"] == "ft-lr1e-05"
+    late = tmp_path / "late"  # its runs were not told of it
+    sweep.end(late, scores, next(iter(scores)), "eval/top5")
+    assert sweep.is_sweep(late)
+    with pytest.raises(UserError, match="is a run's folder"):
+        sweep.end(next(iter(scores)), scores, next(iter(scores)), "eval/top1")
+
+
+def test_each_run_gets_the_settings_that_differ_from_the_recipe(tmp_path: Path) -> None:
+    run = dataclasses.replace(finetune_b16(), run_dir=tmp_path / "ft", parent="B_16.npz", name="mine")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, train=("a", "b"), flip=False))
+    words = job.command(job.SweepConfig(run, ranks=8), 0.003, tmp_path / "ft-lr0.003")
+    assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "-m"]
+    assert words[6:8] == ["jobs.finetune", "b16"]
+    pairs = " ".join(words[8:])
+    assert pairs == (
+        f"--run_dir {tmp_path}/ft-lr0.003 --parent B_16.npz --sweep {tmp_path}/ft --name mine-lr0.003 "
+        "--data.train a b --data.flip False --optim.lr 0.003"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--rates", "0.1", "0.1"), "--rates 0.1 0.1 must be different"),
+        (("--rates", "0"), "--rates 0 must be different numbers above 0"),
+        (("--ranks", "0"), "--ranks 0 must be at least 1"),
+        (("--sweep", "x"), "--sweep 'x': the sweep's folder is --run-dir"),
+        (("--run-dir", "."), "--run-dir is missing"),
+        (("--data.train", "nowhere"), "--data.train 'nowhere' does not exist"),
+        (("--data.train",), "--data.train is missing"),
+    ],
+)
+def test_mistakes(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep", "tiny", "--run-dir", "runs/ft", "--data.train", ".", *arguments])
+    with pytest.raises(UserError, match=said):
+        job.main()
+
+
+def test_refused_runs_end_the_sweep(digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without --parent."""
+    monkeypatch.setattr(sys, "argv", ["sweep", "tiny", "--run-dir", str(tmp_path / "ft"), "--data.train", str(digits)])
+    with pytest.raises(UserError, match=r"--optim.lr 0.003: the run was refused"):
+        job.main()
+    assert not (tmp_path / "ft" / "best").exists()
