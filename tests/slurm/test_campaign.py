@@ -1,6 +1,7 @@
 """The whole campaign on the cluster, twice: raw tars to an exported model, and nothing left to do."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def submit_all(cluster: Cluster, work: Path, raw: Path, rates: str = "0.003 0.03
     )  # fmt: skip
 
 
+def rows_on(cluster: Cluster, *folders: Path) -> dict[str, dict[str, object]]:
+    """What jobs.status shows on the login machine, by row."""
+    command = (sys.executable, "-m", "jobs.status", "--json", *folders)
+    lines = cluster.run(*command, PYTHONPATH=str(REPO)).splitlines()
+    return {row["name"]: row for row in map(json.loads, lines)}
+
+
 def wait(cluster: Cluster, campaigns: Path) -> None:
     """Until every stage's job has ended well."""
     for folder, stages in STAGES.items():
@@ -49,6 +57,9 @@ def test_a_campaign_twice(cluster: Cluster, raw_digits: Path, tmp_path: Path) ->
     again = submit_all(cluster, tmp_path, raw_digits)
     assert "submitted" not in again, again
     campaigns = tmp_path / "campaigns"
+    waiting = rows_on(cluster, campaigns)
+    assert len(waiting) == len(STAGES["data-in21k"]) + len(STAGES["data-in1k"]) + len(STAGES["tiny"]), waiting
+    assert (waiting["tiny/pick"]["state"], waiting["tiny/pick"]["note"]) == ("pending", "Dependency")
     wait(cluster, campaigns)
     best = (campaigns / "tiny" / "best").resolve()
     assert best.parent == tmp_path / "runs"

@@ -136,7 +136,7 @@ def test_a_node_that_crashes_twice_is_left(
         job = Job(job.id, job.run, cluster.wait_running(job.id, timeout=120))
         assert bad in job.nodes
         cluster.call("crash", bad)
-        time.sleep(12)  # longer than SlurmdTimeout: Slurm has seen it
+        time.sleep(20)  # Slurm has seen it: SlurmdTimeout is 10 s
         cluster.call("boot", bad)
         if step != FAULT_STEP:
             cluster.run("scontrol", "update", f"NodeName={others}", "State=RESUME")
