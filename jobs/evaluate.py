@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipeline import cli
+from jobs.sync import send
+from pipeline import cli, evaluations
 from pipeline.cli import UserError
+from pipeline.evaluations import FOLDER, name_of, run_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,7 @@ line for people and one JSON object. Examples:
   python -m jobs.evaluate runs/b16-ft/checkpoints/step-00020000 --data shards/in1k --split val --batch 512
   python -m jobs.evaluate b16-onnx --data shards/in1k
   python -m jobs.evaluate runs/b16-ft --data shards/in1k --out work/b16-ft --real real.json
+  python -m jobs.evaluate runs/b16-ft --data shards/imagenet-v2 --split test --log
   python -m jobs.evaluate runs/b16 --data shards/in1k --probe linear --shots 10"""
 
 
@@ -50,6 +53,9 @@ class EvaluateConfig:
     """Judge the running average of the weights (--train.average) instead of the last ones."""
     out: Path | None = None
     """Folder for per_class.csv and confusion.png."""
+    log: bool = False
+    """Keep the result, the per-class table and the confusion plot with the run, in RUN/evaluations/, and send them to
+    its run in MLflow."""
     real: Path | None = None
     """ImageNet-ReaL's real.json: also report accuracy by its labels, for ImageNet-2012's validation set."""
     probe: Literal["none", "knn", "linear"] = "none"
@@ -75,7 +81,7 @@ def main() -> int:
     from pipeline.inference import open_classifier, with_classes  # noqa: PLC0415
     from pipeline.shards import read_classes  # noqa: PLC0415
     from pipeline.split import open_split  # noqa: PLC0415
-    from pipeline.tally import Tally, read_real, write  # noqa: PLC0415
+    from pipeline.tally import MOST_CLASSES, Tally, read_real, write  # noqa: PLC0415
     from pipeline.trained import is_run  # noqa: PLC0415
 
     split = open_split(config.data, config.split)
@@ -83,6 +89,7 @@ def main() -> int:
     accelerator = make_accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     source = checkpoint.resolve(config.model) if is_run(config.model) else config.model
+    run_dir = run_of(source) if config.log else None
     classifier = open_classifier(source, device=accelerator.device, dtype=dtype, average=config.average)
     classifier = with_classes(classifier, names_of_published(classifier.known.classes))
     known = classifier.known
@@ -103,12 +110,16 @@ def main() -> int:
         accuracy = probe(config, classifier.model, split, classifier.device, known.resize)
         print(f"{source}: {config.probe} probe of {len(split):,} samples, top-1 {accuracy:.2%}")
         print(json.dumps({**facts, "probe": config.probe, "shots": config.shots, "top1": accuracy}))
+        if run_dir is not None:
+            shots = f"-{config.shots}-shot" if config.shots else ""
+            keep(run_dir, f"{result_name(config, split)}-{config.probe}{shots}", facts, {"top1": accuracy})
         return cli.EXIT_DONE
 
     def reduce(sums: torch.Tensor) -> torch.Tensor:
         return accelerator.reduce(sums.to(accelerator.device), reduction="sum")  # type: ignore[no-any-return]
 
-    tally = Tally(len(known.classes), classifier.device, real) if config.out or real is not None else None
+    tables = config.out or (config.log and len(known.classes) <= MOST_CLASSES)
+    tally = Tally(len(known.classes), classifier.device, real) if tables or real is not None else None
     result = evaluate(
         classifier.forward,
         split,
@@ -124,17 +135,22 @@ def main() -> int:
         reduce=reduce,
         observe=tally.see if tally else None,
     )
-    more = {}
     if tally is not None:
         tally.reduce(reduce)
-        more = tally.real
-        if config.out and accelerator.is_main_process:
-            names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
-            write(config.out, tally.confusion_CC.cpu().numpy(), names)
-            print(f"per class: {config.out / 'per_class.csv'}, {config.out / 'confusion.png'}")
     if accelerator.is_main_process:
-        print(f"{source}: {result}" + (f", ReaL {more['real_top1']:.2%}" if more else ""))
-        print(json.dumps({**facts, **result.metrics(""), **more}))
+        scores = {**result.metrics(""), **(tally.real if tally is not None else {})}
+        folders = [config.out] if config.out else []
+        if run_dir is not None:
+            folders.append(run_dir / FOLDER / result_name(config, split))
+        if tally is not None and tables:
+            names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
+            for folder in folders:
+                write(folder, tally.confusion_CC.cpu().numpy(), names)
+                print(f"per class: {folder / 'per_class.csv'}, {folder / 'confusion.png'}")
+        if run_dir is not None:
+            keep(run_dir, result_name(config, split), facts, scores)
+        print(f"{source}: {result}" + (f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""))
+        print(json.dumps({**facts, **scores}))
     accelerator.end_training()
     return cli.EXIT_DONE
 
@@ -148,6 +164,17 @@ def check(config: EvaluateConfig) -> None:
             raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         raise UserError(f"--out {str(config.out)!r} is a file: name a folder")
+
+
+def result_name(config: EvaluateConfig, split: "Split") -> str:
+    """What the result is kept under in the run's folder and in MLflow."""
+    return name_of(split.info.name, config.split, average=config.average)
+
+
+def keep(run_dir: Path, name: str, facts: dict[str, Any], scores: dict[str, float]) -> None:
+    """Write the scores into the run's folder and send them to MLflow."""
+    evaluations.keep(run_dir, name, facts["step"], facts, scores)
+    send(run_dir)
 
 
 def check_classes(config: EvaluateConfig, classes: "Sequence[Named]", data: list[dict[str, Any]]) -> None:

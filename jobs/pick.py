@@ -1,7 +1,6 @@
 """python -m jobs.pick RUN...: the best of several runs by the held-out split, such as a grid of learning rates."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from jobs.sync import sync
-from pipeline import cli, mlflow_client, sweep
+from jobs.sync import send
+from pipeline import cli, sweep
 from pipeline.cli import UserError
 from pipeline.rundir import read_status
-from pipeline.tracking import OFF
 
 DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held out of the training set
 (data_prep.shard --val-fraction), and report on the validation set.
@@ -55,17 +53,6 @@ def choose(config: PickConfig) -> None:
         sweep.end(config.sweep, scores, chosen, config.by)
         send(config.sweep)
     print(json.dumps({"best": str(chosen), "by": config.by, "score": scores[chosen]}))
-
-
-def send(folder: Path) -> None:
-    """Send the sweep to MLflow, unless that is off; a server that fails costs a line and nothing else."""
-    if os.environ.get(OFF) == "off":
-        return
-    mlflow_client.quiet_environment()
-    try:
-        sync(folder)
-    except Exception as error:  # whatever the server or its client raise
-        print(f"warning: {folder} is not sent to MLflow ({mlflow_client.reason(error)}): python -m jobs.sync {folder}")
 
 
 def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:

@@ -1,5 +1,7 @@
 """python -m jobs.sync RUN...: send to MLflow what a run folder holds and MLflow lacks."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,7 @@ from rich.console import Console
 from pipeline import cli, mlflow_client, mlflow_sync, spool
 from pipeline.cli import UserError
 from pipeline.provenance import without_secrets
+from pipeline.tracking import OFF
 
 DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
 
@@ -68,6 +71,20 @@ def sync(run_dir: Path) -> str:
         assert sent is not None
         state = record.attempts[-1].state.lower()
         return f"{count:,} values sent, {state}{' (it died)' if died else ''}, MLflow run {sent.run_id} at {sent.uri}"
+
+
+def send(folder: Path) -> None:
+    """Send what another command has added to a run's folder, unless MLflow is off; a failure costs a line alone."""
+    if os.environ.get(OFF) == "off":
+        return
+    mlflow_client.quiet_environment()
+    try:
+        sync(folder)
+    except Exception as error:  # whatever the server or its client raise
+        print(
+            f"warning: {folder} is not sent to MLflow ({mlflow_client.reason(error)}): python -m jobs.sync {folder}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

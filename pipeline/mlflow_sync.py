@@ -38,6 +38,7 @@ INTERVAL = 5.0  # seconds between two passes beside a training
 LONGEST_PAUSE = 60.0  # seconds between two tries against a server that fails
 BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
 TEXTS = (".json", ".txt", ".diff")
+SENT_FILES = (spool.METRICS, spool.SYSTEM, spool.EVALUATIONS)  # of lines
 PARAMS = 100  # parameters or tags a call: MLflow's limit
 EXPERIMENT_TAGS = {  # what MLflow's pages show an experiment as
     "mlflow.experimentKind": "custom_model_development",
@@ -97,7 +98,7 @@ def sync(run_dir: Path, *, died: bool = False) -> int:
     if sent.closed and sent.closed < record.attempts[-1].number:
         client.update_run(sent.run_id, status="RUNNING")
         sent.closed = 0
-    count = sum(_send_lines(client, run_dir, record, sent, name) for name in (spool.METRICS, spool.SYSTEM))
+    count = sum(_send_lines(client, run_dir, record, sent, name) for name in SENT_FILES)
     state = "FAILED" if died else record.attempts[-1].state
     if _describe(client, run_dir, record, sent) and state == "RUNNING":  # at a start, and where a checkpoint is new
         _illustrate(client, run_dir, record, sent, state)

@@ -24,6 +24,7 @@ from pipeline.files import read_json, write_json
 
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
+EVALUATIONS = "evaluations.jsonl"  # the same lines, of jobs.evaluate
 RECORD = "tracking.json"
 SILENCE = 300.0  # seconds without a line after which a run on another host counts as dead; system.jsonl grows every 10
 

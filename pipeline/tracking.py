@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import provenance, spool
+from pipeline import evaluations, provenance, spool
 from pipeline.spool import Attempt, Line, Record
 
 OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
@@ -131,7 +131,7 @@ def open_tracker(
         name=name,
         params=params,
         tags=tags,
-        artifacts=[[str(path.absolute()), ""] for path in (*artifacts, run_dir / CODE)],
+        artifacts=[[str(path.absolute()), ""] for path in (*artifacts, run_dir / CODE, run_dir / evaluations.FOLDER)],
         attempts=[*attempts, attempt],
     )
     provenance.write_code(run_dir / CODE, attempt.number)

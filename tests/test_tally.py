@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from jobs import evaluate as job
 from jobs import export
+from jobs.sync import send
 from pipeline import features
 from pipeline.cli import UserError
 from pipeline.data import Batch
 from pipeline.exporting import FORMATS
+from pipeline.mlflow_client import open_client, tracking_uri
+from pipeline.mlflow_sync import read_sent
+from pipeline.split import open_split
 from pipeline.tally import Tally, per_class, read_real, write
+from pipeline.tracking import OFF
 from pipeline.trained import Named
 
 CLASSES = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]
@@ -117,6 +123,38 @@ def test_the_table_agrees_with_the_accuracy(
     assert hits / 451 == pytest.approx(result["top1"], abs=1e-5)
     averaged = evaluate(monkeypatch, capsys, trained, "--data", digits, "--average", "--workers", 0)
     assert averaged["loss"] != result["loss"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of mlflow's model logging and of what it imports
+def test_results_are_kept_with_the_run_and_shown_by_mlflow(
+    trained: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run had finished, and MLflow knew of it, before any evaluation."""
+    monkeypatch.delenv(OFF, raising=False)
+    send(trained)
+    words = (trained, "--data", digits, "--workers", 0, "--log")
+    result = evaluate(monkeypatch, capsys, *words)
+    probed = evaluate(monkeypatch, capsys, *words, "--probe", "knn", "--shots", 5)
+    again = evaluate(monkeypatch, capsys, *words)
+    assert again == result
+    name = f"{open_split(digits, 'val').info.name}-val"
+    folder = trained / "evaluations" / name
+    assert json.loads((folder / "result.json").read_text()) == result
+    sent = read_sent(trained)
+    assert sent is not None
+    client = open_client(tracking_uri(trained))
+    values = client.get_run(sent.run_id).data.metrics
+    assert values[f"evaluation/{name}/top1"] == result["top1"]
+    assert values[f"evaluation/{name}/top5"] == result["top5"]
+    assert values[f"evaluation/{name}-knn-5-shot/top1"] == probed["top1"]
+    assert client.get_metric_history(sent.run_id, f"evaluation/{name}/top1")[0].step == 60
+    shown = {item.path for item in client.list_artifacts(sent.run_id, f"evaluations/{name}")}
+    assert {Path(path).name for path in shown} == {"per_class.csv", "confusion.png", "result.json"}
+    assert client.get_run(sent.run_id).info.status == "FINISHED"
+    alone = trained.parent / "alone" / "checkpoints"
+    shutil.copytree(trained / "checkpoints", alone)
+    with pytest.raises(UserError, match="lies in no run folder"):
+        evaluate(monkeypatch, capsys, next(alone.iterdir()), *words[1:])
 
 
 def test_probes_of_a_run(
