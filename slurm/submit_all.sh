@@ -155,7 +155,7 @@ stage "$campaign/pick" "$campaign/finetune" afterany -- --job-name="pick-$name" 
   --sweep "$RUNS/finetune-$name" ${more[pick]:-}
 # shellcheck disable=SC2086
 stage "$campaign/evaluate" "$campaign/pick" afterok -- --job-name="evaluate-$name" ${more[evaluate-sbatch]:-} \
-  "$REPO/slurm/evaluate.sh" "$campaign/best" --data "$IN1K" ${more[evaluate]:-}
+  "$REPO/slurm/evaluate.sh" "$campaign/best" --data "$IN1K" --log ${more[evaluate]:-}
 if [ -z "$dry" ] && [ -e "$campaign/timm" ] && ! queued "$campaign/export" >/dev/null &&
   ! done_already "$campaign/export" "$campaign/pick"; then
   mv "$campaign/timm" "$campaign/timm-before-$(date +%F-%H%M%S)" # jobs.export overwrites nothing
