@@ -90,7 +90,7 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     """
     os.environ.update(export_variables(ranks, os.environ))
     device = local_device(ranks.local_rank)
-    import deepspeed  # noqa: PLC0415  (evaluation needs this module, but no DeepSpeed)
+    from pipeline.quick_deepspeed import deepspeed  # noqa: PLC0415  (evaluation needs this module, but no DeepSpeed)
 
     # DeepSpeed compiles a shared-memory all-reduce for CPU ranks at the first start: half a minute, and a failure
     # where there is no compiler. gloo does the same work.

@@ -5,27 +5,16 @@ and its optimizer moments, full-sized. DeepSpeed's own checkpoints are bound to 
 universal ones silently lose the second parameter group under ZeRO-3 (docs/design.md).
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns at import where it has to find out
-
-import deepspeed
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
-
 from pipeline import optim
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, accumulation
+from pipeline.quick_deepspeed import deepspeed
 
 MASTER = "param"  # the first part of a state key: "param/blocks.0.attn.qkv.weight"
 AVERAGE = "average"  # of the running average of the weights, kept beside the moments
@@ -134,17 +123,47 @@ def moment_names(engine: Any, kind: str) -> tuple[str, ...]:
     return (*MOMENTS[kind], AVERAGE) if AVERAGE in states[0] else MOMENTS[kind]
 
 
-def gather_state(engine: Any, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the key and full float32 tensor of each master parameter and each of its moments.
+def gather_state(engine: Any, kind: str) -> Iterator[tuple[str, int | None, int, torch.Tensor | None]]:
+    """Yield key, holder, number of elements and full float32 tensor of each master parameter and its moments.
 
-    Collective: every rank must run it to the end, in step with the others. Moments are left out before the first
+    Collective: every rank must run it to the end, in step with the others. A tensor that one rank holds whole goes
+    nowhere, the others get None in its place; all get one without holder. Moments are left out before the first
     optimizer step, when there are none.
     """
     moments = moment_names(engine, kind)
     _link_moments(engine)
+    holders = _holders(engine)
     for name, parameter in engine.module.named_parameters():
         for key in (None, *moments):
-            yield f"{key or MASTER}/{name}", _full(engine, parameter, key)
+            holder = holders.get(name)
+            if holder is None:
+                tensor = _full(engine, parameter, key)
+            else:
+                tensor = _held(parameter, key) if holder == torch.distributed.get_rank() else None
+            yield f"{key or MASTER}/{name}", holder, _full_shape(parameter).numel(), tensor
+
+
+def _holders(engine: Any) -> dict[str, int]:
+    """Under ZeRO 1 and 2: the rank that has all of a parameter, for those (nearly all) that one has; collective."""
+    if engine.zero_optimization_stage() not in (1, 2):
+        return {}
+    rank = torch.distributed.get_rank()
+    named = list(engine.module.named_parameters())
+    device = named[0][1].device
+    whole = torch.tensor(
+        [
+            rank + 1 if p._hp_mapping is not None and p._hp_mapping.lp_fragment_address.numel == p.numel() else 0
+            for _, p in named
+        ],
+        device=device,
+    )
+    torch.distributed.all_reduce(whole)
+    return {name: holder - 1 for (name, _), holder in zip(named, whole.tolist(), strict=True) if holder}
+
+
+def _held(parameter: Any, key: str | None) -> torch.Tensor:
+    fragment: torch.Tensor = parameter._hp_mapping.get_hp_fragment(key)
+    return fragment.detach().view(parameter.shape)
 
 
 def optimizer_steps(engine: Any) -> int:
@@ -211,7 +230,11 @@ def _link_moments(engine: Any) -> None:
 def _full(engine: Any, parameter: torch.nn.Parameter, key: str | None) -> torch.Tensor:
     if engine.zero_optimization_stage() == 0:
         return parameter.detach() if key is None else engine.optimizer.state[parameter][key]
-    full = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+    full = (
+        deepspeed.utils.safe_get_full_fp32_param(parameter)
+        if key is None
+        else deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+    )
     return full.reshape(_full_shape(parameter))  # type: ignore[no-any-return]
 
 
@@ -224,12 +247,12 @@ def _set_full(engine: Any, parameter: Any, value: torch.Tensor, key: str | None)
     if stage == 3:
         local = _local_partition(parameter, value)
         if key is None:
-            safe_set_local_fp32_param(parameter, local)
+            deepspeed.utils.safe_set_local_fp32_param(parameter, local)
             parameter.ds_tensor.data.copy_(local.reshape(parameter.ds_tensor.shape))
             if parameter.numel() == value.numel():  # small ones stay whole on each rank between steps
                 parameter.data.copy_(value)
         else:
-            safe_set_local_optimizer_state(parameter, local, key)
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, local, key)
     elif stage == 0:
         target = parameter.data if key is None else engine.optimizer.state[parameter][key]
         target.copy_(value)
