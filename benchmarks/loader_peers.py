@@ -6,7 +6,9 @@ makes a function that starts the reader. One that isn't installed raises ImportE
 import io
 import math
 import random
+import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,8 @@ def dali(split: Split, size: int, batch: int, workers: int) -> Reader:
 
 
 def streaming(split: Split, size: int, batch: int, workers: int) -> Reader:
+    # its vision part isn't used here, and wants torchvision with the very torch that is installed
+    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
     from streaming import MDSWriter, StreamingDataset
 
     folder = Path(tempfile.mkdtemp())

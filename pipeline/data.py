@@ -30,7 +30,7 @@ from pipeline.transforms import TrainTransform, eval_image
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next
 _STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
-_AHEAD = 4  # batches that each worker prepares before they are asked for
+_AHEAD = 2  # batches that each worker prepares before they are asked for; more would not fit the processor's cache
 _ARENA = 16 << 20  # bytes that a worker may keep for reuse
 
 
