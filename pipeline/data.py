@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import order
+from pipeline.cli import UserError
 from pipeline.config import Resize
 from pipeline.damage import Damage
 from pipeline.jpeg import Image
@@ -98,8 +99,7 @@ class TrainMicroBatches(Dataset[Loaded]):
             try:
                 self.transform(self.split.whole(row, jpeg), seed, out)
             except ValueError as error:
-                whole = len(jpeg) == self.split.size(row)
-                broken.append(Damage(row, *self.split.place(row), _reason(jpeg, whole), str(error)))
+                broken.append(_damage(self.split, row, jpeg, error))
             else:
                 damaged += broken
                 return row
@@ -133,10 +133,14 @@ class EvalBatches(Dataset[Loaded]):
         first = index * self.batch * self.world_size + self.rank
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
         images_BHWC = self.slots[index]
+        damaged: list[Damage] = []
         for place, jpeg in self.split.read_all(rows):
-            whole = self.split.whole(int(rows[place]), jpeg)
-            images_BHWC[place] = eval_image(whole, self.image_size, self.resize)
-        return Loaded(index, self.split.labels(rows), rows, -1)
+            row = int(rows[place])
+            try:
+                images_BHWC[place] = eval_image(self.split.whole(row, jpeg), self.image_size, self.resize)
+            except ValueError as error:
+                damaged.append(_damage(self.split, row, jpeg, error))
+        return Loaded(index, self.split.labels(rows), rows, -1, tuple(damaged))
 
 
 def train_batches(
@@ -177,10 +181,17 @@ def eval_batches(
     workers: int,
     resize: Resize = "square",
 ) -> Iterator[Batch]:
-    """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent."""
+    """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent.
+
+    Raises UserError for a sample that doesn't decode: nothing can stand in for it where all are counted.
+    """
     indices = range(-(-len(range(rank, len(split), world_size)) // batch))
     slots = _slots(indices, workers, batch, image_size)
     for loaded in load(EvalBatches(split, image_size, batch, rank, world_size, resize, slots), indices, workers):
+        for damage in loaded.damaged:
+            raise UserError(
+                f"{split.name}: {damage}. Find all such samples with data_prep.verify and make the data set again"
+            )
         yield _batch(loaded, slots)
 
 
@@ -247,11 +258,13 @@ def _end_workers() -> None:
         child.kill()
 
 
-def _reason(jpeg: bytes, whole: bool) -> str:
-    """Of damage, in a word that groups."""
-    if not whole:
-        return "shard_cut"
-    return "undecodable" if jpeg.startswith(b"\xff\xd8") else "no_jpeg"
+def _damage(split: Split, row: int, jpeg: bytes, error: ValueError) -> Damage:
+    """Of a sample, its reason in a word that groups."""
+    if len(jpeg) != split.size(row):
+        reason = "shard_cut"
+    else:
+        reason = "undecodable" if jpeg.startswith(b"\xff\xd8") else "no_jpeg"
+    return Damage(row, *split.place(row), reason, str(error))
 
 
 def _batch(loaded: Loaded, slots: Slots) -> Batch:

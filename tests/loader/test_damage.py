@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline import spool
+from pipeline.cli import UserError
 from pipeline.damage import Damages
-from pipeline.data import Batch, train_batches
+from pipeline.data import Batch, eval_batches, train_batches
 from pipeline.order import Order
 from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform
@@ -54,6 +55,15 @@ def content(split: Split, world: int) -> dict[int, list[tuple[int, int, bytes]]]
             for row, label, image in zip(rows, labels, batch.images_BHWC.numpy(), strict=True):
                 steps[batch.step].append((row, label, image.tobytes()))
     return {step: sorted(items) for step, items in steps.items()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_names_a_damaged_sample(damaged: tuple[Split, list[int]], workers: int) -> None:
+    split, chosen = damaged
+    first = min(chosen)
+    shard, offset = split.place(first)
+    with pytest.raises(UserError, match=rf"sample {first} \({shard}, byte {offset}\): .*data_prep.verify"):
+        list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=workers))
 
 
 def test_others_stand_in_for_damaged_samples_the_same_for_any_world_size(
