@@ -107,10 +107,11 @@ class Saver:
         """This rank's tensors, float32 in the host's memory."""
         load = [0] * self.world
         mine = {}
-        for key, tensor in ds.gather_state(engine, self.config.optim.kind):
-            owner = load.index(min(load))
-            load[owner] += tensor.numel()
+        for key, holder, size, tensor in ds.gather_state(engine, self.config.optim.kind):
+            owner = load.index(min(load)) if holder is None else holder
+            load[owner] += size
             if owner == self.rank:
+                assert tensor is not None, key
                 if key not in self._buffers:
                     self._buffers[key] = torch.empty(tensor.shape, pin_memory=tensor.is_cuda)
                 mine[key] = self._buffers[key].copy_(tensor, non_blocking=tensor.is_cuda)
