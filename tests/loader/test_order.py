@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import bench_order
 from pipeline.order import Order, ledger_hash, micro_batch_positions, permute, sample_seeds
 
 SHARDS = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)
@@ -147,3 +148,17 @@ def test_an_order_over_imagenet_21k_opens_and_seeks_at_once(position: int) -> No
     rows = order.rows(np.arange(position, position + 4096))[1]
     assert len(set(rows.tolist())) > 4000  # an epoch's border may lie inside
     assert time.process_time() - began < 5
+
+
+def test_a_day_of_1024_ranks_over_imagenet_21k() -> None:
+    """300 images/s a rank for 24 hours: every epoch's windows and shards; one step by all ranks at the day's end."""
+    order = Order(bench_order.shard_sizes(), seed=0)
+    epochs = bench_order.DAY * bench_order.RANKS * 300 // bench_order.SAMPLES + 1
+    assert epochs == 1870
+    for epoch in range(epochs):
+        bench_order.check_structure(order, epoch)
+    step = epochs * bench_order.SAMPLES // bench_order.GLOBAL_BATCH - 1
+    seen = [order.rows(bench_order.rank_positions(step, rank, bench_order.RANKS))[1] for rank in range(1024)]
+    first = step * bench_order.GLOBAL_BATCH
+    whole = order.rows(np.arange(first, first + bench_order.GLOBAL_BATCH))[1]
+    assert sorted(np.concatenate(seen).tolist()) == sorted(whole.tolist())
