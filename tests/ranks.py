@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
@@ -105,6 +105,11 @@ def run_ranks(
         finished = ranks.wait(timeout)
         assert all(rank.code == code for rank in finished), ranks.output()
         return finished
+
+
+def forked(target: Callable[..., None], arguments: tuple[object, ...]) -> Any:
+    """A process, not started yet, that runs ``target`` in a fork of the one with all imports."""
+    return _context().Process(target=target, args=arguments)
 
 
 def _context() -> Any:

@@ -5,7 +5,6 @@ import json
 import re
 import runpy
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jobs.vit import COMMANDS
 from pipeline.interop import npz
 from pipeline.recipes import FINETUNE
 from tests.e2e.launch import environment
+from tests.quick import executable
 from tests.test_model import random_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def test_the_page_on_own_data_does_what_it_says(desk: Path) -> None:
     first, *rest = blocks(REPOSITORY / "docs" / "own_data.md")
     assert [line.split("=")[0] for line in first.splitlines()] == [line.split("=")[0] for line in SETTINGS.split()]
     script = "set -eu\n" + SETTINGS + "".join(rest)
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"  # python is ours, as in an activated environment
+    path = f"{executable().parent}:/usr/bin:/bin"  # python is ours, as in an activated environment
     done = subprocess.run(
         ["bash", "-c", script], cwd=desk, env=environment(PATH=path, PYTHONPATH=str(REPOSITORY)),
         capture_output=True, text=True, check=False, timeout=240,

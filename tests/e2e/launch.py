@@ -31,12 +31,12 @@ def environment(**more: str) -> dict[str, str]:
     return own | speed | {"PYTHONWARNINGS": "ignore::FutureWarning"} | more
 
 
-def start(*arguments: object, log: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """``python ARGUMENTS`` its output in ``log``."""
+def start(*arguments: object, log: Path, python: str = sys.executable, **variables: str) -> subprocess.Popen[bytes]:
+    """``python ARGUMENTS``, its output in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
+            [python, *map(str, arguments)],
             cwd=REPOSITORY,
             env=environment(**variables),
             stdout=file,
@@ -44,9 +44,16 @@ def start(*arguments: object, log: Path, **variables: str) -> subprocess.Popen[b
         )
 
 
-def run(*arguments: object, log: Path, code: int = 0, timeout: float = 180, **variables: str) -> str:
+def run(
+    *arguments: object,
+    log: Path,
+    code: int = 0,
+    timeout: float = 180,
+    python: str = sys.executable,
+    **variables: str,
+) -> str:
     """Run to the end, which must have exit code ``code``; return the output."""
-    process = start(*arguments, log=log, **variables)
+    process = start(*arguments, log=log, python=python, **variables)
     try:
         assert process.wait(timeout) == code, log.read_text()
     except subprocess.TimeoutExpired:

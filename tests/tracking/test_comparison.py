@@ -7,7 +7,6 @@ import math
 import re
 import statistics
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pipeline.files import write_json
 from pipeline.run_reader import Run, find_run_folders, read_run
 from pipeline.spool import METRICS, Attempt, Line, Record, write_record
 from pipeline.spool import to_json as line_to_json
+from tests.quick import executable
 from tests.tracking.server import Server
 from tests.tracking.test_sync import jobs_sync
 
@@ -197,7 +197,7 @@ def test_any_number_of_runs(tmp_path: Path, count: int) -> None:
 
 
 def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.compare", *map(str, arguments)]
+    command = [str(executable()), "-m", "jobs.compare", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -231,7 +231,10 @@ def test_runs_that_only_the_server_has(family: Path, server: Server) -> None:
     done = compare(*fine)
     assert done.returncode == 0, done.stderr
     assert [without_facts(row) for row in json.loads(done.stdout)] == [without_facts(row) for row in by_folder]
-    done = compare(*fine[:-1], "--recipe", "finetune b16", "--parent", family / "b16", "--csv")
+    fine[3] = server.uri.replace("://", "://alice:hunter2@")
+    page = ("--html", "--out", family.with_name("out"))
+    done = compare(*fine[:-1], "--recipe", "finetune b16", "--parent", family / "b16", "--csv", *page)
+    assert "--mlflow http://&lt;hidden&gt;@127.0.0.1" in (family.with_name("out") / "compare.html").read_text()
     assert [row["name"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["ft-0 and 2 other seeds", "ft-fast"]
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import UserError
 from pipeline.provenance import describe_code, git_diff, without_secrets
+from pipeline.remote import check_source
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,39 @@ def test_secrets_are_hidden(text: str) -> None:
     assert "hunter2" not in hidden
     assert hidden.startswith("before ")
     assert hidden.endswith(" after")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://alice:hunter2@lab.example/in21k",
+        "s3://key:hunter2@lab/in21k",
+        "https://lab.example/in21k?token=hunter2",
+        "pipe:curl https://alice:hunter2@lab.example/{}",
+        "pipe:fetch --password hunter2 {}",
+        "pipe:fetch --api-key='hunter2' {}",
+    ],
+)
+def test_a_login_in_the_address_of_data_is_refused(source: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_source(source)
+    assert "hunter2" not in str(caught.value)
+    assert "config.json and MLflow would show" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://lab.example/in21k",
+        "s3://lab/in21k",
+        "pipe:ssh alice@lab cat /data/{}",
+        "pipe:curl https://$LOGIN@lab.example/{}",
+        'pipe:fetch --password "$PASSWORD" {}',
+        "pipe:fetch --token-file ~/token {}",
+    ],
+)
+def test_an_address_whose_login_lies_elsewhere_is_taken(source: str) -> None:
+    check_source(source)
 
 
 @pytest.mark.parametrize("text", ["sqlite:////runs/mlflow.db", "http://127.0.0.1:5000", "runs/b16 --optim.lr 3e-4"])

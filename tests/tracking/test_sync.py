@@ -21,6 +21,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import mlflow_sync, spool
+from tests.quick import executable
 from tests.tracking.server import Proxy, Server
 
 # SQLAlchemy's, of MLflow's own tables
@@ -33,7 +34,7 @@ Values = Counter[tuple[str, int, int, str]]  # name, step, millisecond, value as
 def program(run_dir: Path, *options: object, uri: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     variables = {name: value for name, value in os.environ.items() if name != "VIT_MLFLOW"}
     variables |= {"MLFLOW_TRACKING_URI": uri, **environment}
-    command = [sys.executable, "-m", "tests.tracking.program", str(run_dir), *map(str, options)]
+    command = [str(executable()), "-m", "tests.tracking.program", str(run_dir), *map(str, options)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
     ) as process:
@@ -52,7 +53,7 @@ def run_program(run_dir: Path, *options: object, uri: str, **environment: str) -
 
 def jobs_sync(*run_dirs: Path, uri: str, code: int = 0, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.sync", *map(str, run_dirs)],
+        [str(executable()), "-m", "jobs.sync", *map(str, run_dirs)],
         capture_output=True, text=True, check=False, env=os.environ | {"MLFLOW_TRACKING_URI": uri, **environment},
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
