@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
-from tests.slurm.faults import OPTIONS, losses
+from tests.slurm.faults import SLOW, without_slurm
 
 NODES = 8
 COMMANDS = ("sbatch", "slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter")
@@ -43,8 +42,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses by step of the jobs' ranks without Slurm."""
-    run = tmp_path_factory.mktemp("reference") / "run"
-    command = ("-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", digits, *OPTIONS)
-    run_ranks(2, command, run.parent / "logs", VIT_MLFLOW="off")
-    return losses(run)
+    """Losses by step of the jobs' two ranks without Slurm."""
+    return without_slurm(2, digits, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def slow_reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The same with the options SLOW."""
+    return without_slurm(2, digits, tmp_path_factory.mktemp("slow"), *SLOW)

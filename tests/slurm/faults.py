@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline import spool
 from pipeline.rundir import read_status
+from tests.ranks import run_ranks
 from tests.slurm.cluster import TWO_RANKS, Cluster
 
 STEPS = 40
@@ -17,6 +18,10 @@ OPTIONS = (
     "--checkpoint.every", 10, "--data.workers", 1, "--model.image-size", 16,
 )  # fmt: skip
 FAULT_STEP = 15
+# Slower steps, some 0.3 s on two cores: the run is longer than what Slurm takes to miss a slurmd or to end a job at its
+# time limit, which it looks at every 30 s
+SLOW_STEPS = 400
+SLOW = ("--train.global-batch", 128, "--train.micro-batch", 4, "--schedule.steps", SLOW_STEPS)
 PROGRAM = "^python -m jobs.pretrain tiny --run-dir"
 
 
@@ -157,6 +162,13 @@ def left_behind(cluster: Cluster, patience: float = 0) -> list[str]:
         if not found or time.monotonic() > limit:
             return found
         time.sleep(1)
+
+
+def without_slurm(ranks: int, digits: Path, folder: Path, *more: object) -> dict[int, float]:
+    """Losses by step of the same ranks in one machine's processes."""
+    command = ("-m", "jobs.pretrain", "tiny", "--run-dir", folder / "run", "--data.train", digits, *OPTIONS, *more)
+    run_ranks(ranks, command, folder / "logs", timeout=600)
+    return losses(folder / "run")
 
 
 def wait_for_step(job: Job, step: int, timeout: float = 180) -> None:

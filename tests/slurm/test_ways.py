@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import (
     FAULT_STEP,
     OPTIONS,
+    SLOW,
+    SLOW_STEPS,
     Fault,
     Job,
     boot_node,
@@ -32,6 +33,7 @@ from tests.slurm.faults import (
     submit,
     unplug,
     wait_for_step,
+    without_slurm,
 )
 
 pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(1200)]
@@ -47,7 +49,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {
 }
 REPAIRS: dict[str, Fault] = {"node-loss": boot_node, "network-cut": plug}
 Played = dict[str, tuple[Job, str]]
-MANY = 600  # steps: longer than a time limit of a minute, the shortest that Slurm has
+LONG = 400  # steps, for two losses of a node
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +64,6 @@ def played(cluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPathFact
 
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         return dict(zip(FAULTS, pool.map(one, FAULTS), strict=True))
-
-
-def reference_of(ranks: int, steps: int, digits: Path, folder: Path) -> dict[int, float]:
-    """Losses by step without Slurm."""
-    command = ("-m", "jobs.pretrain", "tiny", "--run-dir", folder / "run", "--data.train", digits, *OPTIONS)
-    fewer = ("--train.micro-batch", 16 // ranks, "--schedule.steps", steps)
-    run_ranks(ranks, (*command, *fewer), folder / "logs", timeout=300)
-    return losses(folder / "run")
-
-
-@pytest.fixture(scope="module")
-def many_reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    return reference_of(2, MANY, digits, tmp_path_factory.mktemp("many"))
 
 
 @pytest.mark.parametrize("name", ["requeue", "preemption", "node-loss", "network-cut"])
@@ -122,11 +111,9 @@ def test_a_node_that_fails_twice_is_left(
     assert losses(job.run) == reference
 
 
-def test_a_node_that_crashes_twice_is_left(
-    cluster: Cluster, digits: Path, many_reference: dict[int, float], tmp_path: Path
-) -> None:
+def test_a_node_that_crashes_twice_is_left(cluster: Cluster, digits: Path, tmp_path: Path) -> None:
     """Power loss, boot, the same node again, power loss: Slurm requeues, we leave the node."""
-    job = submit(cluster, digits, tmp_path, "crashing-node", "--schedule.steps", MANY)
+    job = submit(cluster, digits, tmp_path, "crashing-node", "--schedule.steps", LONG)
     bad, keep = job.nodes[1], job.nodes[0]
     others = ",".join(f"node{number}" for number in range(1, 9) if f"node{number}" not in (bad, keep))
     cluster.run("scontrol", "update", f"NodeName={others}", "State=DRAIN", "Reason=test")  # so that it gets bad again
@@ -146,47 +133,50 @@ def test_a_node_that_crashes_twice_is_left(
             time.sleep(0.5)
     assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
     assert bad not in cluster.nodes(job.id), job.log
-    assert losses(job.run) == many_reference
+    assert losses(job.run) == without_slurm(2, digits, tmp_path / "alone", "--schedule.steps", LONG)
     print(f"crashed twice and left: {(job.run / 'slurm' / 'bad-nodes.tsv').read_text()}")
 
 
 @pytest.mark.parametrize("warned", [True, False], ids=["warned", "unwarned"])
 def test_time_limits_chain_until_the_run_is_done(
-    cluster: Cluster, digits: Path, many_reference: dict[int, float], tmp_path: Path, warned: bool
+    cluster: Cluster, digits: Path, slow_reference: dict[int, float], tmp_path: Path, warned: bool
 ) -> None:
-    """Slurm's own limit of a minute. Without the warning, its SIGTERM at the limit leaves KillWait (5 s) to save."""
+    """Slurm's own limit of a minute, its shortest. Unwarned, SIGTERM at the limit leaves KillWait (5 s) to save."""
     began = time.monotonic()
     options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=1")
-    signal = "--signal=B:USR1@20" if warned else "--signal=CONT@1"
-    job = submit(cluster, digits, tmp_path, "limited", "--schedule.steps", MANY, options=(*options, signal))
+    signal = "--signal=B:USR1@30" if warned else "--signal=CONT@1"
+    job = submit(cluster, digits, tmp_path, "limited", *SLOW, options=(*options, signal))
     assert cluster.wait(job.id, timeout=900) == "COMPLETED", job.log
     count = len(starts(job.run))
     assert count > 1, "the time limit was longer than the run"
-    check(job, many_reference, attempts=count)
+    check(job, slow_reference, attempts=count)
     assert sum(steps_again(job.run)) == 0
     assert job.log.count("after SIGUSR1; requeueing" if warned else "after SIGTERM; requeueing") == count - 1, job.log
-    print(f"{MANY} steps in {count} time limits of 60 s: starts {starts(job.run)}, {time.monotonic() - began:.0f} s")
+    print(
+        f"{SLOW_STEPS} steps in {count} time limits of 60 s: starts {starts(job.run)}, {time.monotonic() - began:.0f} s"
+    )
 
 
-def test_a_dead_slurmd(cluster: Cluster, digits: Path, many_reference: dict[int, float], tmp_path: Path) -> None:
+def test_a_dead_slurmd(cluster: Cluster, digits: Path, slow_reference: dict[int, float], tmp_path: Path) -> None:
     """Its ranks live on beside those of the next attempt for a while: they must not write."""
-    job = submit(cluster, digits, tmp_path, "slurmd-killed", "--schedule.steps", MANY)
+    job = submit(cluster, digits, tmp_path, "slurmd-killed", *SLOW)
     wait_for_step(job, FAULT_STEP)
     kill_slurmd(cluster, job)
     state = cluster.wait(job.id, timeout=400)
     start_slurmd(cluster, job)
     assert state == "COMPLETED", job.log
-    check(job, many_reference, attempts=2)
+    check(job, slow_reference, attempts=2)
     print(f"slurmd killed: starts {starts(job.run)}, steps done again {steps_again(job.run)}")
 
 
 @pytest.mark.parametrize(("nodes", "ranks_a_node"), [(4, 1), (2, 2)])
 def test_jobs_of_four_ranks(cluster: Cluster, digits: Path, tmp_path: Path, nodes: int, ranks_a_node: int) -> None:
     ranks = nodes * ranks_a_node
-    expected = reference_of(ranks, 40, digits, tmp_path / "alone")
+    micro = ("--train.micro-batch", 16 // ranks)
+    expected = without_slurm(ranks, digits, tmp_path / "alone", *micro)
     sizes = (f"--nodes={nodes}", f"--ntasks-per-node={ranks_a_node}", f"--gpus-per-node={ranks_a_node}")
     options = (*sizes, "--cpus-per-task=1", "--time=30")
-    job = submit(cluster, digits, tmp_path, "four", "--train.micro-batch", 16 // ranks, options=options)
+    job = submit(cluster, digits, tmp_path, "four", *micro, options=options)
     assert len(job.nodes) == nodes
     assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
     check(job, expected, attempts=1)
