@@ -3,6 +3,8 @@
 The operations and constants are those of TensorFlow's EfficientNet code, which big_vision uses
 (big_vision/pp/autoaugment.py), its contrast towards a wrong mean included, because the published models saw it.
 Two differences, each at most one grey level: blends are rounded, not truncated, and Color's grey is OpenCV's.
+Lengths in pixels are those of images of 224 pixels and grow with the image: as they are, magnitude 15 would move every
+pixel out of a smaller image of 150.
 """
 
 import math
@@ -16,6 +18,7 @@ from pipeline.jpeg import Image
 Random = np.random.Generator
 
 FILL = (128, 128, 128)
+SIDE = 224  # of the images for which lengths are given
 CUTOUT = 40  # half the side of the mask at level 10, pixels
 TRANSLATE = 100  # pixels at level 10
 _LEVELS = np.arange(256)
@@ -149,10 +152,14 @@ OPERATIONS: dict[str, Operation] = {
     "Sharpness": lambda image, s, r: sharpness(image, _enhance(s)),  # noqa: ARG005
     "ShearX": lambda image, s, r: affine(image, [[1, _signed(0.3 * s, r), 0], [0, 1, 0]]),
     "ShearY": lambda image, s, r: affine(image, [[1, 0, 0], [_signed(0.3 * s, r), 1, 0]]),
-    "TranslateX": lambda image, s, r: affine(image, [[1, 0, _signed(TRANSLATE * s, r)], [0, 1, 0]]),
-    "TranslateY": lambda image, s, r: affine(image, [[1, 0, 0], [0, 1, _signed(TRANSLATE * s, r)]]),
+    "TranslateX": lambda image, s, r: affine(
+        image, [[1, 0, _signed(TRANSLATE * s * image.shape[1] / SIDE, r)], [0, 1, 0]]
+    ),
+    "TranslateY": lambda image, s, r: affine(
+        image, [[1, 0, 0], [0, 1, _signed(TRANSLATE * s * image.shape[0] / SIDE, r)]]
+    ),
     "Cutout": lambda image, s, r: cutout(
-        image, int(CUTOUT * s), int(r.integers(image.shape[0])), int(r.integers(image.shape[1]))
+        image, int(CUTOUT * s * image.shape[0] / SIDE), int(r.integers(image.shape[0])), int(r.integers(image.shape[1]))
     ),
     "SolarizeAdd": lambda image, s, r: solarize_add(image, int(110 * s)),  # noqa: ARG005
 }

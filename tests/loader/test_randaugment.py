@@ -141,10 +141,24 @@ def test_strengths_are_the_published_constants(image: Image) -> None:
         assert one_of(name, operation(image, 1.8 + 0.1))
     assert one_of("ShearX", *(ra.affine(image, [[1, s, 0], [0, 1, 0]]) for s in (0.3, -0.3)))
     assert one_of("ShearY", *(ra.affine(image, [[1, 0, 0], [s, 1, 0]]) for s in (0.3, -0.3)))
-    assert one_of("TranslateX", *(ra.affine(image, [[1, 0, s], [0, 1, 0]]) for s in (100, -100)))
-    assert one_of("TranslateY", *(ra.affine(image, [[1, 0, 0], [0, 1, s]]) for s in (100, -100)))
-    hidden = (OPERATIONS["Cutout"](image, 1.0, np.random.default_rng(0)) == 128).all(-1)
-    assert hidden.sum() >= 40 * 28  # a square of side 80, at least half of it inside the width of 56
+
+
+def test_lengths_are_the_published_ones_at_224_pixels_and_grow_with_the_image() -> None:
+    for side, moved, half in ((224, 100, 40), (112, 50, 20)):
+        image = np.random.default_rng(side).integers(0, 128, (side, side, 3), np.uint8)
+        for name, axis in (("TranslateX", 1), ("TranslateY", 0)):
+            shifted = OPERATIONS[name](image, 1.0, np.random.default_rng(0))
+            empty = (shifted == 128).all(-1).all(1 - axis)
+            assert empty.sum() == moved
+            kept = np.compress(~empty, shifted, axis)
+            assert (
+                any((kept == part).all() for part in np.split(image, [side - moved], axis)[:1])
+                or (kept == np.split(image, [moved], axis)[1]).all()
+            )
+        hidden = (OPERATIONS["Cutout"](image, 1.0, np.random.default_rng(3)) == 128).all(-1)
+        rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
+        assert hidden[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert half <= max(len(rows), len(columns)) <= 2 * half
 
 
 def test_magnitude_0_is_not_the_identity(image: Image) -> None:
