@@ -1,9 +1,10 @@
 """Every benchmark, one after another, and one table of their claims: ours, the peer, the limit, the ratio.
 
-python benchmarks/run_all.py [--only step shard ...] [--out work/bench] [--scripts FOLDER] [--timeout 3600]
+python benchmarks/run_all.py [--quick] [--only step shard ...] [--out work/bench] [--scripts FOLDER] [--timeout 3600]
 Each script prints a JSON object a line: claim, ours, peer, limit, ratio, unit, machine. What it could not measure, such
 as a peer that isn't installed, stands below the table, and so does a script that failed (exit code 1). The table goes
 to OUT/bench.md, each script's whole output to OUT/<script>.log. Nothing else should run on the machine meanwhile.
+--quick shows in minutes that all of them run: small settings, whose figures are no measurement.
 """
 
 import argparse
@@ -19,6 +20,18 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+QUICK = {
+    "checkpoint": "--rounds 1",
+    "index": "--samples 50000 --rounds 1",
+    "learning": "--epochs 1 --seeds 1",
+    "loader": "--images 200 --rounds 1",
+    "loop": "--steps 10 --rounds 1",
+    "order": "--rate 10",
+    "predict": "--images 200 --rounds 1",
+    "shard": "--gigabytes 0.1 --rounds 1",
+    "step": "--rounds 1 --dtypes float32",
+    "tracking": "--steps 40 --rounds 1",
+}
 COLUMNS = ("claim", "ours", "peer", "limit", "ratio", "unit")
 
 
@@ -35,6 +48,7 @@ class Outcome:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small settings: minutes, and no measurement")
     parser.add_argument("--only", nargs="+", default=[], help="names of scripts, without bench_")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "work" / "bench")
     parser.add_argument("--scripts", type=Path, default=REPOSITORY / "benchmarks")
@@ -48,20 +62,22 @@ def main() -> int:
     outcomes = []
     for name, path in scripts.items():
         if not arguments.only or name in arguments.only:
-            outcomes.append(run(name, path, arguments.out / f"{path.stem}.log", arguments.timeout))
-            (arguments.out / "bench.md").write_text(table(outcomes))  # as far as it goes: the next may take an hour
-    print(table(outcomes))
+            options = QUICK.get(name, "").split() if arguments.quick else []
+            outcomes.append(run(name, [str(path), *options], arguments.out / f"{path.stem}.log", arguments.timeout))
+            # as far as it goes: the next may take an hour
+            (arguments.out / "bench.md").write_text(table(outcomes, quick=arguments.quick))
+    print(table(outcomes, quick=arguments.quick))
     return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 
-def run(name: str, script: Path, log: Path, timeout: float) -> Outcome:
-    """One script in a process of its own, its output shown and kept in ``log``."""
-    print(f"== {script.name}", flush=True)
+def run(name: str, script: list[str], log: Path, timeout: float) -> Outcome:
+    """One script, with its options, in a process of its own, its output shown and kept in ``log``."""
+    print(f"== {name} {' '.join(script[1:])}", flush=True)
     outcome, began = Outcome(name), time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     with log.open("w+") as file:
         process = subprocess.Popen(
-            [sys.executable, str(script)], env=environment, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, *script], env=environment, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT
         )
         try:
             code = process.wait(timeout)
@@ -96,10 +112,11 @@ def claims(lines: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def table(outcomes: list[Outcome]) -> str:
+def table(outcomes: list[Outcome], *, quick: bool) -> str:
     """Markdown: a row a claim, then what was not measured."""
     today = datetime.datetime.now(datetime.UTC).date()
-    lines = [f"Benchmarks, {today}, {machine()}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    how = ", --quick: small settings, no measurement" if quick else ""
+    lines = [f"Benchmarks, {today}, {machine()}{how}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for outcome in outcomes:
         lines += [f"| {' | '.join(cell(claim.get(name)) for name in COLUMNS)} |" for claim in outcome.claims]
     missing = [f"- {outcome.name}: {text}" for outcome in outcomes for text in outcome.absent]

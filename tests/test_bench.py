@@ -1,5 +1,6 @@
 """benchmarks/run_all.py: the table of real scripts' claims, and that a failure or an absent peer is named."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,18 @@ def test_claims_absent_peers_and_failures_are_in_the_table(tmp_path: Path) -> No
     assert "- silent: FAILED, printed no claim" in text
     assert "- slow: FAILED, took longer than 5 s" in text
     assert (tmp_path / "out" / "bench_good.log").read_text().startswith("# words")
-    good = run(tmp_path, "--only", "good")
+    assert "no measurement" not in text
+    good = run(tmp_path, "--only", "good", "--quick")
+    assert "--quick: small settings, no measurement" in good.stdout
     assert good.returncode == 0
     assert "FAILED" not in good.stdout
     assert "is unknown: there are bad, good" in run(tmp_path, "--only", "goood").stderr
+
+
+def test_every_benchmark_has_a_quick_setting() -> None:
+    quick = runpy.run_path(str(REPOSITORY / "benchmarks" / "run_all.py"))["QUICK"]
+    scripts = {path.stem.removeprefix("bench_"): path for path in REPOSITORY.glob("benchmarks/bench_*.py")}
+    assert quick.keys() == scripts.keys()
+    for name, options in quick.items():
+        for option in options.split():
+            assert not option.startswith("--") or f'add_argument("{option}"' in scripts[name].read_text()
