@@ -1,7 +1,8 @@
-"""Writing checkpoints: a copy in memory while training waits, the files while it goes on.
+"""Writing checkpoints while training goes on: a copy in memory until the weights change again, then the files.
 
-Each rank's thread writes its share and says so in a small file; rank 0's thread waits for all of them, writes
-``meta.json`` and renames the folder. So threads need no collective, and a folder with its final name is complete.
+A step only reads the weights and moments until its very end, before which it calls :meth:`Saver.settle`. Each rank's
+thread writes its share and says so in a small file; rank 0's thread waits for all of them, writes ``meta.json`` and
+renames the folder. So threads need no collective, and a folder with its final name is complete.
 """
 
 import dataclasses
@@ -37,6 +38,8 @@ class Saver:
         self._buffers: dict[str, torch.Tensor] = {}  # of the copy, used again by the next one
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._settled = threading.Event()
+        self._settled.set()
         self._folder = config.run_dir / "checkpoints"
 
     def due(self, step: int, steps: int) -> bool:
@@ -70,7 +73,7 @@ class Saver:
                 shutil.rmtree(left)
             aside.mkdir(parents=True)
         torch.distributed.barrier()  # the folder is there
-        mine = self._copy_own_share(engine)
+        mine, source = self._own_share(engine)
         meta = Meta(
             format_version=FORMAT_VERSION,
             step=step,
@@ -83,11 +86,16 @@ class Saver:
             **(counts or {}),
             **self.facts,
         )
-        self._thread = threading.Thread(target=self._write, args=(aside, final, mine, meta), name="saver")
+        self._settled.clear()
+        self._thread = threading.Thread(target=self._write, args=(aside, final, mine, source, meta), name="saver")
         self._thread.start()
         if not self.config.checkpoint.background:
             self.finish()
         return final
+
+    def settle(self) -> None:
+        """Wait until the weights and moments may change. Call before each optimizer step."""
+        self._settled.wait()
 
     def finish(self) -> None:
         """Wait until the checkpoint that is being written is complete, if there is one; collective."""
@@ -103,10 +111,10 @@ class Saver:
             if fault:
                 raise RuntimeError(f"rank {rank} could not write its part of a checkpoint: {fault}")
 
-    def _copy_own_share(self, engine: Any) -> dict[str, torch.Tensor]:
-        """This rank's tensors, float32 in the host's memory."""
+    def _own_share(self, engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """This rank's share: buffers in the host's memory, float32, and what is still to be copied into them."""
         load = [0] * self.world
-        mine = {}
+        mine, source = {}, {}
         for key, holder, size, tensor in ds.gather_state(engine, self.config.optim.kind):
             owner = load.index(min(load)) if holder is None else holder
             load[owner] += size
@@ -114,13 +122,38 @@ class Saver:
                 assert tensor is not None, key
                 if key not in self._buffers:
                     self._buffers[key] = torch.empty(tensor.shape, pin_memory=tensor.is_cuda)
-                mine[key] = self._buffers[key].copy_(tensor, non_blocking=tensor.is_cuda)
+                mine[key] = self._buffers[key]
+                if holder is None:  # made for us, and would pile up
+                    mine[key].copy_(tensor, non_blocking=tensor.is_cuda)
+                else:
+                    source[key] = tensor
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return mine
+        return mine, source
 
-    def _write(self, aside: Path, final: Path, mine: dict[str, torch.Tensor], meta: Meta) -> None:
+    def _copy(self, mine: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
+        """In the thread. On a GPU beside the computation, in a stream of its own."""
+        on_gpu = any(tensor.is_cuda for tensor in source.values())
+        stream = torch.cuda.Stream(next(iter(source.values())).device) if on_gpu else None
+        with torch.cuda.stream(stream):
+            for key, tensor in source.items():
+                mine[key].copy_(tensor, non_blocking=tensor.is_cuda)
+        if stream is not None:
+            stream.synchronize()
+
+    def _write(
+        self,
+        aside: Path,
+        final: Path,
+        mine: dict[str, torch.Tensor],
+        source: dict[str, torch.Tensor],
+        meta: Meta,
+    ) -> None:
         try:
+            try:
+                self._copy(mine, source)
+            finally:
+                self._settled.set()
             name = f"state-{self.rank:03d}.safetensors"
             entry = {}
             if mine:

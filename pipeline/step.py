@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,9 +34,11 @@ def train_step(
     *,
     stop: bool,
     save: bool,
+    settle: Callable[[], None],
 ) -> Step:
     """Do the step after ``step`` finished ones; collective. ``stop``, ``save``: what this rank asks of all.
 
+    ``settle`` is called before anything that a checkpoint may still be copied from changes.
     A step whose gradient is no number leaves the weights as they were.
     """
     engine.train()
@@ -65,6 +67,8 @@ def train_step(
         engine.backward(loss)
         if config.train.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
             norm = ds.grad_norm(engine)
+        if engine.is_gradient_accumulation_boundary():
+            settle()
         if norm is not None and not math.isfinite(norm):
             ds.skip_step(engine)  # DeepSpeed does it by itself under ZeRO
         else:

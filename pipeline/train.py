@@ -90,7 +90,17 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             lr = learning_rate(config.schedule, config.optim.lr, progress.step, steps)
             ds.set_learning_rate(engine, lr)
             wishes = {"stop": stop.requested, "save": run.saver.due(progress.step + 1, steps)}
-            done = train_step(config, engine, batches, progress.step, run.job.ranks, run.device, run.clock, **wishes)
+            done = train_step(
+                config,
+                engine,
+                batches,
+                progress.step,
+                run.job.ranks,
+                run.device,
+                run.clock,
+                settle=run.saver.settle,
+                **wishes,
+            )
             progress.step += 1
             if run.tracker is not None:
                 ledger.append(config.run_dir, progress.step, done.ledger)

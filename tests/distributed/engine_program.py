@@ -63,6 +63,7 @@ def train(config: RunConfig, ranks: distributed.Ranks, device: torch.device, fir
         y = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)[ranks.rank :: ranks.world_size]
         loss = loss_of("softmax", engine(x).float(), y)
         engine.backward(loss)
+        saver.settle()
         engine.step()
         mean = loss.detach().double() / ranks.world_size
         torch.distributed.all_reduce(mean)
