@@ -100,7 +100,7 @@ def main(args: list[str] | None = None) -> int:
     seen: set[str] = set()
     try:
         with catalogue.Writer(rows, _ROWS) as writer, progress.Bar("indexing", len(items), "tars") as bar:
-            found = workers.run(index_tar, items, min(options.workers, len(items)))
+            found = workers.run(index_tar, items, min(options.workers, len(items)), begin_here=True)
             for tar, (table, left_out) in zip(items, found, strict=True):
                 bar.report({"images": 1})
                 size = tar.path.stat().st_size

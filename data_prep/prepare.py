@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ import pyarrow as pa
 
 from data_prep import build, catalogue, classmaps, finish, progress, sources, spool, workers
 from data_prep.plan import CATALOGUE, SplitRule
-from data_prep.sources import Part, Source
+from data_prep.sources import Source
 from data_prep.tarwalk import ENDINGS, ImageRow, Row
 from pipeline.cli import UserError
 from pipeline.shards import REJECTS_SCHEMA
 
 NOT_DEFECTS = frozenset({"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small"})
 STREAM_BATCH = 20_000  # rows
-SECONDS_TO_START = 0.5  # what workers need before their first work
 
 
 @dataclass(frozen=True)
@@ -167,23 +165,12 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
     finish.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
 
 
-def _scan_parts(parts: list[Part], processes: int) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """What each part holds, in their order. This process begins, until the others have started."""
-    rest = iter(parts)
-    begun = time.monotonic()
-    for part in rest:
-        yield sources.scan_part(part)
-        if time.monotonic() - begun > SECONDS_TO_START:
-            break
-    yield from workers.run(sources.scan_part, rest, processes)
-
-
 def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tuple[pa.Table, pa.Table]]:
     """(images, rejects) tables of the whole source."""
     parts = sources.parts(source)
     if source.seekable:
         with progress.Bar("scanning", len(parts), "parts") as bar:
-            for found in _scan_parts(parts, options.workers):
+            for found in workers.run(sources.scan_part, parts, options.workers, begin_here=True):
                 bar.report({"images": 1})
                 yield found
         return

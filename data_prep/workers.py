@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
@@ -18,6 +19,7 @@ from data_prep.arrow import without_pandas
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ARENA = 16 << 20  # bytes that a worker may keep for reuse
+SECONDS_TO_WARM_UP = 0.4  # after which starting workers takes little
 Report = dict[str, int]  # counts since the last report
 
 _reports: "SimpleQueue[Report] | None" = None
@@ -45,17 +47,32 @@ def run(
     items: Iterable[Item],
     workers: int,
     on_report: Callable[[Report], None] = lambda _: None,
+    *,
+    begin_here: bool = False,
 ) -> Iterator[Result]:
     """``work(item)`` for each item in ``workers`` processes; results in the order of ``items``.
 
+    ``begin_here``: this process does the first ones itself until the others have started: for many short ones.
     The first exception of any item stops everything and is raised here.
     """
     context = warm_up()
     queue: SimpleQueue[Report] = context.SimpleQueue()
     source = iter(items)
+    if begin_here:
+        begun = time.monotonic()
+        for item in source:
+            yield work(item)
+            if time.monotonic() > begun + SECONDS_TO_WARM_UP:
+                break
+        else:
+            return
     pool = ProcessPoolExecutor(workers, context, _start, (queue,))
     pending: list[Future[Result]] = []
     try:
+        started = [pool.submit(_nothing) for _ in range(workers if begin_here else 0)]
+        while not all(future.done() for future in started):
+            for item in islice(source, 1):
+                yield work(item)
         while True:
             pending += [pool.submit(work, item) for item in islice(source, 4 * workers - len(pending))]
             if not pending:
@@ -76,6 +93,10 @@ def run(
         raise
     finally:
         queue.close()
+
+
+def _nothing() -> None:
+    """What a worker can only do once it has started."""
 
 
 def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) -> None:
