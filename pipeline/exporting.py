@@ -5,6 +5,7 @@ Shapes: B batch, C image channels (of an image) or classes (of logits), H W pixe
 
 import io
 import json
+import logging
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def write_onnx(path: Path, model: VisionTransformer) -> None:
     except ImportError as error:
         raise UserError(f"--format onnx needs {error.name!r}: pip install 'vit-pipeline[export]'") from error
     with warnings.catch_warnings():
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it looks for torchvision, which nothing here needs
         warnings.simplefilter("ignore")  # torch's exporter uses what torch itself deprecates
         program = torch.onnx.export(
             model,
