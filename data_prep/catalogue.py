@@ -49,6 +49,8 @@ class Writer:
 
     def add(self, table: pa.Table) -> None:
         """Append rows. They are gathered to batches of ``batch_rows``, or more where a table is longer."""
+        if not len(table):  # which takes 9 kB all the same, once for each of 21,841 classes without rejects
+            return
         self._waiting.append(table)
         self._waiting_rows += len(table)
         self.rows += len(table)
