@@ -136,10 +136,11 @@ def gather_state(engine: Any, kind: str) -> Iterator[tuple[str, int | None, int,
     for name, parameter in engine.module.named_parameters():
         for key in (None, *moments):
             holder = holders.get(name)
+            tensor: torch.Tensor | None = None
             if holder is None:
                 tensor = _full(engine, parameter, key)
-            else:
-                tensor = _held(parameter, key) if holder == torch.distributed.get_rank() else None
+            elif holder == torch.distributed.get_rank():
+                tensor = _held(parameter, key)
             yield f"{key or MASTER}/{name}", holder, _full_shape(parameter).numel(), tensor
 
 

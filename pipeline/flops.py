@@ -32,10 +32,11 @@ def forward_macs(config: ModelConfig, classes: int, *, published: bool = False) 
     tokens, width = patches + 1, sizes.width
     total = patches * 3 * sizes.patch**2 * width
     for block in range(sizes.depth):
-        queries = 1 if block == sizes.depth - 1 and not published else tokens
-        projections = (queries + 2 * tokens) * width**2 + queries * width**2  # q, k and v; out
-        attention = 2 * queries * tokens * width  # scores; their sum over the values
-        total += projections + attention + 2 * queries * width * sizes.mlp
+        alone = block == sizes.depth - 1 and not published  # the class token's query
+        queries = 1 if alone else tokens
+        # Scores, and their sum over the values: of each head's K numbers a token, or of all D where a token has none
+        attention = 2 * queries * tokens * width * (sizes.heads if alone else 1)
+        total += 4 * queries * width**2 + attention + 2 * queries * width * sizes.mlp  # q, k, v and out
     if config.pre_logits:
         total += width**2
     return total + width * classes

@@ -67,7 +67,7 @@ def activations(config: RunConfig, classes: int) -> float:
     sizes, element = ARCHITECTURES[config.model.variant], BYTES[config.train.dtype]
     tokens = grid_size(config.model) ** 2 + 1
     block = tokens * (9 * sizes.width + 2 * sizes.mlp)
-    last = tokens * 4 * sizes.width  # its first norm's input and output, k and v
+    last = tokens * 2 * sizes.width + 2 * sizes.heads * sizes.width  # its first norm's input and output; D a head
     blocks = (sizes.depth - 1) * block + last
     if config.model.activation_checkpointing:
         blocks = sizes.depth * tokens * sizes.width + block  # each block's input, and one block at work

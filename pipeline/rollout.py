@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.jpeg import Image
-from pipeline.model import Attention, Block, VisionTransformer
+from pipeline.model import Attention, Block, QueryKeyValue, VisionTransformer
 
 Map = npt.NDArray[np.float32]  # GG or HW, of shares that sum to one
 
@@ -25,23 +26,24 @@ def attentions(model: VisionTransformer, x_BCHW: Tensor) -> list[Tensor]:
     """The attention weights of each block, A_BNQL, rows summing to one; computed from its queries and keys."""
     found: list[Tensor] = []
 
-    def record(heads: int) -> Any:
-        def hook(_: Any, __: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-            q_BNQK, k_BNLK = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2).float() for part in output[:2])
-            found.append((q_BNQK @ k_BNLK.transpose(-1, -2) / q_BNQK.shape[-1] ** 0.5).softmax(-1))
-
-        return hook
+    def hook(qkv: QueryKeyValue, inputs: tuple[Tensor, int], _: Any) -> None:
+        x_BLD, queries = inputs
+        q_DD, k_DD, _ = qkv.weight.chunk(3)
+        q_D, k_D, _ = qkv.bias.chunk(3)
+        projected = (F.linear(x_BLD[:, :queries], q_DD, q_D), F.linear(x_BLD, k_DD, k_D))
+        q_BNQK, k_BNLK = (part.reshape(*part.shape[:2], qkv.heads, -1).transpose(1, 2).float() for part in projected)
+        found.append((q_BNQK @ k_BNLK.transpose(-1, -2) / q_BNQK.shape[-1] ** 0.5).softmax(-1))
 
     hooks = []
     for block in model.blocks:
         assert isinstance(block, Block)
         assert isinstance(block.attn, Attention)
-        hooks.append(block.attn.qkv.register_forward_hook(record(block.attn.heads)))
+        hooks.append(block.attn.qkv.register_forward_hook(hook))
     try:
         model(x_BCHW)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
     return found
 
 

@@ -134,7 +134,7 @@ class Saver:
     def _copy(self, mine: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
         """In the thread. On a GPU beside the computation, in a stream of its own."""
         on_gpu = any(tensor.is_cuda for tensor in source.values())
-        stream = torch.cuda.Stream(next(iter(source.values())).device) if on_gpu else None
+        stream = torch.cuda.Stream(next(iter(source.values())).device) if on_gpu else None  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             for key, tensor in source.items():
                 mine[key].copy_(tensor, non_blocking=tensor.is_cuda)

@@ -34,7 +34,7 @@ def test_what_torch_counts(variant: Variant, pre_logits: bool) -> None:
 
 
 def test_skipping_the_last_block_saves_what_the_model_says() -> None:
-    for variant, saving in (("b16", 0.07), ("l16", 0.035)):
+    for variant, saving in (("b16", 0.08), ("l16", 0.04)):
         config = ModelConfig(variant, 224)
         whole = forward_macs(config, 21843, published=True)
         assert 1 - forward_macs(config, 21843) / whole == pytest.approx(saving, abs=0.005)
