@@ -38,9 +38,9 @@ class Meta:
     world_size: int  # it was saved under; for people only
     files: dict[str, dict[str, Any]]  # name -> {"bytes": int, "xxh3_128": str}
     skipped: int = 0  # steps left out because their gradient was no number
+    metrics: dict[str, float] = field(default_factory=dict)  # of an evaluation at this very step
     rollbacks: int = 0  # times that such a step led back to the checkpoint before
     undone: int = 0  # steps whose work that has cost
-    metrics: dict[str, float] = field(default_factory=dict)  # of an evaluation at this very step
 
 
 def folder_name(step: int) -> str:
