@@ -195,6 +195,8 @@ def test_a_training_and_its_model(lab: Lab, client: MlflowClient, seven_digits: 
     job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TINY)
     variables = {"MLFLOW_TRACKING_URI": lab.server.uri, "VIT_MLFLOW": "on", **lab.login}
     results = run_ranks(2, (*job, "--experiment", "lab"), tmp_path / "ranks", 300, **variables)
+    if "jobs.sync" in results[0].output:  # a busy machine: two minutes were too short for the model
+        jobs_sync(run_dir, uri=lab.server.uri, **lab.login)
     run = only_run(client, run_dir)
     assert run.info.status == "FINISHED"
     assert on_server(client, run.info.run_id) == in_folder(run_dir)
