@@ -4,6 +4,7 @@ B batch, H W pixels, C channels.
 """
 
 import atexit
+import itertools
 import multiprocessing
 import signal
 import time
@@ -141,6 +142,25 @@ class EvalBatches(Dataset[Loaded]):
             except ValueError as error:
                 damaged.append(_damage(self.split, row, jpeg, error))
         return Loaded(index, self.split.labels(rows), rows, -1, tuple(damaged))
+
+
+class Ahead(Iterator[Item]):
+    """Items that can be fetched before they are asked for, so that the GPU has work meanwhile."""
+
+    def __init__(self, items: Iterator[Item]):
+        self._items = items
+        self._ready: list[Item] = []
+
+    def fetch(self) -> None:
+        """Wait for the next item, if there is one."""
+        if not self._ready:
+            self._ready = list(itertools.islice(self._items, 1))
+
+    def __next__(self) -> Item:
+        self.fetch()
+        if not self._ready:
+            raise StopIteration
+        return self._ready.pop()
 
 
 def train_batches(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from pipeline import engine as ds
 from pipeline.config import RunConfig, accumulation
-from pipeline.data import Batch, normalise
+from pipeline.data import Ahead, Batch, normalise
 from pipeline.distributed import Ranks
 from pipeline.losses import loss as loss_of
 from pipeline.metrics import Stopwatch
@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def train_step(
     config: RunConfig,
     engine: Any,
-    batches: Iterator[Batch],
+    batches: Ahead[Batch],
     step: int,
     ranks: Ranks,
     device: torch.device,
@@ -82,6 +82,9 @@ def train_step(
     table[ranks.rank] = torch.cat([total.double()[None], asks])
     if ranks.world_size > 1:
         torch.distributed.all_reduce(table)
+    asked = time.perf_counter()
+    batches.fetch()  # the next step's, while a GPU is still busy with this one: so this is at most what it waits
+    waited += time.perf_counter() - asked
     losses, stops, saves, own, ledger, damaged = table.T.tolist()
     if norm is None:
         norm = ds.grad_norm(engine)

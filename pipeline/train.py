@@ -15,7 +15,7 @@ from pipeline import engine as ds
 from pipeline.cli import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.config import RunConfig
 from pipeline.damage import DAMAGE
-from pipeline.data import train_batches
+from pipeline.data import Ahead, train_batches
 from pipeline.evaluate import evaluate
 from pipeline.examine import Progress, examine
 from pipeline.goodput import account, summary
@@ -71,18 +71,20 @@ def train(config: RunConfig) -> int:
 def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Outcome:
     """Optimizer steps until the run is finished or any rank is asked to stop."""
     config, engine, steps = run.config, run.engine, run.job.steps
-    batches = train_batches(
-        run.job.data,
-        train_transform(config),
-        seed=config.train.seed,
-        global_batch=config.train.global_batch,
-        micro_batch=config.train.micro_batch,
-        rank=run.job.ranks.rank,
-        world_size=run.job.ranks.world_size,
-        workers=config.data.workers,
-        start_step=run.start_step,
-        stop_step=steps,
-        weights=config.data.weights,
+    batches = Ahead(
+        train_batches(
+            run.job.data,
+            train_transform(config),
+            seed=config.train.seed,
+            global_batch=config.train.global_batch,
+            micro_batch=config.train.micro_batch,
+            rank=run.job.ranks.rank,
+            world_size=run.job.ranks.world_size,
+            workers=config.data.workers,
+            start_step=run.start_step,
+            stop_step=steps,
+            weights=config.data.weights,
+        )
     )
     with profile(config.run_dir, config.train.profile if run.tracker else 0) as tick:
         while progress.step < steps:

@@ -11,7 +11,7 @@ import torch
 
 from pipeline import shards
 from pipeline.cli import UserError
-from pipeline.data import Batch, eval_batches, normalise, train_batches
+from pipeline.data import Ahead, Batch, eval_batches, normalise, train_batches
 from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform, eval_image
 
@@ -140,3 +140,21 @@ def test_what_is_missing_is_named(digits: Path, tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:-512])
     with pytest.raises(UserError, match=tar.name):
         open_split(tmp_path / "copy", "train")
+
+
+def test_batches_fetched_ahead_are_the_same_ones_in_the_same_order() -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[int]:
+        for item in range(4):
+            taken.append(item)
+            yield item
+
+    items = Ahead(source())
+    assert next(items) == 0
+    items.fetch()
+    items.fetch()
+    assert taken == [0, 1]
+    assert list(items) == [1, 2, 3]
+    items.fetch()
+    assert next(items, None) is None
