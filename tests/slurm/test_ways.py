@@ -141,7 +141,7 @@ def test_a_node_that_crashes_twice_is_left(cluster: Cluster, digits: Path, tmp_p
 def test_time_limits_chain_until_the_run_is_done(
     cluster: Cluster, digits: Path, slow_reference: dict[int, float], tmp_path: Path, warned: bool
 ) -> None:
-    """Slurm's own limit of a minute, its shortest. Unwarned, SIGTERM at the limit leaves KillWait (5 s) to save."""
+    """Slurm's own limit of a minute, its shortest. Unwarned, SIGTERM at the limit leaves KillWait to save."""
     began = time.monotonic()
     options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=1")
     signal = "--signal=B:USR1@30" if warned else "--signal=CONT@1"
