@@ -29,6 +29,7 @@ QUICK = {
     "order": "--rate 10",
     "predict": "--images 200 --rounds 1",
     "shard": "--gigabytes 0.1 --rounds 1",
+    "start": "--rounds 1",
     "step": "--rounds 1 --dtypes float32",
     "tracking": "--steps 40 --rounds 1",
 }
