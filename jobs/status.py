@@ -28,6 +28,11 @@ FOLDER is a run folder, a folder of run folders, or a campaign's folder (slurm/s
   python -m jobs.status work/runs work/campaigns/l16
   watch -n 30 python -m jobs.status --json work/runs/pretrain-l16"""
 
+ENDED = {
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
+    "REVOKED", "SPECIAL_EXIT",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class StatusConfig:
@@ -172,7 +177,8 @@ def parse_queue(text: str) -> dict[str, QueuedJob]:
     queue: dict[str, QueuedJob] = {}
     for line in text.splitlines():
         job, array, state, reason, nodes = line.split("|")
-        if state in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"):
+        if state not in ENDED:
+            state = "RUNNING" if state == "SIGNALING" else state  # its batch script is told of its time limit
             queue[job] = QueuedJob(state, reason, nodes)
             if queue.get(array, queue[job]).state != "RUNNING":  # of an array, a running task speaks for it
                 queue[array] = queue[job]

@@ -82,7 +82,7 @@ def test_states(folder: str | None, queued: str | None, alive: bool, expected: s
 def test_the_queue_keeps_jobs_that_have_not_ended() -> None:
     queue = parse_queue(
         "11|11|PENDING|Dependency|\n12|12|COMPLETED|None|node1\n21|20|PENDING|Resources|\n22|20|RUNNING|None|node2\n"
-        "23|20|PENDING|Resources|\n"
+        "23|20|PENDING|Resources|\n31|31|SIGNALING|None|node3\n32|32|TIMEOUT|TimeLimit|node3\n"
     )
     assert queue == {
         "11": QueuedJob("PENDING", "Dependency", ""),
@@ -90,6 +90,7 @@ def test_the_queue_keeps_jobs_that_have_not_ended() -> None:
         "21": QueuedJob("PENDING", "Resources", ""),
         "22": QueuedJob("RUNNING", "None", "node2"),
         "23": QueuedJob("PENDING", "Resources", ""),
+        "31": QueuedJob("RUNNING", "None", "node3"),
     }
 
 

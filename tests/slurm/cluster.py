@@ -8,6 +8,8 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("cluster.sh")
+# Others are on the way: PENDING, RUNNING, COMPLETING, SIGNALING (a batch script is told of its time limit), ...
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 # Two ranks a run are enough to fail in every way, and start in seconds
 TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=30")
 
@@ -49,7 +51,7 @@ class Cluster:
         limit = time.monotonic() + timeout
         while time.monotonic() < limit:
             states = {record["JobState"] for record in self.jobs(job)}
-            if states and not states & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"}:
+            if states and states <= ENDED:
                 return "COMPLETED" if states == {"COMPLETED"} else ", ".join(sorted(states - {"COMPLETED"}))
             time.sleep(0.5)
         raise AssertionError(f"job {job} has not ended after {timeout} s: {self.jobs(job)}")
@@ -65,7 +67,7 @@ class Cluster:
         limit = time.monotonic() + timeout
         while time.monotonic() < limit:
             (record,) = self.jobs(job)
-            if record["JobState"] in ("RUNNING", "COMPLETING", "COMPLETED"):
+            if record["JobState"] in ("RUNNING", "SIGNALING", "COMPLETING", "COMPLETED"):
                 return self.run("scontrol", "show", "hostnames", record["NodeList"]).split()
             time.sleep(0.2)
         raise AssertionError(f"job {job} does not run after {timeout} s: {self.jobs(job)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import spool
 from pipeline.rundir import read_status
 from tests.ranks import run_ranks
-from tests.slurm.cluster import TWO_RANKS, Cluster
+from tests.slurm.cluster import ENDED, TWO_RANKS, Cluster
 
 STEPS = 40
 # A step takes some 0.1 s; the fault comes at about FAULT_STEP, between two checkpoints
@@ -49,7 +49,7 @@ def kill_task(cluster: Cluster, job: Job) -> None:
 
 def kill_at_every_start(cluster: Cluster, job: Job) -> None:
     """Until the job ends."""
-    while cluster.jobs(job.id)[0]["JobState"] in ("PENDING", "RUNNING", "COMPLETING"):
+    while cluster.jobs(job.id)[0]["JobState"] not in ENDED:
         for node in cluster.nodes(job.id)[:1]:
             cluster.call("on", node, "pkill", "-KILL", "-f", f"{PROGRAM} {job.run} ", check=False)
         time.sleep(1)
