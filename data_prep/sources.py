@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import braceexpand
 import pyarrow as pa
@@ -53,6 +54,12 @@ class Part:
 def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] | None) -> Source:
     """What INPUT ``text`` is, of the given form unless that is "auto". Raises UserError."""
     remote = text.startswith("pipe:") or "://" in text
+    url = urlsplit(text) if "://" in text and not text.startswith("pipe:") else None
+    if url and (url.username or url.password):
+        raise UserError(
+            f"INPUT '{url.scheme}://...{url.path}' is a URL with a login, which the plan and the list of rejects would "
+            "keep: put the login into ~/.netrc and give 'pipe:curl -sSfn URL', or, for s3, into the AWS variables"
+        )
     text = text if remote else str(Path(text).absolute())  # a run may be resumed from another folder
     path = Path(text)
     if remote or ("{" in text and not path.exists()):

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data_prep import shard
+from pipeline import cli
 from tests.data_prep import releases, servers
 from tests.data_prep.releases import Images, contents, write_webdataset
 
@@ -106,6 +108,17 @@ def test_what_is_not_there_is_one_line(folder: Path, cloud: dict[str, str], tmp_
             assert run.returncode == 2, (source, run.stderr)
             assert one_line(run.stderr, "INPUT", source, "can't be read")
             assert not (tmp_path / "out").exists()
+
+
+def test_a_login_in_the_address_is_refused_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("https://me:s3cret@host/whole.tar", "s3://me:s3cret@bucket/whole.tar"):
+        with pytest.raises(SystemExit) as caught:
+            cli.run(partial(shard.main, [source, str(tmp_path / "out")]))
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert one_line(error, "INPUT", "/whole.tar", ".netrc")
+        assert "s3cret" not in error
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(cloud: dict[str, str], tmp_path: Path) -> None:
