@@ -1,4 +1,4 @@
-"""DeepSpeed, imported without what it would only look for: a GPU where there is none, and MLflow.
+"""DeepSpeed, imported without what it would only look for: a GPU where there is none, MLflow, and Muon.
 
 Its autotuner, which isn't used here, imports MLflow wherever that is installed: 1.5 of the 3.6 CPU-seconds that a
 rank's imports take, and 1,349 modules for each rank to find on a shared disk.
@@ -20,5 +20,13 @@ import deepspeed  # noqa: E402
 
 if _hidden:
     del sys.modules["mlflow"]
+
+# Every engine looks whether its optimizer is Muon, whose functions are compiled where they are defined: that imports
+# torch's whole compiler and its kernels' templates, for an optimizer that isn't used here.
+_compile = torch.compile
+torch.compile = lambda function: function  # type: ignore[assignment]
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402
+
+torch.compile = _compile
 
 __all__ = ["deepspeed"]
