@@ -29,9 +29,31 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
     client = mlflow.MlflowClient(uri)
     name = registered_name(run_dir, record)
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    if versions:
-        return str(versions[0].model_id)
-    mlflow.set_tracking_uri(uri)
+    if versions:  # registered by a sync that was killed, perhaps before its tags
+        model_id, version = str(versions[0].model_id), versions[0].version
+    else:
+        mlflow.set_tracking_uri(uri)
+        model_id, version = _register(mlflow, run_dir, run_id, name)
+    config = read_json(run_dir / "config.json")
+    top1 = next((line.metrics["eval/top1"] for line in reversed(lines) if "eval/top1" in line.metrics), None)
+    run = read_json(run_dir / "run.json")
+    tags = {
+        "recipe": f"{config['stage']} {config['recipe']}",
+        "run_dir": str(run_dir.absolute()),
+        "classes_digest": run.get("classes_digest", ""),
+        "parent_run_dir": run.get("parent", {}).get("run_dir", ""),
+        "parent_mlflow_run_id": record.tags.get("parent_mlflow_run_id", ""),
+        "top1": "" if top1 is None else f"{top1:.6f}",
+    }
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, version, tag, value)
+    if top1 is not None and _is_better(client, name, top1, tags["classes_digest"]):
+        client.set_registered_model_alias(name, CHAMPION, version)
+    return model_id
+
+
+def _register(mlflow: Any, run_dir: Path, run_id: str, name: str) -> tuple[str, Any]:
+    """Log the model to the run and register it; its id and version."""
     config = read_json(run_dir / "config.json")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
@@ -47,22 +69,7 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
                 input_example=example(config["model"]["image_size"]),
                 registered_model_name=name,
             )
-    version = logged.registered_model_version
-    top1 = next((line.metrics["eval/top1"] for line in reversed(lines) if "eval/top1" in line.metrics), None)
-    run = read_json(run_dir / "run.json")
-    tags = {
-        "recipe": f"{config['stage']} {config['recipe']}",
-        "run_dir": str(run_dir.absolute()),
-        "classes_digest": run.get("classes_digest", ""),
-        "parent_run_dir": run.get("parent", {}).get("run_dir", ""),
-        "parent_mlflow_run_id": record.tags.get("parent_mlflow_run_id", ""),
-        "top1": "" if top1 is None else f"{top1:.6f}",
-    }
-    for tag, value in tags.items():
-        client.set_model_version_tag(name, version, tag, value)
-    if top1 is not None and _is_better(client, name, top1, tags["classes_digest"]):
-        client.set_registered_model_alias(name, CHAMPION, version)
-    return str(logged.model_id)
+    return str(logged.model_id), logged.registered_model_version
 
 
 def registered_name(run_dir: Path, record: Record) -> str:
