@@ -97,7 +97,9 @@ def command(config: SweepConfig, rate: float, run: Path) -> list[str]:
     recipe = flatten(to_dict(FINETUNE[own.recipe]()))
     start = [sys.executable, "-m"]
     if config.ranks > 1:
-        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.ranks}", "-m"]
+        # the ranks meet here, also on a machine whose name leads nowhere
+        here = ["--standalone", "--local-addr", "127.0.0.1"]
+        start += ["torch.distributed.run", *here, f"--nproc-per-node={config.ranks}", "-m"]
     words = [*start, "jobs.finetune", own.recipe]
     for field, value in flatten(to_dict(own)).items():
         if value != recipe[field]:

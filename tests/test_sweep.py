@@ -112,9 +112,10 @@ def test_each_run_gets_the_settings_that_differ_from_the_recipe(tmp_path: Path) 
     run = dataclasses.replace(finetune_b16(), run_dir=tmp_path / "ft", parent="B_16.npz", name="mine")
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, train=("a", "b"), flip=False))
     words = job.command(job.SweepConfig(run, ranks=8), 0.003, tmp_path / "ft-lr0.003")
-    assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "-m"]
-    assert words[6:8] == ["jobs.finetune", "b16"]
-    pairs = " ".join(words[8:])
+    assert words[1:4] == ["-m", "torch.distributed.run", "--standalone"]
+    assert words[6:8] == ["--nproc-per-node=8", "-m"]
+    assert words[8:10] == ["jobs.finetune", "b16"]
+    pairs = " ".join(words[10:])
     assert pairs == (
         f"--run_dir {tmp_path}/ft-lr0.003 --parent B_16.npz --sweep {tmp_path}/ft --name mine-lr0.003 "
         "--data.train a b --data.flip False --optim.lr 0.003"
