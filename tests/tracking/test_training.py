@@ -31,7 +31,7 @@ TINY = (
 
 @pytest.mark.filterwarnings("ignore")  # of mlflow's model loader and of what it imports
 def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
-    server: Server, seven_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, seven_digits: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TINY)
@@ -75,7 +75,7 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     assert version.run_id == run.info.run_id
     top1 = lines[-1].metrics["eval/top1"]
     assert float(version.tags["top1"]) == pytest.approx(top1, abs=1e-6)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    mlflow.set_tracking_uri(server.uri)  # the variable would lose to what an earlier test of this process has set
     model = mlflow.pyfunc.load_model("models:/digits-tiny-pretrain@champion")
     rows = [row for row in read_index(seven_digits).to_pylist() if row["split"] == "val"]
     images = []
