@@ -56,7 +56,6 @@ def run(
     The first exception of any item stops everything and is raised here.
     """
     context = warm_up()
-    queue: SimpleQueue[Report] = context.SimpleQueue()
     source = iter(items)
     if begin_here:
         begun = time.monotonic()
@@ -66,13 +65,16 @@ def run(
                 break
         else:
             return
+    queue: SimpleQueue[Report] = context.SimpleQueue()
     pool = ProcessPoolExecutor(workers, context, _start, (queue,))
     pending: list[Future[Result]] = []
     try:
-        started = [pool.submit(_nothing) for _ in range(workers if begin_here else 0)]
-        while not all(future.done() for future in started):
-            for item in islice(source, 1):
+        if begin_here:
+            started = [pool.submit(_nothing) for _ in range(workers)]
+            for item in source:
                 yield work(item)
+                if all(future.done() for future in started):
+                    break
         while True:
             pending += [pool.submit(work, item) for item in islice(source, 4 * workers - len(pending))]
             if not pending:

@@ -208,9 +208,10 @@ def eval_batches(
     indices = range(-(-len(range(rank, len(split), world_size)) // batch))
     slots = _slots(indices, workers, batch, image_size)
     for loaded in load(EvalBatches(split, image_size, batch, rank, world_size, resize, slots), indices, workers):
-        for damage in loaded.damaged:
+        if loaded.damaged:
             raise UserError(
-                f"{split.name}: {damage}. Find all such samples with data_prep.verify and make the data set again"
+                f"{split.name}: {loaded.damaged[0]}. Find all such samples with data_prep.verify and make the data set "
+                "again"
             )
         yield _batch(loaded, slots)
 
