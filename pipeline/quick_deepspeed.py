@@ -4,8 +4,11 @@ Its autotuner, which isn't used here, imports MLflow wherever that is installed:
 rank's imports take, and 1,349 modules for each rank to find on a shared disk.
 """
 
+import contextlib
+import importlib
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -24,9 +27,18 @@ if _hidden:
 # Every engine looks whether its optimizer is Muon, whose functions are compiled where they are defined: that imports
 # torch's whole compiler and its kernels' templates, for an optimizer that isn't used here.
 _compile = torch.compile
-torch.compile = lambda function: function  # type: ignore[assignment]
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402
 
-torch.compile = _compile
+
+def _as_it_is(function: Any = None, **_: Any) -> Any:
+    """What @torch.compile and @torch.compile(...) would do to a function."""
+    return _as_it_is if function is None else function
+
+
+torch.compile = _as_it_is  # type: ignore[assignment]
+try:
+    with contextlib.suppress(ImportError):  # not every DeepSpeed has Muon there
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+finally:
+    torch.compile = _compile
 
 __all__ = ["deepspeed"]
