@@ -157,10 +157,10 @@ def answer(config: PredictConfig, classifier: "Classifier", pictures: "Sequence[
     from pipeline.answers import Answer  # noqa: PLC0415
 
     answers = {place: Answer(pictures[place].name, error=reason) for place, reason in batch.bad}
-    if len(batch.kept_B):
+    if batch.kept:
         classes_BK, probabilities_BK = classifier.classify(batch.images_BHWC, config.top)
         for place, classes, probabilities in zip(
-            batch.kept_B.tolist(), classes_BK.tolist(), probabilities_BK.tolist(), strict=True
+            batch.kept, classes_BK.tolist(), probabilities_BK.tolist(), strict=True
         ):
             answers[place] = Answer(pictures[place].name, tuple(classes), tuple(probabilities))
         if config.rollout:
@@ -176,7 +176,7 @@ def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: d
     assert classifier.model is not None
     x_BCHW = normalise(batch.images_BHWC.to(classifier.device), classifier.dtype)
     maps_BGG = rollout(attentions(classifier.model, x_BCHW)).numpy()
-    for place, image_HWC, map_GG in zip(batch.kept_B.tolist(), batch.images_BHWC.numpy(), maps_BGG, strict=True):
+    for place, image_HWC, map_GG in zip(batch.kept, batch.images_BHWC.numpy(), maps_BGG, strict=True):
         own = answers[place]
         pairs = [
             (classifier.known.classes[index].name, probability)

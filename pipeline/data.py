@@ -183,7 +183,7 @@ def train_batches(
     """
     passes = global_batch // (micro_batch * world_size)
     indices = range(start_step * passes, stop_step * passes)
-    slots = _slots(indices, workers, micro_batch, transform.size)
+    slots = slots_for(indices, workers, micro_batch, transform.size)
     batches = TrainMicroBatches(
         split, sampling(split.samples, seed, weights), transform, global_batch, micro_batch, rank, world_size, slots
     )
@@ -206,7 +206,7 @@ def eval_batches(
     Raises UserError for a sample that doesn't decode: nothing can stand in for it where all are counted.
     """
     indices = range(-(-len(range(rank, len(split), world_size)) // batch))
-    slots = _slots(indices, workers, batch, image_size)
+    slots = slots_for(indices, workers, batch, image_size)
     for loaded in load(EvalBatches(split, image_size, batch, rank, world_size, resize, slots), indices, workers):
         if loaded.damaged:
             raise UserError(
@@ -216,8 +216,8 @@ def eval_batches(
         yield _batch(loaded, slots)
 
 
-def _slots(indices: range, workers: int, batch: int, size: int) -> Slots:
-    """A slot for each batch that workers prepare, and one for the batch that is being taken."""
+def slots_for(indices: range, workers: int, batch: int, size: int) -> Slots:
+    """A slot for each batch that ``load``'s workers prepare, and one for the batch that is being taken."""
     return Slots(_AHEAD * min(workers, len(indices)) + 1, batch, size)
 
 

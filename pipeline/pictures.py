@@ -23,8 +23,9 @@ from torch.utils.data import Dataset
 from pipeline import jpeg as jpegs
 from pipeline.cli import UserError
 from pipeline.config import Resize
-from pipeline.data import load
+from pipeline.data import load, slots_for
 from pipeline.jpeg import Image
+from pipeline.slots import Slots
 from pipeline.transforms import central_crop, eval_image
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
@@ -40,16 +41,12 @@ class Picture(NamedTuple):
     size: int = -1  # bytes; -1: to the end of the file
 
 
-@dataclass(frozen=True)
-class PictureBatch:
-    """Pictures first ... first + count - 1, without those that can't be read."""
+class PictureBatch(NamedTuple):
+    """Consecutive pictures, without those that can't be read. Indices are those in the list of pictures."""
 
     images_BHWC: torch.Tensor  # uint8
-    kept_B: torch.Tensor  # int64, indices of the images in the list of pictures
-    bad: tuple[tuple[int, str], ...]  # index and reason
-
-    def pin_memory(self) -> "PictureBatch":
-        return PictureBatch(self.images_BHWC.pin_memory(), self.kept_B.pin_memory(), self.bad)
+    kept: list[int]  # index of each image
+    bad: list[tuple[int, str]]  # index and reason
 
 
 def find(inputs: Sequence[Path]) -> list[Picture]:
@@ -147,35 +144,42 @@ def _check_size(height: int, width: int) -> None:
         raise ValueError(f"it has {width} x {height} pixels, more than {LARGEST_PIXELS:,}")
 
 
+Filled = tuple[int, list[int], list[tuple[int, str]]]  # slot's batch, and as in PictureBatch: kept, bad
+
+
 @dataclass(frozen=True)
-class PictureBatches(Dataset[PictureBatch]):
-    """Item k: pictures k * batch and following."""
+class PictureBatches(Dataset[Filled]):
+    """Item k: the k-th batch of this rank, which has the rank-th of every ``world_size``."""
 
     pictures: Sequence[Picture]
     batch: int
+    rank: int
+    world_size: int
     size: int
     resize: Resize
+    slots: Slots
 
-    def __getitem__(self, index: int) -> PictureBatch:
-        images: list[Image] = []
+    def __getitem__(self, index: int) -> Filled:
+        images_BHWC = self.slots[index]
         kept: list[int] = []
         bad: list[tuple[int, str]] = []
-        first = index * self.batch
+        first = (index * self.world_size + self.rank) * self.batch
         for place in range(first, min(first + self.batch, len(self.pictures))):
             try:
-                images.append(prepared(read(self.pictures[place]), self.size, self.resize))
+                images_BHWC[len(kept)] = prepared(read(self.pictures[place]), self.size, self.resize)
                 kept.append(place)
             except (ValueError, OSError) as error:
                 bad.append((place, " ".join(str(error).split())))
-        images_BHWC = np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
-        return PictureBatch(torch.from_numpy(images_BHWC), torch.tensor(kept, dtype=torch.int64), tuple(bad))
+        return index, kept, bad
 
 
 def batches(
     pictures: Sequence[Picture], *, batch: int, size: int, resize: Resize, workers: int, rank: int, world_size: int
 ) -> Iterator[PictureBatch]:
     """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: in this process."""
-    indices = range(rank, -(-len(pictures) // batch), world_size)
-    items = PictureBatches(pictures, batch, size, resize)
-    for item in load(items, indices, workers, ignoring=[signal.SIGINT], setting="--workers"):
-        yield item.pin_memory() if torch.cuda.is_available() else item
+    batch = min(batch, len(pictures))  # no room for pictures that don't exist
+    indices = range(len(range(rank, -(-len(pictures) // batch), world_size)))
+    slots = slots_for(indices, workers, batch, size)
+    items = PictureBatches(pictures, batch, rank, world_size, size, resize, slots)
+    for number, kept, bad in load(items, indices, workers, ignoring=[signal.SIGINT], setting="--workers"):
+        yield PictureBatch(slots.taken(number, len(kept)), kept, bad)

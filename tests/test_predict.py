@@ -180,6 +180,33 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest
     assert len(rows_of(tmp_path / "one.csv")) == 8
 
 
+@pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (1, 3), (2, 1), (2, 5)])
+def test_every_batch_has_its_own_pictures(tmp_path: Path, photos: Path, workers: int, world_size: int) -> None:
+    """With more batches than slots, and ranks as many as slots: a batch must not lie where another still is."""
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    good = [pictures.Picture(path.name, path) for path in sorted(photos.iterdir())]
+    listed = [*good, pictures.Picture("bad.jpg", tmp_path / "bad.jpg")] * 5
+    found: dict[int, torch.Tensor] = {}
+    bad: list[int] = []
+    for rank in range(world_size):
+        own = list(
+            pictures.batches(
+                listed, batch=3, size=32, resize="square", workers=workers, rank=rank, world_size=world_size
+            )
+        )
+        for number, batch in enumerate(own):
+            places = range((number * world_size + rank) * 3, min((number * world_size + rank) * 3 + 3, len(listed)))
+            assert sorted([*batch.kept, *(place for place, _ in batch.bad)]) == list(places)
+            assert all("no image" in reason for _, reason in batch.bad)
+            bad += [place for place, _ in batch.bad]
+            found |= dict(zip(batch.kept, batch.images_BHWC, strict=True))
+    assert sorted(bad) == list(range(7, 40, 8))
+    assert len(found) == 35
+    for place, image_HWC in found.items():
+        want = pictures.prepared(pictures.read(listed[place]), 32, "square")
+        assert np.array_equal(image_HWC.numpy(), want), place
+
+
 def reference_rollout(model: VisionTransformer, x_BCHW: torch.Tensor) -> np.ndarray:
     """Abnar & Zuidema's equations, a head, a token and a layer at a time, on attention from the definition."""
     seen: list[torch.Tensor] = []
