@@ -78,15 +78,16 @@ def _fill(rows: Rows, index: Path, split: str) -> None:
 
 def _parts(index: Path, split: str) -> Iterator[Rows]:
     columns = list(ROW.names or ())
+    # no Array.index or to_numpy, each of which imports pandas where it is installed: 0.3 s
     # pre_buffer would read the columns of all row groups at once
     with open_parquet(index, pre_buffer=False) as file:
         for batch in file.iter_batches(_BATCH, columns=["split", *columns], use_threads=False):
             names = batch.column("split")
-            code = names.dictionary.index(split).as_py()
-            chosen = names.indices.to_numpy() == code
+            code = {name: code for code, name in enumerate(names.dictionary.to_pylist())}.get(split, -1)
+            chosen = np.from_dlpack(names.indices) == code
             part = np.empty(np.count_nonzero(chosen), ROW)
             for name in columns:
-                values = batch.column(name).to_numpy()
+                values = np.from_dlpack(batch.column(name))
                 part[name] = values if len(part) == len(values) else values[chosen]
             yield part
 

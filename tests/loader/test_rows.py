@@ -1,6 +1,8 @@
 """The index's records as a file that processes share."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +72,13 @@ def test_an_index_that_differs_from_dataset_json_is_named(
         with pytest.raises(UserError, match=f"has {samples} samples of split 'val' and dataset.json says"):
             read_rows(digits, "val", samples + off, "digest", cached_from=kept)
     assert not list(tmp_path.iterdir())
+
+
+def test_opening_a_data_set_imports_no_pandas(digits: Path) -> None:
+    """Which costs each rank and each worker of a start a third of a second."""
+    program = (
+        "import sys; from pathlib import Path; from pipeline.split import open_split; "
+        f"open_split({str(digits)!r}, 'train'); from pipeline.shards import read_classes; "
+        f"read_classes(Path({str(digits)!r})).to_pylist(); sys.exit('pandas' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
