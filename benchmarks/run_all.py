@@ -32,6 +32,7 @@ QUICK = {
     "start": "--rounds 1",
     "step": "--rounds 1 --dtypes float32",
     "tracking": "--steps 40 --rounds 1",
+    "train": "--seconds 2 --eager",
 }
 COLUMNS = ("claim", "ours", "peer", "limit", "ratio", "unit")
 
