@@ -121,8 +121,9 @@ class TrainConfig:
     """Compute type. Master weights and optimizer state are float32 in either case."""
     offload: bool = False
     """Keep and update the optimizer state in the host's memory: slower, for models that don't fit. ZeRO 1 to 3."""
-    compile: bool = False
-    """torch.compile the model: minutes at the start, faster steps on GPUs."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the model for training: about a minute at the start, faster steps. auto: on GPUs, where a C
+    compiler is found (Triton needs one), but not under ZeRO-3, which takes the graph apart."""
     skip_nonfinite: int = 0
     """Steps with a non-finite loss or gradient that a run may leave out, each reported; one more goes back or stops."""
     rollback_nonfinite: int = 0

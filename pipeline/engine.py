@@ -5,15 +5,17 @@ and its optimizer moments, full-sized. DeepSpeed's own checkpoints are bound to 
 universal ones silently lose the second parameter group under ZeRO-3 (docs/design.md).
 """
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from pipeline import optim
 from pipeline.cli import UserError
-from pipeline.config import RunConfig, accumulation
+from pipeline.config import RunConfig, TrainConfig, accumulation
 from pipeline.quick_deepspeed import deepspeed
 
 MASTER = "param"  # the first part of a state key: "param/blocks.0.attn.qkv.weight"
@@ -54,9 +56,24 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> 
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
-    if config.train.compile:
+    if compiles(config.train, model):
+        if torch.distributed.get_rank() == 0:
+            print("compiling the model: the first step takes about a minute (--train.compile off: none)", flush=True)
         engine.compile()
     return engine
+
+
+def compiles(train: TrainConfig, model: torch.nn.Module) -> bool:
+    """What train.compile means for a model where it lies."""
+    if train.compile != "auto":
+        return train.compile == "on"
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return on_gpu and train.zero_stage < 3 and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+
+
+def uncompiled(engine: Any) -> AbstractContextManager[None]:
+    """Run what was compiled as it stands: batches of other sizes would each be compiled anew."""
+    return torch.compiler.set_stance("force_eager") if engine.is_compiled else nullcontext()
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:

@@ -51,7 +51,7 @@ def test_compiled_steps_have_the_same_losses(plain: Path, digits: Path, tmp_path
     """In a process of its own: the compiler's helpers don't survive a fork."""
     # its own cache: one killed while compiling leaves a cut-off file in the common one, on which every later run fails
     environment = os.environ | VARIABLES | {"TORCHDYNAMO_DISABLE": "0", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
-    command = [sys.executable, "-m", *map(str, job(tmp_path / "run", digits, "--train.compile", True, steps=4))]
+    command = [sys.executable, "-m", *map(str, job(tmp_path / "run", digits, "--train.compile", "on", steps=4))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-4)
