@@ -4,14 +4,24 @@
 read of 512 bytes a member and understands what is found in the wild: V7, USTAR (with prefix), GNU long names and
 base-256 sizes, PAX headers. Format: POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU's
 extensions as the GNU tar manual, "Basic Tar Format", describes them.
+
+Plain headers are read by a C extension (_tarscan.c), built where a compiler is. Without it the same members are found,
+more slowly.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from zlib import adler32
 
+try:
+    from data_prep import _tarscan
+except ImportError:
+    _tarscan = None  # type: ignore[assignment]
+
+HAS_FAST_HEADERS = _tarscan is not None
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
+FARTHEST = 1 << 62  # bytes: where a tar of unknown length has certainly ended
 LARGEST_EXTENSION = 1 << 20  # bytes of a PAX header or GNU long name; a real one is far below 1 MiB
 
 Read = Callable[[int, int], bytes]  # (offset, size) -> bytes, fewer only at the end
@@ -47,23 +57,31 @@ _DIGITS = ord("0")  # the first of them; fields end with NUL or a space
 _WITHOUT_PAYLOAD = frozenset({"hard link", "symlink", "device", "directory", "fifo"})
 
 
-def scan(read: Read, start: int, end: int | None) -> Iterator[Member]:
+def scan(read: Read, start: int, end: int | None, window: int = BLOCK) -> Iterator[Member]:
     """The members of the tar in bytes ``start`` to ``end`` (``None``: until it stops), in order, headers only.
 
-    ``read`` may be sequential: offsets only grow, and a payload read between two members comes in order too.
+    ``read`` may be sequential: offsets only grow, and a payload read between two members comes in order too. But not
+    where ``window`` is more than a header's 512 bytes: so many are then read at once, and may hold several members.
     Raises DamagedTarError for a bad checksum, or a header or payload that runs past the end.
     """
     position = start
+    last = FARTHEST if end is None else min(end, FARTHEST)
     pax: dict[str, str] = {}  # of the next member
     pax_global: dict[str, str] = {}
     long_name: str | None = None
     plain = True  # whether none of the three has anything to say
     while end is None or position < end:
-        header = read(position, BLOCK)
+        header = read(position, window)
         if len(header) < BLOCK or (end is not None and position + BLOCK > end):
             if not header:
                 return
             raise DamagedTarError(f"cut short inside the header at byte {position}")
+        if plain and _tarscan is not None:
+            found, position = _tarscan.plain_members(Member, header, position, last)
+            if found:
+                yield from found
+                continue
+        header = header[:BLOCK]
         if plain and header[156] == _REGULAR and not header[345]:  # the usual member, in line: there are millions
             try:
                 stored, size = int(header[148:154], 8), int(header[124:135], 8)

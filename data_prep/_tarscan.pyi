@@ -1,0 +1,3 @@
+from data_prep.tarscan import Member
+
+def plain_members(member: type[Member], window: bytes, position: int, end: int, /) -> tuple[list[Member], int]: ...
