@@ -18,8 +18,9 @@ import tyro
 from data_prep import catalogue, classmaps, finish, progress, workers
 from data_prep.arrow import without_pandas
 from data_prep.datasets import check_workers
-from data_prep.tarscan import DamagedTarError, Read, scan
-from data_prep.tarwalk import RejectRow
+from data_prep.images import LARGEST_FILE
+from data_prep.tarscan import BLOCK, HAS_FAST_HEADERS, DamagedTarError, Read, scan
+from data_prep.tarwalk import RejectRow, printable
 from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
@@ -180,21 +181,25 @@ def _windowed(fd: int) -> Read:
 
 def _find_samples(fd: int, tar: str, found: Samples, left_out: list[RejectRow]) -> None:
     read = _windowed(fd)
+    window = WINDOW if HAS_FAST_HEADERS else BLOCK
     key, offset, size, label = "", 0, -1, ""
 
     def sample() -> None:
-        if size >= 0 and label:
-            found.keys.append(key)
+        if size > LARGEST_FILE:
+            detail = f"{size:,} bytes, more than {LARGEST_FILE:,}"
+            left_out.append(RejectRow(printable(f"{tar}/{key}"), "", size, "too_large", detail))
+        elif size >= 0 and label:
+            found.keys.append(printable(key))
             found.offsets.append(offset)
             found.sizes.append(size)
             found.classes.append(label)
         elif key:
             what = "no .cls member" if size >= 0 else "no JPEG"
-            left_out.append(RejectRow(f"{tar}/{key}", "", max(size, 0), "incomplete", what))
+            left_out.append(RejectRow(printable(f"{tar}/{key}"), "", max(size, 0), "incomplete", what))
 
-    for name, start, length, kind in scan(read, 0, os.fstat(fd).st_size):
+    for name, start, length, kind in scan(read, 0, os.fstat(fd).st_size, window):
         stem, _, ending = name.partition(".")
-        if "/" in ending or not stem or stem[-1] == "/":  # a dot in a folder's name, or a hidden file
+        if not stem or ("/" in name and ("/" in ending or stem[-1] == "/")):  # a dot in a folder's name, a hidden file
             folder, slash, last = name.rpartition("/")
             stem, _, ending = last.partition(".")
             if not stem:

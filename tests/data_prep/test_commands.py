@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -16,7 +17,7 @@ import simplejpeg
 import webdataset
 from scipy import stats
 
-from data_prep import audit, index, phash, report, shard, verify
+from data_prep import audit, index, phash, report, shard, verify, writer
 from pipeline import cli, shards
 from tests.data_prep import releases
 from tests.data_prep.releases import Images, class_tar
@@ -165,6 +166,33 @@ def test_index_of_foreign_tars(images: Images, tmp_path: Path, capsys: pytest.Ca
     assert "the order isn't random" in found[0]
     assert "--force" in refused(capsys, index.main, *arguments)
     assert index.main([*arguments, "--force"]) == 0
+
+
+def test_index_of_names_and_sizes_that_no_table_holds(
+    images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    with tarfile.open(folder / "train.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for number, data in enumerate(images["n01440764"].values()):
+            name = os.fsdecode(b"caf\xe9 %d" % number)
+            releases.add(tar, f"{name}.cls", b"0")
+            releases.add(tar, f"{name}.jpg", data)
+        releases.add(tar, os.fsdecode(b"\xe9.cls"), b"0")
+        end = tar.offset
+    with (folder / "train.tar").open("r+b") as file:
+        file.seek(end)
+        file.write(writer.header("big.cls", 1) + b"0".ljust(512, b"\0") + writer.header("big.jpg", 3 << 30))
+        file.truncate(file.tell() + (3 << 30))
+    assert index.main([str(folder), "--workers", "1"]) == 0
+    keys = shards.read_index(folder)["key"].to_pylist()
+    assert keys == [f"caf%E9 {number}" for number in range(len(images["n01440764"]))]
+    rejects = shards.read_rejects(folder).to_pylist()
+    assert [(row["source"], row["reason"]) for row in rejects] == [
+        ("train.tar/%E9", "incomplete"),
+        ("train.tar/big", "too_large"),
+    ]
+    assert findings(capsys, folder) == []
 
 
 def test_the_index_of_our_own_tars_is_the_one_they_came_with(finished: Path, tmp_path: Path) -> None:
