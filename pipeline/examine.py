@@ -3,6 +3,7 @@
 Every rank knows the same of a step (:class:`pipeline.watch.Step`) and so comes to the same end without asking.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch.distributed
@@ -27,6 +28,7 @@ class Progress:
     saved: dict[int, float] = field(default_factory=dict)  # checkpoint of this attempt -> seconds of training by then
     spikes: Spikes = field(default_factory=Spikes)
     own: list[list[float]] = field(default_factory=list)  # Step.own of the steps since the last line
+    told: float = -math.inf  # when status.json was written last, by the monotonic clock
 
 
 def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
@@ -44,6 +46,7 @@ def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
         keys = [all_keys[row] for batch in done.fed for row in batch.samples_B.tolist()]
         path = watch.dump(run.config.run_dir / "nonfinite", progress.step, rank, done.fed, keys)
         print(f"warning: {report}; rank {rank}'s samples {', '.join(keys)} are kept in {path}", flush=True)
+    torch.distributed.barrier()  # a rank that leaves before would take those that still write with it
     limits = run.config.train
     if done.skipped and progress.skipped < limits.skip_nonfinite:
         progress.skipped += 1

@@ -41,9 +41,10 @@ def train_step(
     ``settle`` is called before anything that a checkpoint may still be copied from changes.
     A step whose gradient is no number leaves the weights as they were.
     """
-    engine.train()
+    if not engine.module.training:  # after an evaluation
+        engine.train()
     # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
-    torch.manual_seed((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank)
+    _seed(device, (config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank)
     passes = accumulation(config.train, ranks.world_size)
     lam = mixup_lambda(config.train.seed, step, AUGMENT[config.data.augment].mixup)
     total = torch.zeros((), device=device)
@@ -65,6 +66,9 @@ def train_step(
         marks.append(_mark(device))
         loss = loss_of(config.train.loss, logits_BC, targets, label_smoothing=config.train.label_smoothing)
         engine.backward(loss)
+        asked = time.perf_counter()
+        batches.fetch()  # the next one, while a GPU is still busy with this one: so this is at most what it waits
+        waited += time.perf_counter() - asked
         if config.train.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
             norm = ds.grad_norm(engine)
         if engine.is_gradient_accumulation_boundary():
@@ -78,13 +82,11 @@ def train_step(
     table = torch.zeros(ranks.world_size, 6, dtype=torch.float64, device=device)
     samples = sum(ledger_hash(batch.samples_B.numpy()) for batch in fed) % 2**LEDGER_BITS
     broken = sum(len(batch.damaged) for batch in fed)
-    asks = torch.tensor([stop, save, clock.own, samples, broken], dtype=torch.float64, device=device)
-    table[ranks.rank] = torch.cat([total.double()[None], asks])
+    row = torch.tensor([0, stop, save, clock.own, samples, broken], dtype=torch.float64)
+    table[ranks.rank] = row.to(device, non_blocking=True)
+    table[ranks.rank, 0] = total
     if ranks.world_size > 1:
         torch.distributed.all_reduce(table)
-    asked = time.perf_counter()
-    batches.fetch()  # the next step's, while a GPU is still busy with this one: so this is at most what it waits
-    waited += time.perf_counter() - asked
     losses, stops, saves, own, ledger, damaged = table.T.tolist()
     if norm is None:
         norm = ds.grad_norm(engine)
@@ -102,6 +104,16 @@ def train_step(
         ledger=int(sum(ledger)) % 2**LEDGER_BITS,
         damaged=int(sum(damaged)),
     )
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """What torch.manual_seed does, for this rank's devices alone.
+
+    torch would seed those of all makers too, and keep the whole call stack for each that isn't there.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 Mark = torch.cuda.Event | float

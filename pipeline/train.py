@@ -4,6 +4,7 @@ import faulthandler
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from typing import Literal
 
@@ -18,6 +19,7 @@ from pipeline.damage import DAMAGE
 from pipeline.data import Ahead, train_batches
 from pipeline.evaluate import evaluate
 from pipeline.examine import Progress, examine
+from pipeline.files import flush
 from pipeline.goodput import account, summary
 from pipeline.preempt import StopRequest
 from pipeline.profiling import profile
@@ -30,6 +32,7 @@ from pipeline.transforms import train_transform
 from pipeline.watch import Step
 
 Outcome = Literal["finished", "stopped", "failed"]
+TOLD_EVERY = 5.0  # seconds between writes of status.json, which wait for the disk
 MLFLOW_STATUS: dict[Outcome, Literal["FINISHED", "FAILED", "KILLED"]] = {
     "finished": "FINISHED",
     "stopped": "KILLED",
@@ -86,9 +89,13 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             weights=config.data.weights,
         )
     )
-    with profile(config.run_dir, config.train.profile if run.tracker else 0) as tick:
+    watchdog = watch.Watchdog(config.train.step_timeout)
+    with (
+        profile(config.run_dir, config.train.profile if run.tracker else 0) as tick,
+        ledger.appending(config.run_dir, wanted=run.tracker is not None) as note,
+    ):
         while progress.step < steps:
-            faulthandler.dump_traceback_later(config.train.step_timeout, exit=True)
+            watchdog.feed()
             lr = learning_rate(config.schedule, config.optim.lr, progress.step, steps)
             ds.set_learning_rate(engine, lr)
             wishes = {"stop": stop.requested, "save": run.saver.due(progress.step + 1, steps)}
@@ -104,8 +111,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
                 **wishes,
             )
             progress.step += 1
-            if run.tracker is not None:
-                ledger.append(config.run_dir, progress.step, done.ledger)
+            note(progress.step, done.ledger)
             examine(run, progress, done, screen)
             if config.train.average:
                 ds.update_average(engine, config.train.average)
@@ -133,6 +139,9 @@ def save(run: Run, progress: Progress, result: dict[str, float]) -> None:
     progress.saved[progress.step] = run.clock.seconds["training"]
     counts = {"skipped": progress.skipped, "rollbacks": progress.rollbacks, "undone": progress.undone}
     with run.clock.time("checkpoint"):
+        if run.tracker is not None:  # a resumed run doesn't repeat what lies before the checkpoint
+            flush(run.config.run_dir / ledger.LEDGER)
+            write_status(run, progress, "running")
         run.saver.save(run.engine, progress.step, counts=counts, metrics=result)
 
 
@@ -154,7 +163,9 @@ def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen
     progress.own.clear()
     screen.step(progress.step, done.loss)
     record(run, progress, fresh)
-    write_status(run, progress, "running")
+    if time.monotonic() - progress.told >= TOLD_EVERY:
+        progress.told = time.monotonic()
+        write_status(run, progress, "running")
     screen.line(progress_line(fresh, progress.step, run.job.steps))
 
 
@@ -170,20 +181,21 @@ def evaluate_now(run: Run, progress: Progress, screen: Screen) -> dict[str, floa
 
     def metrics(prefix: str) -> dict[str, float]:
         run.engine.eval()
-        result = evaluate(
-            run.engine,
-            held_out,
-            image_size=config.model.image_size,
-            batch=config.train.eval_batch,
-            loss=config.train.loss,
-            workers=config.data.workers,
-            resize=config.data.eval_resize,
-            device=run.device,
-            dtype=DTYPES[config.train.dtype],
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            reduce=reduce,
-        )
+        with ds.uncompiled(run.engine):
+            result = evaluate(
+                run.engine,
+                held_out,
+                image_size=config.model.image_size,
+                batch=config.train.eval_batch,
+                loss=config.train.loss,
+                workers=config.data.workers,
+                resize=config.data.eval_resize,
+                device=run.device,
+                dtype=DTYPES[config.train.dtype],
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                reduce=reduce,
+            )
         screen.line(f"step {progress.step}  {'averaged weights' if 'average' in prefix else 'evaluation'}: {result}")
         return result.metrics(prefix)
 
@@ -229,6 +241,8 @@ def fail(run: Run, progress: Progress, error: BaseException) -> None:
     It ends at once, because a broken process group may hang or abort when the interpreter takes it down.
     """
     faulthandler.dump_traceback_later(run.config.train.step_timeout, exit=True)
+    if isinstance(error, watch.NonFiniteError):
+        run.heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
     same = isinstance(error, (watch.NonFiniteError, UserError))  # on every rank
     cause = "every rank has seen it" if same else run.heartbeat.fail(error)
     close(run, progress, "failed")

@@ -1,7 +1,12 @@
-"""Watching the losses and the ranks: what may not pass in silence, and what it says. Pure but for the dump."""
+"""Watching the losses and the ranks: what may not pass in silence, and what it says.
 
+Pure but for the dump and the watchdog.
+"""
+
+import faulthandler
 import math
 import statistics
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +72,23 @@ def dump(folder: Path, step: int, rank: int, batches: Sequence[Batch], keys: Seq
     }
     save_file(tensors, path, metadata={"keys": "\n".join(keys)})
     return path
+
+
+class Watchdog:
+    """Ends this process, after printing all stacks, when it isn't fed for ``timeout`` seconds, or 1 % less.
+
+    Each new limit takes a new thread, which costs more than the rest of a step's checks: so not every meal moves it.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._moved = -math.inf
+
+    def feed(self) -> None:
+        now = time.monotonic()
+        if now - self._moved >= 0.01 * self._timeout:
+            faulthandler.dump_traceback_later(self._timeout, exit=True)
+            self._moved = now
 
 
 class Spikes:

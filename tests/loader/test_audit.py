@@ -85,8 +85,10 @@ def test_what_differs_from_the_order_is_named() -> None:
 
 
 def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
-    ledger.append(tmp_path, 1, 2**40 - 1)
-    ledger.append(tmp_path, 2, 7)
+    with ledger.appending(tmp_path) as note:
+        note(1, 2**40 - 1)
+        note(2, 7)
+        assert ledger.read(tmp_path)[1:] == [(2, 7)], "a killed run leaves the lines of all its steps"
     with (tmp_path / ledger.LEDGER).open("a") as file:
         file.write("3 00000000")
     assert ledger.read(tmp_path) == [(1, 2**40 - 1), (2, 7)]
