@@ -1,20 +1,28 @@
 /* Read the headers of plain tar members, as nearly all are: several times as fast as Python does.
  *
  * plain_members(member, window, position, end) -> (members, position)
+ * plain_members_of_file(member, fd, position, end) -> (members, position)
  *
  * `window` holds bytes of a tar; its first byte is a header's, at `position` of the file. Returns the members whose
- * headers lie in the window one after another, as member(name, offset, size, "file"), and where the next header begins.
- * It stops before each header that isn't wholly in the window, that is more than a regular ustar or GNU member with a
- * short name, an octal size and a valid checksum, or whose payload passes `end`: data_prep.tarscan.scan reads those, and
- * says what is wrong with them. So nothing here has to be an error, and all that is accepted here is read there alike.
+ * headers lie in the window one after another, as member(name, offset, size, "file", head), and where the next header
+ * begins; `head` is the payload where it is small and in the window, or nothing. Of a file, windows are read one after
+ * another, for some hundred members at most.
+ *
+ * They stop before each header that isn't wholly there, that is more than a regular ustar or GNU member with a short name,
+ * an octal size and a valid checksum, or whose payload passes `end`: data_prep.tarscan.scan reads those, and says what is
+ * wrong with them, or with the file. So nothing here has to be an error, and all that is accepted here is read there alike.
  */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <string.h>
+#include <unistd.h>
 
 #define BLOCK 512
+#define WINDOW 2048 /* of a file: a small member, and the next one's header */
+#define MOST 128    /* members of a file at a time */
+#define LARGEST_HEAD 256
 /* Fields of a header: POSIX.1-2017, "ustar Interchange Format" */
 #define NAME_LENGTH 100
 #define SIZE 124
@@ -50,21 +58,58 @@ static long long plain_size(const unsigned char *header) {
   return octal(header + SIZE, 11);
 }
 
-/* member(name, offset, size, "file"), for a tuple type; NULL with an exception set where memory is short. */
-static PyObject *new_member(PyTypeObject *type, const unsigned char *header, long long offset, long long size) {
+/* type(name, offset, size, "file", head); NULL with an exception set where memory is short. */
+static PyObject *new_member(PyTypeObject *type, const unsigned char *header, long long offset, long long size,
+                            Py_ssize_t head_size) {
   const unsigned char *nul = memchr(header, 0, NAME_LENGTH);
   PyObject *name = PyUnicode_DecodeUTF8((const char *)header, nul ? nul - header : NAME_LENGTH, "surrogateescape");
   PyObject *start = PyLong_FromLongLong(offset), *length = PyLong_FromLongLong(size);
-  PyObject *member = name && start && length ? type->tp_alloc(type, 4) : NULL;
+  PyObject *head = PyBytes_FromStringAndSize((const char *)header + BLOCK, head_size);
+  PyObject *member = name && start && length && head ? type->tp_alloc(type, 5) : NULL;
   if (!member) {
-    Py_XDECREF(name), Py_XDECREF(start), Py_XDECREF(length);
+    Py_XDECREF(name), Py_XDECREF(start), Py_XDECREF(length), Py_XDECREF(head);
     return NULL;
   }
   PyTuple_SET_ITEM(member, 0, name);
   PyTuple_SET_ITEM(member, 1, start);
   PyTuple_SET_ITEM(member, 2, length);
   PyTuple_SET_ITEM(member, 3, Py_NewRef(file_kind));
+  PyTuple_SET_ITEM(member, 4, head);
   return member;
+}
+
+/* Append to `members` those of a window of `room` bytes. Returns the position behind them, or -1 with an exception set. */
+static long long read_window(PyTypeObject *type, PyObject *members, const unsigned char *window, Py_ssize_t room,
+                             long long position, long long end) {
+  Py_ssize_t at = 0; /* of the next header, in the window */
+  while (room - at >= BLOCK && position < FARTHEST && end >= position + BLOCK) {
+    long long size = plain_size(window + at), payload = position + BLOCK;
+    if (size < 0 || size > end - payload) break;
+    Py_ssize_t head_size = size <= LARGEST_HEAD && size <= room - at - BLOCK ? (Py_ssize_t)size : 0;
+    PyObject *member = new_member(type, window + at, payload, size, head_size);
+    if (!member || PyList_Append(members, member) < 0) {
+      Py_XDECREF(member);
+      return -1;
+    }
+    Py_DECREF(member);
+    long long whole = BLOCK + (size + BLOCK - 1) / BLOCK * BLOCK;
+    position += whole;
+    if (whole > room - at) break; /* the next header is beyond the window */
+    at += (Py_ssize_t)whole;
+  }
+  return position;
+}
+
+static int is_tuple_type(PyTypeObject *type) {
+  if (PyType_IsSubtype(type, &PyTuple_Type)) return 1;
+  PyErr_SetString(PyExc_TypeError, "member must be a tuple type");
+  return 0;
+}
+
+static PyObject *result(PyObject *members, long long position) {
+  if (position >= 0) return Py_BuildValue("NL", members, position);
+  Py_DECREF(members);
+  return NULL;
 }
 
 static PyObject *plain_members(PyObject *module, PyObject *args) {
@@ -74,34 +119,40 @@ static PyObject *plain_members(PyObject *module, PyObject *args) {
   Py_ssize_t room;
   long long position, end;
   if (!PyArg_ParseTuple(args, "O!y#LL", &PyType_Type, &type, &window, &room, &position, &end)) return NULL;
-  if (!PyType_IsSubtype(type, &PyTuple_Type)) {
-    PyErr_SetString(PyExc_TypeError, "member must be a tuple type");
-    return NULL;
-  }
+  if (!is_tuple_type(type)) return NULL;
+  if (position < 0) return PyErr_Format(PyExc_ValueError, "position must not be negative");
+  PyObject *members = PyList_New(0);
+  return members ? result(members, read_window(type, members, window, room, position, end)) : NULL;
+}
+
+static PyObject *plain_members_of_file(PyObject *module, PyObject *args) {
+  (void)module;
+  PyTypeObject *type;
+  int fd;
+  long long position, end;
+  if (!PyArg_ParseTuple(args, "O!iLL", &PyType_Type, &type, &fd, &position, &end)) return NULL;
+  if (!is_tuple_type(type)) return NULL;
+  if (position < 0) return PyErr_Format(PyExc_ValueError, "position must not be negative");
   PyObject *members = PyList_New(0);
   if (!members) return NULL;
-  Py_ssize_t at = 0; /* of the next header, in the window */
-  while (room - at >= BLOCK && position >= 0 && position < FARTHEST && end >= position + BLOCK) {
-    long long size = plain_size(window + at), payload = position + BLOCK;
-    if (size < 0 || size > end - payload) break;
-    PyObject *member = new_member(type, window + at, payload, size);
-    if (!member || PyList_Append(members, member) < 0) {
-      Py_XDECREF(member);
-      Py_DECREF(members);
-      return NULL;
-    }
-    Py_DECREF(member);
-    long long whole = BLOCK + (size + BLOCK - 1) / BLOCK * BLOCK;
-    position += whole;
-    if (whole > room - at) break; /* the next header is beyond the window */
-    at += (Py_ssize_t)whole;
+  unsigned char window[WINDOW];
+  long long before = -1;
+  while (position > before && PyList_GET_SIZE(members) < MOST) {
+    ssize_t room;
+    Py_BEGIN_ALLOW_THREADS
+    room = pread(fd, window, sizeof window, position);
+    Py_END_ALLOW_THREADS
+    before = position;
+    position = read_window(type, members, window, room, position, end); /* nothing where reading failed: room is -1 */
   }
-  return Py_BuildValue("NL", members, position);
+  return result(members, position);
 }
 
 static PyMethodDef methods[] = {
     {"plain_members", plain_members, METH_VARARGS,
      "plain_members(member, window, position, end) -> (members, position of the next header)"},
+    {"plain_members_of_file", plain_members_of_file, METH_VARARGS,
+     "plain_members_of_file(member, fd, position, end) -> (members, position of the next header)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -19,7 +19,7 @@ from data_prep import catalogue, classmaps, finish, progress, workers
 from data_prep.arrow import without_pandas
 from data_prep.datasets import check_workers
 from data_prep.images import LARGEST_FILE
-from data_prep.tarscan import BLOCK, HAS_FAST_HEADERS, DamagedTarError, Read, scan
+from data_prep.tarscan import DamagedTarError, Read, scan
 from data_prep.tarwalk import RejectRow, printable
 from pipeline import cli
 from pipeline.cli import UserError
@@ -181,7 +181,6 @@ def _windowed(fd: int) -> Read:
 
 def _find_samples(fd: int, tar: str, found: Samples, left_out: list[RejectRow]) -> None:
     read = _windowed(fd)
-    window = WINDOW if HAS_FAST_HEADERS else BLOCK
     key, offset, size, label = "", 0, -1, ""
 
     def sample() -> None:
@@ -197,7 +196,7 @@ def _find_samples(fd: int, tar: str, found: Samples, left_out: list[RejectRow]) 
             what = "no .cls member" if size >= 0 else "no JPEG"
             left_out.append(RejectRow(printable(f"{tar}/{key}"), "", max(size, 0), "incomplete", what))
 
-    for name, start, length, kind in scan(read, 0, os.fstat(fd).st_size, window):
+    for name, start, length, kind, head in scan(read, 0, os.fstat(fd).st_size, fd):
         stem, _, ending = name.partition(".")
         if not stem or ("/" in name and ("/" in ending or stem[-1] == "/")):  # a dot in a folder's name, a hidden file
             folder, slash, last = name.rpartition("/")
@@ -213,7 +212,7 @@ def _find_samples(fd: int, tar: str, found: Samples, left_out: list[RejectRow]) 
         if ending in JPEGS and size < 0:
             offset, size = start, length
         elif ending == "cls":
-            label = read(start, min(length, 256)).decode("utf-8", "replace").strip()
+            label = (head or read(start, min(length, 256))).decode("utf-8", "replace").strip()
     sample()
 
 

@@ -38,6 +38,7 @@ class Member(NamedTuple):
     offset: int  # of the payload's first byte
     size: int  # of the payload, bytes; 0 for what has none
     kind: str  # "file", "directory", or what else it is: "symlink", "hard link", "device", "fifo", "sparse file", ...
+    head: bytes = b""  # the payload where it is small and was read along with the header; else empty
 
 
 _KINDS = {
@@ -57,11 +58,11 @@ _DIGITS = ord("0")  # the first of them; fields end with NUL or a space
 _WITHOUT_PAYLOAD = frozenset({"hard link", "symlink", "device", "directory", "fifo"})
 
 
-def scan(read: Read, start: int, end: int | None, window: int = BLOCK) -> Iterator[Member]:
+def scan(read: Read, start: int, end: int | None, fd: int | None = None) -> Iterator[Member]:
     """The members of the tar in bytes ``start`` to ``end`` (``None``: until it stops), in order, headers only.
 
-    ``read`` may be sequential: offsets only grow, and a payload read between two members comes in order too. But not
-    where ``window`` is more than a header's 512 bytes: so many are then read at once, and may hold several members.
+    ``read`` may be sequential: offsets only grow, and a payload read between two members comes in order too. ``fd`` is
+    the file that ``read`` reads, if it is one: some headers are read from it directly, which is faster.
     Raises DamagedTarError for a bad checksum, or a header or payload that runs past the end.
     """
     position = start
@@ -71,7 +72,12 @@ def scan(read: Read, start: int, end: int | None, window: int = BLOCK) -> Iterat
     long_name: str | None = None
     plain = True  # whether none of the three has anything to say
     while end is None or position < end:
-        header = read(position, window)
+        if plain and fd is not None and _tarscan is not None and position < last:
+            found, position = _tarscan.plain_members_of_file(Member, fd, position, last)
+            if found:
+                yield from found
+                continue
+        header = read(position, BLOCK)
         if len(header) < BLOCK or (end is not None and position + BLOCK > end):
             if not header:
                 return
@@ -81,7 +87,6 @@ def scan(read: Read, start: int, end: int | None, window: int = BLOCK) -> Iterat
             if found:
                 yield from found
                 continue
-        header = header[:BLOCK]
         if plain and header[156] == _REGULAR and not header[345]:  # the usual member, in line: there are millions
             try:
                 stored, size = int(header[148:154], 8), int(header[124:135], 8)

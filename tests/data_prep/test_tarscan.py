@@ -5,11 +5,12 @@ Each tar is read with and without the C extension, which must come to the same.
 
 import gc
 import io
+import os
 import sys
 import tarfile
 import warnings
 from contextlib import suppress
-from itertools import islice
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -43,25 +44,34 @@ def written(entries: list[tuple[str, bytes, str]], form: int) -> bytes:
     return buffer.getvalue()
 
 
-def outcome(data: bytes, start: int, end: int | None, window: int) -> tuple[list[Member], str]:
+def outcome(data: bytes, start: int, end: int | None, fd: int | None = None) -> tuple[list[Member], str]:
     """All that scan finds, reading as os.pread does, and what it says of damage."""
     found: list[Member] = []
     try:
-        found.extend(scan(lambda offset, size: data[offset : offset + size], start, end, window))
+        found.extend(scan(lambda offset, size: data[offset : offset + size], start, end, fd))
     except DamagedTarError as error:
         return found, str(error)
     return found, ""
 
 
 def members(data: bytes, start: int = 0, end: int | None = -1) -> list[Member]:
-    """All that scan finds, which is the same with and without the extension, and however much is read at once."""
+    """All that scan finds, which is the same with and without the extension, from bytes and from a file."""
     stop = len(data) if end == -1 else end
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tarscan, "_tarscan", None)
-        found, damage = outcome(data, start, stop, BLOCK)
     assert tarscan.HAS_FAST_HEADERS
-    for window in (BLOCK, 1000, 4 * BLOCK, 1 << 20):
-        assert outcome(data, start, stop, window) == (found, damage)
+    fd = os.memfd_create("tar")
+    try:
+        os.pwrite(fd, data, 0)
+        from_file, damage_of_file = outcome(data, start, stop, fd)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tarscan, "_tarscan", None)
+            found, damage = outcome(data, start, stop)
+            assert outcome(data, start, stop, fd) == (found, damage)
+    finally:
+        os.close(fd)
+    assert outcome(data, start, stop) == (found, damage)
+    assert ([member._replace(head=b"") for member in from_file], damage_of_file) == (found, damage)
+    for member in from_file:
+        assert not member.head or member.head == data[member.offset : member.offset + member.size]
     if damage:
         raise DamagedTarError(damage)
     return found
@@ -253,24 +263,53 @@ def test_headers_of_every_form_are_read_alike(
         members(bytes(tar[: max(0, len(tar) - cut)]), start, end)
 
 
+PLACES = st.integers(0, 5000) | st.integers(0, (1 << 63) - 1)
+ENDS = st.integers(0, 20_000) | st.integers(-(1 << 63), (1 << 63) - 1)
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    window=st.one_of(st.binary(max_size=1200), st.lists(HEADERS, max_size=4).map(b"".join)),
-    position=st.one_of(st.integers(0, 5000), st.integers(-(1 << 63), (1 << 63) - 1)),
-    end=st.one_of(st.integers(0, 20_000), st.integers(-(1 << 63), (1 << 63) - 1)),
-)
+@given(window=st.binary(max_size=1200) | st.lists(HEADERS, max_size=4).map(b"".join), position=PLACES, end=ENDS)
 def test_the_extension_finds_nothing_outside(window: bytes, position: int, end: int) -> None:
     assert tarscan._tarscan is not None
     found, after = tarscan._tarscan.plain_members(Member, window, position, end)
     assert len(found) <= len(window) // BLOCK
-    if not found:
-        assert after == position
-    else:
-        last = found[-1]
-        assert after == last.offset + -(-last.size // BLOCK) * BLOCK
-        assert last.offset + last.size <= end
-        assert all(type(member) is Member and member.kind == "file" for member in found)
-        assert all(position < member.offset <= position + len(window) for member in found)
+    for member in found:
+        assert type(member) is Member
+        assert position < member.offset <= position + len(window)
+        assert member.offset + member.size <= end
+        at = member.offset - position
+        assert member.head == (window[at : at + member.size] if member.size <= min(256, len(window) - at) else b"")
+    assert after == (found[-1].offset + -(-found[-1].size // BLOCK) * BLOCK if found else position)
+
+
+def test_small_payloads_come_along_and_damage_behind_the_members() -> None:
+    """More members than the extension reads at a time, in windows that end anywhere in a member."""
+    texts = [(b"%d " % number * 150)[: number % 300] for number in range(1000)]
+    tar = b"".join(
+        a_header({"size": b"%011o\0" % len(text)}, signed=False) + text.ljust(-(-len(text) // BLOCK) * BLOCK, b"\0")
+        for text in texts
+    )
+    assert [member.size for member in members(tar + bytes(1024))] == [len(text) for text in texts]
+    damaged = tar + b"x" * BLOCK
+    fd = os.memfd_create("tar")
+    try:
+        os.pwrite(fd, damaged, 0)
+        found, damage = outcome(damaged, 0, len(damaged), fd)
+    finally:
+        os.close(fd)
+    assert damage == f"no valid tar header at byte {len(tar)}"
+    for member, text in zip(found, texts, strict=True):
+        assert member.head in ((text, b"") if len(text) <= 256 else (b"",))
+    assert sum(member.head != b"" for member in found) > 500
+
+
+def test_a_file_that_cannot_be_read_is_left_to_read(tmp_path: Path) -> None:
+    tar = a_header({}, signed=False) + bytes(BLOCK)
+    fd = os.open(tmp_path, os.O_RDONLY)  # a folder
+    try:
+        assert [member.name for member in outcome(tar, 0, len(tar), fd)[0]] == ["1.jpg"]
+    finally:
+        os.close(fd)
 
 
 def test_the_extension_refuses_what_is_no_tuple_and_keeps_no_memory() -> None:
@@ -278,6 +317,11 @@ def test_the_extension_refuses_what_is_no_tuple_and_keeps_no_memory() -> None:
     for kind in (dict, int, "tuple"):
         with pytest.raises(TypeError):
             tarscan._tarscan.plain_members(kind, b"", 0, 0)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            tarscan._tarscan.plain_members_of_file(kind, 0, 0, 0)  # type: ignore[arg-type]
+    for call in (tarscan._tarscan.plain_members, tarscan._tarscan.plain_members_of_file):
+        with pytest.raises(ValueError, match="position must not be negative"):
+            call(Member, b"" if call is tarscan._tarscan.plain_members else 0, -1, 1)  # type: ignore[operator]
     window = (a_header({"name": b"n01440764_" + "ä".encode() * 40}, signed=False) + bytes(BLOCK)) * 4
     assert len(tarscan._tarscan.plain_members(Member, window, 0, 1 << 40)[0]) == 4
     gc.collect()
@@ -285,12 +329,3 @@ def test_the_extension_refuses_what_is_no_tuple_and_keeps_no_memory() -> None:
     for _ in range(10_000):
         tarscan._tarscan.plain_members(Member, window, 0, 1 << 40)
     assert sys.getallocatedblocks() - before < 1000
-
-
-def test_members_come_before_the_damage_behind_them() -> None:
-    header = writer.header("1.cls", 3) + b"abc".ljust(BLOCK, b"\0")
-    damaged = header * 2 + b"x" * BLOCK
-    found = scan(lambda offset, size: damaged[offset : offset + size], 0, len(damaged), 1 << 20)
-    assert [member.offset for member in islice(found, 2)] == [512, 1536]
-    with pytest.raises(DamagedTarError, match="no valid tar header at byte 2048"):
-        next(found)
