@@ -93,8 +93,9 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     from pipeline.quick_deepspeed import deepspeed  # noqa: PLC0415  (evaluation needs this module, but no DeepSpeed)
 
     # DeepSpeed compiles a shared-memory all-reduce for CPU ranks at the first start: half a minute, and a failure
-    # where there is no compiler. gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # where there is no compiler. gloo does the same work. Asking for the table of all such operators would try each
+    # one's compiler first, and no other entry is read.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False, "deepspeed_not_implemented": False}
     # DeepSpeed clones the data-parallel group with torch's default of 30 minutes, whatever timeout it is given.
     torch.distributed.distributed_c10d.default_pg_timeout = timeout
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)

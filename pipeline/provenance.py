@@ -65,7 +65,8 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
     source = Path(__file__).resolve().parent.parent
     folder.mkdir(parents=True, exist_ok=True)
     packages = folder / f"packages-{attempt}.txt"
-    found = {f"{one.name}=={one.version}" for one in importlib.metadata.distributions()}
+    each = (one.metadata for one in importlib.metadata.distributions())  # read once: .name and .version both read it
+    found = {f"{one['Name']}=={one['Version']}" for one in each}
     packages.write_text("\n".join(sorted(found, key=str.lower)) + "\n")
     changes = git_diff(source)
     unknown = _git(source, "ls-files", "--others", "--exclude-standard").splitlines()
