@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline import optim
+from pipeline import optim, zero_gradients
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, TrainConfig, accumulation
 from pipeline.quick_deepspeed import deepspeed
@@ -56,6 +56,8 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> 
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
+    if config.train.zero_stage in (1, 2) and not config.train.offload:
+        zero_gradients.quicken(engine.optimizer)
     if compiles(config.train, model):
         if torch.distributed.get_rank() == 0:
             print("compiling the model: the first step takes about a minute (--train.compile off: none)", flush=True)
