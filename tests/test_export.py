@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,10 +35,17 @@ def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_run(
-    run: Path, model_config: ModelConfig, *, resize: str = "square", loss: str = "softmax"
+    run: Path,
+    model_config: ModelConfig,
+    *,
+    resize: str = "square",
+    loss: str = "softmax",
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> VisionTransformer:
-    """A run folder with one checkpoint of random weights, in the files that training writes."""
+    """A run folder with one checkpoint, in the files that training writes. ``weights``: random ones where None."""
     model = random_model(model_config, CLASSES).eval()
+    if weights:
+        model.load_state_dict(dict(weights))
     checkpoint = run / "checkpoints" / "step-00000007"
     checkpoint.mkdir(parents=True)
     path = checkpoint / "state-000.safetensors"

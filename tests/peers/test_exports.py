@@ -1,7 +1,6 @@
 """What jobs.export writes, run by the projects it is for, from a picture's file to logits."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from pipeline import exporting, trained
 from pipeline.config import ModelConfig, Variant
 from pipeline.data import normalise
 from pipeline.interop.peers import import_peer
-from pipeline.model import ARCHITECTURES, VisionTransformer
+from pipeline.model import ARCHITECTURES
 from pipeline.pictures import prepared
+from pipeline.transfer import resize_pos_embed
 from tests.ranks import run_ranks
 from tests.test_export import call, make_run
 
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.peers
 
 TOLERANCE = 1e-5
 FORMS = ("timm", "huggingface", "npz", "onnx")
+WITH_PRE_LOGITS = ("npz", "onnx")  # the others have no place for the layer: tests/test_export.py has their refusal
 
 
 def timms(folder: Path, picture: Path) -> Tensor:
@@ -43,7 +44,10 @@ def transformers_(folder: Path, picture: Path) -> Tensor:
 
 
 def by_timms_reader_of_npz(folder: Path, picture: Path) -> Tensor:
-    """timm's reader of Google's files stands for Flax, whose arrays it takes name by name."""
+    """timm's reader of Google's files stands for Flax, whose arrays it takes name by name.
+
+    timm has no pre_logits any more: tanh(z @ kernel + bias), as Flax's Dense, is put before its head.
+    """
     known = trained.read_description(folder)
     sizes = ARCHITECTURES[known.model.variant]
     model = import_peer("timm").models.VisionTransformer(
@@ -57,6 +61,10 @@ def by_timms_reader_of_npz(folder: Path, picture: Path) -> Tensor:
         act_layer="gelu_tanh",
     )
     model.load_pretrained(str(folder / "model.npz"))
+    if known.model.pre_logits:
+        with np.load(folder / "model.npz") as arrays:
+            kernel, bias = (torch.from_numpy(arrays[f"pre_logits/{name}"]) for name in ("kernel", "bias"))
+        model.head.register_forward_pre_hook(lambda _, inputs: torch.tanh(inputs[0] @ kernel + bias))
     return model.eval()(ours_input(picture, known))  # type: ignore[no-any-return]
 
 
@@ -127,36 +135,41 @@ def test_random_weights_of_a_whole_b32_at_384(tmp_path: Path, monkeypatch: pytes
     check(tmp_path / "run", form, monkeypatch, "square")
 
 
-@pytest.fixture(scope="module")
-def learned(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of real training: 40 steps on digits."""
+@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize("form", WITH_PRE_LOGITS)
+def test_random_weights_with_pre_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, size: int) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "b32", dataclasses.replace(ARCHITECTURES["b32"], depth=2))
+    make_run(tmp_path / "run", ModelConfig("b32", size, pre_logits=True))
+    check(tmp_path / "run", form, monkeypatch, "square")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "pre_logits"])
+def learned(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of real training: 40 steps on digits, without and with pre_logits."""
     run = tmp_path_factory.mktemp("learned") / "run"
     job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", digits, "--data.flip", False)
     options = ("--schedule.steps", 40, "--model.image-size", 56, "--data.eval-resize", "central", "--data.workers", 1)
-    run_ranks(1, (*job, *options), run.parent / "log")
+    run_ranks(1, (*job, *options, "--model.pre-logits", request.param), run.parent / "log")
     return run
 
 
+@pytest.mark.parametrize(("size", "resize"), [(56, "central"), (224, "central"), (384, "square")])
 @pytest.mark.parametrize("form", FORMS)
-def test_trained_weights(learned: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    meta = json.loads(next(learned.rglob("meta.json")).read_text())
-    assert meta["metrics"]["eval/top1"] > 0.3, "it has learned nothing"
-    check(learned, form, monkeypatch, "central")
-
-
-@torch.inference_mode()
-def test_pre_logits_through_onnx_and_google_s_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm and transformers have no place for the layer; what they are refused is said in tests/test_export.py."""
-    monkeypatch.setitem(ARCHITECTURES, "b32", dataclasses.replace(ARCHITECTURES["b32"], depth=2))
-    model = make_run(tmp_path / "run", ModelConfig("b32", 224, pre_logits=True))
-    check(tmp_path / "run", "onnx", monkeypatch, "square")
-    call(monkeypatch, tmp_path / "run", tmp_path / "npz", "--format", "npz")
-    with np.load(tmp_path / "npz" / "model.npz") as arrays:
-        kernel, bias = arrays["pre_logits/kernel"], arrays["pre_logits/bias"]
-    z_BD = torch.randn(3, kernel.shape[0])
-    layer = model.pre_logits
-    assert isinstance(model, VisionTransformer)
-    torch.testing.assert_close(torch.tanh(z_BD @ torch.from_numpy(kernel) + torch.from_numpy(bias)), layer(z_BD))
+def test_trained_weights(
+    learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, size: int, resize: str
+) -> None:
+    """As they were trained, and resized as fine-tuning begins at 224 and 384 pixels."""
+    known = trained.load(learned)
+    assert known.metrics["eval/top1"] > 0.3, "it has learned nothing"
+    config, run = known.description.model, learned
+    if config.pre_logits and form not in WITH_PRE_LOGITS:
+        pytest.skip(f"{form} has no place for pre_logits: tests/test_export.py has its refusal")
+    if size != config.image_size:
+        grid = size // ARCHITECTURES[config.variant].patch
+        weights = dict(known.weights) | {"pos_embed": resize_pos_embed(known.weights["pos_embed"], grid)}
+        run = tmp_path / "run"
+        make_run(run, dataclasses.replace(config, image_size=size), resize=resize, weights=weights)
+    check(run, form, monkeypatch, resize)
 
 
 @pytest.mark.parametrize("form", ["timm", "huggingface"])
