@@ -11,6 +11,8 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,7 +44,8 @@ from pipeline.transforms import train_transform
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PARTS = ("train", "step", "loader", "timm")
 DATA = "data.train"
-WARM_UP = 2  # optimizer steps: compilation, allocations, workers
+LAP = 5  # optimizer steps between logged lines
+WARM_UP = 5  # optimizer steps: compilation, allocations, workers
 
 
 def main() -> None:
@@ -76,10 +79,13 @@ def compare(variant: str, data: Path, arguments: argparse.Namespace) -> None:
     for _ in range(arguments.rounds):
         for part in arguments.parts:
             command = [sys.executable, "-m", "benchmarks.bench_train", *sys.argv[1:], "--only", part, variant, data]
-            ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-            found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"rate"')]
+            with tempfile.TemporaryFile("w+") as log:  # no pipe: the compiler's helpers would keep it open for a while
+                subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=False)
+                log.seek(0)
+                text = log.read()
+            found = [json.loads(line) for line in text.splitlines() if line.startswith('{"rate"')]
             if not found:
-                print(f"# {variant} {part} not measured: {ran.stdout[-1500:]} {ran.stderr[-3000:]}", flush=True)
+                print(f"# {variant} {part} not measured: {text[-3000:]}", flush=True)
                 continue
             rates[part].append(found[0]["rate"])
             print(f"# {variant} {part}: {json.dumps(found[0])}", flush=True)
@@ -139,7 +145,7 @@ def configure(variant: str, data: Path, arguments: argparse.Namespace, run_dir: 
             micro_batch=micro,
             dtype=arguments.dtype,
             compile="off" if arguments.eager else "on",
-            log_every=1,
+            log_every=LAP,
             eval_every=0,
         ),
         checkpoint=dataclasses.replace(recipe.checkpoint, every=0, background=False),
@@ -153,27 +159,26 @@ def train_part(config: RunConfig, seconds: float) -> dict[str, float]:
     options = [(name, str(value)) for name, value in changed.items() if value != recipe[name] and name != DATA]
     command = [sys.executable, "-m", "jobs.pretrain", config.recipe, f"--{DATA}", *config.data.train]
     command += [text for name, value in options for text in (f"--{name}", value)]
-    with subprocess.Popen(command) as process:
-        while len(lines := steps(config)) <= WARM_UP or lines[-1].time < lines[WARM_UP - 1].time + seconds:
+    with subprocess.Popen(command, start_new_session=True) as process:
+        while len(lines := laps(config)) < 2 or lines[-1].time < lines[0].time + seconds:
             if process.poll() is not None:
                 raise RuntimeError(f"jobs.pretrain has ended with exit code {process.returncode}")
             time.sleep(0.2)
-        process.kill()  # nothing is wanted of its end, a checkpoint
-    spent = lines[-1].time - lines[WARM_UP - 1].time
-    metrics = [line.metrics for line in lines[WARM_UP:]]
-    waited = [one["speed/data_wait"] * one["speed/step_seconds"] for one in metrics]
+        os.killpg(process.pid, signal.SIGKILL)  # nothing is wanted of its end, a checkpoint
+    steps = lines[-1].step - lines[0].step
     return {
-        "rate": len(metrics) * config.train.global_batch / spent,
-        "steps": len(metrics),
-        "data_wait": sum(waited) / spent,
-        "memory_gb": metrics[-1]["memory/peak_gb"],
+        "rate": steps * config.train.global_batch / (lines[-1].time - lines[0].time),
+        "steps": steps,
+        "data_wait": statistics.mean(line.metrics["speed/data_wait"] for line in lines[1:]),
+        "memory_gb": lines[-1].metrics["memory/peak_gb"],
     }
 
 
-def steps(config: RunConfig) -> list[Line]:
-    """The run's metrics so far, a line a step."""
+def laps(config: RunConfig) -> list[Line]:
+    """The run's metrics from the end of the warm-up on."""
     path = config.run_dir / METRICS
-    return [line for line in read_lines(path)[0] if "speed/step_seconds" in line.metrics] if path.exists() else []
+    lines = read_lines(path)[0] if path.exists() else []
+    return [line for line in lines if "speed/step_seconds" in line.metrics and line.step >= WARM_UP]
 
 
 def step_part(config: RunConfig, seconds: float) -> dict[str, float]:
