@@ -14,6 +14,14 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
+        # the same; data_prep.shard --restart needs it
+        Extension(
+            "data_prep._restart",
+            ["data_prep/_restart.c"],
+            libraries=["jpeg"],
+            extra_compile_args=FLAGS,
+            optional=True,
+        ),
         # needs a C compiler; data_prep.tarscan reads every header itself otherwise
         Extension("data_prep._tarscan", ["data_prep/_tarscan.c"], extra_compile_args=FLAGS, optional=True),
     ]

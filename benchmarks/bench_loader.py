@@ -1,6 +1,7 @@
 """Images a second from JPEG shards to batches: this loader, its peers, and the limit of decoding whole images.
 
-python benchmarks/bench_loader.py [--photos TAR_OF_TARS] [--images 1000] [--rounds 5] [--readers ours,webdataset,...]
+python benchmarks/bench_loader.py [--photos TAR_OF_TARS] [--images 1000] [--rounds 5] [--restart]
+    [--readers ours,webdataset,...]
 Every reader has two workers and makes crops of 224 px with flips; all take turns in one run. Without --photos,
 scikit-learn's two photographs are encoded again in many crops. The limit is twice a bare single-process loop of header,
 whole decode, crop and resize. Peers that aren't installed are named. A profile of this loader's parts follows.
@@ -42,11 +43,12 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--restart", action="store_true", help="shards with restart markers, for all readers")
     parser.add_argument("--readers", default="ours,full,randaugment,webdataset,dali,streaming,litdata,spdl")
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as scratch:
-        data = data_set(arguments.photos, Path(scratch))
+        data = data_set(arguments.photos, Path(scratch), *(["--restart"] if arguments.restart else []))
         split = open_split(data, "train")
         readers, absent = choose(arguments.readers.split(","), split, arguments.images)
         rates: dict[str, list[float]] = {name: [] for name in ["bare", *readers]}
@@ -58,9 +60,9 @@ def main() -> None:
         profile(split, arguments.images)
 
 
-def data_set(photos: Path | None, scratch: Path) -> Path:
+def data_set(photos: Path | None, scratch: Path, *more: str) -> Path:
     raw = photos or crops_of_photographs(scratch / "photos")
-    options = ["--samples-per-shard", "50", "--workers", "2"]
+    options = ["--samples-per-shard", "50", "--workers", "2", *more]
     if shard.main([str(raw), str(scratch / "data"), *options]):
         raise RuntimeError("data_prep.shard failed")
     return scratch / "data"

@@ -1,5 +1,6 @@
 """One image: bytes of any kind -> a JPEG that decodes, with its size and orientation, or the reason why not."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -13,6 +14,12 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+try:
+    from data_prep import _restart
+except ImportError:
+    _restart = None  # type: ignore[assignment]
+
+HAS_RESTARTS = _restart is not None
 LARGEST_FILE = 256 << 20  # bytes; the largest ImageNet-21K file is far below
 LARGEST_PIXELS = 100_000_000  # width x height; a photograph of today's largest cameras passes
 RECODE_QUALITY = 95
@@ -29,6 +36,7 @@ class ImageOptions:
     resize: int = 0  # target of the short side, pixels; 0 leaves images as they are
     quality: int = 95  # JPEG quality of resized images
     min_side: int = 1  # smaller images are rejected, pixels
+    restart: bool = False  # write each JPEG anew, without loss, with restart markers; needs HAS_RESTARTS
 
 
 class Picture(NamedTuple):
@@ -90,6 +98,10 @@ def prepare(data: bytes, options: ImageOptions) -> Picture:
     if options.resize and min(width, height) > options.resize:
         data, width, height = _resized(data, width, height, options)
         recoded.append("resized")
+    if options.restart:
+        with contextlib.suppress(ValueError):  # what libjpeg warns of, and still decodes, stays as it is
+            data = _restart.with_restarts(data)
+            recoded.append("restart")
     return Picture(data, width, height, orientation, "+".join(recoded))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import webdataset
 
 from data_prep import shard
@@ -241,6 +242,28 @@ def test_a_summary_for_machines(images: Images, tmp_path: Path, capsys: pytest.C
     facts = json.loads(capsys.readouterr().out)
     assert facts["samples"] == shards.read_info(tmp_path / "out").samples
     assert facts["classes"] == 4
+
+
+def test_restart_markers_are_asked_for_and_change_no_pixel(reference: Path, images: Images, tmp_path: Path) -> None:
+    source = releases.make("tar of tars", images, tmp_path)
+    out = make(source, tmp_path / "out", "--restart", "--workers", 1)
+    assert contents(make(source, tmp_path / "again", "--restart", "--workers", 2, "--name", "mini")) == contents(out)
+
+    def pictures(folder: Path) -> dict[str, tuple[str, int, bytes]]:
+        found = {}
+        for row in shards.read_index(folder).to_pylist():
+            with (folder / f"{row['split']}-{row['shard']:05d}.tar").open("rb") as file:
+                file.seek(row["offset"])
+                found[row["key"]] = (row["recoded"], row["orientation"], file.read(row["size"]))
+        return found
+
+    before, after = pictures(reference), pictures(out)
+    assert before.keys() == after.keys()
+    for key, (recoded, orientation, data) in after.items():
+        assert recoded == "+".join(filter(None, (before[key][0], "restart")))
+        assert orientation == before[key][1]
+        assert (simplejpeg.decode_jpeg(data) == simplejpeg.decode_jpeg(before[key][2])).all()
+        assert b"\xff\xdd\x00\x04" in data
 
 
 def test_resizing_is_asked_for_and_recorded(images: Images, tmp_path: Path) -> None:
