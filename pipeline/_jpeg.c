@@ -97,7 +97,7 @@ static int cut_to_intervals(const unsigned char *jpeg, size_t size, Region neede
         }
     } else if (marker > 0xC0 && marker < 0xD0 && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
       goto not_cut; /* another SOF: not baseline */
-    } else if (marker == 0xDA && (!frame || payload[0] != out[frame + 5])) {
+    } else if (marker == 0xDA && (length < 5 || !frame || payload[0] != out[frame + 5])) {
       goto not_cut; /* several scans */
     }
     if ((marker >= 0xE1 && marker != 0xEE && marker <= 0xEF) || marker == 0xFE) { /* says nothing about the pixels */
