@@ -19,6 +19,7 @@ import torch
 from data_prep import shard
 from jobs.demo import write_raw
 from pipeline import optim
+from pipeline.config import Variant
 from pipeline.data import normalise, train_batches
 from pipeline.evaluate import evaluate
 from pipeline.interop.peers import import_peer
@@ -81,9 +82,17 @@ def build(name: str, classes: int, seed: int, size: int) -> torch.nn.Module:
     initialise(model, seed)
     if name == OURS:
         return model
-    sizes = ARCHITECTURES["tiny"]
     torch.manual_seed(seed)
-    theirs: torch.nn.Module = import_peer("timm").models.VisionTransformer(
+    theirs = timms("tiny", classes, size)
+    if name == PEERS[0]:
+        theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+def timms(variant: Variant, classes: int, size: int) -> torch.nn.Module:
+    """timm's network of a variant's sizes, as timm initialises it."""
+    sizes = ARCHITECTURES[variant]
+    network: torch.nn.Module = import_peer("timm").models.VisionTransformer(
         img_size=size,
         patch_size=sizes.patch,
         embed_dim=sizes.width,
@@ -93,9 +102,7 @@ def build(name: str, classes: int, seed: int, size: int) -> torch.nn.Module:
         num_classes=classes,
         act_layer="gelu_tanh",
     )
-    if name == PEERS[0]:
-        theirs.load_state_dict(model.state_dict())
-    return theirs
+    return network
 
 
 def learn(name: str, train: Split, held_out: Split, epochs: float, seed: int, *, flip: bool) -> float:

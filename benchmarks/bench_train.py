@@ -27,14 +27,14 @@ os.environ["VIT_MLFLOW"] = "off"  # a process of its own; here it would only dis
 import torch
 import torch.nn.functional as F
 
+from benchmarks.bench_learning import timms
 from benchmarks.bench_loader import data_set
 from pipeline.config import RunConfig, flatten, to_dict
 from pipeline.data import Batch, normalise, train_batches
-from pipeline.flops import forward_macs, peak_flops
+from pipeline.flops import forward_macs
 from pipeline.interop.peers import import_peer
 from pipeline.losses import loss as loss_of
-from pipeline.model import ARCHITECTURES
-from pipeline.probe import gemm
+from pipeline.probe import best_flops
 from pipeline.recipes import PRETRAIN
 from pipeline.spool import METRICS, Line, read_lines
 from pipeline.start import prepare, start
@@ -94,8 +94,7 @@ def compare(variant: str, data: Path, arguments: argparse.Namespace) -> None:
         return
     ours = best["train"]
     config = configure(variant, data, arguments)
-    peak = peak_flops(torch.cuda.get_device_name()) if DEVICE.type == "cuda" else None
-    peak = peak or gemm(DEVICE)
+    peak = best_flops(DEVICE)
     for published in (False, True):
         flops = 6 * forward_macs(config.model, 1000, published=published)
         claim(f"MFU of {variant}{', last block counted whole' if published else ''}", ours * flops, peak, 0.6, "FLOP/s")
@@ -209,17 +208,8 @@ def loader_part(config: RunConfig, seconds: float) -> dict[str, float]:
 
 def timm_part(config: RunConfig, seconds: float) -> dict[str, float]:
     """accelerate's own loop: prepare, accumulate, backward."""
-    vision_transformer, accelerate = import_peer("timm").models.vision_transformer, import_peer("accelerate")
-    sizes = ARCHITECTURES[config.model.variant]
-    model = vision_transformer.VisionTransformer(
-        img_size=config.model.image_size,
-        patch_size=sizes.patch,
-        embed_dim=sizes.width,
-        depth=sizes.depth,
-        num_heads=sizes.heads,
-        num_classes=1000,
-        act_layer="gelu_tanh",
-    )
+    accelerate = import_peer("accelerate")
+    model = timms(config.model.variant, 1000, config.model.image_size)
     passes = config.train.global_batch // config.train.micro_batch
     accelerator = accelerate.Accelerator(
         mixed_precision="bf16" if config.train.dtype == "bfloat16" else "no", gradient_accumulation_steps=passes

@@ -126,10 +126,11 @@ def check_shard(work: tuple[Piece, bool]) -> list[str]:
         findings.append(f"{name}: its hash isn't the one in dataset.json")
     with OpenTar(piece) as tar:
         try:
-            members = {member.offset: member for member in scan(tar.read, 0, piece.info.bytes)}
+            found = scan(tar.read, 0, piece.info.bytes)
+            members = {member.offset: member._replace(name=printable(member.name)) for member in found}
         except DamagedTarError as error:
             return [*findings, f"{name} is damaged, {error}"]
-        by_name = {printable(member.name): member for member in members.values()}
+        by_name = {member.name: member for member in members.values()}
         rows = rows_of(piece).to_pylist()
         for row in rows:
             problem = _check_row(row, tar, members, by_name, decode)
@@ -144,7 +145,7 @@ def _check_row(
     row: dict[str, Any], tar: OpenTar, members: dict[int, Any], by_name: dict[str, Any], decode: bool
 ) -> str:
     member = members.get(row["offset"])
-    if member is None or not printable(member.name).startswith(f"{row['key']}.") or member.size != row["size"]:
+    if member is None or not member.name.startswith(f"{row['key']}.") or member.size != row["size"]:
         return "the tar has no such member at the index's offset"
     label = by_name.get(f"{row['key']}.cls")
     text = tar.read(label.offset, label.size).decode("ascii", "replace").strip() if label else "nothing"

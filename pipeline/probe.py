@@ -15,6 +15,7 @@ import torch.distributed
 from pipeline.config import RunConfig
 from pipeline.data import train_batches
 from pipeline.distributed import Ranks
+from pipeline.flops import peak_flops
 from pipeline.split import Split
 from pipeline.transforms import train_transform
 
@@ -83,6 +84,12 @@ def all_reduce(device: torch.device, rounds: int = 3) -> tuple[bool, float]:
 
 def reduce_factor(rank: int) -> int:
     return rank % REDUCE_FACTORS + 1
+
+
+def best_flops(device: torch.device) -> float:
+    """FLOP/s of ``device`` at best: of its data sheet where it is a known GPU, else measured."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return peak_flops(name) or gemm(device)
 
 
 def gemm(device: torch.device, rounds: int = 5) -> float:

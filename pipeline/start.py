@@ -16,7 +16,7 @@ from pipeline.config import RunConfig, flatten, to_dict, total_steps
 from pipeline.damage import Damages
 from pipeline.distributed import Ranks
 from pipeline.fence import Fence, claim
-from pipeline.flops import peak_flops, train_flops
+from pipeline.flops import train_flops
 from pipeline.heartbeat import Heartbeat
 from pipeline.metrics import Stopwatch
 from pipeline.mixture import sampling
@@ -126,7 +126,6 @@ def start(config: RunConfig, job: Job) -> Run:
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
         record = rundir.start(config, {**job.facts, **facts}, classes)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return Run(
         config=config,
         job=job,
@@ -138,7 +137,7 @@ def start(config: RunConfig, job: Job) -> Run:
             config.train.global_batch,
             ranks.world_size,
             train_flops(config.model, job.data.info.classes),
-            peak_flops(name) or probe.gemm(device),
+            probe.best_flops(device),
         ),
         start_step=start_step,
         meta=meta,
