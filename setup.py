@@ -10,6 +10,7 @@ setup(
         Extension(
             "pipeline._jpeg",
             ["pipeline/_jpeg.c"],
+            depends=["pipeline/_huffman.h"],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,
             optional=True,

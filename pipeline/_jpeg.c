@@ -7,7 +7,8 @@
  * begins in it and how long its rows are. The margin is what makes the region's pixels those of a full decode: chroma
  * upsampling looks one sample beyond, and at the border of what is decoded there is nothing to see.
  *
- * Of a JPEG with restart markers (data_prep.shard --restart), the Huffman codes outside the region aren't read either.
+ * The Huffman codes are read by _huffman.h, more than twice as fast as by libjpeg-turbo, which does the rest. Of a JPEG with
+ * restart markers (data_prep.shard --restart), those outside the region aren't read at all.
  *
  * Raises ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
  */
@@ -21,11 +22,15 @@
 #include <string.h>
 #include <jpeglib.h>
 
+#include "_huffman.h"
+
 #if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 1005000
 #error "libjpeg-turbo 1.5 or later is needed for jpeg_crop_scanline"
 #endif
 
 #define MARGIN 4 /* pixels; two samples of halved chroma */
+#define FAILED 1 /* as setjmp's result: errors->message says why */
+#define ODD 2    /* libjpeg-turbo's own reader must judge */
 
 typedef struct {
   struct jpeg_error_mgr base;
@@ -36,7 +41,7 @@ typedef struct {
 static void on_error(j_common_ptr info) {
   ErrorManager *errors = (ErrorManager *)info->err;
   (*info->err->format_message)(info, errors->message);
-  longjmp(errors->escape, 1);
+  longjmp(errors->escape, FAILED);
 }
 
 static void on_message(j_common_ptr info, int level) { (void)info, (void)level; /* warnings: decoded all the same */ }
@@ -51,117 +56,153 @@ typedef struct {
   JDIMENSION top, left, height, width;
 } Region;
 
-/* A JPEG with restart markers, cut to some of its intervals without decoding any. */
+/* The Huffman-coded data of a JPEG in one scan, read in place of libjpeg-turbo's own reader. */
 typedef struct {
-  unsigned char *bytes; /* to be freed */
-  size_t size;
-  JDIMENSION top, left; /* of the cut in the image, pixels */
-} Cut;
+  size_t start, end; /* in the bytes, without the zeros that are stuffed behind each 0xFF; both 0: not needed */
+} Interval;
 
-#define MOST_COMPONENTS 4
-#define HEADER_SLACK 64 /* bytes of the cut besides those of the image: its end, and room to write markers anew */
+typedef struct {
+  HuffmanTable dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
+  unsigned char *bytes; /* of the intervals that are needed; to be freed, with the intervals behind them */
+  Interval *intervals;
+  JDIMENSION interval_size, interval; /* in MCUs (blocks of all components); the one that is being read */
+  JDIMENSION first_row, last_row, first_column, last_column; /* MCUs that are needed */
+  JDIMENSION row, column, number, next; /* of the MCU that libjpeg-turbo asks for; the next one in the bytes */
+  struct {
+    const HuffmanTable *dc, *ac;
+    int *previous;
+  } blocks[D_MAX_BLOCKS_IN_MCU];
+  int block_count;
+  int previous[MAX_COMPS_IN_SCAN];
+  BitReader reader;
+} Scan;
 
-static unsigned int two_bytes(const unsigned char *at) { return (unsigned int)at[0] << 8 | at[1]; }
+#define NONE ((JDIMENSION)-1)
+#define PADDING (MOST_MCU_BYTES + 16)
 
-/* Cut `jpeg` to the intervals between restart markers that hold the pixels of `needed` inside the image. Returns
- * whether it could: the JPEG must be baseline, in one scan, with intervals that divide its rows of blocks, all there.
- *
- * A restart marker sets the decoder back to its start, so an interval decodes to the same coefficients wherever it stands.
- */
-static int cut_to_intervals(const unsigned char *jpeg, size_t size, Region needed, Cut *cut) {
-  size_t at = 2, frame = 0, used = 2; /* position of the next segment; of SOF's payload in the cut */
-  JDIMENSION height = 0, width = 0, interval = 0, block_height = 8, block_width = 8;
-  if (size < 4 || jpeg[0] != 0xFF || jpeg[1] != 0xD8) return 0;
-  unsigned char *out = malloc(size + HEADER_SLACK);
-  if (!out) return 0;
-  memcpy(out, jpeg, 2);
-  for (;;) { /* segments up to the scan */
-    if (at + 4 > size || jpeg[at] != 0xFF) goto not_cut;
-    unsigned char marker = jpeg[at + 1];
-    size_t length = 2 + two_bytes(jpeg + at + 2);
-    if (marker == 0xFF || (marker >= 0xD0 && marker <= 0xD9) || length < 4 || length > size - at) goto not_cut;
-    const unsigned char *payload = jpeg + at + 4;
-    if (marker == 0xDD) { /* DRI */
-      if (length != 6) goto not_cut;
-      interval = two_bytes(payload);
-    } else if (marker == 0xC0) { /* SOF0 */
-      if (frame || length < 10 || payload[5] < 1 || payload[5] > MOST_COMPONENTS || length != 10u + 3 * payload[5])
-        goto not_cut;
-      height = two_bytes(payload + 1), width = two_bytes(payload + 3);
-      frame = used + 4;
-      if (payload[5] > 1) /* of one component, a block is 8 x 8 whatever its factors say */
-        for (int k = 0; k < payload[5]; k++) {
-          JDIMENSION across = 8u * (payload[7 + 3 * k] >> 4), down = 8u * (payload[7 + 3 * k] & 15);
-          if (across > block_width) block_width = across;
-          if (down > block_height) block_height = down;
-        }
-    } else if (marker > 0xC0 && marker < 0xD0 && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
-      goto not_cut; /* another SOF: not baseline */
-    } else if (marker == 0xDA && (length < 5 || !frame || payload[0] != out[frame + 5])) {
-      goto not_cut; /* several scans */
-    }
-    if ((marker >= 0xE1 && marker != 0xEE && marker <= 0xEF) || marker == 0xFE) { /* says nothing about the pixels */
-      at += length;
-      continue;
-    }
-    memcpy(out + used, jpeg + at, length);
-    at += length, used += length;
-    if (marker == 0xDA) break;
-  }
-  if (!interval || !width || !height) goto not_cut;
-  JDIMENSION blocks = (width + block_width - 1) / block_width; /* in a row */
-  if (blocks % interval || needed.top >= height || needed.left >= width) goto not_cut;
-  if (needed.height > height - needed.top) needed.height = height - needed.top;
-  if (needed.width > width - needed.left) needed.width = width - needed.left;
-  JDIMENSION a_row = blocks / interval, interval_width = interval * block_width;
-  JDIMENSION first_row = needed.top / block_height, end_row = (needed.top + needed.height - 1) / block_height + 1;
-  JDIMENSION first = needed.left / interval_width, end = (needed.left + needed.width - 1) / interval_width + 1;
+/* The decoder's methods are not in jpeglib.h. Since libjpeg 6 (1995) and up to libjpeg-turbo 3.1 they begin with these two
+ * (jpegint.h, "Entropy decoding"). */
+struct jpeg_entropy_decoder {
+  void (*start_pass)(j_decompress_ptr jpeg);
+  boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
+};
 
-  size_t began = at; /* of the interval */
-  unsigned int taken = 0;
-  JDIMENSION rows = (height + block_height - 1) / block_height;
-  for (JDIMENSION number = 0; number < end_row * a_row; number++) {
-    const unsigned char *found = jpeg + began;
-    do { /* the marker that ends the interval: 0xFF 0x00 is a byte of it */
-      found = memchr(found, 0xFF, (size_t)(jpeg + size - found));
-      if (!found || found + 1 >= jpeg + size) goto not_cut;
-      found += 2;
-    } while (found[-1] == 0);
-    unsigned char expected = number + 1 == rows * a_row ? 0xD9 : (unsigned char)(0xD0 + number % 8);
-    if (found[-1] != expected) goto not_cut;
-    JDIMENSION row = number / a_row, column = number % a_row;
-    if (row >= first_row && column >= first && column < end) {
-      size_t length = (size_t)(found - 2 - (jpeg + began));
-      if (taken) out[used++] = 0xFF, out[used++] = (unsigned char)(0xD0 + (taken - 1) % 8);
-      memcpy(out + used, jpeg + began, length);
-      used += length, taken++;
-    }
-    began = (size_t)(found - jpeg);
-  }
-  out[used++] = 0xFF, out[used++] = 0xD9;
-  cut->top = first_row * block_height, cut->left = first * interval_width;
-  JDIMENSION cut_height = (end_row == rows ? height : end_row * block_height) - cut->top;
-  JDIMENSION cut_width = (end == a_row ? width : end * interval_width) - cut->left;
-  out[frame + 1] = (unsigned char)(cut_height >> 8), out[frame + 2] = (unsigned char)cut_height;
-  out[frame + 3] = (unsigned char)(cut_width >> 8), out[frame + 4] = (unsigned char)cut_width;
-  cut->bytes = out, cut->size = used;
-  return 1;
-not_cut:
-  free(out);
-  return 0;
+static int is_needed(const Scan *scan, JDIMENSION from, JDIMENSION until, JDIMENSION a_row) {
+  JDIMENSION row = from / a_row, last_row = (until - 1) / a_row;
+  if (last_row < scan->first_row || row > scan->last_row) return 0;
+  return row != last_row || (from % a_row <= scan->last_column && (until - 1) % a_row >= scan->first_column);
 }
 
-/* Returns 0, or -1 with errors->message set. On success `shift` and `stride` place the region in `out`. */
-static int read_region(const unsigned char *data, size_t size, int denominator, Region region, Py_buffer *out,
-                       ErrorManager *errors, JDIMENSION *shift_rows, JDIMENSION *shift_columns, JDIMENSION *stride) {
+/* Find the intervals between restart markers (all is one where there are none) up to `last`, and copy those that are
+ * needed. Returns whether the markers are as they should be. */
+static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIMENSION last, JDIMENSION a_row) {
+  const unsigned char *end = at + size;
+  unsigned char *out = scan->bytes + 1; /* no interval begins at 0 */
+  for (JDIMENSION number = 0; number <= last; number++) {
+    int needed = is_needed(scan, number * scan->interval_size, (number + 1) * scan->interval_size, a_row);
+    unsigned char *start = out, marker = 0;
+    while (!marker) {
+      const unsigned char *found = memchr(at, 0xFF, (size_t)(end - at));
+      const unsigned char *stop = found ? found + 1 : end;
+      if (needed) memcpy(out, at, (size_t)(stop - at)), out += stop - at;
+      at = stop;
+      if (!found || at == end) break;
+      marker = *at++;
+    }
+    if (needed) {
+      if (marker) out--; /* its 0xFF */
+      scan->intervals[number] = (Interval){(size_t)(start - scan->bytes), (size_t)(out - scan->bytes)};
+    }
+    if (number < last && marker != 0xD0 + number % 8) return 0;
+  }
+  memset(out, 0, PADDING);
+  return 1;
+}
+
+/* Have libjpeg-turbo, about to decode rows `top` to `bottom` and columns `left` to `right`, in pixels of the result, call
+ * read_mcu. Returns whether the JPEG is one that can be read so: it must be baseline, in one scan. */
+static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSION bottom, JDIMENSION left, JDIMENSION right) {
+  if (jpeg->progressive_mode || jpeg->arith_code || jpeg->data_precision != 8) return 0;
+  if (jpeg->comps_in_scan != jpeg->num_components) return 0;
+  for (int k = 0; k < jpeg->comps_in_scan; k++) {
+    int dc = jpeg->cur_comp_info[k]->dc_tbl_no, ac = jpeg->cur_comp_info[k]->ac_tbl_no;
+    const JHUFF_TBL *dc_table = jpeg->dc_huff_tbl_ptrs[dc], *ac_table = jpeg->ac_huff_tbl_ptrs[ac];
+    if (!dc_table || !fill_table(&scan->dc[dc], dc_table->bits + 1, dc_table->huffval, 1)) return 0;
+    if (!ac_table || !fill_table(&scan->ac[ac], ac_table->bits + 1, ac_table->huffval, 0)) return 0;
+  }
+  scan->block_count = jpeg->blocks_in_MCU;
+  for (int k = 0; k < jpeg->blocks_in_MCU; k++) {
+    const jpeg_component_info *component = jpeg->cur_comp_info[jpeg->MCU_membership[k]];
+    scan->blocks[k].dc = &scan->dc[component->dc_tbl_no];
+    scan->blocks[k].ac = &scan->ac[component->ac_tbl_no];
+    scan->blocks[k].previous = &scan->previous[jpeg->MCU_membership[k]];
+  }
+  JDIMENSION a_row = jpeg->MCUs_per_row, rows = jpeg->MCU_rows_in_scan, side = DCTSIZE / jpeg->scale_denom;
+  JDIMENSION width = side, height = side; /* of an MCU, in pixels of the result */
+  if (jpeg->comps_in_scan > 1) width *= (JDIMENSION)jpeg->max_h_samp_factor, height *= (JDIMENSION)jpeg->max_v_samp_factor;
+  /* one more at each side, as upsampling looks beyond */
+  scan->first_row = top / height ? top / height - 1 : 0;
+  scan->first_column = left / width ? left / width - 1 : 0;
+  scan->last_row = (bottom - 1) / height + 1 < rows ? (bottom - 1) / height + 1 : rows - 1;
+  scan->last_column = (right - 1) / width + 1 < a_row ? (right - 1) / width + 1 : a_row - 1;
+  scan->interval_size = jpeg->restart_interval ? jpeg->restart_interval : a_row * rows;
+  JDIMENSION last = (scan->last_row * a_row + scan->last_column) / scan->interval_size;
+
+  size_t size = jpeg->src->bytes_in_buffer, count = last + 1;
+  if (count > size / 2 + 1) return 0; /* there can't be so many markers */
+  size_t room = (size + 1 + PADDING + sizeof(Interval)) / sizeof(Interval) * sizeof(Interval);
+  scan->bytes = malloc(room + count * sizeof(Interval));
+  if (!scan->bytes) return 0;
+  scan->intervals = memset(scan->bytes + room, 0, count * sizeof(Interval));
+  scan->interval = NONE;
+  scan->row = scan->column = scan->number = 0;
+  return copy_intervals(scan, jpeg->src->next_input_byte, size, last, a_row);
+}
+
+/* The next MCU's blocks; into `blocks` unless it is NULL. Returns whether all was as it should be. */
+static inline int read_blocks(Scan *scan, JBLOCKROW *blocks) {
+  BitReader reader = scan->reader;
+  for (int k = 0; k < scan->block_count; k++)
+    if (!read_block(&reader, scan->blocks[k].dc, scan->blocks[k].ac, scan->blocks[k].previous, blocks ? *blocks[k] : NULL))
+      return 0;
+  scan->reader = reader;
+  scan->next++;
+  return (size_t)(reader.at - scan->bytes) * 8 - reader.count <= scan->intervals[scan->interval].end * 8;
+}
+
+/* Called by libjpeg-turbo for each MCU in turn; blocks that aren't needed stay zero. What is odd ends the decoding. */
+static boolean read_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
+  Scan *scan = jpeg->client_data;
+  JDIMENSION number = scan->number++, row = scan->row, column = scan->column++;
+  if (scan->column == jpeg->MCUs_per_row) scan->column = 0, scan->row++;
+  if (!blocks || row < scan->first_row || row > scan->last_row || column < scan->first_column || column > scan->last_column)
+    return TRUE;
+  JDIMENSION interval = number / scan->interval_size;
+  int sound = 1;
+  if (interval != scan->interval) {
+    scan->interval = interval;
+    scan->next = interval * scan->interval_size;
+    scan->reader = (BitReader){scan->bytes + scan->intervals[interval].start, 0, 0};
+    memset(scan->previous, 0, sizeof scan->previous);
+  }
+  while (sound && scan->next < number) sound = read_blocks(scan, NULL);
+  if (!sound || !read_blocks(scan, blocks)) longjmp(((ErrorManager *)jpeg->err)->escape, ODD);
+  return TRUE;
+}
+
+/* Returns 0; FAILED with errors->message set; or ODD, if there is a `scan` to read with. `shift` and `stride` place the
+ * region in `out`. */
+static int read_region(const Py_buffer *data, int denominator, Region region, Py_buffer *out, ErrorManager *errors, Scan *scan,
+                       JDIMENSION *shift_rows, JDIMENSION *shift_columns, JDIMENSION *stride) {
   struct jpeg_decompress_struct jpeg;
   use_errors(&jpeg, errors);
-  if (setjmp(errors->escape)) {
+  int failed = setjmp(errors->escape);
+  if (failed) {
     jpeg_destroy_decompress(&jpeg);
-    return -1;
+    return failed;
   }
   jpeg_create_decompress(&jpeg);
-  jpeg_mem_src(&jpeg, data, (unsigned long)size);
+  jpeg_mem_src(&jpeg, data->buf, (unsigned long)data->len);
   jpeg_read_header(&jpeg, TRUE);
   jpeg.out_color_space = JCS_RGB;
   jpeg.scale_num = 1;
@@ -172,8 +213,7 @@ static int read_region(const unsigned char *data, size_t size, int denominator, 
       region.width > jpeg.output_width || region.left > jpeg.output_width - region.width) {
     snprintf(errors->message, sizeof errors->message, "the region is outside the image of %u x %u pixels",
              jpeg.output_height, jpeg.output_width);
-    jpeg_destroy_decompress(&jpeg);
-    return -1;
+    longjmp(errors->escape, FAILED);
   }
   JDIMENSION right = region.left + region.width + MARGIN, bottom = region.top + region.height + MARGIN;
   JDIMENSION left = region.left > MARGIN ? region.left - MARGIN : 0;
@@ -185,8 +225,12 @@ static int read_region(const unsigned char *data, size_t size, int denominator, 
   if (width < jpeg.output_width) jpeg_crop_scanline(&jpeg, &left, &width); /* moves left to a border of blocks */
   if ((Py_ssize_t)(bottom - top) * width * 3 > out->len) {
     snprintf(errors->message, sizeof errors->message, "out is too small");
-    jpeg_destroy_decompress(&jpeg);
-    return -1;
+    longjmp(errors->escape, FAILED);
+  }
+  if (scan) {
+    if (!take_over(scan, &jpeg, top, bottom, left, left + width)) longjmp(errors->escape, ODD);
+    jpeg.client_data = scan;
+    jpeg.entropy->decode_mcu = read_mcu;
   }
   if (top > 0) jpeg_skip_scanlines(&jpeg, top);
   JSAMPROW rows[8];
@@ -202,22 +246,6 @@ static int read_region(const unsigned char *data, size_t size, int denominator, 
   return 0;
 }
 
-/* As read_region, of no more of the JPEG than needed where it has restart markers. */
-static int read_cut(const Py_buffer *data, int denominator, Region region, Py_buffer *out, ErrorManager *errors,
-                    JDIMENSION *shift_rows, JDIMENSION *shift_columns, JDIMENSION *stride) {
-  JDIMENSION scale = (JDIMENSION)denominator, above = region.top < MARGIN ? region.top : MARGIN;
-  JDIMENSION before = region.left < MARGIN ? region.left : MARGIN;
-  Cut cut;
-  Region needed = {(region.top - above) * scale, (region.left - before) * scale, (region.height + above + MARGIN) * scale,
-                   (region.width + before + MARGIN) * scale};
-  if (!cut_to_intervals(data->buf, (size_t)data->len, needed, &cut))
-    return read_region(data->buf, (size_t)data->len, denominator, region, out, errors, shift_rows, shift_columns, stride);
-  region.top -= cut.top / scale, region.left -= cut.left / scale; /* both are multiples of 8 */
-  int failed = read_region(cut.bytes, cut.size, denominator, region, out, errors, shift_rows, shift_columns, stride);
-  free(cut.bytes);
-  return failed;
-}
-
 static PyObject *decode(PyObject *module, PyObject *args) {
   (void)module;
   Py_buffer data, out;
@@ -229,9 +257,14 @@ static PyObject *decode(PyObject *module, PyObject *args) {
   ErrorManager errors;
   JDIMENSION rows = 0, columns = 0, stride = 0;
   int failed;
+  Scan *scan = malloc(sizeof *scan);
+  if (scan) scan->bytes = NULL;
   Py_BEGIN_ALLOW_THREADS
-  failed = read_cut(&data, denominator, region, &out, &errors, &rows, &columns, &stride);
+  failed = read_region(&data, denominator, region, &out, &errors, scan, &rows, &columns, &stride);
+  if (failed == ODD) failed = read_region(&data, denominator, region, &out, &errors, NULL, &rows, &columns, &stride);
   Py_END_ALLOW_THREADS
+  if (scan) free(scan->bytes);
+  free(scan);
   PyBuffer_Release(&data);
   PyBuffer_Release(&out);
   if (failed) {

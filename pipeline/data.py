@@ -46,9 +46,9 @@ class Batch:
 
 
 class Loaded(NamedTuple):
-    """A batch whose images lie in its slot."""
+    """A batch whose images lie in a slot."""
 
-    number: int  # among the items of the Dataset
+    slot: int
     labels_B: Ints
     samples_B: Ints
     step: int
@@ -57,7 +57,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainMicroBatches(Dataset[Loaded]):
-    """Item k: the k-th micro-batch of this rank since step 0."""
+    """Item (k, slot): the k-th micro-batch of this rank since step 0."""
 
     split: Split
     order: Order | Mixture
@@ -69,7 +69,8 @@ class TrainMicroBatches(Dataset[Loaded]):
     slots: Slots
     announced: list[float] = field(default_factory=lambda: [-ANNOUNCE])  # when, in this process
 
-    def __getitem__(self, index: int) -> Loaded:
+    def __getitem__(self, item: tuple[int, int]) -> Loaded:
+        index, slot = item
         step, part = divmod(index, self.global_batch // (self.micro_batch * self.world_size))
         positions = order.micro_batch_positions(
             step,
@@ -83,12 +84,12 @@ class TrainMicroBatches(Dataset[Loaded]):
             self._announce(positions)
         epochs, rows = self.order.rows(positions)
         seeds = order.sample_seeds(self.order.seed, epochs, rows).tolist()
-        images_BHWC = self.slots[index]
+        images_BHWC = self.slots[slot]
         damaged: list[Damage] = []
         loaded = rows.copy()
         for place, jpeg in self.split.read_all(rows):
             loaded[place] = self._load(int(rows[place]), jpeg, seeds[place], images_BHWC[place], damaged)
-        return Loaded(index, self.split.labels(loaded), loaded, step, tuple(damaged))
+        return Loaded(slot, self.split.labels(loaded), loaded, step, tuple(damaged))
 
     def _load(self, row: int, jpeg: bytes, seed: int, out: Image, damaged: list[Damage]) -> int:
         """Fill ``out`` with a sample, or where it is damaged with others until one is sound; returns its row.
@@ -120,7 +121,7 @@ class TrainMicroBatches(Dataset[Loaded]):
 
 @dataclass(frozen=True)
 class EvalBatches(Dataset[Loaded]):
-    """Item k: the k-th batch of the rows congruent to this rank."""
+    """Item (k, slot): the k-th batch of the rows congruent to this rank."""
 
     split: Split
     image_size: int
@@ -130,10 +131,11 @@ class EvalBatches(Dataset[Loaded]):
     resize: Resize
     slots: Slots
 
-    def __getitem__(self, index: int) -> Loaded:
+    def __getitem__(self, item: tuple[int, int]) -> Loaded:
+        index, slot = item
         first = index * self.batch * self.world_size + self.rank
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
-        images_BHWC = self.slots[index]
+        images_BHWC = self.slots[slot]
         damaged: list[Damage] = []
         for place, jpeg in self.split.read_all(rows):
             row = int(rows[place])
@@ -141,7 +143,7 @@ class EvalBatches(Dataset[Loaded]):
                 images_BHWC[place] = eval_image(self.split.whole(row, jpeg), self.image_size, self.resize)
             except ValueError as error:
                 damaged.append(_damage(self.split, row, jpeg, error))
-        return Loaded(index, self.split.labels(rows), rows, -1, tuple(damaged))
+        return Loaded(slot, self.split.labels(rows), rows, -1, tuple(damaged))
 
 
 class Ahead(Iterator[Item]):
@@ -187,7 +189,7 @@ def train_batches(
     batches = TrainMicroBatches(
         split, sampling(split.samples, seed, weights), transform, global_batch, micro_batch, rank, world_size, slots
     )
-    for loaded in load(batches, indices, workers):
+    for loaded in load(batches, indices, slots, workers):
         yield _batch(loaded, slots)
 
 
@@ -207,7 +209,8 @@ def eval_batches(
     """
     indices = range(-(-len(range(rank, len(split), world_size)) // batch))
     slots = slots_for(indices, workers, batch, image_size)
-    for loaded in load(EvalBatches(split, image_size, batch, rank, world_size, resize, slots), indices, workers):
+    items = EvalBatches(split, image_size, batch, rank, world_size, resize, slots)
+    for loaded in load(items, indices, slots, workers):
         if loaded.damaged:
             raise UserError(
                 f"{split.name}: {loaded.damaged[0]}. Find all such samples with data_prep.verify and make the data set "
@@ -217,8 +220,8 @@ def eval_batches(
 
 
 def slots_for(indices: range, workers: int, batch: int, size: int) -> Slots:
-    """A slot for each batch that ``load``'s workers prepare, and one for the batch that is being taken."""
-    return Slots(_AHEAD * min(workers, len(indices)) + 1, batch, size)
+    """Room for the batches that ``load``'s workers prepare."""
+    return Slots(_AHEAD * min(workers, len(indices)), batch, size)
 
 
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -229,12 +232,14 @@ def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def load(
     batches: Dataset[Item],
     indices: range,
+    slots: Slots,
     workers: int,
     *,
     ignoring: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1),
     setting: str = "data.workers",
 ) -> Iterator[Item]:
-    """The items of ``indices``, in order, made in ``workers`` processes (0: in this one) that leave with this one.
+    """The items of ``indices``, each with a slot, in order, made in ``workers`` processes (0: in this one) that leave with
+    this one.
 
     ``ignoring``: signals that are for this process to decide; by default Slurm's, which reach every process of a task.
     ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
@@ -242,7 +247,7 @@ def load(
     loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,
-        sampler=indices,
+        sampler=slots.claim(indices),
         num_workers=min(workers, len(indices)),
         collate_fn=_same,
         worker_init_fn=partial(_start_worker, ignoring),
@@ -290,7 +295,7 @@ def _damage(split: Split, row: int, jpeg: bytes, error: ValueError) -> Damage:
 
 def _batch(loaded: Loaded, slots: Slots) -> Batch:
     return Batch(
-        images_BHWC=slots.taken(loaded.number, len(loaded.labels_B)),
+        images_BHWC=slots.taken(loaded.slot, len(loaded.labels_B)),
         labels_B=torch.from_numpy(loaded.labels_B),
         samples_B=torch.from_numpy(loaded.samples_B.astype(np.int64)),
         step=loaded.step,

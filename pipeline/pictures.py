@@ -144,12 +144,12 @@ def _check_size(height: int, width: int) -> None:
         raise ValueError(f"it has {width} x {height} pixels, more than {LARGEST_PIXELS:,}")
 
 
-Filled = tuple[int, list[int], list[tuple[int, str]]]  # slot's batch, and as in PictureBatch: kept, bad
+Filled = tuple[int, list[int], list[tuple[int, str]]]  # slot, and as in PictureBatch: kept, bad
 
 
 @dataclass(frozen=True)
 class PictureBatches(Dataset[Filled]):
-    """Item k: the k-th batch of this rank, which has the rank-th of every ``world_size``."""
+    """Item (k, slot): the k-th batch of this rank, which has the rank-th of every ``world_size``."""
 
     pictures: Sequence[Picture]
     batch: int
@@ -159,8 +159,9 @@ class PictureBatches(Dataset[Filled]):
     resize: Resize
     slots: Slots
 
-    def __getitem__(self, index: int) -> Filled:
-        images_BHWC = self.slots[index]
+    def __getitem__(self, item: tuple[int, int]) -> Filled:
+        index, slot = item
+        images_BHWC = self.slots[slot]
         kept: list[int] = []
         bad: list[tuple[int, str]] = []
         first = (index * self.world_size + self.rank) * self.batch
@@ -170,7 +171,7 @@ class PictureBatches(Dataset[Filled]):
                 kept.append(place)
             except (ValueError, OSError) as error:
                 bad.append((place, " ".join(str(error).split())))
-        return index, kept, bad
+        return slot, kept, bad
 
 
 def batches(
@@ -181,5 +182,5 @@ def batches(
     indices = range(len(range(rank, -(-len(pictures) // batch), world_size)))
     slots = slots_for(indices, workers, batch, size)
     items = PictureBatches(pictures, batch, rank, world_size, size, resize, slots)
-    for number, kept, bad in load(items, indices, workers, ignoring=[signal.SIGINT], setting="--workers"):
-        yield PictureBatch(slots.taken(number, len(kept)), kept, bad)
+    for slot, kept, bad in load(items, indices, slots, workers, ignoring=[signal.SIGINT], setting="--workers"):
+        yield PictureBatch(slots.taken(slot, len(kept)), kept, bad)

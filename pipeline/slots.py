@@ -1,32 +1,57 @@
-"""Memory that a process shares with the workers it forks: images get from one to the other without being sent."""
+"""Memory that a process shares with the workers it forks: images get from one to the other without being sent or copied."""
 
 import math
 import mmap
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from pipeline.jpeg import Image
 
+_LENT = 3  # batches that may be in use at once: the one being computed, the one before, and the one fetched for next
+
 
 class Slots:
-    """Room for the images of each batch under way: batch ``index`` lies in slot ``index`` modulo their number.
+    """Room for the images of ``ahead`` batches under way in workers, and of those that have been taken and are in use.
 
     torch would make a file in /dev/shm for each tensor of each batch, whose pages the kernel finds and clears anew:
     that costs more than the resize. This is one piece, used again and again, and isn't counted against /dev/shm, of
     which containers have 64 MB.
     """
 
-    def __init__(self, slots: int, batch: int, size: int) -> None:
-        shape = (slots, batch, size, size, 3)
+    def __init__(self, ahead: int, batch: int, size: int) -> None:
+        shape = (ahead + 1 + _LENT, batch, size, size, 3)  # 1: the next batch is asked for when one has come
         self._images_SBHWC = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+        self._free = list(range(len(self._images_SBHWC)))
+        self._lent: set[int] = set()
 
-    def __getitem__(self, index: int) -> Image:
-        """The slot of a batch, to be filled: uint8, BHWC."""
-        images_BHWC: Image = self._images_SBHWC[index % len(self._images_SBHWC)]
+    def __getitem__(self, slot: int) -> Image:
+        """A slot, to be filled: uint8, BHWC."""
+        images_BHWC: Image = self._images_SBHWC[slot]
         return images_BHWC
 
-    def taken(self, index: int, count: int) -> torch.Tensor:
-        """A copy of the first ``count`` images of a batch, pinned where there is a GPU. The slot is free again."""
-        images_BHWC = torch.from_numpy(self[index][:count])
-        return images_BHWC.pin_memory() if torch.cuda.is_available() else images_BHWC.clone()
+    def claim(self, indices: range) -> Iterator[tuple[int, int]]:
+        """Each of ``indices`` with a slot for it, free when it is asked for."""
+        for index in indices:
+            yield index, self._free.pop()  # the one freed last: it may still be in the processor's cache
+
+    def taken(self, slot: int, count: int) -> torch.Tensor:
+        """The first ``count`` images of a slot, which is free again when nothing refers to them any more.
+
+        Where there is a GPU, or too many batches are in use already, they are a copy (pinned for the GPU).
+        """
+        images_BHWC = self[slot][:count]
+        if torch.cuda.is_available() or len(self._lent) >= _LENT:
+            images = torch.from_numpy(images_BHWC)
+            copy = images.pin_memory() if torch.cuda.is_available() else images.clone()
+            self._free.append(slot)
+            return copy
+        self._lent.add(slot)
+        weakref.finalize(images_BHWC, self._returned, slot).atexit = False
+        return torch.from_numpy(images_BHWC)
+
+    def _returned(self, slot: int) -> None:
+        self._lent.discard(slot)
+        self._free.append(slot)

@@ -1,0 +1,106 @@
+"""The region decoder's own reader of Huffman codes: the same pixels as libjpeg-turbo's, whatever the bytes."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from pipeline import jpeg
+from pipeline.jpeg import Box, Image
+from tests.loader.test_transforms import encode
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image:
+    """Every coefficient of every block: long codes, and blocks without an end marker."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def pillow(pixels: Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.fromarray(pixels).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def smooth(height: int, width: int) -> Image:
+    return simplejpeg.decode_jpeg(encode(height, width))  # type: ignore[no-any-return]
+
+
+def cut(pixels: Image, box: Box) -> Image:
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]
+
+
+BOXES: list[Box] = [(0, 0, 200, 300), (0, 0, 8, 8), (97, 131, 64, 80), (150, 250, 50, 50), (33, 0, 1, 300), (199, 299, 1, 1)]
+
+
+@pytest.mark.parametrize("picture", [noise, smooth])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 100, "subsampling": 0},
+        {"quality": 100, "optimize": True},
+        {"quality": 95, "subsampling": 1, "optimize": True},
+        {"quality": 5},
+        {"quality": 90, "progressive": True},
+        {"quality": 90, "restart_marker_rows": 1},
+        {"quality": 90, "restart_marker_blocks": 7},
+        {"quality": 100, "restart_marker_blocks": 50, "optimize": True},
+        {"quality": 90, "restart_marker_blocks": 1},
+    ],
+    ids=str,
+)
+def test_the_pixels_are_those_of_a_whole_decode(picture: Callable[[int, int], Image], options: dict[str, object]) -> None:
+    data = pillow(picture(200, 300), **options)
+    whole = jpeg.decode(data)
+    for box in BOXES:
+        assert (jpeg.decode_region(data, box) == cut(whole, box)).all(), box
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(["plain", "rows", "blocks"]),
+    st.integers(0, 2**32),
+    st.integers(1, 6),
+    st.sampled_from(BOXES[:5]),
+)
+def test_damaged_bytes_give_what_libjpeg_turbo_makes_of_them(kind: str, seed: int, damages: int, box: Box) -> None:
+    more = {"plain": {}, "rows": {"restart_marker_rows": 1}, "blocks": {"restart_marker_blocks": 5}}[kind]
+    good = pillow(smooth(200, 300), quality=85, **more)
+    random = np.random.default_rng(seed)
+    scan = good.find(b"\xff\xda") + 14
+    bad = bytearray(good)
+    for _ in range(damages):
+        at = int(random.integers(scan, len(bad)))
+        if random.random() < 0.3:
+            del bad[at : at + int(random.integers(1, 200))]
+        else:
+            bad[at] = int(random.choice([0, 0xFF, 0xD0, 0xD9, int(random.integers(256))]))
+    try:
+        whole = jpeg.decode(bytes(bad))
+    except ValueError:
+        return  # a marker that libjpeg-turbo stops at, if it gets there
+    assert (jpeg.decode_region(bytes(bad), box) == cut(whole, box)).all()
+
+
+@pytest.mark.parametrize("denominator", [2, 4, 8])
+def test_scaled_pixels_are_those_of_a_whole_scaled_decode(denominator: int) -> None:
+    for data in (pillow(noise(203, 301)), pillow(smooth(203, 301), restart_marker_blocks=3)):
+        height, width = jpeg.scaled_size(203, 301, denominator)
+        whole = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=1)
+        assert whole.shape == (height, width, 3)
+        box = (height // 3, width // 3, height // 2, width // 2)
+        assert (jpeg.decode_region(data, box, denominator) == cut(whole, box)).all()
+
+
+def test_a_grey_image_of_a_component_with_factors() -> None:
+    """Its blocks are 8 x 8 pixels whatever the factors say."""
+    data = bytearray(simplejpeg.encode_jpeg(np.ascontiguousarray(smooth(120, 90)[:, :, :1]), 90, "GRAY", "Gray"))
+    data[data.find(b"\xff\xc0") + 11] = 0x22
+    whole = jpeg.decode(bytes(data))
+    for box in ((0, 0, 120, 90), (40, 30, 33, 21), (111, 81, 9, 9)):
+        assert (jpeg.decode_region(bytes(data), box) == cut(whole, box)).all()

@@ -1,0 +1,61 @@
+"""Images in memory shared with the workers: not copied where they needn't be, never overwritten while they are in use."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from pipeline.data import load, slots_for
+from pipeline.slots import Slots
+
+
+class Numbered(Dataset[tuple[int, int]]):
+    """Item k: a batch whose every byte is k."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[int, int]:
+        index, slot = item
+        self.slots[slot][:] = index
+        return index, slot
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("kept", [1, 2, 3, 4, 8])
+def test_batches_that_are_kept_stay_what_they_were(workers: int, kept: int) -> None:
+    indices = range(40)
+    slots = slots_for(indices, workers, 2, 8)
+    held: list[tuple[int, torch.Tensor]] = []
+    for index, slot in load(Numbered(slots), indices, slots, workers):
+        held.append((index, slots.taken(slot, 2)))
+        held = held[-kept:]
+        for number, images in held:
+            assert images.unique().tolist() == [number]
+    assert held[-1][0] == 39
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="copies to pinned memory")
+def test_images_are_copied_only_where_too_many_batches_are_kept() -> None:
+    slots = Slots(2, 4, 8)
+    claimed = slots.claim(range(100))
+
+    def take() -> torch.Tensor:
+        return slots.taken(next(claimed)[1], 3)
+
+    def is_lent(images: torch.Tensor) -> bool:
+        return any(np.shares_memory(images.numpy(), slots[slot]) for slot in range(6))
+
+    held = [take() for _ in range(5)]
+    assert [is_lent(images) for images in held] == [True, True, True, False, False]
+    part = held[0][1:2]  # refers to the same memory
+    held.clear()
+    gc.collect()
+    held = [take() for _ in range(3)]
+    assert [is_lent(images) for images in held] == [True, True, False]
+    held.clear()
+    del part
+    gc.collect()
+    assert is_lent(take())
