@@ -7,8 +7,8 @@
  * begins in it and how long its rows are. The margin is what makes the region's pixels those of a full decode: chroma
  * upsampling looks one sample beyond, and at the border of what is decoded there is nothing to see.
  *
- * The Huffman codes are read by _huffman.h, more than twice as fast as by libjpeg-turbo, which does the rest. Of a JPEG with
- * restart markers (data_prep.shard --restart), those outside the region aren't read at all.
+ * The Huffman codes are read by _huffman.h, and libjpeg-turbo does the rest. Of a JPEG with restart markers
+ * (data_prep.shard --restart), those outside the region aren't read at all.
  *
  * Raises ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
  */

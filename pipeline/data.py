@@ -4,6 +4,7 @@ B batch, H W pixels, C channels.
 """
 
 import atexit
+import gc
 import itertools
 import multiprocessing
 import signal
@@ -238,8 +239,9 @@ def load(
     ignoring: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1),
     setting: str = "data.workers",
 ) -> Iterator[Item]:
-    """The items of ``indices``, each with a slot, in order, made in ``workers`` processes (0: in this one) that leave with
-    this one.
+    """The items of ``indices``, each with a slot, in order, made in ``workers`` processes that leave with this one.
+
+    With no workers they are made in this process.
 
     ``ignoring``: signals that are for this process to decide; by default Slurm's, which reach every process of a task.
     ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
@@ -275,6 +277,7 @@ def _start_worker(ignoring: Sequence[signal.Signals], worker: int) -> None:  # n
     # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
     # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
     bytes(_ARENA)
+    gc.freeze()  # what was there before isn't garbage: no need to look at it again and again
 
 
 @atexit.register

@@ -1,4 +1,4 @@
-"""Memory that a process shares with the workers it forks: images get from one to the other without being sent or copied."""
+"""Memory that a process shares with the workers it forks: images get from one to the other without a copy."""
 
 import math
 import mmap

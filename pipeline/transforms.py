@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import jpeg as jpegs
 from pipeline.config import Resize, RunConfig
+from pipeline.draws import Draws
 from pipeline.jpeg import Box, Image
 from pipeline.randaugment import rand_augment
 
@@ -20,6 +21,7 @@ Random = np.random.Generator
 
 ASPECT = (3 / 4, 4 / 3)  # Inception crop: log-uniform; AugReg, arXiv 2106.10270 section 3
 CENTRAL = 8 / 7  # short side over crop: 448 for 384 px and 256 for 224 px, as big_vision and torchvision evaluate
+_LOG_ASPECT = math.log(ASPECT[0]), math.log(ASPECT[1])
 _ATTEMPTS = 10  # Inception's (and torchvision's) number of tries before the central crop
 
 
@@ -54,16 +56,19 @@ class TrainTransform:
 
     def __call__(self, jpeg: bytes, seed: int, out: Image) -> None:
         """Write the image into ``out``, size x size x 3. Raises ValueError where the bytes are no JPEG."""
-        random = np.random.Generator(np.random.SFC64(seed))
+        draws = Draws(seed)
         height, width = jpegs.size(jpeg)
         if self.crop == "inception":
-            box = inception_crop(height, width, self.min_area, random)
+            box = inception_crop(height, width, self.min_area, draws)
         else:
-            box = resized_crop(height, width, random)
+            box = resized_crop(height, width, draws)
         cv2.resize(decode_box(jpeg, box, self.size, self.decode), out.shape[:2], out, interpolation=cv2.INTER_LINEAR)
-        if self.flip and random.random() < 0.5:
+        if self.flip and draws.random() < 0.5:
             cv2.flip(out, 1, out)
         layers, magnitude, _ = AUGMENT[self.augment]
+        if not (layers or self.erasing):
+            return
+        random = np.random.Generator(np.random.SFC64(seed))
         if layers:
             out[:] = rand_augment(out, layers, magnitude, random)
         if self.erasing > 0 and random.random() < self.erasing:
@@ -109,27 +114,27 @@ def eval_image(jpeg: bytes, size: int, resize: Resize = "square") -> Image:
     )
 
 
-def inception_crop(height: int, width: int, min_area: float, random: Random) -> Box:
+def inception_crop(height: int, width: int, min_area: float, draws: Draws) -> Box:
     """A random box: area uniform from ``min_area`` to 1, log-aspect uniform in ASPECT.
 
     After ten tries that don't fit the image, the largest central crop whose aspect is in bounds.
     """
     for _ in range(_ATTEMPTS):
-        area = height * width * random.uniform(min_area, 1.0)
-        aspect = math.exp(random.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        area = height * width * draws.uniform(min_area, 1.0)
+        aspect = math.exp(draws.uniform(*_LOG_ASPECT))
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(random.integers(height - crop_height + 1))
-            return top, int(random.integers(width - crop_width + 1)), crop_height, crop_width
+            top = draws.integers(height - crop_height + 1)
+            return top, draws.integers(width - crop_width + 1), crop_height, crop_width
     crop_height = min(height, max(1, round(width / ASPECT[0])))
     crop_width = min(width, max(1, round(height * ASPECT[1])))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def resized_crop(height: int, width: int, random: Random) -> Box:
+def resized_crop(height: int, width: int, draws: Draws) -> Box:
     """The box that a resize of the short side to CENTRAL x size and a random size x size crop would show."""
     side = max(1, round(min(height, width) / CENTRAL))
-    return int(random.integers(height - side + 1)), int(random.integers(width - side + 1)), side, side
+    return draws.integers(height - side + 1), draws.integers(width - side + 1), side, side
 
 
 def central_crop(height: int, width: int) -> Box:

@@ -35,7 +35,14 @@ def cut(pixels: Image, box: Box) -> Image:
     return pixels[top : top + height, left : left + width]
 
 
-BOXES: list[Box] = [(0, 0, 200, 300), (0, 0, 8, 8), (97, 131, 64, 80), (150, 250, 50, 50), (33, 0, 1, 300), (199, 299, 1, 1)]
+BOXES: list[Box] = [
+    (0, 0, 200, 300),
+    (0, 0, 8, 8),
+    (97, 131, 64, 80),
+    (150, 250, 50, 50),
+    (33, 0, 1, 300),
+    (199, 299, 1, 1),
+]
 
 
 @pytest.mark.parametrize("picture", [noise, smooth])
@@ -54,7 +61,9 @@ BOXES: list[Box] = [(0, 0, 200, 300), (0, 0, 8, 8), (97, 131, 64, 80), (150, 250
     ],
     ids=str,
 )
-def test_the_pixels_are_those_of_a_whole_decode(picture: Callable[[int, int], Image], options: dict[str, object]) -> None:
+def test_the_pixels_are_those_of_a_whole_decode(
+    picture: Callable[[int, int], Image], options: dict[str, object]
+) -> None:
     data = pillow(picture(200, 300), **options)
     whole = jpeg.decode(data)
     for box in BOXES:

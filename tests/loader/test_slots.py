@@ -1,4 +1,4 @@
-"""Images in memory shared with the workers: not copied where they needn't be, never overwritten while they are in use."""
+"""Images in memory shared with the workers: rarely copied, and never overwritten while they are in use."""
 
 import gc
 
