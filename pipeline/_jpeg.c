@@ -1,6 +1,7 @@
 /* Decode a region of a JPEG with libjpeg-turbo: only the blocks that the region needs are transformed and coloured.
  *
  * decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length in pixels)
+ * is_sound(jpeg) -> bool
  *
  * decode writes RGB, uint8, HWC into the writable buffer `out`. The region is in pixels of the image scaled by
  * 1/denominator (1, 2, 4 or 8). What is written is larger than the region: the returned triple says where the region
@@ -10,7 +11,10 @@
  * The Huffman codes are read by _huffman.h, and libjpeg-turbo does the rest. Of a JPEG with restart markers
  * (data_prep.shard --restart), those outside the region aren't read at all.
  *
- * Raises ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
+ * is_sound reads all Huffman codes and decodes nothing. What is odd in any way isn't sound, nor is what needs libjpeg-turbo's own
+ * reader (progressive JPEGs), be it damaged or not.
+ *
+ * decode raises ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -44,7 +48,9 @@ static void on_error(j_common_ptr info) {
   longjmp(errors->escape, FAILED);
 }
 
-static void on_message(j_common_ptr info, int level) { (void)info, (void)level; /* warnings: decoded all the same */ }
+static void on_message(j_common_ptr info, int level) {
+  if (level < 0) info->err->num_warnings++; /* decoded all the same */
+}
 
 static void use_errors(struct jpeg_decompress_struct *jpeg, ErrorManager *errors) {
   jpeg->err = jpeg_std_error(&errors->base);
@@ -66,6 +72,7 @@ typedef struct {
   unsigned char *bytes; /* of the intervals that are needed; to be freed, with the intervals behind them */
   Interval *intervals;
   JDIMENSION interval_size, interval; /* in MCUs (blocks of all components); the one that is being read */
+  unsigned char ending;               /* the marker behind the last interval; 0: none */
   JDIMENSION first_row, last_row, first_column, last_column; /* MCUs that are needed */
   JDIMENSION row, column, number, next; /* of the MCU that libjpeg-turbo asks for; the next one in the bytes */
   struct {
@@ -114,6 +121,7 @@ static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIM
       scan->intervals[number] = (Interval){(size_t)(start - scan->bytes), (size_t)(out - scan->bytes)};
     }
     if (number < last && marker != 0xD0 + number % 8) return 0;
+    scan->ending = marker;
   }
   memset(out, 0, PADDING);
   return 1;
@@ -159,6 +167,18 @@ static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSI
   return copy_intervals(scan, jpeg->src->next_input_byte, size, last, a_row);
 }
 
+static void begin_interval(Scan *scan, JDIMENSION interval) {
+  scan->interval = interval;
+  scan->next = interval * scan->interval_size;
+  scan->reader = (BitReader){scan->bytes + scan->intervals[interval].start, 0, 0};
+  memset(scan->previous, 0, sizeof scan->previous);
+}
+
+/* How many bits of the interval are left; negative where more than that have been taken. */
+static int64_t bits_left(const Scan *scan) {
+  return ((int64_t)scan->intervals[scan->interval].end - (scan->reader.at - scan->bytes)) * 8 + scan->reader.count;
+}
+
 /* The next MCU's blocks; into `blocks` unless it is NULL. Returns whether all was as it should be. */
 static inline int read_blocks(Scan *scan, JBLOCKROW *blocks) {
   BitReader reader = scan->reader;
@@ -167,7 +187,7 @@ static inline int read_blocks(Scan *scan, JBLOCKROW *blocks) {
       return 0;
   scan->reader = reader;
   scan->next++;
-  return (size_t)(reader.at - scan->bytes) * 8 - reader.count <= scan->intervals[scan->interval].end * 8;
+  return bits_left(scan) >= 0;
 }
 
 /* Called by libjpeg-turbo for each MCU in turn; blocks that aren't needed stay zero. What is odd ends the decoding. */
@@ -179,12 +199,7 @@ static boolean read_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
     return TRUE;
   JDIMENSION interval = number / scan->interval_size;
   int sound = 1;
-  if (interval != scan->interval) {
-    scan->interval = interval;
-    scan->next = interval * scan->interval_size;
-    scan->reader = (BitReader){scan->bytes + scan->intervals[interval].start, 0, 0};
-    memset(scan->previous, 0, sizeof scan->previous);
-  }
+  if (interval != scan->interval) begin_interval(scan, interval);
   while (sound && scan->next < number) sound = read_blocks(scan, NULL);
   if (!sound || !read_blocks(scan, blocks)) longjmp(((ErrorManager *)jpeg->err)->escape, ODD);
   return TRUE;
@@ -246,6 +261,49 @@ static int read_region(const Py_buffer *data, int denominator, Region region, Py
   return 0;
 }
 
+static int check(const Py_buffer *data, ErrorManager *errors, Scan *scan) {
+  struct jpeg_decompress_struct jpeg;
+  use_errors(&jpeg, errors);
+  volatile int sound = 0;
+  if (!setjmp(errors->escape)) {
+    jpeg_create_decompress(&jpeg);
+    jpeg_mem_src(&jpeg, data->buf, (unsigned long)data->len);
+    jpeg_read_header(&jpeg, TRUE);
+    jpeg_start_decompress(&jpeg);
+    JDIMENSION count = jpeg.MCUs_per_row * jpeg.MCU_rows_in_scan, done = 0;
+    int good = take_over(scan, &jpeg, 0, jpeg.output_height, 0, jpeg.output_width) && scan->ending == 0xD9;
+    for (JDIMENSION interval = 0; good && done < count; interval++) {
+      begin_interval(scan, interval);
+      for (JDIMENSION k = 0; good && k < scan->interval_size && done < count; k++, done++) good = read_blocks(scan, NULL);
+      if (bits_left(scan) >= 8) good = 0; /* the last byte is filled up */
+    }
+    sound = good && !errors->base.num_warnings;
+  }
+  jpeg_destroy_decompress(&jpeg);
+  return sound;
+}
+
+static PyObject *is_sound(PyObject *module, PyObject *argument) {
+  (void)module;
+  Py_buffer data;
+  if (PyObject_GetBuffer(argument, &data, PyBUF_SIMPLE)) return NULL;
+  ErrorManager errors;
+  Scan *scan = malloc(sizeof *scan);
+  if (!scan) {
+    PyBuffer_Release(&data);
+    return PyErr_NoMemory();
+  }
+  scan->bytes = NULL;
+  int sound;
+  Py_BEGIN_ALLOW_THREADS
+  sound = check(&data, &errors, scan);
+  Py_END_ALLOW_THREADS
+  free(scan->bytes);
+  free(scan);
+  PyBuffer_Release(&data);
+  return PyBool_FromLong(sound);
+}
+
 static PyObject *decode(PyObject *module, PyObject *args) {
   (void)module;
   Py_buffer data, out;
@@ -277,6 +335,7 @@ static PyObject *decode(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS,
      "decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length)"},
+    {"is_sound", is_sound, METH_O, "is_sound(jpeg) -> whether every code of it is as it should be"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -54,6 +54,14 @@ def decode_region(jpeg: bytes, box: Box, denominator: int = 1) -> Image:
     return rows[above:, before : before + width]
 
 
+def is_sound(jpeg: bytes) -> bool:
+    """Whether all of the image's data is as it should be, in half the time of decoding it.
+
+    False says nothing: the image may be of a kind that must be decoded to know (progressive), or damaged, or no JPEG.
+    """
+    return _jpeg is not None and _jpeg.is_sound(jpeg)
+
+
 def scaled_size(height: int, width: int, denominator: int) -> tuple[int, int]:
     """Size of an image scaled in the DCT domain: rounded up, as libjpeg does."""
     return math.ceil(height / denominator), math.ceil(width / denominator)

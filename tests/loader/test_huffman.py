@@ -113,3 +113,43 @@ def test_a_grey_image_of_a_component_with_factors() -> None:
     whole = jpeg.decode(bytes(data))
     for box in ((0, 0, 120, 90), (40, 30, 33, 21), (111, 81, 9, 9)):
         assert (jpeg.decode_region(bytes(data), box) == cut(whole, box)).all()
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(["plain", "rows", "blocks", "optimised", "444", "progressive"]),
+    st.integers(0, 2**32),
+    st.integers(0, 2),
+)
+def test_what_is_called_sound_is_what_libjpeg_turbo_has_nothing_to_say_about(
+    kind: str, seed: int, damages: int
+) -> None:
+    options: dict[str, dict[str, object]] = {
+        "plain": {},
+        "rows": {"restart_marker_rows": 1},
+        "blocks": {"restart_marker_blocks": 5},
+        "optimised": {"optimize": True},
+        "444": {"subsampling": 0},
+        "progressive": {"progressive": True},
+    }
+    data = bytearray(pillow(smooth(120, 90), **options[kind]))
+    random = np.random.default_rng(seed)
+    for _ in range(damages):
+        at = int(random.integers(2, len(data)))
+        if random.random() < 0.3:
+            del data[at : at + int(random.integers(1, 50))]
+        else:
+            data[at] = int(random.choice([0, 0xFF, 0xD0, 0xD9, int(random.integers(256))]))
+    if not damages:
+        assert jpeg.is_sound(bytes(data)) == (kind != "progressive")
+    if jpeg.is_sound(bytes(data)):
+        simplejpeg.decode_jpeg(bytes(data), "RGB", strict=True)  # raises for what libjpeg-turbo warns of
+        simplejpeg.decode_jpeg(bytes(data), "GRAY", strict=True, min_height=1, min_width=1)
+
+
+def test_what_is_no_whole_jpeg_is_not_sound() -> None:
+    good = pillow(smooth(64, 64))
+    assert jpeg.is_sound(good)
+    scan = good.find(b"\xff\xda")
+    for bad in (b"", good[:2], good[:scan], good[:-2], good[:-30] + b"\xff\xd9", good[:-2] + b"xx\xff\xd9", good[:-1]):
+        assert not jpeg.is_sound(bad)
