@@ -1,16 +1,22 @@
-"""What the training loop costs over bare steps: learning rate, seeds, table of ranks, checks, metrics, run folder.
+"""What the training loop costs over bare steps, and what is lost where loader and steps run side by side.
 
-python benchmarks/bench_loop.py [--steps 100] [--rounds 5]
-Bare steps (the same engine: forward, backward, step) and the real loop take turns; waiting for data is left out. The
-cost is absolute, so it is put against a step of 100 ms, a short one for a GPU.
+python benchmarks/bench_loop.py [--steps 100] [--rounds 5] [--photos TAR_OF_TARS]
+Bare steps (the same engine: forward, backward, step) and the real loop (learning rate, seeds, table of ranks, checks,
+metrics, run folder) take turns; waiting for data is left out. The cost is absolute, so it is put against a step of
+100 ms, a short one for a GPU.
+
+Then the real loop reads photographs with a worker process, and its model does nothing but wait, as for a GPU: once
+longer and once shorter than the loader needs for a batch. The aim is the speed of the slower of the two.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["VIT_MLFLOW"] = "off"  # a process of its own; here it would only disturb the measurement
@@ -18,7 +24,8 @@ os.environ["VIT_MLFLOW"] = "off"  # a process of its own; here it would only dis
 import torch
 
 from benchmarks.bench_learning import digits
-from pipeline.data import normalise
+from benchmarks.bench_loader import data_set
+from pipeline.data import normalise, train_batches
 from pipeline.examine import Progress
 from pipeline.losses import loss as loss_of
 from pipeline.preempt import StopRequest
@@ -26,6 +33,7 @@ from pipeline.recipes import tiny
 from pipeline.report import Screen
 from pipeline.start import Run, prepare, start
 from pipeline.train import loop
+from pipeline.transforms import train_transform
 
 REFERENCE = 0.1  # seconds of a step
 BATCH = 8
@@ -35,16 +43,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--photos", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        run = begin(Path(scratch), arguments.steps * arguments.rounds + 1)
+        run = begin(Path(scratch), digits(Path(scratch)), arguments.steps * arguments.rounds + 1)
         progress, stop = Progress(0, {}), StopRequest()
         bare, ours = [], []
         go_on(run, progress, stop, 1)
         for _ in range(arguments.rounds):
             bare.append(bare_steps(run, arguments.steps))
-            ours.append(go_on(run, progress, stop, arguments.steps))
+            whole, waited = go_on(run, progress, stop, arguments.steps)
+            ours.append((whole - waited) / arguments.steps)
         run.saver.finish()
         if run.tracker is not None:
             run.tracker.close("FINISHED")
@@ -60,24 +70,83 @@ def main() -> None:
         "machine": "1 thread, 1 rank",
     }
     print(json.dumps(report))
+    with tempfile.TemporaryDirectory() as scratch:
+        photos = data_set(arguments.photos, Path(scratch))
+        for share in (1.5, 0.5):
+            together(photos, Path(scratch) / f"run-{share}", share, arguments.rounds)
 
 
-def begin(scratch: Path, steps: int) -> Run:
+def together(photos: Path, folder: Path, share: float, rounds: int) -> None:
+    """The real loop with a loader, its steps waiting ``share`` of the time that the loader needs for a batch alone."""
+    run = begin(folder, photos, 10_000, batch=64, workers=1)
+    progress, stop = Progress(0, {}), StopRequest()
+
+    def loader(batches: int) -> float:
+        began = time.perf_counter()
+        for _ in train_batches(
+            run.job.data, train_transform(run.config), seed=0, global_batch=64, micro_batch=64, rank=0, world_size=1,
+            workers=1, start_step=0, stop_step=batches,
+        ):  # fmt: skip
+            pass
+        return time.perf_counter() - began
+
+    def loop_with_loader(steps: int) -> float:
+        return go_on(run, progress, stop, steps)[0]
+
+    wait = 0.0
+    run.engine.module.forward = lambda x_BCHW: waited_for(wait, x_BCHW, run.engine.module)
+    wait = max(0.0, share * each(loader) - bare_steps(run, 40, 64))
+    alone, step, both = [], [], []
+    for _ in range(rounds):
+        alone.append(each(loader))
+        step.append(bare_steps(run, 40, 64))
+        both.append(each(loop_with_loader))
+    slower = max(statistics.median(alone), statistics.median(step))
+    print(
+        f"# loader alone {[round(1000 * x, 1) for x in alone]}, steps alone {[round(1000 * x, 1) for x in step]}, "
+        f"both {[round(1000 * x, 1) for x in both]} ms a batch of 64"
+    )
+    report = {
+        "claim": f"loader and steps together, against the slower, {'steps' if share > 1 else 'loader'} (target 0.98)",
+        "ours": round(64 / statistics.median(both), 1),
+        "peer": round(64 / slower, 1),
+        "limit": round(64 / slower, 1),
+        "ratio": round(slower / statistics.median(both), 3),
+        "unit": "images/s",
+        "machine": "1 rank of 1 thread, 1 worker",
+    }
+    print(json.dumps(report))
+    run.saver.finish()
+
+
+def waited_for(seconds: float, x_BCHW: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """Logits after ``seconds`` in which this process computes nothing; every parameter has a gradient, of zero."""
+    time.sleep(seconds)
+    zero = torch.stack([parameter.sum() for parameter in model.parameters()]).sum() * 0
+    return x_BCHW.new_zeros(len(x_BCHW), model.classes) + zero
+
+
+def each(seconds: Callable[[int], float]) -> float:
+    """Seconds a batch, without what a start takes: ``seconds`` says how long some batches take."""
+    return (seconds(60) - seconds(20)) / 40
+
+
+def begin(scratch: Path, data: Path, steps: int, *, batch: int = BATCH, workers: int = 0) -> Run:
     recipe = tiny()
     config = dataclasses.replace(
         recipe,
         run_dir=scratch / "run",
         model=dataclasses.replace(recipe.model, image_size=16),
-        data=dataclasses.replace(recipe.data, train=(str(digits(scratch)),), eval_split="none", workers=0),
+        data=dataclasses.replace(recipe.data, train=(str(data),), eval_split="none", workers=workers),
         schedule=dataclasses.replace(recipe.schedule, steps=steps),
-        train=dataclasses.replace(recipe.train, global_batch=BATCH, micro_batch=BATCH, log_every=50),
+        train=dataclasses.replace(recipe.train, global_batch=batch, micro_batch=batch, log_every=50),
         checkpoint=dataclasses.replace(recipe.checkpoint, every=0, background=False),
     )
     return start(config, prepare(config))
 
 
-def go_on(run: Run, progress: Progress, stop: StopRequest, steps: int) -> float:
-    """Seconds a step of the real loop, without waiting for data and without the checkpoint at its end."""
+def go_on(run: Run, progress: Progress, stop: StopRequest, steps: int) -> tuple[float, float]:
+    """Seconds of the real loop without the checkpoint at its end, and of waiting for data among them."""
     until = dataclasses.replace(
         run, start_step=progress.step, job=dataclasses.replace(run.job, steps=progress.step + steps)
     )
@@ -86,14 +155,14 @@ def go_on(run: Run, progress: Progress, stop: StopRequest, steps: int) -> float:
     with Screen(0, steps, speaks=False) as screen:
         loop(until, progress, stop, screen)
     seconds = time.perf_counter() - began
-    aside = sum(run.clock.seconds[part] - before[part] for part in ("data", "evaluation", "checkpoint"))
-    return (seconds - aside) / steps
+    part = {name: run.clock.seconds[name] - before[name] for name in before}
+    return seconds - part["evaluation"] - part["checkpoint"], part["data"]
 
 
-def bare_steps(run: Run, steps: int) -> float:
+def bare_steps(run: Run, steps: int, batch: int = BATCH) -> float:
     """Seconds a step of the same engine and nothing else, on one batch of the same size."""
-    images = torch.zeros(BATCH, 16, 16, 3, dtype=torch.uint8)
-    labels = torch.zeros(BATCH, dtype=torch.int64)
+    images = torch.zeros(batch, 16, 16, 3, dtype=torch.uint8)
+    labels = torch.zeros(batch, dtype=torch.int64)
     engine = run.engine
     engine.train()
     began = time.perf_counter()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import xxhash
@@ -83,7 +82,6 @@ def keep_or_make(task: ShardTask) -> ShardInfo:
 
 def make_shard(task: ShardTask) -> ShardInfo:
     """Read, check and write the images of one shard; its index rows and rejects go beside it."""
-    cv2.setNumThreads(1)
     rows = catalogue.batch(task.plan, task.shard)
     wnids, names, keys, labels = (rows[name].to_pylist() for name in ("wnid", "name", "key", "label"))
     files, offsets, sizes = (rows[name].to_pylist() for name in ("file", "offset", "size"))

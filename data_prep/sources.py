@@ -243,7 +243,7 @@ class _opened:  # noqa: N801 reads as a function
     def __enter__(self) -> tuple[Tar, int]:
         self._fd = fd = os.open(self._location, os.O_RDONLY | os.O_CLOEXEC)
         read = lambda offset, size: os.pread(fd, size, offset)  # noqa: E731 the fastest there is
-        return Tar(read, self._location, streaming=False), os.fstat(fd).st_size
+        return Tar(read, self._location, streaming=False, fd=fd), os.fstat(fd).st_size
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -289,9 +289,11 @@ def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:
 
 def tables(found: Sequence[Row]) -> tuple[pa.Table, pa.Table]:
     """CATALOGUE and REJECTS_SCHEMA rows."""
-    images = [(*row[:2], os.fsencode(row.file), row.offset, row.size) for row in found if isinstance(row, ImageRow)]
+    images = [row for row in found if isinstance(row, ImageRow)]
     rejects = [row for row in found if isinstance(row, RejectRow)]
-    return catalogue.table(images, CATALOGUE), catalogue.table(rejects, REJECTS_SCHEMA)
+    encoded = {file: os.fsencode(file) for file in {row.file for row in images}}
+    records = [(row.wnid, row.name, encoded[row.file], row.offset, row.size) for row in images]
+    return catalogue.table(records, CATALOGUE), catalogue.table(rejects, REJECTS_SCHEMA)
 
 
 def scan_part(part: Part) -> tuple[pa.Table, pa.Table]:

@@ -42,6 +42,7 @@ class Tar(NamedTuple):
     read: Read
     file: str
     streaming: bool
+    fd: int | None = None  # of the file, where it isn't a stream
 
     def image(self, wnid: str, name: str, member: Member) -> ImageRow:
         data = self.read(member.offset, member.size) if self.streaming else b""
@@ -89,7 +90,18 @@ def class_of_tar(name: str) -> str:
 
 def class_tar(tar: Tar, start: int, end: int, wnid: str) -> Iterator[Row]:
     """The images of one class's tar."""
-    for member in scan(tar.read, start, end):
+    for member in scan(tar.read, start, end, tar.fd):
+        name = member.name
+        if (  # the usual member: there are millions
+            member.kind == "file"
+            and name.rpartition(".")[2].lower() in ENDINGS
+            and "/" not in name
+            and name.isascii()
+            and name[0] != "."
+            and member.size <= LARGEST_FILE
+        ):
+            yield tar.image(wnid, name, member)
+            continue
         if is_ignored(member):
             continue
         reject = problem(member, wnid, f"{wnid}.tar/")

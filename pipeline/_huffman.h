@@ -80,7 +80,10 @@ static int fill_table(HuffmanTable *table, const unsigned char *counts, const un
 static inline void refill(BitReader *reader) {
   uint64_t next;
   memcpy(&next, reader->at, 8);
-  reader->bits |= __builtin_bswap64(next) >> reader->count;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  next = __builtin_bswap64(next);
+#endif
+  reader->bits |= next >> reader->count;
   reader->at += (63 - reader->count) >> 3;
   reader->count |= 56;
 }
