@@ -1,7 +1,7 @@
 """JPEG bytes -> RGB pixels, whole or only a region. Images are HWC, uint8.
 
 The region decoder is a C extension over libjpeg-turbo (_jpeg.c), built where a compiler and its headers
-are. Without it simplejpeg decodes the whole image: the same pixels, bit for bit, at two thirds of the speed.
+are. Without it simplejpeg decodes the whole image: the same pixels, bit for bit, at 60 % of the speed.
 """
 
 import math
