@@ -14,6 +14,7 @@ from pipeline.cli import UserError
 
 Config = TypeVar("Config")
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
+Decode = Literal["region", "scaled", "full"]
 Resize = Literal["square", "central"]
 
 
@@ -66,6 +67,9 @@ class DataConfig:
     """Of training images. resize: a random square of 7/8 of the short side, for fine-tuning."""
     erasing: float = 0.0
     """Probability of random erasing (arXiv 1708.04896)."""
+    decode: Decode = "region"
+    """Of training images. region: only the blocks under the crop, the pixels of a whole decode. full: everything.
+    scaled: region, at 1/2, 1/4 or 1/8 where the crop is that much larger than the input: for large originals."""
     eval_resize: Resize = "square"
     """Of evaluation images. square: straight to the input size. central: the middle square of 7/8 the short side."""
     damage_budget: int = 100

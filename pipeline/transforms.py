@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline import jpeg as jpegs
-from pipeline.config import Resize, RunConfig
+from pipeline.config import Decode, Resize, RunConfig
 from pipeline.draws import Draws
 from pipeline.jpeg import Box, Image
 from pipeline.randaugment import rand_augment
@@ -52,7 +52,7 @@ class TrainTransform:
     min_area: float = 0.05  # smallest fraction of the image that an Inception crop covers
     flip: bool = True
     erasing: float = 0.0  # probability of random erasing
-    decode: Literal["region", "scaled", "full"] = "region"
+    decode: Decode = "region"
 
     def __call__(self, jpeg: bytes, seed: int, out: Image) -> None:
         """Write the image into ``out``, size x size x 3. Raises ValueError where the bytes are no JPEG."""
@@ -85,10 +85,11 @@ def train_transform(config: RunConfig) -> TrainTransform:
         min_area=data.min_area,
         flip=data.flip,
         erasing=data.erasing,
+        decode=data.decode,
     )
 
 
-def decode_box(jpeg: bytes, box: Box, size: int, how: Literal["region", "scaled", "full"] = "region") -> Image:
+def decode_box(jpeg: bytes, box: Box, size: int, how: Decode = "region") -> Image:
     """The pixels of ``box``; with ``how`` scaled, a box of at least twice ``size`` comes at 1/2, 1/4 or 1/8."""
     top, left, height, width = box
     if how == "full":

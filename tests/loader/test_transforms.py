@@ -1,6 +1,8 @@
 """Crops, resizes and region decoding on photographs and on sizes that photographs don't have."""
 
+import dataclasses
 import math
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -10,9 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import jpeg, transforms
+from pipeline.config import Decode
 from pipeline.draws import Draws
 from pipeline.jpeg import Image
-from pipeline.transforms import AUGMENT, TrainTransform, central_crop, decode_box, erase, eval_image, inception_crop
+from pipeline.recipes import tiny
+from pipeline.transforms import (
+    AUGMENT,
+    TrainTransform,
+    central_crop,
+    decode_box,
+    erase,
+    eval_image,
+    inception_crop,
+    train_transform,
+)
 
 
 def encode(height: int, width: int, subsampling: str = "420", colour: bool = True, seed: int = 0) -> bytes:
@@ -145,6 +158,18 @@ def test_scaled_decoding_shows_the_same_region_with_fewer_pixels() -> None:
     difference, shifted = (np.abs(scaled.astype(int) - np.roll(expected, by, 1)).mean() for by in (0, 1))
     assert difference < shifted / 3  # another filter, the same place
     assert decode_box(data, box, 300, "scaled").shape == full.shape
+
+
+def test_large_originals_are_decoded_smaller_where_the_run_says_so() -> None:
+    photo = encode(1280, 1600)
+    run = tiny()
+    images: dict[str, Image] = {}
+    for how in get_args(Decode):
+        config = dataclasses.replace(run, data=dataclasses.replace(run.data, decode=how))
+        images[how] = np.empty((32, 32, 3), np.uint8)
+        train_transform(config)(photo, 0, images[how])
+    assert (images["region"] == images["full"]).all()
+    assert (images["region"] != images["scaled"]).any()
 
 
 def test_erasing_leaves_most_of_the_image() -> None:
