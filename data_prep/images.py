@@ -193,11 +193,13 @@ def _check_size(width: int, height: int, min_side: int) -> None:
 def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None:
     if data.rfind(b"\xff\xd9", header.scan) < 0:
         raise RejectedError("truncated", f"no end marker after {len(data)} bytes")
-    if options.verify == "header" or jpeg.is_sound(data):
+    if options.verify == "header":
         return
-    # The entropy-coded data is what breaks, and it is read in full at any scale: 1/8 saves most of the rest.
     try:
-        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+        jpeg.size(data)  # raises where TurboJPEG, which training reads with, doesn't know the sampling factors
+        if not jpeg.is_sound(data):
+            # The entropy-coded data is what breaks, and it is read in full at any scale: 1/8 saves most of the rest.
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
     except ValueError as error:
         message = str(error).strip()
         if "extraneous bytes before marker" in message:  # harmless, every decoder shows the whole picture

@@ -140,5 +140,5 @@ static inline __attribute__((always_inline)) int read_block(BitReader *reader, c
     }
     consume(reader, LENGTH(pair));
   }
-  return end == 64 || end >= LAST;
+  return end == 64 || end - LAST < 64; /* further: a coefficient beyond the 64th, and then an end */
 }

@@ -1,11 +1,11 @@
 /* Decode a region of a JPEG with libjpeg-turbo: only the blocks that the region needs are transformed and coloured.
  *
- * decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length in pixels)
+ * decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)
  * is_sound(jpeg) -> bool
  *
  * decode writes RGB, uint8, HWC into the writable buffer `out`. The region is in pixels of the image scaled by
- * 1/denominator (1, 2, 4 or 8). What is written is larger than the region: the returned triple says where the region
- * begins in it and how long its rows are. The margin is what makes the region's pixels those of a full decode: chroma
+ * 1/denominator (1, 2, 4 or 8). What is written is larger than the region: the result says where the region begins in it,
+ * how long its rows are in pixels, and whether _huffman.h read the JPEG. The margin is what makes the region's pixels those of a full decode: chroma
  * upsampling looks one sample beyond, and at the border of what is decoded there is nothing to see.
  *
  * The Huffman codes are read by _huffman.h, and libjpeg-turbo does the rest. Of a JPEG with restart markers
@@ -71,6 +71,7 @@ typedef struct {
   HuffmanTable dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
   unsigned char *bytes; /* of the intervals that are needed; to be freed, with the intervals behind them */
   Interval *intervals;
+  int in_use;
   JDIMENSION interval_size, interval; /* in MCUs (blocks of all components); the one that is being read */
   unsigned char ending;               /* the marker behind the last interval; 0: none */
   JDIMENSION first_row, last_row, first_column, last_column; /* MCUs that are needed */
@@ -113,8 +114,8 @@ static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIM
       const unsigned char *stop = found ? found + 1 : end;
       if (needed) memcpy(out, at, (size_t)(stop - at)), out += stop - at;
       at = stop;
-      if (!found || at == end) break;
-      marker = *at++;
+      if (!found) break;
+      marker = at < end ? *at++ : 0xFF; /* a marker whose end is missing */
     }
     if (needed) {
       if (marker) out--; /* its 0xFF */
@@ -127,10 +128,11 @@ static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIM
   return 1;
 }
 
-/* Have libjpeg-turbo, about to decode rows `top` to `bottom` and columns `left` to `right`, in pixels of the result, call
- * read_mcu. Returns whether the JPEG is one that can be read so: it must be baseline, in one scan. */
+/* Prepare `scan` for libjpeg-turbo, about to decode rows `top` to `bottom` and columns `left` to `right`, in pixels of the
+ * result, to call read_mcu. Returns whether the JPEG is one that can be read so: it must be baseline, in one scan. */
 static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSION bottom, JDIMENSION left, JDIMENSION right) {
   if (jpeg->progressive_mode || jpeg->arith_code || jpeg->data_precision != 8) return 0;
+  if (jpeg->Ss || jpeg->Se != DCTSIZE2 - 1 || jpeg->Ah || jpeg->Al) return 0; /* lossless ones say something else there */
   if (jpeg->comps_in_scan != jpeg->num_components) return 0;
   for (int k = 0; k < jpeg->comps_in_scan; k++) {
     int dc = jpeg->cur_comp_info[k]->dc_tbl_no, ac = jpeg->cur_comp_info[k]->ac_tbl_no;
@@ -211,10 +213,10 @@ static int read_region(const Py_buffer *data, int denominator, Region region, Py
                        JDIMENSION *shift_rows, JDIMENSION *shift_columns, JDIMENSION *stride) {
   struct jpeg_decompress_struct jpeg;
   use_errors(&jpeg, errors);
-  int failed = setjmp(errors->escape);
-  if (failed) {
-    jpeg_destroy_decompress(&jpeg);
-    return failed;
+  switch (setjmp(errors->escape)) {
+    case 0: break;
+    case ODD: jpeg_destroy_decompress(&jpeg); return ODD;
+    default: jpeg_destroy_decompress(&jpeg); return FAILED;
   }
   jpeg_create_decompress(&jpeg);
   jpeg_mem_src(&jpeg, data->buf, (unsigned long)data->len);
@@ -242,8 +244,8 @@ static int read_region(const Py_buffer *data, int denominator, Region region, Py
     snprintf(errors->message, sizeof errors->message, "out is too small");
     longjmp(errors->escape, FAILED);
   }
-  if (scan) {
-    if (!take_over(scan, &jpeg, top, bottom, left, left + width)) longjmp(errors->escape, ODD);
+  if (scan && take_over(scan, &jpeg, top, bottom, left, left + width)) {
+    scan->in_use = 1;
     jpeg.client_data = scan;
     jpeg.entropy->decode_mcu = read_mcu;
   }
@@ -269,6 +271,7 @@ static int check(const Py_buffer *data, ErrorManager *errors, Scan *scan) {
     jpeg_create_decompress(&jpeg);
     jpeg_mem_src(&jpeg, data->buf, (unsigned long)data->len);
     jpeg_read_header(&jpeg, TRUE);
+    if (jpeg_has_multiple_scans(&jpeg)) longjmp(errors->escape, ODD); /* all of them would be read */
     jpeg_start_decompress(&jpeg);
     JDIMENSION count = jpeg.MCUs_per_row * jpeg.MCU_rows_in_scan, done = 0;
     int good = take_over(scan, &jpeg, 0, jpeg.output_height, 0, jpeg.output_width) && scan->ending == 0xD9;
@@ -312,13 +315,19 @@ static PyObject *decode(PyObject *module, PyObject *args) {
   if (!PyArg_ParseTuple(args, "y*iIIIIw*", &data, &denominator, &region.top, &region.left, &region.height,
                         &region.width, &out))
     return NULL;
+  if (denominator != 1 && denominator != 2 && denominator != 4 && denominator != 8) {
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    return PyErr_Format(PyExc_ValueError, "the denominator is %d and must be 1, 2, 4 or 8", denominator);
+  }
   ErrorManager errors;
   JDIMENSION rows = 0, columns = 0, stride = 0;
-  int failed;
+  int failed, fast;
   Scan *scan = malloc(sizeof *scan);
-  if (scan) scan->bytes = NULL;
+  if (scan) scan->bytes = NULL, scan->in_use = 0;
   Py_BEGIN_ALLOW_THREADS
   failed = read_region(&data, denominator, region, &out, &errors, scan, &rows, &columns, &stride);
+  fast = scan && scan->in_use && !failed;
   if (failed == ODD) failed = read_region(&data, denominator, region, &out, &errors, NULL, &rows, &columns, &stride);
   Py_END_ALLOW_THREADS
   if (scan) free(scan->bytes);
@@ -329,12 +338,12 @@ static PyObject *decode(PyObject *module, PyObject *args) {
     PyErr_SetString(PyExc_ValueError, errors.message);
     return NULL;
   }
-  return Py_BuildValue("III", rows, columns, stride);
+  return Py_BuildValue("IIIO", rows, columns, stride, fast ? Py_True : Py_False);
 }
 
 static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS,
-     "decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length)"},
+     "decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)"},
     {"is_sound", is_sound, METH_O, "is_sound(jpeg) -> whether every code of it is as it should be"},
     {NULL, NULL, 0, NULL},
 };

@@ -259,7 +259,7 @@ def load(
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):  # else it is what a worker raised
             raise
         raise RuntimeError(
             f"a loader worker has died ({error}). Mostly the node ran out of memory: lower {setting} or ask for more"

@@ -10,7 +10,7 @@ class Draws:
     """SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, figure 16)."""
 
     def __init__(self, seed: int) -> None:
-        self._state = seed
+        self._state = int(seed)  # NumPy's would overflow
 
     def random(self) -> float:
         """Uniform in [0, 1), 53 bits."""

@@ -49,7 +49,7 @@ def decode_region(jpeg: bytes, box: Box, denominator: int = 1) -> Image:
     room = (height + 8) * (width + 8 + 2 * 32) * 3  # the margin, and blocks of up to 32 pixels at either side
     if room > len(_scratch):
         _scratch = np.empty(room, np.uint8)
-    above, before, length = _jpeg.decode(jpeg, denominator, top, left, height, width, _scratch)
+    above, before, length, _ = _jpeg.decode(jpeg, denominator, top, left, height, width, _scratch)
     rows = _scratch[: (above + height) * length * 3].reshape(above + height, length, 3)
     return rows[above:, before : before + width]
 

@@ -53,5 +53,5 @@ class Slots:
         return torch.from_numpy(images_BHWC)
 
     def _returned(self, slot: int) -> None:
+        self._free.append(slot)  # before another thread may lend one more
         self._lent.discard(slot)
-        self._free.append(slot)

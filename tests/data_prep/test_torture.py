@@ -67,6 +67,26 @@ def png_bomb() -> bytes:
     )
 
 
+def unusual_sampling() -> bytes:
+    """A sound grey picture of 24 x 8 pixels, luma three times as wide as chroma: TurboJPEG doesn't know that."""
+
+    def segment(marker: int, payload: bytes) -> bytes:
+        return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2) + payload
+
+    one_code = bytes([1]) + bytes(15) + b"\0"  # "0" stands for no difference, or the end of the block
+    frame = b"\x08\0\x08\0\x18\x03" + b"\x01\x31\0" + b"\x02\x11\0" + b"\x03\x11\0"
+    return b"".join(
+        (
+            b"\xff\xd8",
+            segment(0xDB, bytes([0, *[1] * 64])),
+            segment(0xC0, frame),
+            segment(0xC4, b"\x00" + one_code + b"\x10" + one_code),
+            segment(0xDA, b"\x03" + b"\x01\0" + b"\x02\0" + b"\x03\0" + b"\0\x3f\0"),
+            b"\x00\x3f\xff\xd9",  # five blocks of two bits
+        )
+    )
+
+
 def defects(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
     """Stem -> bytes and what becomes of them: "" (as they are), "recoded: WHY", or the reason of the reject."""
     one = photos[0]
@@ -94,6 +114,7 @@ def defects(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
         "cut_gzip": (gzip.compress(one)[:-200], "truncated"),
         "bad_gzip": (b"\x1f\x8b\x08" + bytes(100), "undecodable"),
         "cut_png": (recoded(photos[5], "PNG")[:600], "truncated"),
+        "unusual_sampling": (unusual_sampling(), "undecodable"),
         "no_scan": (one[: one.index(b"\xff\xda")] + b"\xff\xd9", "undecodable"),
         "jpeg_bomb": (with_frame(one, 65_000, 65_000), "too_large"),
         "no_pixels": (with_frame(one, 0, 100), "undecodable"),
@@ -186,7 +207,7 @@ def test_header_verification_trusts_the_data_between_header_and_end(
     assert shard.main([str(argument) for argument in arguments]) == 0
     kept = set(shards.read_index(tmp_path / "read")["key"].to_pylist())
     strict = set(shards.read_index(tmp_path / "decoded")["key"].to_pylist())
-    assert kept - strict == {f"{WNID}_cut_but_ended"}
+    assert kept - strict == {f"{WNID}_cut_but_ended", f"{WNID}_unusual_sampling"}
     assert strict <= kept
 
 

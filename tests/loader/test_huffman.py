@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from pipeline import jpeg
+from pipeline import _jpeg, jpeg
 from pipeline.jpeg import Box, Image
 from tests.loader.test_transforms import encode
 
@@ -33,6 +33,10 @@ def smooth(height: int, width: int) -> Image:
 def cut(pixels: Image, box: Box) -> Image:
     top, left, height, width = box
     return pixels[top : top + height, left : left + width]
+
+
+def is_read_by_us(data: bytes, box: Box) -> bool:
+    return _jpeg.decode(data, 1, *box, np.empty(1 << 20, np.uint8))[3]
 
 
 BOXES: list[Box] = [
@@ -68,6 +72,7 @@ def test_the_pixels_are_those_of_a_whole_decode(
     whole = jpeg.decode(data)
     for box in BOXES:
         assert (jpeg.decode_region(data, box) == cut(whole, box)).all(), box
+        assert is_read_by_us(data, box) == ("progressive" not in options)
 
 
 @settings(deadline=None, max_examples=200)
@@ -153,3 +158,62 @@ def test_what_is_no_whole_jpeg_is_not_sound() -> None:
     scan = good.find(b"\xff\xda")
     for bad in (b"", good[:2], good[:scan], good[:-2], good[:-30] + b"\xff\xd9", good[:-2] + b"xx\xff\xd9", good[:-1]):
         assert not jpeg.is_sound(bad)
+
+
+Codes = dict[int, str]  # symbol -> its bits
+
+
+def tables(data: bytes) -> tuple[Codes, Codes]:
+    """The DC and AC codes of a grey JPEG."""
+    found: dict[int, Codes] = {}
+    at = 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if data[at + 1] == 0xC4:
+            counts, symbols = data[at + 5 : at + 21], iter(data[at + 21 : end])
+            code, codes = 0, {}
+            for length, count in enumerate(counts, 1):
+                for _ in range(count):
+                    codes[next(symbols)] = f"{code:0{length}b}"
+                    code += 1
+                code <<= 1
+            found[data[at + 4]] = codes
+        at = end
+    return found[0x00], found[0x10]
+
+
+def packed(bits: str) -> bytes:
+    """As the data of a scan."""
+    bits += "1" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text("01", min_size=600, max_size=600))
+def test_a_coefficient_beyond_the_64th_is_left_to_libjpeg_turbo(rest: str) -> None:
+    """Here with an end of block right behind it, which libjpeg-turbo takes for the next block's."""
+    grey = pillow(smooth(8, 64)[:, :, 0])
+    dc, ac = tables(grey)
+    bits = dc[3] + "101" + (ac[0x01] + "1") * 58 + (ac[0x05] + "11111") * 3 + ac[0x21] + "1" + ac[0x00] + rest
+    data = grey[: grey.find(b"\xff\xda") + 10] + packed(bits) + b"\xff\xd9"
+    assert (jpeg.decode_region(data, (0, 0, 8, 64)) == jpeg.decode(data)).all()
+    assert not is_read_by_us(data, (0, 0, 8, 64))
+    assert not jpeg.is_sound(data)
+
+
+def test_a_file_that_ends_behind_a_marker_s_first_byte() -> None:
+    """Its 0xFF is no data: libjpeg-turbo goes on with zeros."""
+    grey = pillow(noise(8, 64)[:, :, 0], quality=100)
+    scan = grey.find(b"\xff\xda") + 10
+    ends = [at for at in range(scan, len(grey) - 1) if grey[at : at + 2] == b"\xff\0"]
+    assert ends
+    for at in ends:
+        data = grey[: at + 1]
+        for box in ((0, 0, 8, 64), (0, 0, 8, 30), (0, 0, 8, 8)):
+            assert (jpeg.decode_region(data, box) == cut(jpeg.decode(data), box)).all()
+
+
+def test_a_denominator_that_libjpeg_turbo_lacks_is_refused() -> None:
+    for denominator in (0, 3, 16, -1):
+        with pytest.raises(ValueError, match="must be 1, 2, 4 or 8"):
+            jpeg.decode_region(pillow(smooth(16, 16)), (0, 0, 8, 8), denominator)

@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from data_prep import images
 from data_prep._restart import with_restarts
 from pipeline import jpeg
+from tests.loader.test_huffman import is_read_by_us
 from tests.loader.test_transforms import encode
 
 KINDS = ["444", "422", "420", "440", "411", "gray"]
@@ -60,7 +61,9 @@ def test_only_the_intervals_of_the_region_are_looked_at() -> None:
             end = ends[interval + 1] if interval + 1 < len(ends) else len(parts) - 1
             for part in range(number, end):
                 parts[part] = parts[part][:1] + b"\x55" * (len(parts[part]) - 1)
-    assert (jpeg.decode_region(b"\xff".join(parts), (128, 128, 64, 64)) == whole).all()
+    noisy = b"\xff".join(parts)
+    assert (jpeg.decode_region(noisy, (128, 128, 64, 64)) == whole).all()
+    assert is_read_by_us(noisy, (128, 128, 64, 64))
 
 
 @settings(deadline=None, max_examples=300)
