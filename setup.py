@@ -10,7 +10,7 @@ setup(
         Extension(
             "pipeline._jpeg",
             ["pipeline/_jpeg.c"],
-            depends=["pipeline/_huffman.h"],
+            depends=["pipeline/_errors.h", "pipeline/_huffman.h"],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,
             optional=True,
@@ -19,6 +19,7 @@ setup(
         Extension(
             "data_prep._restart",
             ["data_prep/_restart.c"],
+            depends=["pipeline/_errors.h"],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,
             optional=True,

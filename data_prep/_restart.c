@@ -4,7 +4,7 @@
  *
  * The coefficients stay what they are, and so do EXIF and all other markers. What comes out is baseline, in one scan, with
  * Huffman tables of its own, and a marker behind every few blocks: their number divides those of a row, so that
- * pipeline/_jpeg.c can cut the JPEG to the columns and rows that a crop needs.
+ * pipeline/_jpeg.c reads only those of the columns and rows that a crop needs.
  *
  * Raises ValueError where libjpeg-turbo finds anything wrong with the bytes, were it only a warning. The GIL is released.
  */
@@ -12,27 +12,14 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <setjmp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <jpeglib.h>
+
+#include "../pipeline/_errors.h"
 
 /* Blocks (MCUs) between markers, by preference: of 4, 64 pixels of a photograph, the markers take 3 % of a file. Rows of
  * a prime number of blocks have a marker behind each. */
 static const unsigned int INTERVALS[] = {4, 3, 5, 2, 1};
-
-typedef struct {
-  struct jpeg_error_mgr base;
-  jmp_buf escape;
-  char message[JMSG_LENGTH_MAX];
-} ErrorManager;
-
-static void on_error(j_common_ptr info) {
-  ErrorManager *errors = (ErrorManager *)info->err;
-  (*info->err->format_message)(info, errors->message);
-  longjmp(errors->escape, 1);
-}
 
 static void on_message(j_common_ptr info, int level) {
   if (level < 0) on_error(info); /* a warning: some of the data is damaged */
@@ -66,9 +53,7 @@ typedef struct {
 /* Returns 0, or -1 with errors.message set. `bytes` and `size` are of a buffer to write to, and then of what was written:
  * another one where that was too small. */
 static int transcode(Transcoder *t, const Py_buffer *data) {
-  t->from.err = t->to.err = jpeg_std_error(&t->errors.base);
-  t->errors.base.error_exit = on_error;
-  t->errors.base.emit_message = on_message;
+  t->from.err = t->to.err = use_errors(&t->errors, on_message);
   if (setjmp(t->errors.escape)) {
     jpeg_destroy_compress(&t->to);
     jpeg_destroy_decompress(&t->from);

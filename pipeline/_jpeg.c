@@ -20,12 +20,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <setjmp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <jpeglib.h>
 
+#include "_errors.h"
 #include "_huffman.h"
 
 #if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 1005000
@@ -33,29 +31,10 @@
 #endif
 
 #define MARGIN 4 /* pixels; two samples of halved chroma */
-#define FAILED 1 /* as setjmp's result: errors->message says why */
-#define ODD 2    /* libjpeg-turbo's own reader must judge */
-
-typedef struct {
-  struct jpeg_error_mgr base;
-  jmp_buf escape;
-  char message[JMSG_LENGTH_MAX];
-} ErrorManager;
-
-static void on_error(j_common_ptr info) {
-  ErrorManager *errors = (ErrorManager *)info->err;
-  (*info->err->format_message)(info, errors->message);
-  longjmp(errors->escape, FAILED);
-}
+#define ODD 2    /* as setjmp's result: libjpeg-turbo's own reader must judge */
 
 static void on_message(j_common_ptr info, int level) {
   if (level < 0) info->err->num_warnings++; /* decoded all the same */
-}
-
-static void use_errors(struct jpeg_decompress_struct *jpeg, ErrorManager *errors) {
-  jpeg->err = jpeg_std_error(&errors->base);
-  errors->base.error_exit = on_error;
-  errors->base.emit_message = on_message;
 }
 
 typedef struct {
@@ -212,7 +191,7 @@ static boolean read_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
 static int read_region(const Py_buffer *data, int denominator, Region region, Py_buffer *out, ErrorManager *errors, Scan *scan,
                        JDIMENSION *shift_rows, JDIMENSION *shift_columns, JDIMENSION *stride) {
   struct jpeg_decompress_struct jpeg;
-  use_errors(&jpeg, errors);
+  jpeg.err = use_errors(errors, on_message);
   switch (setjmp(errors->escape)) {
     case 0: break;
     case ODD: jpeg_destroy_decompress(&jpeg); return ODD;
@@ -265,7 +244,7 @@ static int read_region(const Py_buffer *data, int denominator, Region region, Py
 
 static int check(const Py_buffer *data, ErrorManager *errors, Scan *scan) {
   struct jpeg_decompress_struct jpeg;
-  use_errors(&jpeg, errors);
+  jpeg.err = use_errors(errors, on_message);
   volatile int sound = 0;
   if (!setjmp(errors->escape)) {
     jpeg_create_decompress(&jpeg);

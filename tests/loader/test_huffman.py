@@ -39,6 +39,18 @@ def is_read_by_us(data: bytes, box: Box) -> bool:
     return _jpeg.decode(data, 1, *box, np.empty(1 << 20, np.uint8))[3]
 
 
+def damaged(good: bytes, seed: int, damages: int, first: int, longest: int) -> bytes:
+    """With bytes changed, or fewer than ``longest`` left out, at so many places from ``first`` on."""
+    random, bad = np.random.default_rng(seed), bytearray(good)
+    for _ in range(damages):
+        at = int(random.integers(first, len(bad)))
+        if random.random() < 0.3:
+            del bad[at : at + int(random.integers(1, longest))]
+        else:
+            bad[at] = int(random.choice([0, 0xFF, 0xD0, 0xD9, int(random.integers(256))]))
+    return bytes(bad)
+
+
 BOXES: list[Box] = [
     (0, 0, 200, 300),
     (0, 0, 8, 8),
@@ -85,20 +97,12 @@ def test_the_pixels_are_those_of_a_whole_decode(
 def test_damaged_bytes_give_what_libjpeg_turbo_makes_of_them(kind: str, seed: int, damages: int, box: Box) -> None:
     more = {"plain": {}, "rows": {"restart_marker_rows": 1}, "blocks": {"restart_marker_blocks": 5}}[kind]
     good = pillow(smooth(200, 300), quality=85, **more)
-    random = np.random.default_rng(seed)
-    scan = good.find(b"\xff\xda") + 14
-    bad = bytearray(good)
-    for _ in range(damages):
-        at = int(random.integers(scan, len(bad)))
-        if random.random() < 0.3:
-            del bad[at : at + int(random.integers(1, 200))]
-        else:
-            bad[at] = int(random.choice([0, 0xFF, 0xD0, 0xD9, int(random.integers(256))]))
+    bad = damaged(good, seed, damages, good.find(b"\xff\xda") + 14, 200)
     try:
-        whole = jpeg.decode(bytes(bad))
+        whole = jpeg.decode(bad)
     except ValueError:
         return  # a marker that libjpeg-turbo stops at, if it gets there
-    assert (jpeg.decode_region(bytes(bad), box) == cut(whole, box)).all()
+    assert (jpeg.decode_region(bad, box) == cut(whole, box)).all()
 
 
 @pytest.mark.parametrize("denominator", [2, 4, 8])
@@ -137,19 +141,12 @@ def test_what_is_called_sound_is_what_libjpeg_turbo_has_nothing_to_say_about(
         "444": {"subsampling": 0},
         "progressive": {"progressive": True},
     }
-    data = bytearray(pillow(smooth(120, 90), **options[kind]))
-    random = np.random.default_rng(seed)
-    for _ in range(damages):
-        at = int(random.integers(2, len(data)))
-        if random.random() < 0.3:
-            del data[at : at + int(random.integers(1, 50))]
-        else:
-            data[at] = int(random.choice([0, 0xFF, 0xD0, 0xD9, int(random.integers(256))]))
+    data = damaged(pillow(smooth(120, 90), **options[kind]), seed, damages, 2, 50)
     if not damages:
-        assert jpeg.is_sound(bytes(data)) == (kind != "progressive")
-    if jpeg.is_sound(bytes(data)):
-        simplejpeg.decode_jpeg(bytes(data), "RGB", strict=True)  # raises for what libjpeg-turbo warns of
-        simplejpeg.decode_jpeg(bytes(data), "GRAY", strict=True, min_height=1, min_width=1)
+        assert jpeg.is_sound(data) == (kind != "progressive")
+    if jpeg.is_sound(data):
+        simplejpeg.decode_jpeg(data, "RGB", strict=True)  # raises for what libjpeg-turbo warns of
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True, min_height=1, min_width=1)
 
 
 def test_what_is_no_whole_jpeg_is_not_sound() -> None:
