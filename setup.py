@@ -24,7 +24,8 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        # needs a C compiler; data_prep.tarscan reads every header itself otherwise
+        # these need a C compiler; data_prep.images, writer and tarscan do without them otherwise
+        Extension("data_prep._sample", ["data_prep/_sample.c"], extra_compile_args=FLAGS, optional=True),
         Extension("data_prep._tarscan", ["data_prep/_tarscan.c"], extra_compile_args=FLAGS, optional=True),
     ]
 )

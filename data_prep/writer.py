@@ -2,7 +2,6 @@
 
 import os
 import tarfile
-import zlib
 from pathlib import Path
 from types import TracebackType
 
@@ -10,31 +9,31 @@ import xxhash
 
 from data_prep.tarscan import BLOCK, ZERO_BLOCK
 
+try:
+    from data_prep import _sample
+except ImportError:
+    _sample = None  # type: ignore[assignment]
+
 RECORD = 20 * BLOCK  # tars are padded to a record, as tar and tarfile do
 _FLUSH = 1 << 20  # bytes gathered before a write: few enough to be still in the processor's cache
 _BEGIN = 32 << 20  # bytes after which the kernel is asked to begin with the disk's part
-_PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]  # by size modulo BLOCK
 
 
 def header(name: str, size: int) -> bytes:
     """The tar header(s) of a file: mode 0644, owner and time 0. USTAR, with a PAX header where the name needs it."""
-    encoded = name.encode("utf-8", "surrogateescape")
-    if len(encoded) <= 100 and encoded.isascii() and size < 8 << 30:
-        block = b"".join(
-            (
-                encoded.ljust(100, b"\0"),
-                b"0000644\x000000000\x000000000\x00%011o\x0000000000000\x00        0" % size,
-                _USTAR_REST,
-            )
-        )
-        # Adler-32's low half is 1 + the sum of the bytes, which for ASCII stays far below its modulus 65521
-        return block[:148] + b"%06o\0 " % ((zlib.adler32(block) & 0xFFFF) - 1) + block[156:]
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-_USTAR_REST = bytes(100) + b"ustar\x0000" + bytes(512 - 265)
+def around(key: str, size: int, label: int) -> tuple[bytes, bytes]:
+    """What a sample has before and after the ``size`` bytes of ``<key>.jpg``: its header; padding and ``<key>.cls``."""
+    plain = _sample.tar_headers(key, size, label) if _sample else None
+    if plain:
+        return plain
+    text = b"%d" % label
+    after = b"".join((bytes(-size % BLOCK), header(f"{key}.cls", len(text)), text, bytes(-len(text) % BLOCK)))
+    return header(f"{key}.jpg", size), after
 
 
 class ShardWriter:
@@ -60,21 +59,19 @@ class ShardWriter:
 
     def add(self, key: str, jpeg: bytes, label: int) -> int:
         """Append one sample; the offset of the JPEG's first byte in the tar."""
-        before = header(f"{key}.jpg", len(jpeg))
-        text = b"%d" % label
-        after = b"".join(
-            (_PADDING[len(jpeg) % BLOCK], header(f"{key}.cls", len(text)), text, _PADDING[len(text) % BLOCK])
-        )
+        before, after = around(key, len(jpeg), label)
         offset = self.bytes + len(before)
-        for part in (before, jpeg, after):
-            self._append(part)
+        self._append(before, jpeg, after)
         return offset
 
-    def _append(self, part: bytes) -> None:
-        self._hash.update(part)
-        self._parts.append(part)
-        self._gathered += len(part)
-        self.bytes += len(part)
+    def _append(self, *parts: bytes) -> None:
+        length = 0
+        for part in parts:
+            self._hash.update(part)
+            length += len(part)
+        self._parts += parts
+        self._gathered += length
+        self.bytes += length
         if self._gathered >= _FLUSH or len(self._parts) >= 1000:  # writev takes at most IOV_MAX = 1024 parts
             self._flush()
 
