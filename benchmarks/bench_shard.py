@@ -2,13 +2,13 @@
 
 python benchmarks/bench_shard.py [--photos TAR|FOLDER] [--gigabytes 1.0] [--rounds 3] [--folder FOLDER]
 The images: --photos (JPEGs of a tar, a tar of tars or a folder), else crops of scikit-learn's photographs. They are
-repeated to --gigabytes as a tar of tars, like fall11_whole.tar, and as loose files for ShardWriter; and to a twentieth
-of that, so that the start of the commands (Python, imports) can be told from their speed. Each writes until the bytes
-are on disk: ours waits for that itself, the others are followed by a sync of their files. Before each, all free memory
-is touched once: a virtual machine's host takes free memory back, and to get it again costs a second a gigabyte, which
-would fall to whoever comes first. Shards have 1,024 images: a release has thousands of shards, so that no worker is
-idle at the end. The fastest round of each counts, as others may use the machine. --folder /dev/shm
-takes the disk out.
+repeated to --gigabytes as a tar of tars, like fall11_whole.tar, and as loose files for ShardWriter (names of the same
+few files, which takes no more memory, and is to its advantage); and to a twentieth of that, so that the start of the
+commands (Python, imports) can be told from their speed. Each writes until the bytes are on disk: ours waits for that
+itself, the others are followed by a sync of their files. Before each, all free memory is touched once: a virtual
+machine's host takes free memory back, and to get it again costs a second a gigabyte, which would fall to whoever comes
+first. Shards have 1,024 images: a release has thousands of shards, so that no worker is idle at the end. The fastest
+round of each counts, as others may use the machine. --folder /dev/shm takes the disk out.
 """
 
 import argparse
@@ -96,6 +96,7 @@ def lay_out(folder: Path, jpegs: list[bytes], size: int) -> tuple[Path, Path, in
     folder.mkdir()
     whole, loose = folder / "whole.tar", folder / "loose"
     count = -(-size // (sum(map(len, jpegs)) // len(jpegs)))
+    first: list[Path] = []
     with whole.open("wb") as file:
         for start in range(0, count, PER_CLASS):
             wnid = f"n{start:08d}"
@@ -104,7 +105,11 @@ def lay_out(folder: Path, jpegs: list[bytes], size: int) -> tuple[Path, Path, in
             for number in range(start, min(start + PER_CLASS, count)):
                 data, name = jpegs[number % len(jpegs)], f"{wnid}_{number}.JPEG"
                 parts += [header(name, len(data)), data, bytes(-len(data) % 512)]
-                (loose / wnid / name).write_bytes(data)
+                if number < len(jpegs):
+                    first.append(loose / wnid / name)
+                    first[number].write_bytes(data)
+                else:
+                    (loose / wnid / name).hardlink_to(first[number % len(jpegs)])
             inner = b"".join([*parts, bytes(1024)])
             file.write(header(f"{wnid}.tar", len(inner)) + inner)
         file.write(bytes(1024))

@@ -4,6 +4,11 @@ Reads tar headers and ``.cls`` members only, so a terabyte takes minutes. What c
 widths, heights and hashes are 0.
 """
 
+from data_prep import workers
+
+if __name__ == "__main__":
+    workers.warm_up()
+
 import collections
 import os
 from dataclasses import dataclass
@@ -15,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep import catalogue, classmaps, finish, progress, workers
+from data_prep import catalogue, classmaps, finish, progress
 from data_prep.arrow import without_pandas
 from data_prep.datasets import check_workers
 from data_prep.images import LARGEST_FILE
@@ -84,7 +89,6 @@ def main(args: list[str] | None = None) -> int:
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
     tars = _tars(options)
-    workers.warm_up()
     listed = None if options.classes == "derive" else classmaps.listed(options.classes)
     if listed is None and options.classes != "derive":
         raise UserError(f"--classes {options.classes} isn't a fixed list: give derive, a list's name or a file")

@@ -29,6 +29,7 @@ PLAN = pa.schema(
 )
 
 _NAMES_ITS_CLASS = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique in its release
+_PLAIN = re.compile(r"([^%.\\/\x00-\x1f\x7f\udc80-\udcff]+)\.[^./]+")  # a name of which key_of would keep the stem
 _ESCAPED = re.compile(r"[%.\\\x00-\x1f\x7f\udc80-\udcff]")  # a dot would end the key; the rest trips tools
 
 
@@ -110,8 +111,10 @@ def _unique_keys(wnids: list[str], names: list[str]) -> list[str]:
     """Where a class has a.jpg and a.png, the later one keeps its ending in its key."""
     keys: list[str] = []
     taken: set[str] = set()
+    plain = _PLAIN.fullmatch
     for wnid, name in zip(wnids, names, strict=True):
-        key = key_of(wnid, name)
+        match = plain(name)
+        key = match[1] if match and name.startswith(f"{wnid}_") else key_of(wnid, name)
         if key in taken:
             key = key_of(wnid, f"{name}.jpg")
         taken.add(key)

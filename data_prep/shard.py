@@ -1,5 +1,10 @@
 """``python -m data_prep.shard INPUT OUTPUT``: raw images -> a shuffled, checked data set of WebDataset tars."""
 
+from data_prep import workers
+
+if __name__ == "__main__":
+    workers.warm_up()
+
 import collections
 import hashlib
 import json
@@ -15,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from data_prep import build, classmaps, finish, prepare, progress, sources, spool, workers
+from data_prep import build, classmaps, finish, prepare, progress, sources, spool
 from data_prep.arrow import without_pandas
 from data_prep.build import ShardTask
 from data_prep.devkit import read_devkit
@@ -142,7 +147,6 @@ def run(options: Options) -> None:
         shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
         _summarise(options, info, time.monotonic() - started)
         return
-    workers.warm_up()
     devkit = read_devkit(options.devkit) if options.devkit else None
     source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
     check_apart(options.output, source)

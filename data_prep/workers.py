@@ -14,8 +14,6 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import SimpleQueue
 from typing import TypeVar
 
-from data_prep.arrow import without_pandas
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ARENA = 16 << 20  # bytes that a worker may keep for reuse
@@ -32,7 +30,10 @@ def report(counts: Report) -> None:
 
 
 def warm_up() -> ForkServerContext:
-    """Start what the workers come from, which takes about half a second, and don't wait for it."""
+    """Start what the workers come from, and don't wait for it.
+
+    It takes half a second. A command calls this before its own imports, which take as long on another core.
+    """
     # Not fork: it copies this process with its threads (the progress bar's, Arrow's). The server that is forked
     # instead has imported what the work needs, and what the command imports that each new process runs again (not the
     # command itself: runpy would warn of it).
@@ -109,6 +110,8 @@ def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) ->
 def _start(queue: "SimpleQueue[Report]") -> None:
     global _reports  # noqa: PLW0603 what a process pool has instead of arguments
     _reports = queue
+    from data_prep.arrow import without_pandas  # noqa: PLC0415  warm_up is called before anything slow is imported
+
     # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
     # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
     bytes(ARENA)
