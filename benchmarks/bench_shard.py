@@ -5,10 +5,11 @@ The images: --photos (JPEGs of a tar, a tar of tars or a folder), else crops of 
 repeated to --gigabytes as a tar of tars, like fall11_whole.tar, and as loose files for ShardWriter (names of the same
 few files, which takes no more memory, and is to its advantage); and to a twentieth of that, so that the start of the
 commands (Python, imports) can be told from their speed. Each writes until the bytes are on disk: ours waits for that
-itself, the others are followed by a sync of their files. Before each, all free memory is touched once: a virtual
-machine's host takes free memory back, and to get it again costs a second a gigabyte, which would fall to whoever comes
-first. Shards have 1,024 images: a release has thousands of shards, so that no worker is idle at the end. The fastest
-round of each counts, as others may use the machine. --folder /dev/shm takes the disk out.
+itself, the others are followed by a sync of their files. Before each, free memory is filled with the page cache of a
+file of holes, which is how it is on a machine at work: a virtual machine's host takes free memory back, and to get it
+again costs a second a gigabyte, which would fall to whoever comes first. Shards have 1,024 images: a release has
+thousands of shards, so that no worker is idle at the end. The fastest round of each counts, as others may use the
+machine. --folder /dev/shm takes the disk out.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -31,6 +33,8 @@ from data_prep.writer import header
 
 CORES = len(os.sched_getaffinity(0))
 PER_CLASS = 100  # images of a class's tar
+SPARE_MEMORY = 1 << 30  # bytes
+HOLES = 1 << 42  # bytes of a file of holes, read from its beginning to wherever memory ends
 
 SHARD_WRITER = """
 import sys
@@ -120,16 +124,18 @@ def measure(folder: Path, jpegs: list[bytes], size: int, rounds: int) -> None:
     sources = {"all": lay_out(folder / "all", jpegs, size), "few": lay_out(folder / "few", jpegs, size // 20)}
     subprocess.run(["sync"], check=True)
     seconds: dict[tuple[str, str], list[float]] = {}
-    for _ in range(rounds):
-        for which, (whole, loose, _) in sources.items():
-            for name, commands in contenders(whole, loose, folder / "out").items():
-                shutil.rmtree(folder / "out", ignore_errors=True)
-                subprocess.run(["sync"], check=True)
-                touch_free_memory()
-                run = lambda: [subprocess.run(command, check=True, capture_output=True) for command in commands]  # noqa: B023, E731
-                seconds.setdefault((name, which), []).append(timed(run))
-        for name, decode in LOOPS.items():
-            seconds.setdefault((name, "all"), []).append(timed(lambda: [decode(jpeg) for jpeg in jpegs]))  # noqa: B023
+    with tempfile.TemporaryFile(dir="/var/tmp", buffering=0) as holes:  # on a disk: elsewhere holes take no page cache
+        holes.truncate(HOLES)
+        for _ in range(rounds):
+            for which, (whole, loose, _) in sources.items():
+                for name, commands in contenders(whole, loose, folder / "out").items():
+                    shutil.rmtree(folder / "out", ignore_errors=True)
+                    subprocess.run(["sync"], check=True)
+                    fill_memory(holes)
+                    run = lambda: [subprocess.run(command, check=True, capture_output=True) for command in commands]  # noqa: B023, E731
+                    seconds.setdefault((name, which), []).append(timed(run))
+            for name, decode in LOOPS.items():
+                seconds.setdefault((name, "all"), []).append(timed(lambda: [decode(jpeg) for jpeg in jpegs]))  # noqa: B023
     megabytes = {which: whole.stat().st_size / 1e6 for which, (whole, _, _) in sources.items()}
     print(f"# {sources['all'][2]} images, {megabytes['all']:.0f} MB, and {megabytes['few']:.0f} MB; seconds: ", end="")
     print({" ".join(key): [round(value, 2) for value in values] for key, values in seconds.items()})
@@ -152,11 +158,16 @@ def measure(folder: Path, jpegs: list[bytes], size: int, rounds: int) -> None:
             show(f"shard --verify decode against {name} x {CORES}{what}", images, limit, limit, 0.9, "images/s")
 
 
-def touch_free_memory() -> None:
-    """All but 2 GB of it, and not more than 20."""
+def fill_memory(holes: BinaryIO) -> None:
+    """Read on in the file until little memory is free."""
+    while free_memory() > SPARE_MEMORY:
+        for _ in range(64):
+            holes.read(1 << 20)
+
+
+def free_memory() -> int:
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemFree"].split()[0]) << 10
-    np.ones(min(max(0, free - (2 << 30)), 20 << 30) // 8)
+    return int(fields["MemFree"].split()[0]) << 10
 
 
 LOOPS: dict[str, Callable[[bytes], object]] = {
