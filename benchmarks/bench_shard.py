@@ -159,10 +159,9 @@ def measure(folder: Path, jpegs: list[bytes], size: int, rounds: int) -> None:
 
 
 def fill_memory(holes: BinaryIO) -> None:
-    """Read on in the file until little memory is free."""
-    while free_memory() > SPARE_MEMORY:
-        for _ in range(64):
-            holes.read(1 << 20)
+    """Read on in the file, as much as memory is free but for a little, which the kernel would reclaim at once."""
+    for _ in range(max(0, free_memory() - SPARE_MEMORY) >> 20):
+        holes.read(1 << 20)
 
 
 def free_memory() -> int:
