@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 from pyarrow import ipc
 
-from data_prep import plan
+from data_prep import plan, progress
 from data_prep.plan import CATALOGUE, PLAN, SplitRule
 from pipeline.shards import REJECTS_SCHEMA
 
@@ -147,20 +147,28 @@ def make_plan(
             table = plan.with_keys(table, labels, rule, seed)
             yield leave_out(table, pc.is_in(table["key"], excluded), "excluded", "named by --exclude")
 
-    by_class = _partition(batches(catalogue), CATALOGUE, _class_bucket, buckets, folder / "class")
-    by_hash = _partition(keyed(), PLAN, _hash_bucket, buckets, folder / "hash")
+    splits = [rule.split, rule.held_out] if rule.fraction or rule.first else [rule.split]
     sums: dict[str, dict[str, int]] = {}
-    for split in dict.fromkeys((rule.split, rule.held_out)):
-        path, size = folder / f"plan-{split}.arrow", 0
-        with Writer(path, PLAN, 1) as writer:
-            sorted_rows = (plan.shuffled(_split_of(whole(bucket), split)) for bucket in by_hash)
-            for shard in _cut(sorted_rows, samples_per_shard):
-                size += pc.sum(shard["size"]).as_py()
-                writer.add(shard)
-        if writer.rows:
-            sums[split] = {"samples": writer.rows, "bytes": size}
-        else:
-            path.unlink()
+    with progress.Bar("planning", (1 + len(splits)) * buckets, "parts") as bar:
+
+        def reported(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+            for table in tables:
+                yield table
+                bar.report({"images": 1})
+
+        by_class = _partition(batches(catalogue), CATALOGUE, _class_bucket, buckets, folder / "class")
+        by_hash = _partition(reported(keyed()), PLAN, _hash_bucket, buckets, folder / "hash")
+        for split in splits:
+            path, size = folder / f"plan-{split}.arrow", 0
+            with Writer(path, PLAN, 1) as writer:
+                sorted_rows = (plan.shuffled(_split_of(whole(bucket), split)) for bucket in by_hash)
+                for shard in _cut(reported(sorted_rows), samples_per_shard):
+                    size += pc.sum(shard["size"]).as_py()
+                    writer.add(shard)
+            if writer.rows:
+                sums[split] = {"samples": writer.rows, "bytes": size}
+            else:
+                path.unlink()
     for path in by_hash:
         path.unlink()
     return sums

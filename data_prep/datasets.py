@@ -79,12 +79,12 @@ class OpenTar:
     def __enter__(self) -> "OpenTar":
         path, size = self._piece.tar, self._piece.info.bytes
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise UserError(f"{str(path)!r} is missing: python -m data_prep.verify says what else is") from None
-        found = os.fstat(self._fd).st_size
+        found = os.fstat(self.fd).st_size
         if found != size:
-            os.close(self._fd)
+            os.close(self.fd)
             raise UserError(
                 f"{str(path)!r} is damaged ({found} bytes, not {size}): python -m data_prep.verify says what else is"
             )
@@ -92,9 +92,9 @@ class OpenTar:
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes, fewer only at the file's end."""
-        return os.pread(self._fd, size, offset)
+        return os.pread(self.fd, size, offset)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        os.close(self.fd)

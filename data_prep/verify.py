@@ -126,7 +126,7 @@ def check_shard(work: tuple[Piece, bool]) -> list[str]:
         findings.append(f"{name}: its hash isn't the one in dataset.json")
     with OpenTar(piece) as tar:
         try:
-            found = scan(tar.read, 0, piece.info.bytes)
+            found = scan(tar.read, 0, piece.info.bytes, tar.fd)
             members = {member.offset: member._replace(name=printable(member.name)) for member in found}
         except DamagedTarError as error:
             return [*findings, f"{name} is damaged, {error}"]
@@ -148,7 +148,8 @@ def _check_row(
     if member is None or not member.name.startswith(f"{row['key']}.") or member.size != row["size"]:
         return "the tar has no such member at the index's offset"
     label = by_name.get(f"{row['key']}.cls")
-    text = tar.read(label.offset, label.size).decode("ascii", "replace").strip() if label else "nothing"
+    said = (label.head or tar.read(label.offset, label.size)) if label else b"nothing"
+    text = said.decode("ascii", "replace").strip()
     if text != str(row["label"]):
         return f"its .cls member says {text}, the index {row['label']}"
     data = tar.read(row["offset"], row["size"])

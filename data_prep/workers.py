@@ -17,16 +17,39 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ARENA = 16 << 20  # bytes that a worker may keep for reuse
+REPORT_EVERY = 0.1  # seconds
 SECONDS_TO_WARM_UP = 0.4  # after which starting workers takes little
 Report = dict[str, int]  # counts since the last report
 
 _reports: "SimpleQueue[Report] | None" = None
+_waiting: Report = {}  # counts that were not passed on yet
+_passed_on = 0.0  # when
 
 
 def report(counts: Report) -> None:
-    """Called in a worker: pass counts on to the process that started it."""
-    if _reports is not None:
-        _reports.put(counts)
+    """Called in a worker, for each image if need be: pass counts on to the process that started it, now and then."""
+    if _reports is None:
+        return
+    for name, count in counts.items():
+        _waiting[name] = _waiting.get(name, 0) + count
+    if time.monotonic() - _passed_on >= REPORT_EVERY:
+        _pass_on()
+
+
+def _pass_on() -> None:
+    global _passed_on  # noqa: PLW0603
+    if _reports is not None and _waiting:
+        _reports.put(_waiting)
+        _waiting.clear()
+        _passed_on = time.monotonic()
+
+
+def _reported(work: Callable[[Item], Result], item: Item) -> Result:
+    """``work(item)`` in a worker, and all that it has counted."""
+    try:
+        return work(item)
+    finally:
+        _pass_on()
 
 
 def warm_up() -> ForkServerContext:
@@ -77,7 +100,7 @@ def run(
                 if all(future.done() for future in started):
                     break
         while True:
-            pending += [pool.submit(work, item) for item in islice(source, 4 * workers - len(pending))]
+            pending += [pool.submit(_reported, work, item) for item in islice(source, 4 * workers - len(pending))]
             if not pending:
                 break
             wait([future for future in pending if not future.done()], 0.25, FIRST_COMPLETED)
