@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, Variant
+from pipeline.linear import Linear, linear
 
 SIGMOID_HEAD_BIAS = -10.0  # released ImageNet-21K models start with every class improbable (e^-10 = 4.5e-5)
 MOST_SCORED = 256  # tokens; the scores of more would take more memory than everything else
@@ -82,7 +83,7 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(sizes.width, eps=config.norm_eps)
         self.pre_logits = PreLogits(sizes.width) if config.pre_logits else nn.Identity()
-        self.head = nn.Linear(sizes.width, classes)
+        self.head = Linear(sizes.width, classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalised images in the parameters' dtype, ``image_size`` square -> logits_BC, one a class."""
@@ -132,7 +133,7 @@ class PatchProjection(nn.Module):
         rows, columns = height // self.patch, width // self.patch
         x = x_BCHW.reshape(batch, channels, rows, self.patch, columns, self.patch)
         x_BLE = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * self.patch * self.patch)
-        return F.linear(x_BLE, self.weight.flatten(1), self.bias)
+        return linear(x_BLE, self.weight.flatten(1), self.bias)
 
 
 class Block(nn.Module):
@@ -170,7 +171,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = QueryKeyValue(width, heads)
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, queries: int) -> Tensor:
@@ -192,7 +193,7 @@ class QueryKeyValue(nn.Linear):
         """The heads' outputs side by side, y_BQD."""
         if queries == 1 and x_BLD.shape[1] > 1:
             return self._first_alone(x_BLD)
-        q_BLD, k_BLD, v_BLD = F.linear(x_BLD, self.weight, self.bias).chunk(3, dim=-1)
+        q_BLD, k_BLD, v_BLD = linear(x_BLD, self.weight, self.bias).chunk(3, dim=-1)
         y_BNLK = _attend(self._by_head(q_BLD), self._by_head(k_BLD), self._by_head(v_BLD))
         return y_BNLK.transpose(1, 2).flatten(2)
 
@@ -233,11 +234,11 @@ def _attend(q_BNLK: Tensor, k_BNLK: Tensor, v_BNLK: Tensor) -> Tensor:
 class Mlp(nn.Module):
     def __init__(self, width: int, mlp: int, config: ModelConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, mlp)
+        self.fc1 = Linear(width, mlp)
         # Flax's gelu is the tanh approximation; the exact one differs by 4e-4 in the logits.
         self.act = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
         self.drop1 = nn.Dropout(config.dropout)
-        self.fc2 = nn.Linear(mlp, width)
+        self.fc2 = Linear(mlp, width)
         self.drop2 = nn.Dropout(config.dropout)
 
     def forward(self, x_BQD: Tensor) -> Tensor:
@@ -251,7 +252,7 @@ class PreLogits(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(width, width)
+        self.fc = Linear(width, width)
 
     def forward(self, z_BD: Tensor) -> Tensor:
         return torch.tanh(self.fc(z_BD))
@@ -278,9 +279,9 @@ def initialise(model: VisionTransformer, seed: int) -> None:
         _xavier_uniform(block.attn.proj.weight, generator)
         block.attn.qkv.bias.zero_()
         block.attn.proj.bias.zero_()
-        for linear in (block.mlp.fc1, block.mlp.fc2):
-            _xavier_uniform(linear.weight, generator)
-            _fill(linear.bias, torch.empty(linear.bias.shape).normal_(std=1e-6, generator=generator))
+        for layer in (block.mlp.fc1, block.mlp.fc2):
+            _xavier_uniform(layer.weight, generator)
+            _fill(layer.bias, torch.empty(layer.bias.shape).normal_(std=1e-6, generator=generator))
     model.norm.reset_parameters()
     if isinstance(model.pre_logits, PreLogits):
         _lecun_normal(model.pre_logits.fc.weight, generator)

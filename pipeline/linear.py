@@ -1,0 +1,62 @@
+"""x W^T + b, and on CPUs in float32 the faster of torch's two libraries for each of its products.
+
+torch hands float32 products to MKL and has oneDNN beside it. On an AMD EPYC with AVX-512 oneDNN takes 7 to 14 % less
+time for the forward product and the input's gradient of a ViT's layers, MKL less for the weight's gradient
+(docs/results.md). Evaluation, exports and all other devices and dtypes use torch's own.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+LEAST_WORK = 1 << 24  # multiply-accumulates; below, oneDNN's start takes longer than it saves
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
+    """Inputs (..., I) -> outputs (..., O), as :func:`torch.nn.functional.linear`."""
+    training = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    suits = training and HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+    if suits and x.numel() * weight_OI.shape[0] >= LEAST_WORK:
+        y: Tensor = _OneDnn.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
+        return y
+    return F.linear(x, weight_OI, bias_O)
+
+
+class Linear(nn.Linear):
+    """torch's, with :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class _OneDnn(torch.autograd.Function):
+    """The forward product and the input's gradient by oneDNN, the weight's gradient by MKL."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight_OI)
+        y: Tensor = _product(x, weight_OI, bias_O)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight_OI = ctx.saved_tensors
+        g_NO, x_NI = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+        dx = _product(g_NO, weight_OI.t(), None).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        dw = g_NO.t() @ x_NI if ctx.needs_input_grad[1] else None
+        return dx, dw, g_NO.sum(0) if ctx.needs_input_grad[2] else None
+
+
+@torch.library.custom_op("vit_pipeline::product", mutates_args=())
+def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """By oneDNN. An operator of its own, because torch.compile can't take torch's with weights that change."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+    return y
+
+
+@_product.register_fake
+def _(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:  # noqa: ARG001
+    return x.new_empty((*x.shape[:-1], weight_OI.shape[0]))
