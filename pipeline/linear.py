@@ -38,25 +38,39 @@ class _OneDnn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
-        y: Tensor = _product(x, weight_OI, bias_O)
+        y: Tensor = _outputs(x, weight_OI, bias_O)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight_OI = ctx.saved_tensors
         g_NO, x_NI = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
-        dx = _product(g_NO, weight_OI.t(), None).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        dx = _input_gradient(g_NO, weight_OI).reshape(x.shape) if ctx.needs_input_grad[0] else None
         dw = g_NO.t() @ x_NI if ctx.needs_input_grad[1] else None
         return dx, dw, g_NO.sum(0) if ctx.needs_input_grad[2] else None
 
 
-@torch.library.custom_op("vit_pipeline::product", mutates_args=())
-def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """By oneDNN. An operator of its own, because torch.compile can't take torch's with weights that change."""
+# Operators of their own, because torch.compile can't take oneDNN's with weights that change, and would copy a weight
+# that is handed over transposed.
+
+
+@torch.library.custom_op("vit_pipeline::outputs", mutates_args=())
+def _outputs(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
     return y
 
 
-@_product.register_fake
-def _(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:  # noqa: ARG001
+@torch.library.custom_op("vit_pipeline::input_gradient", mutates_args=())
+def _input_gradient(g_NO: Tensor, weight_OI: Tensor) -> Tensor:
+    dx_NI: Tensor = torch.ops.mkldnn._linear_pointwise(g_NO, weight_OI.t(), None, "none", [], "")
+    return dx_NI
+
+
+@_outputs.register_fake
+def _(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:  # noqa: ARG001
     return x.new_empty((*x.shape[:-1], weight_OI.shape[0]))
+
+
+@_input_gradient.register_fake
+def _(g_NO: Tensor, weight_OI: Tensor) -> Tensor:
+    return g_NO.new_empty((g_NO.shape[0], weight_OI.shape[1]))
