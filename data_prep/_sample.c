@@ -17,7 +17,6 @@
 #include <string.h>
 
 /* Markers */
-#define SOI 0xD8
 #define EOI 0xD9
 #define SOS 0xDA
 #define APP1 0xE1

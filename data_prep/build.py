@@ -27,7 +27,6 @@ from pipeline.cli import UserError
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 READ_AHEAD = 32  # images whose bytes the kernel is asked to fetch before they are needed
-REPORT_EVERY = 64  # images
 THUMBNAILS = 8  # rejected images of a shard of which a thumbnail is kept
 
 
@@ -91,7 +90,6 @@ def make_shard(task: ShardTask) -> ShardInfo:
     written: list[tuple[Any, ...]] = []
     rejects: list[RejectRow] = []
     seen: set[str] = set()
-    counts: collections.Counter[str] = collections.Counter()
     with SourceFiles() as source, ShardWriter(task.tar) as writer:
         for row, key in enumerate(keys):
             if row % READ_AHEAD == 0:
@@ -107,7 +105,7 @@ def make_shard(task: ShardTask) -> ShardInfo:
                 where = f"{wnids[row]}/{names[row]}"
                 seen_of_it = images.remains(data) if len(rejects) < THUMBNAILS else None
                 rejects.append(RejectRow(where, wnids[row], sizes[row], error.reason, error.detail, seen_of_it))
-                counts[error.reason] += 1
+                workers.report({error.reason: 1})
             else:
                 seen.add(key)
                 at = writer.add(key, picture.data, labels[row])
@@ -118,12 +116,7 @@ def make_shard(task: ShardTask) -> ShardInfo:
                         *(picture.width, picture.height, picture.orientation, picture.recoded, digest),
                     )
                 )
-            counts["images"] += 1
-            counts["bytes"] += sizes[row]
-            if counts["images"] == REPORT_EVERY:
-                workers.report(dict(counts))
-                counts.clear()
-    workers.report(dict(counts))
+            workers.report({"images": 1, "bytes": sizes[row]})
     info = ShardInfo(task.split, task.shard, len(written), writer.bytes, writer.xxh3_128)
     catalogue.write(task.done.with_suffix(".rejects"), catalogue.table(rejects, REJECTS_SCHEMA), REJECTS_SCHEMA)
     schema = INDEX_SCHEMA.with_metadata({"shard": json.dumps(dataclasses.asdict(info))})
