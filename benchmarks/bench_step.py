@@ -17,6 +17,7 @@ from pipeline.config import ModelConfig, Variant
 from pipeline.flops import forward_macs
 from pipeline.interop.peers import import_peer
 from pipeline.interop.timm import ENTRY_POINTS
+from pipeline.memory import keep_freed_memory
 from pipeline.model import ARCHITECTURES, VisionTransformer, initialise
 
 CLASSES = 1000
@@ -32,6 +33,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
+    if DEVICE.type == "cpu":
+        keep_freed_memory()  # for all of them, as training does
     for variant in arguments.variants:
         for name in arguments.dtypes:
             measure(variant, getattr(torch, name), arguments.batch, arguments.rounds, compiled=arguments.compile)

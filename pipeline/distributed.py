@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 
 from pipeline.cli import UserError
+from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,6 +91,8 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     """
     os.environ.update(export_variables(ranks, os.environ))
     device = local_device(ranks.local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     from pipeline.quick_deepspeed import deepspeed  # noqa: PLC0415  (evaluation needs this module, but no DeepSpeed)
 
     # DeepSpeed compiles a shared-memory all-reduce for CPU ranks at the first start: half a minute, and a failure
@@ -133,6 +136,9 @@ def make_accelerator() -> "Accelerator":
     """accelerate's view of the processes, for jobs that only evaluate."""
     from accelerate import Accelerator  # noqa: PLC0415  (training does without)
 
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        keep_freed_memory()
     # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(cpu=several and not torch.accelerator.is_available())
+    return Accelerator(cpu=several and on_cpu)
