@@ -1,6 +1,7 @@
 """Which classes a data set has, in which order, and what they are called."""
 
 import collections
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from pipeline.cli import UserError
 NAMED = ("derive", "fall11", "winter21", "google21k", "21k-p", "imagenet1k")
 WINTER21_CLASSES = 19_167
 MIN_IMAGES_21K_P = 501  # "more than 500 images": Ridnik et al., "ImageNet-21K Pretraining for the Masses", section 3.1
+_WNID = re.compile(r"(n\d{8})\s.*")  # and what follows it
 _LETTERS = {"fall11": "f", "google21k": "g", "imagenet1k": "k"}  # in classes.tsv
 
 
@@ -49,11 +51,12 @@ def derived(choice: str, counts: dict[str, int]) -> list[str]:
 
 
 def read_list(path: Path) -> list[str]:
-    """A file with a wnid a line; what follows on the line is ignored. Raises UserError."""
+    """A file with a class a line; what follows a tab, or a wnid, on the line is ignored. Raises UserError."""
     if not path.is_file():
         raise UserError(f"--classes {str(path)!r} is none of {', '.join(NAMED)}, nor a file with a wnid a line")
     try:
-        wnids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text("utf-8-sig").splitlines()
+        wnids = [_WNID.sub(r"\1", line.split("\t")[0].strip()) for line in lines if line.strip()]
     except UnicodeDecodeError:
         raise UserError(f"--classes {str(path)!r} is no text file") from None
     repeated = [wnid for wnid, count in collections.Counter(wnids).items() if count > 1]

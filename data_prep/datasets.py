@@ -7,9 +7,10 @@ from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.cli import UserError
-from pipeline.shards import DatasetInfo, ShardInfo, open_parquet
+from pipeline.shards import DatasetInfo, ShardInfo, damage_of, open_parquet
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def rows_of(piece: Piece, columns: list[str] | None = None) -> pa.Table:
         for group in range(index.num_row_groups):
             end = start + index.metadata.row_group(group).num_rows
             if start < last and first < end:
-                table = index.read_row_group(group, columns=columns)
+                table = _row_group(index, group, columns, piece.folder)
                 tables.append(table.slice(max(first - start, 0), min(last, end) - max(first, start)))
             start = end
         names = columns or index.schema_arrow.names
@@ -53,7 +54,12 @@ def batches(folder: Path, columns: list[str]) -> Iterator[pa.Table]:
     """The index's row groups, some columns of them, one in memory at a time."""
     with open_parquet(folder / "index.parquet") as index:
         for group in range(index.num_row_groups):
-            yield index.read_row_group(group, columns=columns)
+            yield _row_group(index, group, columns, folder)
+
+
+def _row_group(index: pq.ParquetFile, group: int, columns: list[str] | None, folder: Path) -> pa.Table:
+    with damage_of(folder / "index.parquet"):
+        return index.read_row_group(group, columns=columns)
 
 
 def check_workers(count: int) -> None:
@@ -75,6 +81,7 @@ class OpenTar:
 
     def __init__(self, piece: Piece) -> None:
         self._piece = piece
+        self.folder = piece.folder
 
     def __enter__(self) -> "OpenTar":
         path, size = self._piece.tar, self._piece.info.bytes

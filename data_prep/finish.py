@@ -55,6 +55,16 @@ def finalize(
     return dataset
 
 
+def check_sizes(output: Path, info: DatasetInfo) -> None:
+    """Raise UserError where a finished data set's shards are no longer all there, in their sizes."""
+    wrong = [shard.file_name for shard in info.shards if not _has_size(output / shard.file_name, shard.bytes)]
+    if wrong:
+        raise UserError(
+            f"OUTPUT {str(output)!r} was finished, and {len(wrong)} of its shards are missing or cut short since "
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): bring them back, or delete OUTPUT"
+        )
+
+
 def describe(
     output: Path,
     *,

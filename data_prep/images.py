@@ -29,6 +29,7 @@ except ImportError:
 HAS_RESTARTS = _restart is not None
 LARGEST_FILE = 256 << 20  # bytes; the largest ImageNet-21K file is far below
 LARGEST_PIXELS = 100_000_000  # width x height; a photograph of today's largest cameras passes
+LARGEST_SIDE = 65_500  # pixels: JPEG_MAX_DIMENSION of libjpeg's jmorecfg.h
 RECODE_QUALITY = 95
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; DHT, JPG and DAC lie between them
 _FRAME = struct.Struct(">HHB")  # lines, samples a line, components (behind the precision)
@@ -73,6 +74,7 @@ class JpegHeader(NamedTuple):
     components: int  # 1 grey, 3 colour, 4 CMYK or YCCK
     orientation: int
     scan: int  # position of the start-of-scan marker
+    rubbish: tuple[tuple[int, int], ...] = ()  # (start, end) of bytes between segments that belong to none
 
 
 def prepare(data: bytes, options: ImageOptions) -> Picture:
@@ -88,6 +90,10 @@ def prepare(data: bytes, options: ImageOptions) -> Picture:
         raise RejectedError("not_an_image", f"starts with {data[:8].hex(' ')}")
     if kind == "jpeg":
         header = jpeg_header(data)
+        if header.rubbish:  # the pictures are whole, but training's decoder refuses them
+            data = _without(data, header.rubbish)
+            recoded.append("rubbish")
+            header = jpeg_header(data)
         orientation = header.orientation
         _check_size(header.width, header.height, options.min_side)
         if header.components == 4:
@@ -131,21 +137,23 @@ def jpeg_header(data: bytes) -> JpegHeader:
     """Walk the markers up to the first scan (ITU-T T.81, annex B). Raises RejectedError."""
     plain = _sample.jpeg_header(data) if _sample else None
     if plain:
-        return JpegHeader._make(plain)
+        return JpegHeader(*plain)
     at, end = 2, len(data)
+    rubbish: list[tuple[int, int]] = []
     width = height = components = 0
     orientation = 1
     while at + 4 <= end:
-        if data[at] != 0xFF:  # rubbish between segments: decoders skip it, and so do we
-            at = data.find(b"\xff", at)
+        if data[at] != 0xFF:
+            start, at = at, data.find(b"\xff", at)
             if at < 0:
                 break
+            rubbish.append((start, at))
             continue
         marker = data[at + 1]
         if marker == 0xDA:
             if not components:
                 raise RejectedError("undecodable", "image data without a frame header")
-            return JpegHeader(width, height, components, orientation, at)
+            return JpegHeader(width, height, components, orientation, at, tuple(rubbish))
         if marker == 0xD9:
             raise RejectedError("undecodable", "ends (EOI) before any image data")
         if marker == 0xFF:  # fill byte
@@ -167,6 +175,12 @@ def jpeg_header(data: bytes) -> JpegHeader:
     if data[at : at + 2] == b"\xff\xd9":
         raise RejectedError("undecodable", "ends (EOI) before any image data")
     raise RejectedError("truncated", "ends before the image data")
+
+
+def _without(data: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
+    """``data`` without the bytes of some ranges, which are in order."""
+    starts, ends = [0, *(end for _, end in ranges)], [*(start for start, _ in ranges), len(data)]
+    return b"".join(data[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _exif_orientation(tiff: bytes) -> int:
@@ -193,6 +207,8 @@ def _exif_orientation(tiff: bytes) -> int:
 def _check_size(width: int, height: int, min_side: int) -> None:
     if width * height > LARGEST_PIXELS:
         raise RejectedError("too_large", f"{width} x {height} pixels, more than {LARGEST_PIXELS:,}")
+    if max(width, height) > LARGEST_SIDE:
+        raise RejectedError("too_large", f"{width} x {height} pixels, a side over {LARGEST_SIDE:,}, a JPEG's longest")
     if min(width, height) < min_side:
         raise RejectedError("too_small", f"{width} x {height} pixels, the short side is under {min_side}")
 
@@ -209,7 +225,7 @@ def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None
             simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
     except ValueError as error:
         message = str(error).strip()
-        if "extraneous bytes before marker" in message:  # harmless, every decoder shows the whole picture
+        if "extraneous bytes before marker 0xd9" in message:  # behind all image data, and the first that is wrong
             return
         reason = "truncated" if "premature end" in message.lower() else "undecodable"
         raise RejectedError(reason, message) from None

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import collections
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -144,7 +145,7 @@ def _tars(options: Options) -> list[Path]:
         raise UserError(f"FOLDER {str(options.folder)!r} {what}: give the folder that holds the tars")
     if (options.folder / "dataset.json").exists() and not options.force:
         raise UserError(f"FOLDER {str(options.folder)!r} has a dataset.json already: --force makes a new index")
-    tars = sorted(path for path in options.folder.glob("*.tar") if not path.name.startswith("."))
+    tars = sorted(path for path in options.folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
     if not tars:
         raise UserError(f"FOLDER {str(options.folder)!r} holds no .tar files")
     return tars
@@ -152,7 +153,8 @@ def _tars(options: Options) -> list[Path]:
 
 def _split(name: str) -> str:
     """``imagenet1k-validation-03.tar`` -> ``val``."""
-    return "val" if "val" in name.lower() else "test" if "test" in name.lower() else "train"
+    words = set(re.split("[^a-z]+", name.lower()))
+    return "val" if words & {"val", "valid", "validation"} else "test" if "test" in words else "train"
 
 
 def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,11 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
             rejects=rejects,
         )
     (folder / "catalogue.arrow").unlink()
+    if options.exclude:
+        reasons = catalogue.whole(folder / "rejects.arrow")["reason"].to_pylist()
+        if unknown := len(options.exclude) - reasons.count("excluded"):
+            count = len(options.exclude)
+            print(f"warning: {unknown} of {count} keys of --exclude name no image of INPUT", file=sys.stderr)
     if not sums:
         raise UserError("no image is left to write: --exclude names all of them")
     known = source.devkit.names if source.devkit else {}

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_prep import build, classmaps, finish, prepare, progress, sources, spool
+from data_prep.alone import alone
 from data_prep.arrow import without_pandas
 from data_prep.build import ShardTask
 from data_prep.devkit import read_devkit
@@ -139,17 +140,30 @@ def run(options: Options) -> None:
     started = time.monotonic()
     check(options)
     identity = content_options(options)
-    if (options.output / "dataset.json").is_file():
-        info = shards.read_info(options.output)
-        prepare.same_options(
-            options.output, {"name": info.name, "seed": info.seed, **info.options}, identity, "a finished"
-        )
-        shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
-        _summarise(options, info, time.monotonic() - started)
+    if _finished(options, identity, started):
         return
+    with alone(options.output, "all" if options.task is None else f"task-{options.task}"):
+        if not _finished(options, identity, started):  # by the process that was here before
+            _make(options, identity, started)
+
+
+def _finished(options: Options, identity: dict[str, Any], started: float) -> bool:
+    """Whether the data set is there; says what it holds. Raises UserError where it is another one, or incomplete."""
+    if not (options.output / "dataset.json").is_file():
+        return False
+    info = shards.read_info(options.output)
+    prepare.same_options(options.output, {"name": info.name, "seed": info.seed, **info.options}, identity, "a finished")
+    finish.check_sizes(options.output, info)
+    shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
+    _summarise(options, info, time.monotonic() - started)
+    return True
+
+
+def _make(options: Options, identity: dict[str, Any], started: float) -> None:
     devkit = read_devkit(options.devkit) if options.devkit else None
     source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
     check_apart(options.output, source)
+    check_ours(options.output)
     found = prepare.planned(options.output, source, plan_options(options, identity))
     every = all_shards(found.samples, options.samples_per_shard)
     if not options.finalize:
@@ -211,6 +225,19 @@ def check_apart(output: Path, source: sources.Source) -> None:
             raise UserError(f"OUTPUT {str(output)!r} is INPUT's own folder or lies in it: give another folder")
 
 
+def check_ours(output: Path) -> None:
+    """Raise UserError where files of OUTPUT that aren't this run's would be replaced."""
+    if (build.work_folder(output) / "plan").is_dir():
+        return
+    ours = ("*.tar", "index.parquet", "classes.parquet", "rejects.parquet", "_info.json")
+    foreign = sorted(path.name for pattern in ours for path in output.glob(pattern))
+    if foreign:
+        raise UserError(
+            f"OUTPUT {str(output)!r} is no data set of ours and holds {', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}: give a new folder, or move these away"
+        )
+
+
 def short_side(resize: str) -> int:
     """Pixels of ``short=PIXELS``; 0 for the empty string."""
     if not resize:
@@ -225,7 +252,7 @@ def budget(text: str) -> Fraction:
     """``0.1%`` or ``0.001`` as a fraction."""
     try:
         part = Fraction(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         part = Fraction(-1)
     if not 0 <= part <= 1:
         raise UserError(f"--failure-budget {text!r} must be a part such as 0.1% or 0.001")
@@ -276,8 +303,11 @@ def _excluded(options: Options) -> frozenset[str]:
         return frozenset()
     if not options.exclude.is_file():
         raise UserError(f"--exclude {str(options.exclude)!r} does not exist: make it with data_prep.audit")
-    lines = options.exclude.read_text().splitlines()
-    return frozenset(line.split("\t")[0] for line in lines if line and not line.startswith("#"))
+    try:
+        lines = options.exclude.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"--exclude {str(options.exclude)!r} is no text file: give a key a line") from None
+    return frozenset(line.removesuffix("\r").split("\t")[0] for line in lines if line and not line.startswith("# "))
 
 
 def all_shards(samples: dict[str, int], samples_per_shard: int) -> list[tuple[str, int]]:
@@ -298,7 +328,9 @@ def _make_shards(options: Options, found: Planned, every: list[tuple[str, int]])
         tasks = _with_stream(options, tasks)
     images = sum(_images(task, found, options.samples_per_shard) for task in tasks)
     allowed = max(FREE_DEFECTS, int(budget(options.failure_budget) * images))
-    defects: collections.Counter[str] = collections.Counter({"found while scanning": found.defects})
+    whole = sum(found.samples.values())
+    scanned = Fraction(found.defects * images, whole)  # this task's share of them
+    defects: collections.Counter[str] = collections.Counter({"found while scanning": int(scanned)})
     with progress.Bar("writing", images, "images") as bar:
 
         def on_report(counts: workers.Report) -> None:

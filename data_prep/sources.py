@@ -63,7 +63,12 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     text = text if remote else str(Path(text).absolute())  # a run may be resumed from another folder
     path = Path(text)
     if remote or ("{" in text and not path.exists()):
-        locations = tuple(braceexpand.braceexpand(text))
+        try:
+            locations = tuple(braceexpand.braceexpand(text, escape=False))
+        except ValueError:  # unbalanced braces
+            if not remote:
+                raise UserError(f"INPUT {text!r} does not exist, and its braces don't match") from None
+            locations = (text,)
         for location in locations:
             if not remote and not Path(location).is_file():
                 raise UserError(f"INPUT {text!r}: {location!r} does not exist")
@@ -78,8 +83,12 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
             )
         if form == "folder" or not locations:
             return Source("folder", (text,), True, devkit, tuple(class_list or ()))
+    elif not path.is_file():
+        raise UserError(f"INPUT {text!r} is neither a file nor a folder: give 'pipe:COMMAND' for what a command writes")
     else:
         locations = (text,)
+    if form == "tar" and len(locations) > 1:
+        raise UserError(f"INPUT {text!r} is {len(locations)} tars, and --source tar means one: give --source tars")
     seekable = all(streams.is_seekable(location) for location in locations)
     if not remote:
         for location in locations:
@@ -262,7 +271,7 @@ def _folder_rows(part: Part) -> Iterator[Row]:
         inside = os.path.relpath(entry.path, part.location)
         wnid = part.wnid or (devkit.wnid_of(entry.name) if devkit else None) or ""
         source = printable(f"{part.wnid}/{inside}" if part.wnid else inside)
-        if not entry.is_file():
+        if not _is_file(entry):
             yield RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
             continue
         size = entry.stat().st_size
@@ -274,6 +283,13 @@ def _folder_rows(part: Part) -> Iterator[Row]:
             yield RejectRow(source, "", size, "no_class", "not a name of the --devkit")
         else:
             yield ImageRow(wnid, printable(inside), entry.path, 0, size)
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:

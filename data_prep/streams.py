@@ -1,6 +1,8 @@
 """Bytes that only come in order: gzip files, pipes, downloads. Read once, front to back, in bounded memory."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
@@ -72,13 +74,16 @@ def _raw(location: str) -> Iterator[bytes]:
 
 
 def _from_command(command: str) -> Iterator[bytes]:
-    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, shell=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         try:
             while chunk := process.stdout.read(CHUNK):
                 yield chunk
-        except GeneratorExit:
-            process.kill()
+        except BaseException:  # whatever stops us stops the command, and all that it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     if process.returncode:
         raise UserError(f"INPUT's command {command!r} failed with exit code {process.returncode}")

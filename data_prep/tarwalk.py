@@ -114,7 +114,11 @@ def class_tar(tar: Tar, start: int, end: int, wnid: str) -> Iterator[Row]:
 
 
 def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) -> Iterator[Row]:
-    """A release's tar: ``<class>/<image>`` members, validation images (with ``devkit``), class tars if ``nested``."""
+    """A release's tar: ``<class>/<image>`` members, validation images (with ``devkit``), class tars if ``nested``.
+
+    Class folders lie as deep as the first one: what lies deeper or higher is left out, for want of a class.
+    """
+    depth = 0
     for member in scan(tar.read, 0, end):
         if is_ignored(member):
             continue
@@ -123,17 +127,22 @@ def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) 
                 yield from class_tar(tar, member.offset, member.offset + member.size, class_of_tar(member.name))
             continue
         folder, _, name = printable(member.name).rpartition("/")
-        wnid = (devkit.wnid_of(name) if devkit else None) or folder.rpartition("/")[2]
+        folders = [part for part in folder.split("/") if part not in ("", ".")]
+        wnid = (devkit.wnid_of(name) if devkit else None) or (folders[-1] if folders else "")
         reject = problem(member, wnid)
         if reject:
             yield reject
-        elif wnid in ("", "."):
+        elif not wnid:
             raise UserError(
                 f"INPUT {tar.file!r} has images without a class, such as {name!r}: images must lie in <wnid>.tar "
-                "members or in class folders; for ILSVRC2012's validation tar give --devkit"
+                "members or in class folders; for ILSVRC2012's validation tar give --devkit, for samples with .cls "
+                "members --source webdataset, for the gzipped tar of one class unpack it"
             )
         elif devkit and not devkit.wnid_of(name):
             yield RejectRow(printable(member.name), "", member.size, "no_class", "not a name of the --devkit")
+        elif not devkit and len(folders) != (depth := depth or len(folders)):
+            detail = f"its folder is {len(folders)} deep, the first image's {depth}: which one is its class?"
+            yield RejectRow(printable(member.name), "", member.size, "no_class", detail)
         else:
             yield tar.image(wnid, name, member)
 
@@ -145,7 +154,7 @@ def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str]) -> Iterato
     label: str | None = None
 
     def sample() -> Iterator[Row]:
-        if image and label is not None:
+        if image and label:
             wnid = wnid_of(label)
             row, ending = image
             yield row._replace(wnid=wnid, name=f"{(key or '').removeprefix(wnid + '/')}.{ending}")

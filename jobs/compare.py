@@ -17,7 +17,7 @@ from pipeline.comparison import Row, rows, select
 from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
 from pipeline.files import check_can_make
 from pipeline.provenance import without_secrets
-from pipeline.run_reader import find_run_folders, read_experiment, read_run
+from pipeline.run_reader import read_experiment, read_runs
 
 DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures.
 
@@ -65,10 +65,7 @@ def main() -> int:
         raise UserError("--csv, --json and --latex: choose one, it goes to the standard output")
     if config.out is not None:
         check_can_make(config.out, "--out")
-    if config.experiment:
-        runs = read_experiment(config.experiment, _mlflow(config))
-    else:
-        runs = [read_run(folder) for folder in find_run_folders(config.runs)]
+    runs = read_experiment(config.experiment, _mlflow(config)) if config.experiment else read_runs(config.runs)
     parent = str(Path(config.parent).absolute()) if Path(config.parent).is_dir() and config.parent else config.parent
     chosen = select(runs, recipe=config.recipe, tags=config.tag, parent=parent)
     if not chosen:

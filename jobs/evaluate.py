@@ -13,6 +13,7 @@ from jobs.sync import send
 from pipeline import cli, evaluations
 from pipeline.cli import UserError
 from pipeline.evaluations import FOLDER, name_of, run_of
+from pipeline.files import check_can_make
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +165,8 @@ def check(config: EvaluateConfig) -> None:
             raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         raise UserError(f"--out {str(config.out)!r} is a file: name a folder")
+    if config.out is not None:
+        check_can_make(config.out, "--out")
 
 
 def result_name(config: EvaluateConfig, split: "Split") -> str:

@@ -12,6 +12,7 @@ import tyro
 
 from pipeline import cli
 from pipeline.cli import UserError
+from pipeline.files import check_can_make
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -117,8 +118,12 @@ def check(config: PredictConfig) -> None:
         path: Path | None = getattr(config, name)
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"--{name} {str(path)!r} can't be written: name a file in a folder that exists")
+    if config.csv is not None and config.csv == config.parquet:
+        raise UserError(f"--csv and --parquet are both {str(config.csv)!r}: name two files")
     if config.rollout is not None and config.rollout.exists() and not config.rollout.is_dir():
         raise UserError(f"--rollout {str(config.rollout)!r} is a file: name a folder")
+    if config.rollout is not None:
+        check_can_make(config.rollout, "--rollout")
 
 
 def predictions(
@@ -198,6 +203,7 @@ def progress(*, shown: bool) -> Any:
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:
     """A table of the first pictures, by the ends of their names."""
     from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -205,12 +211,11 @@ def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> No
         table.add_column(column, justify="right" if column == "probability" else "left", overflow="fold")
     for own in answers:
         if own.error:
-            table.add_row(_shortened(own.image), "", f"not read: {own.error}", "")
+            table.add_row(escape(_shortened(own.image)), "", escape(f"not read: {own.error}"), "")
         for place, (index, probability) in enumerate(zip(own.classes[:top], own.probabilities, strict=False)):
             entry = known[index]
-            table.add_row(
-                _shortened(own.image) if not place else "", entry.wnid or str(index), entry.name, f"{probability:.2%}"
-            )
+            image = _shortened(own.image) if not place else ""
+            table.add_row(escape(image), escape(entry.wnid or str(index)), escape(entry.name), f"{probability:.2%}")
     Console().print(table)
     if pictures > len(answers):
         print(f"... and {pictures - len(answers):,} more: --csv or --parquet writes them all")

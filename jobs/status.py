@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import cli, spool
@@ -84,6 +85,9 @@ def main() -> int:
     return cli.EXIT_DONE
 
 
+BAD = ("failed", "dead", "damaged")  # states
+
+
 def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[Row]:
     """A row for each stage of a campaign and each run, in the folders' order. Raises UserError for a missing folder."""
     rows = []
@@ -96,9 +100,9 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
         for path in inside:
             for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_mtime):
                 runs = [Path(line) for line in job.read_text().splitlines()[1:] if is_run(Path(line))]
-                rows += [run_row(run, queue, now) for run in runs] or [stage_row(job, queue)]
+                rows += [_row(run, queue, now) for run in runs] or [stage_row(job, queue)]
             if is_run(path):
-                rows.append(run_row(path, queue, now))
+                rows.append(_row(path, queue, now))
     return list({(row.name, row.job): row for row in rows}.values())  # a campaign's run may be in two of the folders
 
 
@@ -117,6 +121,14 @@ def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> Row:
         return Row(name, queue[job].state.lower(), job=job, note=_note(queue[job]))
     done = job_file.with_suffix(".done").exists() or any((Path(path) / "dataset.json").exists() for path in results)
     return Row(name, "done" if done else "ended", job=job)
+
+
+def _row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:
+    """A damaged run's row says so, and hides no other run's."""
+    try:
+        return run_row(run, queue, now)
+    except UserError as error:
+        return Row(run.name, "damaged", note=str(error))
 
 
 def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:
@@ -203,13 +215,13 @@ def table(rows: Sequence[Row]) -> Table:
     result = Table(title="Runs")
     for column in ("run", "state", "step", "ETA", "last checkpoint", "goodput", "starts", "job", "nodes | reason"):
         result.add_column(column, justify="right" if column in ("step", "ETA", "goodput", "starts") else "left")
-    colours = {"finished": "green", "done": "green", "running": "cyan", "failed": "red", "dead": "red"}
+    colours = {"finished": "green", "done": "green", "running": "cyan"} | dict.fromkeys(BAD, "red")
     for row in rows:
         checkpoint = ""
         if row.checkpoint_step is not None and row.checkpoint_age is not None:
             checkpoint = f"step {row.checkpoint_step}, {duration(row.checkpoint_age)} ago"
         result.add_row(
-            row.name,
+            escape(row.name),
             f"[{colours.get(row.state, 'yellow')}]{row.state}[/]",
             f"{row.step:,}/{row.steps:,}" if row.steps else "",
             duration(row.eta) if row.eta is not None else "",
@@ -217,7 +229,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.goodput:.1%}" if row.goodput is not None else "",
             str(row.starts or ""),
             row.job,
-            row.note,
+            escape(row.note),
         )
     return result
 

@@ -74,7 +74,7 @@ def swept(recipe: Callable[[], RunConfig]) -> Callable[[], SweepConfig]:
 def check(config: SweepConfig) -> None:
     """Raises UserError for what no run would refuse, and for what each would refuse after seconds."""
     if config.run.run_dir == Path():
-        raise UserError("--run-dir is missing: name the folder of a new sweep, or of one to go on with")
+        raise UserError("--run-dir is missing, or this very folder: name the folder of a sweep, new or begun")
     if not config.run.data.train:
         raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
     for data in config.run.data.train:

@@ -114,6 +114,7 @@ def read_model(run_or_checkpoint: Path, *, average: bool = False) -> tuple[RunCo
     ``average``: the running average of the weights instead. Raises UserError where there is none.
     """
     checkpoint = resolve(run_or_checkpoint)
+    _refuse_broken(checkpoint, hashes=True)
     meta = read_meta(checkpoint)
     prefix = (ds.AVERAGE if average else ds.MASTER) + "/"
     state = State(checkpoint)
@@ -124,8 +125,9 @@ def read_model(run_or_checkpoint: Path, *, average: bool = False) -> tuple[RunCo
 
 
 def resolve(run_or_checkpoint: Path) -> Path:
-    """A checkpoint's folder from itself or from its run's folder. Raises UserError where there is none."""
+    """A checkpoint's folder from itself or from its run's folder. Raises UserError where there is no sound one."""
     if (run_or_checkpoint / "meta.json").is_file():
+        _refuse_broken(run_or_checkpoint, hashes=False)
         return run_or_checkpoint
     if not run_or_checkpoint.is_dir():
         raise UserError(f"{str(run_or_checkpoint)!r} does not exist: name a run folder or a checkpoint in it")
@@ -135,6 +137,11 @@ def resolve(run_or_checkpoint: Path) -> Path:
             f"{str(run_or_checkpoint)!r} has no complete checkpoint: name a run folder that has checkpoints/step-*/"
         )
     return checkpoint
+
+
+def _refuse_broken(checkpoint: Path, *, hashes: bool) -> None:
+    if fault := find_fault(checkpoint, hashes=hashes):
+        raise UserError(f"checkpoint {str(checkpoint)!r} is broken ({fault}): name another one of its run")
 
 
 def load(checkpoint: Path, engine: Any, config: RunConfig) -> Meta:

@@ -5,6 +5,7 @@ Imports neither torch nor DeepSpeed, so that ``--help`` answers at once.
 
 import contextlib
 import difflib
+import errno
 import io
 import os
 import re
@@ -16,6 +17,9 @@ import tyro
 
 Config = TypeVar("Config")
 
+_USERS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+)
 EXIT_DONE = 0
 EXIT_USER = 2
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped early with everything saved, run me again
@@ -26,7 +30,10 @@ class UserError(ValueError):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call ``main`` and leave with its exit code; a :class:`UserError` is one line on stderr and exit code 2."""
+    """Call ``main`` and leave with its exit code; a :class:`UserError` is one line on stderr and exit code 2.
+
+    So is what only its user can put right of a file system: permissions, a full disk, a file for a folder.
+    """
     try:
         code = main()
     except UserError as error:
@@ -35,6 +42,11 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
+    except OSError as error:
+        if error.errno not in _USERS or error.filename is None:
+            raise
+        print(f"error: {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
+        code = EXIT_USER
     sys.exit(code or EXIT_DONE)
 
 

@@ -85,11 +85,12 @@ def _counts(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tens
     """Number of samples, of labels ranked first and among the first five (or all classes), in float64.
 
     A label's rank is the number of classes with a higher logit, or an equal one and a lower index: ties don't flatter.
+    Nor does a logit that is no number: it is nobody's first.
     """
     own_B1 = logits_BC.gather(1, labels_B[:, None])
     index_C = torch.arange(logits_BC.shape[1], device=logits_BC.device)
-    ahead_BC = (logits_BC > own_B1) | ((logits_BC == own_B1) & (index_C < labels_B[:, None]))
-    rank_B = ahead_BC.sum(1)
+    ahead_BC = (logits_BC > own_B1) | ((logits_BC == own_B1) & (index_C < labels_B[:, None])) | logits_BC.isnan()
+    rank_B = ahead_BC.sum(1) + 5 * own_B1[:, 0].isnan()
     return (
         torch.tensor(float(len(labels_B)), dtype=torch.float64, device=logits_BC.device),
         (rank_B < 1).sum().double(),

@@ -6,6 +6,7 @@ Shapes: B batch, C image channels (of an image) or classes (of logits), H W pixe
 import io
 import json
 import logging
+import math
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -71,13 +72,20 @@ def read_back(folder: Path, form: Format, known: Description) -> Forward:
 
 @torch.inference_mode()
 def difference(one: Forward, other: Forward, size: int) -> tuple[float, float]:
-    """The largest difference of a logit on noise, for batches of one and of three, and the largest logit."""
+    """The largest difference of a logit on noise, for batches of one and of three, and the largest logit.
+
+    Raises UserError where ``one`` gives no numbers; where ``other`` does, the difference is infinite.
+    """
     generator = torch.Generator().manual_seed(0)
     largest = logit = 0.0
     for batch in (1, 3):
         x_BCHW = torch.rand(batch, 3, size, size, generator=generator) * 2 - 1
         logits_BC = one(x_BCHW)
-        largest = max(largest, float((logits_BC - other(x_BCHW)).abs().max()))
+        if not logits_BC.isfinite().all():
+            raise UserError(
+                "MODEL's logits are no finite numbers: its training has diverged, name an earlier checkpoint"
+            )
+        largest = max(largest, float((logits_BC - other(x_BCHW)).abs().nan_to_num(nan=math.inf).max()))
         logit = max(logit, float(logits_BC.abs().max()))
     return largest, logit
 

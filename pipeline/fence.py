@@ -5,7 +5,6 @@ ranks live on for up to a minute. Both would write the same checkpoints. ``owner
 last; rank 0 reads it before each write. What remains is the moment between that look and the rename after it.
 """
 
-import json
 import os
 import secrets
 import socket
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.cli import UserError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 
 
 class FencedError(RuntimeError):
@@ -87,7 +86,10 @@ def claim(run_dir: Path, environment: Mapping[str, str]) -> Fence:
 def read_owner(run_dir: Path) -> Owner | None:
     """owner.json, or None where there is none."""
     path = run_dir / "owner.json"
-    return Owner(**json.loads(path.read_text())) if path.is_file() else None
+    try:
+        return Owner(**read_json(path)) if path.is_file() else None
+    except TypeError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): delete it, where no process trains this run") from error
 
 
 def _start_time(pid: int) -> str:

@@ -17,7 +17,7 @@ LEAST_WORK = 1 << 24  # multiply-accumulates; below, oneDNN's start takes longer
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """Inputs (..., I) -> outputs (..., O), as :func:`torch.nn.functional.linear`."""
-    training = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    training = torch.is_grad_enabled() and not (torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"))
     suits = training and HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
     if suits and x.numel() * weight_OI.shape[0] >= LEAST_WORK:
         y: Tensor = _OneDnn.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
@@ -33,7 +33,10 @@ class Linear(nn.Linear):
 
 
 class _OneDnn(torch.autograd.Function):
-    """The forward product and the input's gradient by oneDNN, the weight's gradient by whichever is faster at it."""
+    """The forward product and the input's gradient by oneDNN, the weight's gradient by whichever is faster at it.
+
+    First derivatives only.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:

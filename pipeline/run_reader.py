@@ -1,5 +1,6 @@
 """Reading runs, for comparing: from their folders, or from MLflow where only the server has them."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,22 @@ def find_run_folders(paths: Iterable[Path]) -> list[Path]:
         found += [folder for folder in inside if folder not in found]
     if not found:
         raise UserError("RUN: none of the paths is a run folder: name one of jobs.pretrain or jobs.finetune")
+    return found
+
+
+def read_runs(paths: Iterable[Path]) -> list[Run]:
+    """The runs among ``paths`` and directly inside them; a damaged one is left out aloud.
+
+    Raises UserError where none is left, and as :func:`find_run_folders`.
+    """
+    folders, found = find_run_folders(paths), list[Run]()
+    for folder in folders:
+        try:
+            found.append(read_run(folder))
+        except UserError as error:
+            if folder == folders[-1] and not found:
+                raise
+            print(f"warning: {folder.name} is left out: {error}", file=sys.stderr)
     return found
 
 

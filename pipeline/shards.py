@@ -13,6 +13,8 @@ A data set is a folder of plain WebDataset tars with an index beside them::
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,15 +162,25 @@ def read_index(folder: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def _read(path: Path, columns: list[str] | None) -> pa.Table:
-    with open_parquet(path) as file:
+    with open_parquet(path) as file, damage_of(path):
         return file.read(columns)
 
 
 def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
     """One of a data set's tables, with pyarrow's options. Raises UserError where it is missing or damaged."""
     try:
-        return pq.ParquetFile(path, **options)
+        with damage_of(path):
+            return pq.ParquetFile(path, **options)
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} is missing: the data set is incomplete, copy or make it again") from None
-    except (pa.ArrowInvalid, OSError) as error:
+
+
+@contextmanager
+def damage_of(path: Path) -> Iterator[None]:
+    """What pyarrow raises of a damaged table as a UserError."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}): copy or make the data set again") from None

@@ -64,7 +64,7 @@ class Run:
 def prepare(config: RunConfig) -> Job:
     """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting."""
     if config.run_dir == Path():
-        raise UserError("--run-dir is missing: name the folder of a new run, or of one to resume")
+        raise UserError("--run-dir is missing, or this very folder: name the folder of a new run, or of one to resume")
     limits.check(config)
     if AUGMENT[config.data.augment].mixup and config.train.micro_batch % 2:
         raise UserError(

@@ -1,5 +1,7 @@
 """One line for a user's mistake, a recipe's fields on the command line, exit codes."""
 
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -111,3 +113,22 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert writer.wait(timeout=30) == 0
     assert writer.stderr.read() == ""
     writer.stderr.close()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR])
+def test_what_a_file_system_refuses_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == cli.EXIT_USER
+    assert capsys.readouterr().err == f"error: '/some/file': {os.strerror(number)}\n"
+
+
+def test_other_faults_keep_their_traceback() -> None:
+    def main() -> int:
+        raise OSError(errno.EBADF, "a bug of ours", "/some/file")
+
+    with pytest.raises(OSError, match="a bug of ours"):
+        cli.run(main)

@@ -289,3 +289,34 @@ def test_the_code_of_the_card_runs(
         assert code.strip() == card.use(form, 32, "central")
         exec(code, {"FOLDER": str(tmp_path / form), "IMAGE": str(tmp_path / "image.png")})
         assert said in capsys.readouterr().out
+
+
+def test_a_model_that_has_diverged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig("tiny", 32)
+    weights = {
+        name: torch.full_like(tensor, torch.nan) for name, tensor in VisionTransformer(config, 10).state_dict().items()
+    }
+    make_run(tmp_path / "run", config, weights=weights)
+    with pytest.raises(UserError, match="its training has diverged"):
+        call(monkeypatch, tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    good, bad = (lambda x: x.mean((2, 3))), (lambda x: x.mean((2, 3)) * torch.nan)
+    assert exporting.difference(good, good, 4)[0] == 0
+    assert exporting.difference(good, bad, 4)[0] == torch.inf
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_broken_checkpoint_is_named(
+    damage: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000007"
+    state = checkpoint / "state-000.safetensors"
+    data = bytearray(state.read_bytes())
+    data[-9] ^= 1
+    state.write_bytes(data[:1000] if damage == "cut" else data)
+    if damage == "gone":
+        state.unlink()
+    with pytest.raises(UserError, match="is broken" if named or damage == "flipped" else "has no complete checkpoint"):
+        call(monkeypatch, checkpoint if named else tmp_path / "run", tmp_path / "out")

@@ -357,3 +357,16 @@ def test_a_huge_picture_is_bad_before_it_is_decoded(monkeypatch: pytest.MonkeyPa
     for data in (jpeg, png.getvalue()):
         with pytest.raises(ValueError, match="40 x 40 pixels"):
             pictures.prepared(data, 32, "square")
+
+
+def test_square_brackets_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    odd = tmp_path / "p[" / "b].jpg"
+    odd.parent.mkdir()
+    odd.write_bytes(next(iter(sorted(photos.iterdir()))).read_bytes())
+    call(monkeypatch, tmp_path / "run", odd)
+    assert "b].jpg" in capsys.readouterr().out
+    with pytest.raises(UserError, match="name two files"):
+        call(monkeypatch, tmp_path / "run", odd, "--csv", tmp_path / "q", "--parquet", tmp_path / "q")

@@ -1,10 +1,13 @@
 """jobs.status: what a run folder and Slurm's queue say together."""
 
+import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from jobs.status import QueuedJob, collect, parse_queue, run_state, table
 from pipeline.cli import UserError
@@ -128,3 +131,16 @@ def test_a_campaign_shows_its_runs_once_they_exist(tmp_path: Path) -> None:
     rows = collect([campaign, runs], {"12": QueuedJob("RUNNING", "None", "node[3-4]")}, NOW)
     assert {row.name: row.state for row in rows} == {"l16/shard": "done", "pretrain-l16": "running"}
     assert len(rows) == 2  # though the run is in both folders
+
+
+def test_a_damaged_run_hides_no_other(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    bad = make_run(tmp_path / "odd [x]")
+    good = (bad / "metrics.jsonl").read_bytes()
+    (bad / "metrics.jsonl").write_bytes(b"rubbish\n" + good)
+    rows = collect([tmp_path / "a", tmp_path / "odd [x]"], {}, NOW)
+    assert [row.state for row in rows] == ["running", "damaged"]
+    assert "metrics.jsonl" in rows[1].note
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(table([*rows, replace(rows[0], name="odd [x]")]))
+    assert "odd [x]" in console.export_text()

@@ -39,7 +39,7 @@ def test_markers_are_read_as_python_reads_them(segments: list[bytes], cut: int) 
     data = b"\xff\xd8" + b"".join(segments)
     for part in (data, data[: max(0, len(data) - cut)]):
         found = jpeg_header(part)
-        assert found is None or found == in_python(part)
+        assert found is None or (*found, ()) == in_python(part)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"comment": b"x" * 999}])
@@ -50,7 +50,7 @@ def test_plain_jpegs_are_read_by_the_extension(mode: str, options: dict[str, obj
     data = buffer.getvalue()
     found = jpeg_header(data)
     assert found is not None
-    assert found == in_python(data) == images.jpeg_header(data)
+    assert (*found, ()) == in_python(data) == images.jpeg_header(data)
     assert found[:3] == (70, 50, len(mode))
     assert data[found[4] : found[4] + 2] == b"\xff\xda"
     with_exif = data[:2] + b"\xff\xe1" + (len(EXIF) + 2).to_bytes(2, "big") + EXIF + data[2:]

@@ -256,3 +256,14 @@ def test_two_hundred_runs_on_a_server(tmp_path: Path, server: Server) -> None:
     assert len(found) == 50
     assert all(len(row["runs"]) == row["metrics"]["eval/top1"]["n"] == 4 for row in found)
     assert (tmp_path / "out" / "compare.html").stat().st_size < 4_000_000
+
+
+def test_a_damaged_run_is_left_out_aloud(family: Path) -> None:
+    (family / "ft-fast" / METRICS).write_bytes(b"rubbish\n" + (family / "ft-fast" / METRICS).read_bytes())
+    done = compare(family, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "warning: ft-fast is left out: " in done.stderr
+    assert len(json.loads(done.stdout)) == 3
+    done = compare(family / "ft-fast", "--json")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,206 @@
+"""Nothing is lost, taken for something else or overwritten where input or folders aren't what they should be."""
+
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import index, shard, verify
+from data_prep.alone import alone
+from data_prep.images import ImageOptions, RejectedError, prepare
+from pipeline import jpeg, shards
+from pipeline.cli import UserError
+from tests.data_prep import releases
+from tests.data_prep.releases import Images, add, contents
+
+
+def run(*arguments: object) -> Path:
+    assert shard.main([str(argument) for argument in arguments]) == 0
+    return Path(str(arguments[1]))
+
+
+def folders(path: Path, photos: list[bytes], *classes: str, each: int = 2) -> Path:
+    for place, wnid in enumerate(classes):
+        (path / wnid).mkdir(parents=True)
+        for number in range(each):
+            (path / wnid / f"{number}.jpg").write_bytes(photos[place * each + number])
+    return path
+
+
+def keys(dataset: Path) -> set[str]:
+    return set(shards.read_index(dataset, ["key"])["key"].to_pylist())
+
+
+def wnids(dataset: Path) -> list[str]:
+    found: list[str] = shards.read_classes(dataset)["wnid"].to_pylist()
+    return found
+
+
+def findings(dataset: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    verify.main([str(dataset), "--workers", "1"])
+    return capsys.readouterr().out
+
+
+def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -> None:
+    source, out = folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out"
+    with alone(out, "all"), pytest.raises(UserError, match="is being made by another process"):
+        shard.main([str(source), str(out), "--workers", "1"])
+    assert not out.exists()
+    run(source, out, "--workers", 1)
+    assert len(keys(out)) == 4
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from data_prep.alone import alone\n"
+    code += "with alone(Path(sys.argv[1]), 'all'): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False).returncode == 9
+    with alone(tmp_path, "all"):
+        pass
+
+
+def test_foreign_files_are_not_overwritten(photos: list[bytes], tmp_path: Path) -> None:
+    source, out = folders(tmp_path / "raw", photos, "a"), tmp_path / "out"
+    out.mkdir()
+    (out / "train-00000.tar").write_text("somebody's")
+    with pytest.raises(UserError, match=r"is no data set of ours and holds train-00000\.tar"):
+        shard.main([str(source), str(out)])
+    assert (out / "train-00000.tar").read_text() == "somebody's"
+
+
+def test_a_finished_data_set_that_lost_a_shard_is_not_called_finished(photos: list[bytes], tmp_path: Path) -> None:
+    source = folders(tmp_path / "raw", photos, "a", "b")
+    out = run(source, tmp_path / "out", "--samples-per-shard", 1, "--workers", 1)
+    (out / "train-00002.tar").unlink()
+    with pytest.raises(UserError, match=r"1 of its shards are missing or cut short since \(train-00002\.tar\)"):
+        run(source, out, "--samples-per-shard", 1)
+
+
+def test_a_task_answers_for_its_share_of_what_scanning_found(photos: list[bytes], tmp_path: Path) -> None:
+    source = folders(tmp_path / "raw", photos, "a", "b", each=24)
+    for number in range(12):
+        (source / "a" / f"gone{number}.jpg").symlink_to("nowhere")
+    options = ("--samples-per-shard", 4, "--failure-budget", "30%", "--workers", 1, "--name", "x")
+    run(source, tmp_path / "whole", *options)
+    for task in range(12):
+        run(source, tmp_path / "out", *options, "--tasks", 12, "--task", task)
+    run(source, tmp_path / "out", *options, "--tasks", 12, "--finalize")
+    for name in ("index.parquet", "rejects.parquet", "train-00000.tar"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_images_at_another_depth_than_the_first_have_no_class(photos: list[bytes], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "raw.tar", "w") as tar:
+        for place, name in enumerate(("./tabby/x.jpg", "./tabby/garden/1.jpg", "./lynx/x.jpg", "./lynx/garden/1.jpg")):
+            add(tar, name, photos[place])
+    out = run(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
+    assert wnids(out) == ["lynx", "tabby"]
+    assert shards.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"] * 2
+
+
+def test_excluded_keys_of_any_name(photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folders(tmp_path / "raw", photos, "#food", "li\u2028ne", "plain", each=1)
+    every = keys(run(source, tmp_path / "all", "--workers", 1))
+    assert every == {"#food/0", "li\u2028ne/0", "plain/0"}
+    (tmp_path / "gone").write_text("# key\tother\n#food/0\tx\r\nli\u2028ne/0\nplain/0.jpg\n")
+    assert keys(run(source, tmp_path / "out", "--exclude", tmp_path / "gone", "--workers", 1)) == {"plain/0"}
+    assert "warning: 1 of 3 keys of --exclude name no image of INPUT" in capsys.readouterr().err
+
+
+def test_class_lists_with_spaces_comments_and_a_byte_order_mark(photos: list[bytes], tmp_path: Path) -> None:
+    source = folders(tmp_path / "raw", photos, "sea lion", "lynx", "n01440764", each=1)
+    (tmp_path / "list").write_text("\ufefflynx\tthe cat\nsea lion\nn01440764 tench, Tinca tinca\n")
+    out = run(source, tmp_path / "out", "--classes", tmp_path / "list", "--workers", 1)
+    assert wnids(out) == ["lynx", "sea lion", "n01440764"]
+    assert len(keys(out)) == 3
+
+
+def test_an_empty_class_member_is_no_class(photos: list[bytes], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for number, label in enumerate((b"cat", b"", b"dog")):
+            add(tar, f"{number}.jpg", photos[number])
+            add(tar, f"{number}.cls", label)
+    out = run(tmp_path / "in.tar", tmp_path / "out", "--workers", 1)
+    assert wnids(out) == ["cat", "dog"]
+    assert shards.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"]
+
+
+def test_a_command_s_backslashes_stay(images: Images, tmp_path: Path) -> None:
+    source = releases.make("tar of tars", images, tmp_path)
+    (tmp_path / "a b.tar").write_bytes(source.read_bytes())
+    piped = run(f"pipe:cat {tmp_path}/a\\ b.tar", tmp_path / "out", "--name", "x", "--workers", 1)
+    assert contents(piped) == contents(run(source, tmp_path / "direct", "--name", "x", "--workers", 1))
+
+
+@pytest.mark.parametrize("verified", ["decode", "header"])
+def test_rubbish_between_segments_is_left_out_and_the_picture_kept(verified: str, photos: list[bytes]) -> None:
+    options = ImageOptions(verify=verified)  # type: ignore[arg-type]
+    whole = photos[0]
+    tables = whole.find(b"\xff\xdb")
+    spoilt = whole[:tables] + bytes(4) + whole[tables:]
+    with pytest.raises(ValueError, match="extraneous bytes"):
+        jpeg.decode(spoilt)  # training couldn't read it
+    picture = prepare(spoilt, options)
+    assert (picture.data, picture.recoded) == (whole, "rubbish")
+    half = spoilt[: len(spoilt) // 2] + b"\xff\xd9"
+    if verified == "decode":
+        with pytest.raises(RejectedError, match="premature end"):
+            prepare(half, options)
+    ended = whole[:-2] + b"\1\2\3" + whole[-2:]
+    assert prepare(ended, options).data == ended
+    np.testing.assert_array_equal(jpeg.decode(ended), jpeg.decode(whole))
+
+
+def test_a_picture_that_no_jpeg_can_hold_is_left_out() -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (1, 65_536)).save(buffer, "PNG")
+    with pytest.raises(RejectedError, match="a side over 65,500"):
+        prepare(buffer.getvalue(), ImageOptions())
+
+
+def test_verify_compares_the_class_list(
+    photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
+    other = run(folders(tmp_path / "other", photos, "b", "c"), tmp_path / "other_out", "--workers", 1)
+    (out / "classes.parquet").write_bytes((other / "classes.parquet").read_bytes())
+    assert "classes.parquet lists other classes" in findings(out, capsys)
+
+
+@pytest.mark.parametrize(("labels", "cut"), [(("007", "1", "02"), False), (("n2", "n10", "n1"), False), ("012", True)])
+def test_verify_of_other_people_s_tars(
+    labels: tuple[str, ...], cut: bool, photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for number, label in enumerate(labels):
+            whole = photos[number]
+            add(tar, f"{number}.jpg", whole[: len(whole) // 2] + b"\xff\xd9" if cut and not number else whole)
+            add(tar, f"{number}.cls", label.encode())
+    assert index.main([str(tmp_path), "--workers", "1"]) == 0
+    found = findings(tmp_path, capsys)
+    assert ("0: it doesn't decode (Corrupt JPEG data: premature end" in found) == cut
+    assert f"{tmp_path}: {int(cut)} findings" in found
+
+
+def test_the_split_is_a_word_of_the_name(photos: list[bytes], tmp_path: Path) -> None:
+    for name in ("latest-0", "interval-1", "val-2", "in1k_test_3"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            add(tar, f"{name}.jpg", photos[0])
+            add(tar, f"{name}.cls", b"0")
+    assert index.main([str(tmp_path), "--workers", "1"]) == 0
+    assert shards.read_info(tmp_path).samples == {"train": 2, "val": 1, "test": 1}
+
+
+@pytest.mark.parametrize("spoilt", ["index.parquet", "classes.parquet"])
+def test_damaged_pages_are_one_line(spoilt: str, photos: list[bytes], tmp_path: Path) -> None:
+    out = run(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
+    data = bytearray((out / spoilt).read_bytes())
+    data[4:200] = bytes(196)
+    (out / spoilt).write_bytes(data)
+    with pytest.raises(UserError, match=f"{spoilt}' is damaged"):
+        verify.main([str(out), "--workers", "1"])
