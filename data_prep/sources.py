@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import braceexpand
 import pyarrow as pa
@@ -38,6 +38,7 @@ class Source:
     seekable: bool  # else its images can only be read in order
     devkit: Devkit | None = None
     class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, where known
+    ours: bool = False  # webdataset: made by data_prep.shard, which escapes characters of names in keys
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     if form == "auto":
         peeked = not remote and _has_samples(locations[0], seekable)
         form = "webdataset" if peeked or (remote and len(locations) > 1) else "tars" if path.is_dir() else "tar"
-    own: tuple[str, ...] = ()
     if form == "webdataset":
         own = tuple(class_list or _classes_beside(locations[0]))
-    return Source(
-        "tar" if form == "tar" else "tars" if form == "tars" else "webdataset", locations, seekable, devkit, own
-    )
+        return Source(
+            "webdataset", locations, seekable, devkit, own, not remote and _is_ours(Path(locations[0]).parent)
+        )
+    return Source("tar" if form == "tar" else "tars", locations, seekable, devkit)
 
 
 def _subfolders(folder: str | Path) -> list[str]:
@@ -116,6 +117,10 @@ def _classes_beside(location: str) -> Sequence[str]:
         return ()
     wnids: list[str] = shards.read_classes(folder)["wnid"].to_pylist()
     return wnids
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / "dataset.json").is_file() and "made_by" not in shards.read_info(folder).options
 
 
 def _check_tar(location: str, seekable: bool) -> None:
@@ -225,7 +230,8 @@ def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
 def _tar_rows(part: Part, tar: Tar, size: int | None) -> Iterator[Row]:
     source = part.source
     if source.form == "webdataset":
-        return tarwalk.samples(tar, size, lambda label: _class_name(source, label))
+        name_of = unquote if source.ours else str
+        return tarwalk.samples(tar, size, lambda label: _class_name(source, label), name_of)
     if part.wnid:
         return tarwalk.class_tar(tar, part.start, part.end, part.wnid)
     return tarwalk.release_tar(tar, size, source.devkit, nested=not source.seekable)

@@ -147,8 +147,11 @@ def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) 
             yield tar.image(wnid, name, member)
 
 
-def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str]) -> Iterator[Row]:
-    """A WebDataset tar: members of one key, side by side, are a sample; ``wnid_of`` names the class in ``.cls``."""
+def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str], name_of: Callable[[str], str]) -> Iterator[Row]:
+    """A WebDataset tar: members of one key, side by side, are a sample.
+
+    ``wnid_of`` names the class in ``.cls``, ``name_of`` the image of a key, without its ending.
+    """
     key: str | None = None
     image: tuple[ImageRow, str] | None = None
     label: str | None = None
@@ -157,7 +160,7 @@ def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str]) -> Iterato
         if image and label:
             wnid = wnid_of(label)
             row, ending = image
-            yield row._replace(wnid=wnid, name=f"{(key or '').removeprefix(wnid + '/')}.{ending}")
+            yield row._replace(wnid=wnid, name=f"{name_of(key or '').removeprefix(wnid + '/')}.{ending}")
         elif image:
             yield RejectRow(f"{tar.file}/{key}", "", image[0].size, "no_class", "the sample has no .cls member")
 

@@ -1,6 +1,7 @@
 """python -m jobs.pick RUN...: the best of several runs by the held-out split, such as a grid of learning rates."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,8 @@ def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:
 
 
 def best(scores: dict[Path, float | None], metric: str) -> Path:
-    """The run with the highest score, the first among equals. Raises UserError where none finished."""
-    finished = {run: score for run, score in scores.items() if score is not None}
+    """The run with the highest score, the first among equals. Raises UserError where none finished with a number."""
+    finished = {run: score for run, score in scores.items() if score is not None and math.isfinite(score)}
     if not finished:
         raise UserError(f"RUN: none of the {len(scores)} runs finished, so none is best by {metric}: see their logs")
     return max(finished, key=lambda run: finished[run])

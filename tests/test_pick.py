@@ -51,6 +51,7 @@ def test_what_cannot_be_picked_is_said(tmp_path: Path) -> None:
         pick.read_scores([make_run(tmp_path, "a", train_loss=1.0)], "eval/top1")
     with pytest.raises(UserError, match="none of the 1 runs finished"):
         pick.best({tmp_path: None}, "eval/top1")
+    assert pick.best({tmp_path / "a": float("nan"), tmp_path / "b": 0.1}, "eval/top1") == tmp_path / "b"
 
 
 def test_a_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:

@@ -112,6 +112,16 @@ def test_excluded_keys_of_any_name(photos: list[bytes], tmp_path: Path, capsys: 
     assert "warning: 1 of 3 keys of --exclude name no image of INPUT" in capsys.readouterr().err
 
 
+def test_our_own_data_sets_keep_their_keys(photos: list[bytes], tmp_path: Path) -> None:
+    for place, name in enumerate(("x/IMG.1.jpg", "do.t/1.jpg", "x/50%.jpg", "x/n01_2.jpg")):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).write_bytes(photos[place])
+    first = run(tmp_path / "raw", tmp_path / "first", "--workers", 1, "--name", "x")
+    assert keys(first) == {"x/IMG%2E1", "do%2Et/1", "x/50%25", "x/n01_2"}
+    again = run(first, tmp_path / "again", "--workers", 1, "--name", "x")
+    assert contents(again) == contents(first)
+
+
 def test_class_lists_with_spaces_comments_and_a_byte_order_mark(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "sea lion", "lynx", "n01440764", each=1)
     (tmp_path / "list").write_text("\ufefflynx\tthe cat\nsea lion\nn01440764 tench, Tinca tinca\n")
