@@ -102,7 +102,7 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
                 runs = [Path(line) for line in job.read_text().splitlines()[1:] if is_run(Path(line))]
                 rows += [_row(run, queue, now) for run in runs] or [stage_row(job, queue)]
             if is_run(path):
-                rows.append(_row(path, queue, now))
+                rows.append((run_row if path == folder else _row)(path, queue, now))
     return list({(row.name, row.job): row for row in rows}.values())  # a campaign's run may be in two of the folders
 
 
