@@ -5,6 +5,7 @@ all plans are the same, and the first one stays.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -74,7 +75,8 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
             if not folder.exists():
                 if options.tasks == 1:
                     shutil.rmtree(stream_folder(output), ignore_errors=True)
-                _forget(output)
+                with contextlib.suppress(OSError):  # somebody else works there
+                    (build.work_folder(output) / "done").rmdir()
     found = Planned(**json.loads((folder / "plan.json").read_text()))
     same_options(output, found.identity, options.identity, "an unfinished")
     if found.input != _fingerprint(source):
@@ -98,15 +100,6 @@ def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what
 def stream_folder(output: Path) -> Path:
     """Where the one task of a run lays down the images of a stream."""
     return build.work_folder(output).resolve() / "stream"
-
-
-def _forget(output: Path) -> None:
-    """Leave no trace of a run that failed before it had a plan, where nobody else works there."""
-    for folder in (build.work_folder(output) / "done", build.work_folder(output), output):
-        try:
-            folder.rmdir()
-        except OSError:
-            return
 
 
 def _fingerprint(source: Source) -> list[list[Any]]:

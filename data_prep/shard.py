@@ -328,9 +328,8 @@ def _make_shards(options: Options, found: Planned, every: list[tuple[str, int]])
         tasks = _with_stream(options, tasks)
     images = sum(_images(task, found, options.samples_per_shard) for task in tasks)
     allowed = max(FREE_DEFECTS, int(budget(options.failure_budget) * images))
-    whole = sum(found.samples.values())
-    scanned = Fraction(found.defects * images, whole)  # this task's share of them
-    defects: collections.Counter[str] = collections.Counter({"found while scanning": int(scanned)})
+    scanned = found.defects * images // sum(found.samples.values())  # this task's share of them
+    defects: collections.Counter[str] = collections.Counter({"found while scanning": scanned})
     with progress.Bar("writing", images, "images") as bar:
 
         def on_report(counts: workers.Report) -> None:

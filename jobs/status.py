@@ -85,9 +85,6 @@ def main() -> int:
     return cli.EXIT_DONE
 
 
-BAD = ("failed", "dead", "damaged")  # states
-
-
 def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[Row]:
     """A row for each stage of a campaign and each run, in the folders' order. Raises UserError for a missing folder."""
     rows = []
@@ -215,7 +212,8 @@ def table(rows: Sequence[Row]) -> Table:
     result = Table(title="Runs")
     for column in ("run", "state", "step", "ETA", "last checkpoint", "goodput", "starts", "job", "nodes | reason"):
         result.add_column(column, justify="right" if column in ("step", "ETA", "goodput", "starts") else "left")
-    colours = {"finished": "green", "done": "green", "running": "cyan"} | dict.fromkeys(BAD, "red")
+    colours = {"finished": "green", "done": "green", "running": "cyan"}
+    colours |= dict.fromkeys(("failed", "dead", "damaged"), "red")
     for row in rows:
         checkpoint = ""
         if row.checkpoint_step is not None and row.checkpoint_age is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cli import UserError
-from pipeline.shards import open_parquet
+from pipeline.shards import damage_of, open_parquet
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
 CACHED = 1 << 20  # samples from which on a split's records are worth a file: 20 MB
@@ -80,7 +80,7 @@ def _parts(index: Path, split: str) -> Iterator[Rows]:
     columns = list(ROW.names or ())
     # no Array.index or to_numpy, each of which imports pandas where it is installed: 0.3 s
     # pre_buffer would read the columns of all row groups at once
-    with open_parquet(index, pre_buffer=False) as file:
+    with open_parquet(index, pre_buffer=False) as file, damage_of(index):
         for batch in file.iter_batches(_BATCH, columns=["split", *columns], use_threads=False):
             names = batch.column("split")
             code = {name: code for code, name in enumerate(names.dictionary.to_pylist())}.get(split, -1)
