@@ -86,13 +86,13 @@ def large_plan(folder: Path, rows: int) -> None:
             file.write(header(f"{wnid}.tar", len(own)) + own)
         file.write(bytes(1024))
     program = (
-        "import sys; from pathlib import Path; from data_prep import arrow, prepare, shard, sources\n"
+        "import sys; from pathlib import Path; from data_prep import arrow, options, prepare, sources\n"
         "if __name__ == '__main__':\n"
         "    arrow.without_pandas()\n"
-        "    options = shard.Options(sys.argv[1], Path(sys.argv[2]))\n"
-        "    found = sources.find(options.input, 'auto', None, None)\n"
-        "    plan = shard.plan_options(options, shard.content_options(options))\n"
-        "    print(sum(prepare.planned(options.output, found, plan).samples.values()))\n"
+        "    chosen = options.Options(sys.argv[1], Path(sys.argv[2]))\n"
+        "    found = sources.find(chosen.input, 'auto', None, None)\n"
+        "    plan = options.plan_options(chosen, options.content_options(chosen))\n"
+        "    print(sum(prepare.planned(chosen.output, found, plan).samples.values()))\n"
     )
     seconds, own, workers, printed = watched([sys.executable, "-c", program, str(source), str(folder / "out")])
     assert int(printed.split()[-1]) == rows
