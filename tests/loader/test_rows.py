@@ -74,6 +74,20 @@ def test_an_index_that_differs_from_dataset_json_is_named(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kept", [1, 10**9])
+def test_damaged_pages_of_the_index_are_named(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setenv("VIT_CACHE", str(tmp_path / "cache"))
+    data = bytearray((digits / "index.parquet").read_bytes())
+    columns = pq.ParquetFile(digits / "index.parquet").metadata.row_group(0)
+    (label,) = (columns.column(n) for n in range(columns.num_columns) if columns.column(n).path_in_schema == "label")
+    data[label.data_page_offset : label.data_page_offset + 40] = bytes(40)
+    (tmp_path / "index.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"index\.parquet' is damaged"):
+        read_rows(tmp_path, "val", 1, "digest", cached_from=kept)
+
+
 def test_opening_a_data_set_imports_no_pandas(digits: Path) -> None:
     """Which costs each rank and each worker of a start a third of a second."""
     program = (
