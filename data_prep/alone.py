@@ -1,8 +1,9 @@
-"""One process at a time for one piece of work in a folder."""
+"""One process at a time for one piece of work in a folder, and no other beside one that does all of it."""
 
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,30 +13,41 @@ from pipeline.cli import UserError
 
 
 @contextmanager
-def alone(output: Path, what: str) -> Iterator[None]:
-    """Hold ``what`` of OUTPUT. Raises UserError where another process does; the kernel lets go of a killed one's.
+def alone(output: Path, task: int | None) -> Iterator[None]:
+    """Hold a task of OUTPUT, or all of it. Raises UserError where another process does.
 
-    Two at once would delete each other's unfinished files. A file system without locks is taken at its word.
+    Two at once would delete each other's unfinished files. The kernel lets go of a killed one's. A file system without
+    locks is taken at its word.
     """
-    folder = build.work_folder(output)
+    folder, made = build.work_folder(output), not output.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"lock-{what}"
+    with contextlib.ExitStack() as held:
+        lock = held.enter_context(_lock(folder / "lock", output, shared=task is not None))
+        if task is not None:
+            held.enter_context(_lock(folder / f"lock-{task}", output, shared=False))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # nothing is left of a run that failed before it had a plan
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused where other tasks are there
+                if not any(path for path in folder.iterdir() if not path.name.startswith("lock")):
+                    shutil.rmtree(folder)
+                    if made:
+                        output.rmdir()
+
+
+@contextmanager
+def _lock(path: Path, output: Path, *, shared: bool) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"OUTPUT {str(output)!r} is being made by another process: wait for it, or give another folder"
             ) from None
         except OSError:
             pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # nothing is left of a run that failed before it had a plan
-                folder.rmdir()
-                output.rmdir()
+        yield fd
     finally:
         os.close(fd)

@@ -3,7 +3,7 @@
 import collections
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -15,7 +15,7 @@ import pyarrow as pa
 import tyro
 import xxhash
 
-from data_prep import finish, phash, progress, workers
+from data_prep import finish, phash, plan, progress, workers
 from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, Piece, check_out, check_workers, pieces, rows_of
 from pipeline import cli, shards
@@ -79,7 +79,8 @@ def main(args: list[str] | None = None) -> int:
     check_workers(options.workers)
     out = options.out or Path(f"{options.dataset.resolve().name}-in-{options.against.resolve().name}.tsv")
     check_out(out)
-    own = pieces(options.dataset, shards.read_info(options.dataset))
+    info = shards.read_info(options.dataset)
+    own = pieces(options.dataset, info)
     other = pieces(options.against, shards.read_info(options.against))
     itself = options.dataset.resolve() == options.against.resolve()
     other_prints = _prints(other, options, "reading OTHER")
@@ -87,7 +88,8 @@ def main(args: list[str] | None = None) -> int:
     matches = _exact(own_prints.exact, other_prints.exact, itself)
     if options.distance >= 0:
         matches |= _near(own, other, own_prints.perceptual, other_prints.perceptual, options, itself, set(matches))
-    lines = list(_lines(own, other, [matches[row] for row in sorted(matches)]))
+    wnids = shards.read_classes(options.dataset)["wnid"].to_pylist() if "made_by" in info.options else []
+    lines = list(_lines(own, other, [matches[row] for row in sorted(matches)], wnids))
     finish.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
     kinds = collections.Counter(match.kind for match in matches.values())
     count = len(own_prints.exact)
@@ -192,19 +194,24 @@ class Pictures:
         return self._kept[row]
 
 
-def _lines(own: list[Piece], other: list[Piece], matches: list[Match]) -> Iterator[str]:
-    keys = _keys(own, {match.row for match in matches})
+def _lines(own: list[Piece], other: list[Piece], matches: list[Match], wnids: list[str]) -> Iterator[str]:
+    """Of the list. ``wnids``: of tars that somebody else wrote, whose samples get keys with their class from shard."""
+    keys = _keys(own, {match.row for match in matches}, wnids)
     other_keys = _keys(other, {match.other_row for match in matches})
     for match in matches:
         yield f"{keys[match.row]}\t{other_keys[match.other_row]}\t{match.kind}\t{match.correlation:.3f}\n"
 
 
-def _keys(work: list[Piece], rows: set[int]) -> dict[int, str]:
+def _keys(work: list[Piece], rows: set[int], wnids: Sequence[str] = ()) -> dict[int, str]:
     found: dict[int, str] = {}
     for piece in work:
         here = sorted(row for row in rows if piece.first_row <= row < piece.first_row + piece.info.samples)
         if here:
-            keys = rows_of(piece, ["key"])["key"].take([row - piece.first_row for row in here]).to_pylist()
+            table = rows_of(piece, ["key", "label"]).take([row - piece.first_row for row in here])
+            keys = table["key"].to_pylist()
+            if wnids:
+                labels = table["label"].to_pylist()
+                keys = [plan.key_of(wnids[label], f"{key}.jpg") for key, label in zip(keys, labels, strict=True)]
             found.update(zip(here, keys, strict=True))
     return found
 

@@ -39,6 +39,7 @@ class ShardTask:
     shard: int
     options: ImageOptions
     laid_down: Path | None = None  # the file that holds its images, where the source is a stream read for this task
+    loose: bool = False  # whether each image is a file of its own
 
     @property
     def tar(self) -> Path:
@@ -90,7 +91,7 @@ def make_shard(task: ShardTask) -> ShardInfo:
     written: list[tuple[Any, ...]] = []
     rejects: list[RejectRow] = []
     seen: set[str] = set()
-    with SourceFiles() as source, ShardWriter(task.tar) as writer:
+    with SourceFiles(task.loose) as source, ShardWriter(task.tar) as writer:
         for row, key in enumerate(keys):
             if row % READ_AHEAD == 0:
                 ahead = slice(row + READ_AHEAD, row + 2 * READ_AHEAD)
@@ -125,9 +126,10 @@ def make_shard(task: ShardTask) -> ShardInfo:
 
 
 class SourceFiles:
-    """Positioned reads from the files of a source, keeping the last one open."""
+    """Positioned reads from the files of a source, keeping the last one open. ``loose``: each read is a whole file."""
 
-    def __init__(self) -> None:
+    def __init__(self, loose: bool = False) -> None:
+        self._loose = loose
         self._file = b""
         self._fd = -1
 
@@ -144,12 +146,17 @@ class SourceFiles:
                 os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, file: bytes, offset: int, size: int) -> bytes:
-        """The bytes. Raises RejectedError where the system can't read them, UserError where the file is gone."""
+        """The bytes. Raises RejectedError where the system can't read them, UserError where the file has changed."""
         try:
             if file != self._file:
                 self._close()
                 self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 self._file = file
+            if self._loose and (found := os.fstat(self._fd).st_size) != size:
+                raise UserError(
+                    f"{os.fsdecode(file)!r} has changed since INPUT was listed ({size} bytes then, {found} now): put "
+                    "it back and run again, or delete OUTPUT to start over"
+                )
             data = os.pread(self._fd, size, offset)
             while len(data) < size:
                 more = os.pread(self._fd, size - len(data), offset + len(data))

@@ -124,10 +124,12 @@ def make_plan(
     seed: int,
     samples_per_shard: int,
     rejects: Writer,
+    tars: Sequence[str] = (),
 ) -> dict[str, dict[str, int]]:
     """Write ``plan-<split>.arrow`` files to ``folder``; ``{split: {"samples": ..., "bytes": ...}}`` of the source.
 
     ``labels`` are the class indices by wnid; ``exclude`` the keys to leave out. What is left out goes to ``rejects``.
+    ``tars`` are the names of WebDataset tars in which image names may repeat.
     """
     count = sum(len(table) for table in batches(catalogue))
     buckets = max(1, -(-count // BUCKET_ROWS))
@@ -141,6 +143,7 @@ def make_plan(
         for path in by_class:
             table = plan.by_class(whole(path))
             path.unlink()
+            table = plan.told_apart(table, tars) if tars else table
             table = leave_out(table, plan.overwritten(table), "duplicate_name", "a later entry has the same name")
             unlisted = pa.array([wnid not in labels for wnid in table["wnid"].to_pylist()], pa.bool_())
             table = leave_out(table, unlisted, "class_not_listed", "not a class of --classes")

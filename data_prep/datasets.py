@@ -1,6 +1,7 @@
 """Reading finished data sets shard by shard, as the commands that check, show and compare them do."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,13 @@ def check_out(path: Path) -> None:
     """Raise UserError where no file can be written to ``path``: better at once than after hours of reading."""
     if path.is_dir():
         raise UserError(f"--out {str(path)!r} is a folder: give a file in it")
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise UserError(f"--out {str(path)!r}: its folder does not exist, make it first")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--out {str(path)!r}: its folder can't be written to ({error.strerror})") from None
 
 
 class OpenTar:

@@ -8,6 +8,7 @@ their names. ``meta.mat`` maps ids to WordNet ids; its first rows, those without
 import io
 import re
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_devkit(path: Path) -> Devkit:
         ids = [int(line) for line in files[GROUND_TRUTH].split()]
     except KeyError as error:
         raise UserError(f"--devkit {str(path)!r} lacks {error}: give ILSVRC2012_devkit_t12.tar.gz") from None
-    except (ValueError, TypeError, OSError, tarfile.TarError) as error:
+    except (ValueError, TypeError, EOFError, OSError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"--devkit {str(path)!r} can't be read ({error}): download it again") from None
     leaves = [row for row in synsets.reshape(-1) if int(row["num_children"]) == 0]
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}

@@ -96,20 +96,22 @@ def prepare(data: bytes, options: ImageOptions) -> Picture:
             header = jpeg_header(data)
         orientation = header.orientation
         _check_size(header.width, header.height, options.min_side)
-        if header.components == 4:
-            data, _ = _recode(data, "JPEG", options)
-            recoded.append("cmyk")
-            width, height = header.width, header.height
+        width, height = header.width, header.height
+        unusual = "cmyk" if header.components == 4 else _unusual(data) if options.verify == "decode" else ""
+        if unusual:
+            data = _turned(_recode(data, "JPEG", options)[0], orientation)
+            recoded.append(unusual)
         else:
-            width, height = header.width, header.height
             _verify_jpeg(data, header, options)
     else:
         data, orientation = _recode(data, kind.upper(), options)
+        data = _turned(data, orientation)
         recoded.append(kind)
         header = jpeg_header(data)
         width, height = header.width, header.height
     if options.resize and min(width, height) > options.resize:
         data, width, height = _resized(data, width, height, options)
+        data = _turned(data, orientation)
         recoded.append("resized")
     if options.restart:
         with contextlib.suppress(ValueError):  # what libjpeg warns of, and still decodes, stays as it is
@@ -213,13 +215,33 @@ def _check_size(width: int, height: int, min_side: int) -> None:
         raise RejectedError("too_small", f"{width} x {height} pixels, the short side is under {min_side}")
 
 
+def _unusual(data: bytes) -> str:
+    """Why TurboJPEG, which training reads with, doesn't know a JPEG that others may: its colours' sampling factors."""
+    try:
+        jpeg.size(data)
+    except ValueError:
+        return "sampling"
+    return ""
+
+
+def _turned(data: bytes, orientation: int) -> bytes:
+    """The JPEG of a new picture with the EXIF orientation of the old one, which is where readers look for it.
+
+    A segment of its own behind JFIF's (Exif 2.3, section 4.5.4), whose TIFF directory has one entry (4.6.2).
+    """
+    if orientation == 1:
+        return data
+    body = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    at = 4 + (data[4] << 8 | data[5])  # behind SOI and APP0, with which libjpeg begins
+    return data[:at] + struct.pack(">HH", 0xFFE1, 2 + len(body)) + body + data[at:]
+
+
 def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None:
     if data.rfind(b"\xff\xd9", header.scan) < 0:
         raise RejectedError("truncated", f"no end marker after {len(data)} bytes")
     if options.verify == "header":
         return
     try:
-        jpeg.size(data)  # raises where TurboJPEG, which training reads with, doesn't know the sampling factors
         if not jpeg.is_sound(data):
             # The entropy-coded data is what breaks, and it is read in full at any scale: 1/8 saves most of the rest.
             simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)

@@ -11,7 +11,6 @@ if __name__ == "__main__":
 
 import collections
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -21,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep import catalogue, classmaps, finish, progress
+from data_prep import catalogue, classmaps, finish, progress, sources
 from data_prep.arrow import without_pandas
 from data_prep.datasets import check_workers
 from data_prep.images import LARGEST_FILE
 from data_prep.tarscan import DamagedTarError, Read, scan
-from data_prep.tarwalk import RejectRow, printable
+from data_prep.tarwalk import RejectRow, printable, split_of
 from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
@@ -61,7 +60,7 @@ class Options:
     workers: int = len(os.sched_getaffinity(0))
     """Processes."""
     force: bool = False
-    """Replace an index that is there."""
+    """Replace an index of this command's that is there."""
 
 
 _ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])  # the class as it stands in the tar
@@ -94,7 +93,7 @@ def main(args: list[str] | None = None) -> int:
     if listed is None and options.classes != "derive":
         raise UserError(f"--classes {options.classes} isn't a fixed list: give derive, a list's name or a file")
     names = [path.name for path in tars]
-    splits = [_split(name) if options.split == "auto" else options.split for name in names]
+    splits = [split_of(name) if options.split == "auto" else options.split for name in names]
     counts: collections.Counter[str] = collections.Counter()
     items: list[Tar] = []
     for split, path in sorted(zip(splits, tars, strict=True), key=lambda item: (item[0], item[1].name)):
@@ -143,18 +142,20 @@ def _tars(options: Options) -> list[Path]:
     if not options.folder.is_dir():
         what = "is a file" if options.folder.exists() else "does not exist"
         raise UserError(f"FOLDER {str(options.folder)!r} {what}: give the folder that holds the tars")
-    if (options.folder / "dataset.json").exists() and not options.force:
-        raise UserError(f"FOLDER {str(options.folder)!r} has a dataset.json already: --force makes a new index")
+    if (options.folder / ".work").exists():
+        raise UserError(f"FOLDER {str(options.folder)!r} is being made by data_prep.shard: run that to its end")
+    if (options.folder / "dataset.json").exists():
+        if not options.force:
+            raise UserError(f"FOLDER {str(options.folder)!r} has a dataset.json already: --force makes a new index")
+        if sources.is_ours(options.folder):
+            raise UserError(
+                f"FOLDER {str(options.folder)!r} was made by data_prep.shard, whose index says more than a new one "
+                "would: move its dataset.json away first"
+            )
     tars = sorted(path for path in options.folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
     if not tars:
         raise UserError(f"FOLDER {str(options.folder)!r} holds no .tar files")
     return tars
-
-
-def _split(name: str) -> str:
-    """``imagenet1k-validation-03.tar`` -> ``val``."""
-    words = set(re.split("[^a-z]+", name.lower()))
-    return "val" if words & {"val", "valid", "validation"} else "test" if "test" in words else "train"
 
 
 def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:

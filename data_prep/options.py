@@ -13,6 +13,7 @@ from data_prep import classmaps
 from data_prep.images import HAS_RESTARTS
 from data_prep.plan import SplitRule
 from data_prep.prepare import PlanOptions
+from data_prep.tarwalk import printable
 from pipeline import shards
 from pipeline.cli import UserError
 
@@ -95,8 +96,12 @@ def check(options: Options) -> None:
             "--restart needs an extension that was not built: install a C compiler and libjpeg-turbo's headers "
             "(Debian: gcc libjpeg-dev) and this package again, or leave it out"
         )
-    if options.output.exists() and not options.output.is_dir():
-        raise UserError(f"OUTPUT {str(options.output)!r} is a file: give a folder")
+    if (options.output.exists() or options.output.is_symlink()) and not options.output.is_dir():
+        raise UserError(f"OUTPUT {str(options.output)!r} is a file, or a link to nothing: give a folder")
+    if printable(str(options.output)) != str(options.output):
+        raise UserError(
+            f"OUTPUT {printable(str(options.output))!r} (bytes written %XX) must be UTF-8: give another name"
+        )
     short_side(options.resize)
     budget(options.failure_budget)
 

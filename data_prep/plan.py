@@ -6,6 +6,7 @@ cut into buckets by hash so that 14 million rows never stand in memory together 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +23,7 @@ CATALOGUE = pa.schema(
         ("file", pa.binary()),  # path of the tar that holds the bytes, or of the image itself
         ("offset", pa.int64()),  # of the image's first byte in that file
         ("size", pa.int64()),  # bytes
+        ("tar", pa.int32()),  # number of the WebDataset tar, of images whose names may repeat in another; else 0
     ]
 )
 PLAN = pa.schema(
@@ -80,6 +82,25 @@ def overwritten(table: pa.Table) -> pa.Array:
     wnid, name = (_one_chunk(table[column]) for column in ("wnid", "name"))
     same = pc.and_(pc.equal(wnid[:-1], wnid[1:]), pc.equal(name[:-1], name[1:]))
     return pa.concat_arrays([same, pa.array([False] * min(len(table), 1), pa.bool_())])
+
+
+def told_apart(table: pa.Table, tars: Sequence[str]) -> pa.Table:
+    """Rows of ``by_class``; where several tars have an image of one class and name, the tar's name before theirs.
+
+    As WebDataset's tars do whose writer counted from 0 in each.
+    """
+    follows = overwritten(table).to_pylist()
+    if not any(follows):
+        return table
+    names, numbers = table["name"].to_pylist(), table["tar"].to_pylist()
+    start = 0
+    for row, another in enumerate(follows):
+        if another:
+            continue
+        if len(set(numbers[start : row + 1])) > 1:
+            names[start : row + 1] = [f"{tars[numbers[k]]}/{names[k]}" for k in range(start, row + 1)]
+        start = row + 1
+    return by_class(table.set_column(table.schema.get_field_index("name"), "name", pa.array(names, pa.string())))
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -52,7 +52,7 @@ class Planned:
     bytes: dict[str, int]  # of these images
     wnids: list[str]
     names: list[str]
-    defects: int  # rejects so far that count as defects
+    defects: dict[str, int]  # rejects so far that count as defects, by reason
     streamed: bool  # whether each task has to read the stream again for its images
 
 
@@ -141,12 +141,17 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
             seed=options.seed,
             samples_per_shard=options.samples_per_shard,
             rejects=rejects,
+            tars=sources.told_apart_by(source),
         )
     (folder / "catalogue.arrow").unlink()
     if options.exclude:
         reasons = catalogue.whole(folder / "rejects.arrow")["reason"].to_pylist()
-        if unknown := len(options.exclude) - reasons.count("excluded"):
-            count = len(options.exclude)
+        count = len(options.exclude)
+        if (unknown := count - reasons.count("excluded")) == count:
+            raise UserError(
+                f"none of the {count} keys of --exclude names an image of INPUT: is it the list of another?"
+            )
+        if unknown:
             print(f"warning: {unknown} of {count} keys of --exclude name no image of INPUT", file=sys.stderr)
     if not sums:
         raise UserError("no image is left to write: --exclude names all of them")
@@ -158,7 +163,7 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
         bytes={split: sums[split]["bytes"] for split in sums},
         wnids=wnids,
         names=[known.get(wnid) or classmaps.name_of(wnid) for wnid in wnids],
-        defects=sum(count for reason, count in defects.items() if reason not in NOT_DEFECTS),
+        defects={reason: count for reason, count in defects.items() if reason not in NOT_DEFECTS},
         streamed=not source.seekable and options.tasks > 1,
     )
     finish.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")

@@ -139,7 +139,7 @@ def _facts(info: DatasetInfo, found: Totals) -> list[str]:
         ("shards", f"{len(info.shards):,}"),
         ("size", progress.size(size)),
         ("left out", f"{info.rejects:,}"),
-        ("re-encoded", ", ".join(f"{count:,} {reason}" for reason, count in found.recoded.items()) or "none"),
+        ("changed", ", ".join(f"{count:,} {reason}" for reason, count in found.recoded.items()) or "none"),
         ("EXIF orientation other than upright", f"{found.turned:,}"),
         ("seed", str(info.seed)),
         ("options", ", ".join(f"{name} {value}" for name, value in info.options.items() if value not in ("", 0))),

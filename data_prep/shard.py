@@ -21,8 +21,10 @@ from data_prep.arrow import without_pandas
 from data_prep.build import ShardTask
 from data_prep.devkit import read_devkit
 from data_prep.images import ImageOptions
-from data_prep.options import Options, budget, check, content_options, plan_options, short_side
+from data_prep.options import Options, budget, check, content_options, plan_options, short_side, split_rule
+from data_prep.plan import SplitRule
 from data_prep.prepare import NOT_DEFECTS, Planned
+from data_prep.sources import Source
 from pipeline import cli, shards
 from pipeline.cli import UserError
 
@@ -85,9 +87,13 @@ def run(options: Options) -> None:
     identity = content_options(options)
     if _finished(options, identity, started):
         return
-    with alone(options.output, "all" if options.task is None else f"task-{options.task}"):
+    devkit = read_devkit(options.devkit) if options.devkit else None
+    source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
+    check_apart(options.output, source)
+    check_splits(options, source)
+    with alone(options.output, options.task):
         if not _finished(options, identity, started):  # by the process that was here before
-            _make(options, identity, started)
+            _make(options, source, identity, started)
 
 
 def _finished(options: Options, identity: dict[str, Any], started: float) -> bool:
@@ -97,20 +103,18 @@ def _finished(options: Options, identity: dict[str, Any], started: float) -> boo
     info = shards.read_info(options.output)
     prepare.same_options(options.output, {"name": info.name, "seed": info.seed, **info.options}, identity, "a finished")
     finish.check_sizes(options.output, info)
+    print(f"{options.output} is finished: nothing to do (INPUT was not looked at)", file=sys.stderr)
     shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
     _summarise(options, info, time.monotonic() - started)
     return True
 
 
-def _make(options: Options, identity: dict[str, Any], started: float) -> None:
-    devkit = read_devkit(options.devkit) if options.devkit else None
-    source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
-    check_apart(options.output, source)
+def _make(options: Options, source: Source, identity: dict[str, Any], started: float) -> None:
     check_ours(options.output)
     found = prepare.planned(options.output, source, plan_options(options, identity))
     every = all_shards(found.samples, options.samples_per_shard)
     if not options.finalize:
-        _make_shards(options, found, every)
+        _make_shards(options, found, every, loose=source.form == "folder")
     if options.task is None:
         made_with = {field: value for field, value in identity.items() if field not in ("name", "seed")}
         info = finish.finalize(
@@ -136,6 +140,17 @@ def check_apart(output: Path, source: sources.Source) -> None:
             raise UserError(f"OUTPUT {str(output)!r} is INPUT's own folder or lies in it: give another folder")
 
 
+def check_splits(options: Options, source: Source) -> None:
+    """Raise UserError where images held out once would be trained on."""
+    held = sources.splits(source)
+    if len(held) > 1 and split_rule(options) == SplitRule(options.split):
+        raise UserError(
+            f"INPUT {options.input!r} holds the splits {', '.join(held)}: shard one after another, such as "
+            f"'{Path(options.input)}/{held[0]}-{{00000..00009}}.tar' with --split {held[0]}, or divide them anew by "
+            "--val-fraction"
+        )
+
+
 def check_ours(output: Path) -> None:
     """Raise UserError where files of OUTPUT that aren't this run's would be replaced."""
     if (build.work_folder(output) / "plan").is_dir():
@@ -154,21 +169,21 @@ def all_shards(samples: dict[str, int], samples_per_shard: int) -> list[tuple[st
     return [(split, shard) for split, n in sorted(samples.items()) for shard in range(-(-n // samples_per_shard))]
 
 
-def _make_shards(options: Options, found: Planned, every: list[tuple[str, int]]) -> None:
+def _make_shards(options: Options, found: Planned, every: list[tuple[str, int]], *, loose: bool) -> None:
     own = every[options.task :: options.tasks] if options.task is not None else every
     if not own:
         return
     image_options = ImageOptions(
         options.verify, short_side(options.resize), options.quality, options.min_side, options.restart
     )
-    tasks = [ShardTask(options.output, split, shard, image_options) for split, shard in own]
+    tasks = [ShardTask(options.output, split, shard, image_options, loose=loose) for split, shard in own]
     _check_room(options, found, tasks, len(every))
     if found.streamed:
         tasks = _with_stream(options, tasks)
     images = sum(_images(task, found, options.samples_per_shard) for task in tasks)
     allowed = max(FREE_DEFECTS, int(budget(options.failure_budget) * images))
-    scanned = found.defects * images // sum(found.samples.values())  # this task's share of them
-    defects: collections.Counter[str] = collections.Counter({"found while scanning": scanned})
+    total = sum(found.samples.values())
+    defects = collections.Counter({reason: count * images // total for reason, count in found.defects.items()})
     with progress.Bar("writing", images, "images") as bar:
 
         def on_report(counts: workers.Report) -> None:

@@ -49,7 +49,8 @@ class Part:
     location: str
     wnid: str = ""  # of a class's tar or folder; "" for a whole tar
     start: int = 0  # bytes, of a class's tar inside ``location``
-    end: int = 0
+    end: int | None = 0  # None: where the stream ends
+    number: int = 0  # of a WebDataset tar
 
 
 def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] | None) -> Source:
@@ -96,12 +97,11 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
             _check_tar(location, seekable)
     if form == "auto":
         peeked = not remote and _has_samples(locations[0], seekable)
-        form = "webdataset" if peeked or (remote and len(locations) > 1) else "tars" if path.is_dir() else "tar"
+        several = path.is_dir() or len(locations) > 1
+        form = "webdataset" if peeked or (remote and several) else "tars" if several else "tar"
     if form == "webdataset":
-        own = tuple(class_list or _classes_beside(locations[0]))
-        return Source(
-            "webdataset", locations, seekable, devkit, own, not remote and _is_ours(Path(locations[0]).parent)
-        )
+        own = _meaning(_classes_beside(locations[0]), class_list)
+        return Source("webdataset", locations, seekable, devkit, own, not remote and is_ours(Path(locations[0]).parent))
     return Source("tar" if form == "tar" else "tars", locations, seekable, devkit)
 
 
@@ -119,8 +119,18 @@ def _classes_beside(location: str) -> Sequence[str]:
     return wnids
 
 
-def _is_ours(folder: Path) -> bool:
-    return (folder / "dataset.json").is_file() and "made_by" not in shards.read_info(folder).options
+def _meaning(beside: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The wnids that numbers in the tars mean: those of the list beside them, unless it only repeats the numbers."""
+    numbers = all(wnid.isdecimal() and int(wnid) == number for number, wnid in enumerate(beside))
+    return tuple((asked or beside) if numbers else beside)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether data_prep.shard has made the data set in ``folder``; not where what says so is damaged."""
+    try:
+        return (folder / "dataset.json").is_file() and "made_by" not in shards.read_info(folder).options
+    except UserError:
+        return False
 
 
 def _check_tar(location: str, seekable: bool) -> None:
@@ -151,14 +161,38 @@ def parts(source: Source) -> list[Part]:
     """The parts of a source, in the order they lie there. Raises UserError where there are none."""
     if source.form == "folder":
         return _folder_parts(source)
-    if not source.seekable or source.form == "webdataset":
-        return [Part(source, location) for location in source.locations]
-    if source.form == "tars":
+    if source.form == "tars" and not any(location.startswith("pipe:") for location in source.locations):
         return [
-            Part(source, location, tarwalk.class_of_tar(location), 0, Path(location).stat().st_size)
-            for location in source.locations
+            Part(source, location, tarwalk.class_of_tar(location), 0, _size(location)) for location in source.locations
         ]
+    if not source.seekable or source.form == "webdataset":
+        return [Part(source, location, number=number) for number, location in enumerate(source.locations)]
     return _tar_parts(source)
+
+
+def _size(location: str) -> int | None:
+    return Path(location).stat().st_size if streams.is_seekable(location) else None
+
+
+def splits(source: Source) -> list[str]:
+    """The splits that WebDataset tars belong to, sorted: by their data set if it is ours, else by their names."""
+    if source.form != "webdataset":
+        return []
+    paths = [Path(location) for location in source.locations]
+    known = {info.file_name: info.split for info in shards.read_info(paths[0].parent).shards} if source.ours else {}
+    return sorted({known.get(path.name) or tarwalk.split_of(path.name) for path in paths})
+
+
+def told_apart_by(source: Source) -> list[str]:
+    """What tells images of one name in several tars apart: the tars' names, or their numbers where those repeat.
+
+    Empty where an image's name stands for one image, as in a release.
+    """
+    if source.form != "webdataset" or source.ours or len(source.locations) == 1:
+        return []
+    names = [tarwalk.class_of_tar(location) for location in source.locations]
+    plain = len(set(names)) == len(names) and not any(location.startswith("pipe:") for location in source.locations)
+    return names if plain else [f"{number:05d}" for number in range(len(names))]
 
 
 def _tar_parts(source: Source) -> list[Part]:
@@ -166,7 +200,7 @@ def _tar_parts(source: Source) -> list[Part]:
     found: list[Part] = []
     loose = False
     with _opened(location) as (tar, size):
-        for member in _checked(scan(tar.read, 0, size), location):
+        for member in _checked(scan(tar.read, 0, size, whole=True), location):
             if tarwalk.is_class_tar(member):
                 wnid = tarwalk.class_of_tar(member.name)
                 found.append(Part(source, location, wnid, member.offset, member.offset + member.size))
@@ -182,8 +216,8 @@ def _tar_parts(source: Source) -> list[Part]:
 def _folder_parts(source: Source) -> list[Part]:
     (location,) = source.locations
     folders = _subfolders(location)
-    splits = [name for name in folders if name in ("train", "val", "test", "validation")]
-    if source.devkit and not folders:
+    splits = [name for name in folders if name in tarwalk.SPLITS]
+    if source.devkit:  # which knows the classes by the images' names
         return [Part(source, location)]
     if splits and len(splits) == len(folders):
         raise UserError(
@@ -217,11 +251,11 @@ def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
     if source.form == "folder":
         yield from _folder_rows(part)
     elif source.seekable:
-        with _opened(part.location) as (tar, size):
+        with _opened(part.location, part.number) as (tar, size):
             yield from _checked(_tar_rows(part, tar, size), part.location)
     else:
         stream = streams.open_stream(part.location, on_bytes)
-        tar = Tar(stream.read, part.location, streaming=True)
+        tar = Tar(stream.read, part.location, streaming=True, number=part.number)
         yield from _checked(_tar_rows(part, tar, None), part.location)
         while not stream.ended:  # what follows the tar: its end decides whether gzip's checksum and the command held
             stream.skip()
@@ -233,7 +267,7 @@ def _tar_rows(part: Part, tar: Tar, size: int | None) -> Iterator[Row]:
         name_of = unquote if source.ours else str
         return tarwalk.samples(tar, size, lambda label: _class_name(source, label), name_of)
     if part.wnid:
-        return tarwalk.class_tar(tar, part.start, part.end, part.wnid)
+        return tarwalk.class_tar(tar, part.start, part.end, part.wnid, whole=source.form == "tars")
     return tarwalk.release_tar(tar, size, source.devkit, nested=not source.seekable)
 
 
@@ -252,13 +286,13 @@ def _class_name(source: Source, label: str) -> str:
 class _opened:  # noqa: N801 reads as a function
     """The tar at ``location``, for positioned reads, and its size."""
 
-    def __init__(self, location: str) -> None:
-        self._location = location
+    def __init__(self, location: str, number: int = 0) -> None:
+        self._location, self._number = location, number
 
     def __enter__(self) -> tuple[Tar, int]:
         self._fd = fd = os.open(self._location, os.O_RDONLY | os.O_CLOEXEC)
         read = lambda offset, size: os.pread(fd, size, offset)  # noqa: E731 the fastest there is
-        return Tar(read, self._location, streaming=False, fd=fd), os.fstat(fd).st_size
+        return Tar(read, self._location, streaming=False, fd=fd, number=self._number), os.fstat(fd).st_size
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -274,8 +308,8 @@ def _checked(found: Iterator[Any], location: str) -> Iterator[Any]:
 def _folder_rows(part: Part) -> Iterator[Row]:
     devkit = part.source.devkit
     for entry in _walk(part.location):
-        inside = os.path.relpath(entry.path, part.location)
-        wnid = part.wnid or (devkit.wnid_of(entry.name) if devkit else None) or ""
+        inside = entry.name if devkit else os.path.relpath(entry.path, part.location)
+        wnid = (devkit.wnid_of(entry.name) or "") if devkit else part.wnid
         source = printable(f"{part.wnid}/{inside}" if part.wnid else inside)
         if not _is_file(entry):
             yield RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
@@ -314,7 +348,7 @@ def tables(found: Sequence[Row]) -> tuple[pa.Table, pa.Table]:
     images = [row for row in found if isinstance(row, ImageRow)]
     rejects = [row for row in found if isinstance(row, RejectRow)]
     encoded = {file: os.fsencode(file) for file in {row.file for row in images}}
-    records = [(row.wnid, row.name, encoded[row.file], row.offset, row.size) for row in images]
+    records = [(row.wnid, row.name, encoded[row.file], row.offset, row.size, row.tar) for row in images]
     return catalogue.table(records, CATALOGUE), catalogue.table(rejects, REJECTS_SCHEMA)
 
 

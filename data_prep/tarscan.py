@@ -58,8 +58,11 @@ _DIGITS = ord("0")  # the first of them; fields end with NUL or a space
 _WITHOUT_PAYLOAD = frozenset({"hard link", "symlink", "device", "directory", "fifo"})
 
 
-def scan(read: Read, start: int, end: int | None, fd: int | None = None) -> Iterator[Member]:
+def scan(read: Read, start: int, end: int | None, fd: int | None = None, *, whole: bool = False) -> Iterator[Member]:
     """The members of the tar in bytes ``start`` to ``end`` (``None``: until it stops), in order, headers only.
+
+    Tars behind its end marker are read as well: ``cat a.tar b.tar`` loses nothing. ``whole``: the bytes are those of a
+    file or stream, which may have been cut short between two members; so there must be an end marker.
 
     ``read`` may be sequential: offsets only grow, and a payload read between two members comes in order too. ``fd`` is
     the file that ``read`` reads, if it is one: some headers are read from it directly, which is faster.
@@ -71,6 +74,7 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None) -> Iter
     pax_global: dict[str, str] = {}
     long_name: str | None = None
     plain = True  # whether none of the three has anything to say
+    marked = not whole  # whether an end marker was seen since the last member
     while end is None or position < end:
         if plain and fd is not None and _tarscan is not None and position < last:
             found, position = _tarscan.plain_members_of_file(Member, fd, position, last)
@@ -80,7 +84,7 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None) -> Iter
         header = read(position, BLOCK)
         if len(header) < BLOCK or (end is not None and position + BLOCK > end):
             if not header:
-                return
+                break
             raise DamagedTarError(f"cut short inside the header at byte {position}")
         if plain and _tarscan is not None:
             found, position = _tarscan.plain_members(Member, header, position, last)
@@ -103,7 +107,9 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None) -> Iter
                 yield Member(name, payload, size, "file")
                 continue
         if not header[0] and header == ZERO_BLOCK:
-            return
+            marked = True
+            position += BLOCK
+            continue
         if not _checksum_holds(header):
             raise DamagedTarError(f"no valid tar header at byte {position}")
         typeflag = header[156:157]
@@ -141,6 +147,11 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None) -> Iter
         if end is not None and payload + size > end:
             raise DamagedTarError(f"cut short inside {name!r}: {payload + size - end} bytes are missing")
         yield Member(name, payload, size, kind)
+    if not marked:
+        raise DamagedTarError(
+            f"it ends at byte {position} without an end marker, as if cut short (where it is whole, add one by "
+            "`truncate -s +1024`)"
+        )
 
 
 def looks_like_tar(header: bytes) -> bool:

@@ -1,5 +1,6 @@
 """From tar members to images: what is an image of which class, and what is left out for which reason."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from data_prep.tarscan import Member, Read, scan
 from pipeline.cli import UserError
 
 ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
+SPLITS = ("train", "val", "test", "validation")  # folders of these names aren't classes
 
 
 class ImageRow(NamedTuple):
@@ -20,6 +22,7 @@ class ImageRow(NamedTuple):
     offset: int
     size: int
     data: bytes = b""  # the bytes, where the source is a stream: they can't be read later
+    tar: int = 0  # number of the WebDataset tar
 
 
 class RejectRow(NamedTuple):
@@ -43,12 +46,13 @@ class Tar(NamedTuple):
     file: str
     streaming: bool
     fd: int | None = None  # of the file, where it isn't a stream
+    number: int = 0  # among a source's tars
 
     def image(self, wnid: str, name: str, member: Member) -> ImageRow:
         data = self.read(member.offset, member.size) if self.streaming else b""
         if self.streaming and len(data) < member.size:
             raise UserError(f"INPUT {self.file!r} is cut short inside {member.name!r}: download it again")
-        return ImageRow(wnid, name, self.file, member.offset, member.size, data)
+        return ImageRow(wnid, name, self.file, member.offset, member.size, data, self.number)
 
 
 def printable(text: str) -> str:
@@ -75,8 +79,12 @@ def problem(member: Member, wnid: str, where: str = "") -> RejectRow | None:
 
 
 def is_ignored(member: Member) -> bool:
-    """Directories, and hidden files such as macOS's ``._name``: not meant as images."""
-    return member.kind == "directory" or member.name.rpartition("/")[2].startswith(".")
+    """Directories, hidden files such as macOS's ``._name``, and what lies in hidden folders: not meant as images."""
+    name = member.name
+    hidden = (name[:1] == "." or "/." in name) and any(
+        part.startswith(".") and part not in (".", "..") for part in name.split("/")
+    )
+    return hidden or member.kind == "directory"
 
 
 def is_class_tar(member: Member) -> bool:
@@ -85,12 +93,18 @@ def is_class_tar(member: Member) -> bool:
 
 def class_of_tar(name: str) -> str:
     """``winter21_whole/n01440764.tar`` -> ``n01440764``."""
-    return printable(name.rpartition("/")[2].removesuffix(".tar"))
+    return printable(name.rpartition("/")[2].removesuffix(".gz").removesuffix(".tar"))
 
 
-def class_tar(tar: Tar, start: int, end: int, wnid: str) -> Iterator[Row]:
-    """The images of one class's tar."""
-    for member in scan(tar.read, start, end, tar.fd):
+def split_of(name: str) -> str:
+    """``imagenet1k-validation-03.tar`` -> ``val``."""
+    words = set(re.split("[^a-z]+", name.lower()))
+    return "val" if words & {"val", "valid", "validation"} else "test" if "test" in words else "train"
+
+
+def class_tar(tar: Tar, start: int, end: int | None, wnid: str, *, whole: bool = False) -> Iterator[Row]:
+    """The images of one class's tar; ``whole`` where it is a file by itself."""
+    for member in scan(tar.read, start, end, tar.fd, whole=whole):
         name = member.name
         if (  # the usual member: there are millions
             member.kind == "file"
@@ -119,7 +133,8 @@ def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) 
     Class folders lie as deep as the first one: what lies deeper or higher is left out, for want of a class.
     """
     depth = 0
-    for member in scan(tar.read, 0, end):
+    splits: set[str] = set()
+    for member in scan(tar.read, 0, end, whole=True):
         if is_ignored(member):
             continue
         if is_class_tar(member):
@@ -129,6 +144,12 @@ def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) 
         folder, _, name = printable(member.name).rpartition("/")
         folders = [part for part in folder.split("/") if part not in ("", ".")]
         wnid = (devkit.wnid_of(name) if devkit else None) or (folders[-1] if folders else "")
+        splits.update(part for part in folders[-2:-1] if part in SPLITS and not devkit)
+        if len(splits) > 1:
+            raise UserError(
+                f"INPUT {tar.file!r} holds the splits {', '.join(sorted(splits))}, not classes: unpack it, and shard "
+                "one after another, each with its --split"
+            )
         reject = problem(member, wnid)
         if reject:
             yield reject
@@ -155,6 +176,10 @@ def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str], name_of: C
     key: str | None = None
     image: tuple[ImageRow, str] | None = None
     label: str | None = None
+    file = printable(tar.file)
+
+    def left_out(size: int, reason: str, detail: str) -> RejectRow:
+        return RejectRow(f"{file}/{key}", "", size, reason, detail)
 
     def sample() -> Iterator[Row]:
         if image and label:
@@ -162,9 +187,11 @@ def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str], name_of: C
             row, ending = image
             yield row._replace(wnid=wnid, name=f"{name_of(key or '').removeprefix(wnid + '/')}.{ending}")
         elif image:
-            yield RejectRow(f"{tar.file}/{key}", "", image[0].size, "no_class", "the sample has no .cls member")
+            yield left_out(image[0].size, "no_class", "the sample has no .cls member")
+        elif label:
+            yield left_out(0, "other_file", "the sample has no member with an image's ending")
 
-    for member in scan(tar.read, 0, end):
+    for member in scan(tar.read, 0, end, whole=True):
         if is_ignored(member):
             continue
         folder, slash, name = printable(member.name).rpartition("/")
@@ -176,9 +203,13 @@ def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str], name_of: C
         if ending == "cls" and member.kind == "file":
             label = tar.read(member.offset, min(member.size, 256)).decode("utf-8", "replace").strip()
         elif ending.rpartition(".")[2].lower() in ENDINGS:
-            reject = problem(member, "", f"{tar.file}/")
+            reject = problem(member, "", f"{file}/")
             if reject:
                 yield reject
-            elif image is None:
+            elif image is None or ("." in image[1] and "." not in ending):  # 1.jpg rather than 1.depth.png
+                if image:
+                    yield left_out(image[0].size, "other_file", f"the sample's image is .{ending}, not .{image[1]}")
                 image = tar.image("", "", member), ending
+            else:
+                yield left_out(member.size, "other_file", f"the sample's image is .{image[1]}, not .{ending}")
     yield from sample()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -112,6 +113,12 @@ def run(
                 yield pending.pop(0).result()
         _drain(queue, on_report)
         pool.shutdown()
+    except BrokenProcessPool:
+        from pipeline.cli import UserError  # noqa: PLC0415  warm_up is called before anything slow is imported
+
+        raise UserError(
+            "a worker was killed, as the system does where memory runs out: give fewer --workers, and run again"
+        ) from None
     except BaseException:
         for process in list((pool._processes or {}).values()):  # there is no public way to stop running work
             process.terminate()

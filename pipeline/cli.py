@@ -22,6 +22,7 @@ _USERS = frozenset(
 )
 EXIT_DONE = 0
 EXIT_USER = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped early with everything saved, run me again
 
 
@@ -42,6 +43,9 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in _USERS or error.filename is None:
             raise

@@ -49,7 +49,7 @@ def findings(dataset: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -> None:
     source, out = folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out"
-    with alone(out, "all"), pytest.raises(UserError, match="is being made by another process"):
+    with alone(out, None), pytest.raises(UserError, match="is being made by another process"):
         shard.main([str(source), str(out), "--workers", "1"])
     assert not out.exists()
     run(source, out, "--workers", 1)
@@ -58,9 +58,9 @@ def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from data_prep.alone import alone\n"
-    code += "with alone(Path(sys.argv[1]), 'all'): os._exit(9)"
+    code += "with alone(Path(sys.argv[1]), None): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False).returncode == 9
-    with alone(tmp_path, "all"):
+    with alone(tmp_path, None):
         pass
 
 

@@ -19,7 +19,7 @@ NAMES = st.builds(lambda stem, ending: stem + ending, STEMS, st.sampled_from((".
 @given(st.lists(NAMES, max_size=8, unique=True))
 def test_every_image_of_a_class_has_a_key_of_its_own_made_of_its_name(names: list[str]) -> None:
     names.sort()
-    rows = [[WNID] * len(names), names, [b"x.tar"] * len(names), [0] * len(names), [1] * len(names)]
+    rows = [[WNID] * len(names), names, [b"x.tar"] * len(names), [0] * len(names), [1] * len(names), [0] * len(names)]
     table = pa.table([pa.array(column, field.type) for column, field in zip(rows, CATALOGUE, strict=True)], CATALOGUE)
     keys = plan.with_keys(table, {WNID: 3}, SplitRule(), 0)["key"].to_pylist()
     taken: set[str] = set()
