@@ -124,9 +124,10 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
                 defects.update(rejected["reason"].to_pylist())
         if not counts:
             what = ", ".join(f"{count} {reason}" for reason, count in defects.most_common()) or "nothing else either"
+            hint = " For tars of a class each give --source tars" if source.form == "webdataset" else ""
             raise UserError(
                 f"INPUT {source.locations[0]!r} holds no images (files ending in {', '.join(sorted(ENDINGS))}; it has "
-                f"{what}): is it the right path?"
+                f"{what}): is it the right path?{hint}"
             )
         wnids = classmaps.listed(options.classes)
         wnids = classmaps.derived(options.classes, counts) if wnids is None else wnids

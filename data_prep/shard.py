@@ -89,7 +89,7 @@ def run(options: Options) -> None:
         return
     devkit = read_devkit(options.devkit) if options.devkit else None
     source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
-    check_apart(options.output, source)
+    check_apart(options.input, options.output, source)
     check_splits(options, source)
     with alone(options.output, options.task):
         if not _finished(options, identity, started):  # by the process that was here before
@@ -128,14 +128,14 @@ def _make(options: Options, source: Source, identity: dict[str, Any], started: f
         _summarise(options, info, time.monotonic() - started)
 
 
-def check_apart(output: Path, source: sources.Source) -> None:
-    """Raise UserError where what is written would be taken for input, or overwrite it."""
+def check_apart(given: str, output: Path, source: Source) -> None:
+    """Raise UserError where what is written would be taken for INPUT (``given``), or overwrite it."""
     folder = output.resolve()
-    for location in source.locations:
+    for location in (given, *source.locations):
         if location.startswith("pipe:") or "://" in location:
             continue
         path = Path(location).resolve()
-        inside = path in (folder, *folder.parents) if source.form == "folder" else path.parent == folder
+        inside = path in (folder, *folder.parents) if path.is_dir() else path.parent == folder
         if inside:
             raise UserError(f"OUTPUT {str(output)!r} is INPUT's own folder or lies in it: give another folder")
 

@@ -175,6 +175,8 @@ def test_class_tars_named_by_braces(photos: list[bytes], tmp_path: Path) -> None
     for wnid, photo in zip("abc", photos, strict=False):
         (tmp_path / f"{wnid}.tar").write_bytes(class_tar({"1.jpg": photo}))
     assert keys(run(tmp_path / "{a..c}.tar", tmp_path / "out", "--workers", 1)) == {"a/1", "b/1", "c/1"}
+    with pytest.raises(UserError, match="is INPUT's own folder or lies in it"):
+        run(tmp_path, tmp_path / "deep" / "out", "--source", "tars")
     (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "b.tar").read_bytes()))
     assert keys(run(tmp_path / "{a..c}.tar", tmp_path / "zipped", "--workers", 1)) == {"a/1", "b/1", "c/1"}
 
