@@ -1,6 +1,7 @@
 """Keys of samples, as pure functions of the images' names."""
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,11 @@ def test_every_image_of_a_class_has_a_key_of_its_own_made_of_its_name(names: lis
         own = plan.key_of(WNID, name)
         assert key == (own if own not in taken else plan.key_of(WNID, f"{name}.jpg"))
         taken.add(key)
+
+
+@pytest.mark.parametrize(("wnid", "name"), [("a", "a_b_1.jpg"), ("a", "a_b/1.jpg"), ("n01440764", "n01440764_b/1.jpg")])
+def test_classes_whose_names_begin_alike_share_no_key(wnid: str, name: str) -> None:
+    assert plan.key_of(wnid, name) == f"{wnid}/{name.removesuffix('.jpg')}"
 
 
 def test_keys_of_the_releases() -> None:
