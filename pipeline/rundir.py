@@ -85,7 +85,7 @@ def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
         return
     old = read_json(path)
     for key, value in facts.items():
-        if old.get(key) != value:
+        if old.get(key, value) != value:
             raise UserError(
                 f"{key} was {old.get(key)!r} when the run in {str(run_dir)!r} started and is {value!r} now: "
                 "resume with the data it started with, or start anew in another --run-dir"

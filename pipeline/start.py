@@ -38,7 +38,8 @@ class Job:
     held_out: Split | None
     steps: int
     ranks: Ranks
-    facts: dict[str, Any]  # of the data, for run.json and each checkpoint
+    facts: dict[str, Any]  # of the training data, for run.json and each checkpoint
+    eval_digest: str  # of the evaluation data; "" where there are none
     status: rundir.Status | None  # of the attempt before
 
 
@@ -80,9 +81,10 @@ def prepare(config: RunConfig) -> Job:
         "dataset_digest": data.digest,
     }
     rundir.check_config(config)
-    rundir.check_facts(config.run_dir, facts)
+    eval_digest = held_out.digest if held_out else ""
+    rundir.check_facts(config.run_dir, {**facts, "eval_digest": eval_digest})
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
-    return Job(data, held_out, steps, ranks, facts, rundir.read_status(config.run_dir))
+    return Job(data, held_out, steps, ranks, facts, eval_digest, rundir.read_status(config.run_dir))
 
 
 def open_data(config: RunConfig) -> tuple[Split, Split | None]:
@@ -124,7 +126,7 @@ def start(config: RunConfig, job: Job) -> Run:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}
         facts["datasets"] = [*describe_data(job.data, "train"), *describe_data(job.held_out, "eval")]
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
-        record = rundir.start(config, {**job.facts, **facts}, classes)
+        record = rundir.start(config, {**job.facts, "eval_digest": job.eval_digest, **facts}, classes)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
     return Run(
         config=config,

@@ -190,11 +190,13 @@ def test_fields_that_change_no_result_may_change(copy: Path) -> None:
     rundir.check_config(config)
 
 
-@pytest.mark.parametrize("name", ["classes", "classes_digest", "dataset_digest"])
+DATA = ("classes", "classes_digest", "dataset_digest", "eval_digest")
+
+
+@pytest.mark.parametrize("name", DATA)
 def test_changed_data_are_refused(copy: Path, name: str) -> None:
-    facts = {
-        key: json.loads((copy / "run.json").read_text())[key] for key in ("classes", "classes_digest", "dataset_digest")
-    }
+    record = json.loads((copy / "run.json").read_text())
+    facts = {key: record[key] for key in DATA}
     rundir.check_facts(copy, facts)
     with pytest.raises(UserError, match=f"{name} was"):
         rundir.check_facts(copy, facts | {name: "another"})
