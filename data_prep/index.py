@@ -1,7 +1,7 @@
 """``python -m data_prep.index FOLDER``: make WebDataset tars that somebody else wrote a data set, where they lie.
 
 Reads tar headers and ``.cls`` members only, so a terabyte takes minutes. What can't be known from headers stays empty:
-widths, heights and hashes are 0.
+widths, heights and hashes are 0. Two versions of the same tars are told apart by their rows (keys, places, sizes and labels).
 """
 
 from data_prep import workers
@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import collections
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
+import xxhash
 
 from data_prep import catalogue, classmaps, finish, progress, sources
 from data_prep.arrow import without_pandas
@@ -117,7 +119,8 @@ def main(args: list[str] | None = None) -> int:
             raise UserError(f"FOLDER {str(options.folder)!r}: no tar has a sample with a JPEG and a .cls member")
         wnids, label_of = _classes(seen, listed, options.classes)
         texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
-        tables = (_labelled(table, texts, labels) for table in catalogue.batches(rows))
+        content = Content()
+        tables = content.seen(_labelled(table, texts, labels) for table in catalogue.batches(rows))
         finish.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
     finally:
         rows.unlink(missing_ok=True)
@@ -127,7 +130,7 @@ def main(args: list[str] | None = None) -> int:
         options.folder,
         name=options.name or options.folder.resolve().name,
         seed=0,
-        options={"made_by": "data_prep.index", "classes": options.classes},
+        options={"made_by": "data_prep.index", "classes": options.classes, "rows": content.digest()},
         classes=finish.classes_table(wnids, [classmaps.name_of(wnid) for wnid in wnids]),
         made=made,
         rejects=len(rejects),
@@ -136,6 +139,28 @@ def main(args: list[str] | None = None) -> int:
     made_of = f"{samples} images of {info.classes:,} classes in {len(made):,} tars"
     print(f"{options.folder}: {made_of}, {len(rejects):,} left out")
     return cli.EXIT_DONE
+
+
+class Content:
+    """A hash of the index's rows. Shards have none here, so it is what tells two versions of a data set apart."""
+
+    COLUMNS = ("offset", "size", "label")
+
+    def __init__(self) -> None:
+        # one a column: the same whatever tables the rows come in
+        self._hashes = {name: xxhash.xxh3_128() for name in ("key", *self.COLUMNS)}
+
+    def seen(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The tables, unchanged, on their way."""
+        for table in tables:
+            keys = "".join(f"{len(key)} {key}" for key in table["key"].to_pylist())
+            self._hashes["key"].update(keys.encode())
+            for name in self.COLUMNS:
+                self._hashes[name].update(table[name].to_numpy().astype("<i8").tobytes())
+            yield table
+
+    def digest(self) -> str:
+        return xxhash.xxh3_128_hexdigest(b"".join(found.digest() for found in self._hashes.values()))
 
 
 def _tars(options: Options) -> list[Path]:

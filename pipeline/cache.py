@@ -38,10 +38,11 @@ class Wanted:
     url: str
     size: int  # bytes
     xxh3_128: str  # hexadecimal; empty where nobody knows it
+    version: str = ""  # the data set's digest: a file of no known hash serves no other version of it
 
     @property
     def name(self) -> str:
-        return self.xxh3_128 or f"{xxhash.xxh3_128_hexdigest(self.url.encode())}-{self.size}"
+        return self.xxh3_128 or f"{xxhash.xxh3_128_hexdigest(f'{self.version} {self.url}'.encode())}-{self.size}"
 
 
 @dataclass(frozen=True)

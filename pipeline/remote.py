@@ -137,7 +137,8 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
     patience = patience or Patience(seconds=60.0)
     if source.startswith("pipe:"):
         return  # nothing but reading it would tell
-    mark = folder / f".found-{xxhash.xxh3_64_hexdigest(' '.join(shard.xxh3_128 for shard in wanted).encode())}"
+    names = " ".join(f"{shard.file_name} {shard.bytes} {shard.xxh3_128}" for shard in wanted)
+    mark = folder / f".found-{xxhash.xxh3_64_hexdigest(names.encode())}"
     with locked(folder / ".lock"):
         if mark.exists() and time.time() - mark.stat().st_mtime < CHECKED:
             return

@@ -61,7 +61,7 @@ class Part:
         self.cache = cache if is_remote(source) else None
         self._place = {item.shard: number for number, item in enumerate(self.shards)}
         self._wanted = [
-            Wanted(remote.join(source, item.file_name), item.bytes, item.xxh3_128)
+            Wanted(remote.join(source, item.file_name), item.bytes, item.xxh3_128, self.info.digest)
             for item in (self.shards if self.cache else ())
         ]
         self._files: dict[int, int] = {}  # descriptors, opened by the process that reads

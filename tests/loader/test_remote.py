@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import index
 from pipeline import remote, spool
 from pipeline.cache import Ahead, Cache, Wanted
 from pipeline.cli import UserError
@@ -86,6 +88,36 @@ def test_ranks_that_share_a_small_cache_of_a_failing_server_get_the_local_batche
     left = [path for path in (cache / "shards").iterdir() if not path.name.startswith(".")]
     assert {path.name for path in left} <= {shard.xxh3_128 for shard in open_split(digits, "train").shards}
     assert all(xxh3_128(path) == path.name for path in left)
+
+
+def test_a_data_set_of_foreign_tars_that_is_indexed_again_is_another_one(digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    tar = folder / "train-0.tar"
+    tar.write_bytes((digits / "train-00000.tar").read_bytes())
+    cache = Cache(tmp_path / "cache" / "shards", 10**7, QUICK)
+    seen = []
+    with Server(folder) as server:
+        for relabelled in (False, False, True):
+            os.utime(tar)
+            if relabelled:  # in a file of the same size
+                with tarfile.open(tar) as members, tar.open("r+b") as file:
+                    for member in members:
+                        if member.name.endswith(".cls"):
+                            file.seek(member.offset_data)
+                            label = file.read(1)[0]
+                            file.seek(member.offset_data)
+                            file.write(bytes([label ^ 1]))
+            assert index.main([str(folder), "--workers", "1", "--force"]) == 0
+            here, there = open_split(folder, "train"), open_split(server.url, "train", cache=cache)
+            assert there.label.tolist() == here.label.tolist()
+            assert there.digest == here.digest
+            there.read(0)
+            seen.append((here.digest, (here.label ^ relabelled).tolist(), len(list(cache.folder.glob("[!.]*")))))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == seen[2][1]
+    assert seen[0][0] != seen[2][0]
+    assert [shards for *_, shards in seen] == [1, 1, 2]  # of another version, which may be any other file
 
 
 @pytest.mark.timeout(200)
