@@ -1,7 +1,8 @@
 """``python -m data_prep.index FOLDER``: make WebDataset tars that somebody else wrote a data set, where they lie.
 
 Reads tar headers and ``.cls`` members only, so a terabyte takes minutes. What can't be known from headers stays empty:
-widths, heights and hashes are 0. Two versions of the same tars are told apart by their rows (keys, places, sizes and labels).
+widths, heights and hashes are 0. Two versions of the same tars are told apart by their rows: keys, places, sizes and
+labels.
 """
 
 from data_prep import workers

@@ -1,20 +1,26 @@
 """Several data sets by weight: which of them stands at which position, a pure function. Imports no torch.
 
 Positions that are congruent modulo LANES form a stream of their own. A stream is cut into blocks of BLOCK positions, of
-which each data set gets its share, at places that a permutation by (seed, stream, block) chooses. A data set's own
-positions follow each other in every stream, so its epochs hold each of its samples once, and a rank reads the lanes of
-a data set that it would read of that data set alone.
+which each data set gets its share, spread evenly and shuffled over STRETCH positions. The seed chooses how, once for
+all blocks, so that what stands where can be looked up.
+
+Each data set goes through its own positions in order. Those of a small one (of one lane: pipeline.order) follow each
+other over all streams. Those of a large one do so in each stream by itself, so that a rank reads the lanes of a data
+set that it would read of that data set alone; the streams keep in step, but for some places.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.cli import UserError
-from pipeline.order import LANES, Ints, Order, key_of, permute
+from pipeline.order import LANES, Ints, Order, key_of
 
 BLOCK = 4096  # positions of a stream in which the shares are exact
+STRETCH = 32  # of them, that are shuffled together
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,29 @@ class Mixture:
 
     def own_positions(self, positions: Ints) -> tuple[Ints, Ints]:
         """Of each global position, the number of its data set and the position in that data set's own order."""
-        depth, stream = np.divmod(positions, LANES)
-        block, place = np.divmod(depth, BLOCK)
-        slot = permute(place, np.full_like(place, BLOCK), key_of(self.seed, stream, block))
-        ends = np.cumsum(self.shares)
-        which = np.searchsorted(ends, slot, side="right")
-        shares = np.asarray(self.shares)[which]
-        own_depth = block * shares + slot - (ends[which] - shares)
-        return which, own_depth * LANES + stream
+        block, place = np.divmod(positions, BLOCK * LANES)
+        which = self._pattern[0][place].astype(np.int64)
+        return which, block * np.asarray(self.shares)[which] * LANES + self._pattern[1][place]
+
+    @cached_property
+    def _pattern(self) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
+        """What own_positions says of the first block of all streams."""
+        sets = np.repeat(np.arange(len(self.shares), dtype=np.int16), self.shares)
+        part = np.concatenate([(np.arange(share) + 0.5) / share for share in self.shares])
+        evenly = sets[np.argsort(part, kind="stable")]
+        depth, stream = np.ogrid[:BLOCK, :LANES]
+        random = key_of(self.seed, stream, depth) >> np.uint64(7)
+        shuffled = np.argsort((depth // STRETCH).astype(np.uint64) << np.uint64(57) | random, axis=0, kind="stable")
+        # each stream begins elsewhere in the even sequence, lest rare samples come in all streams at once
+        which = evenly[(shuffled + BLOCK // LANES * stream) % BLOCK]
+        own = np.empty(which.shape, np.int32)
+        for number, order in enumerate(self.orders):
+            mine = which == number
+            if order.lanes == 1:
+                own[mine] = np.arange(mine.sum())
+            else:
+                own[mine] = ((np.cumsum(mine, axis=0) - 1) * LANES + stream)[mine]
+        return which.ravel(), own.ravel()
 
     def shards_near(self, positions: Ints) -> Ints:
         """As Order's; shards count through all data sets."""

@@ -50,15 +50,33 @@ def test_weights_that_give_no_share_are_refused(weights: list[float]) -> None:
 @settings(max_examples=8, deadline=None)
 @given(WEIGHTS, st.integers(0, 3), st.integers(0, 5))
 def test_each_data_sets_positions_come_once_in_lanes_and_shares(weights: list[float], block: int, seed: int) -> None:
-    order = mixture([(30,)] * len(weights), weights, seed)
+    order = mixture([(30,), *[(9000, 9000)] * (len(weights) - 1)], weights, seed)  # a small one, and large ones
     positions = np.arange(block * DEEP, (block + 1) * DEEP)
     which, own = order.own_positions(positions)
-    assert (own % LANES == positions % LANES).all()
+    assert (own % LANES == positions % LANES)[which > 0].all()
     for number, share in enumerate(order.shares):
         wanted = np.arange(block * share * LANES, (block + 1) * share * LANES)
         assert (np.sort(own[which == number]) == wanted).all()
         for stream in (0, 17, LANES - 1):
             assert (which[stream::LANES] == number).sum() == share
+
+
+@settings(max_examples=20, deadline=None)
+@given(WEIGHTS, st.integers(1, 3 * DEEP), st.integers(0, 5))
+def test_each_data_set_goes_through_its_own_positions_in_order(weights: list[float], end: int, seed: int) -> None:
+    order = mixture([(30,), *[(9000, 9000)] * (len(weights) - 1)], weights, seed)
+    which, own = order.own_positions(np.arange(end))
+    for number in range(len(weights)):
+        mine = own[which == number]
+        if number == 0:  # a small one: over all streams
+            assert (mine == np.arange(len(mine))).all()
+            continue
+        counts = []
+        for stream in range(LANES):
+            depths = mine[mine % LANES == stream] // LANES
+            assert (depths == np.arange(len(depths))).all()
+            counts.append(len(depths))
+        assert max(counts) - min(counts) <= 16  # in step: shuffled over a whole block they would drift further apart
 
 
 @settings(max_examples=10, deadline=None)
