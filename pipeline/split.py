@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from pipeline.remote import is_remote
 from pipeline.rows import Rows, cache_folder, read_rows
 from pipeline.shards import DatasetInfo, ShardInfo
 
-_OPEN = 400  # tars that a process keeps open: 1,024 files are the usual limit
+_OPEN = 400  # tars of all parts that a process keeps open: 1,024 files are the usual limit
+_open: OrderedDict[tuple[object, int], int] = OrderedDict()  # part and shard -> descriptor; the one used last is last
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Choice:
 
 
 class Part:
-    """One data set's split: its index columns and, in each process, the tars it has read from."""
+    """One data set's split: its index columns, and its tars or where to fetch them."""
 
     def __init__(self, source: str, split: str, choice: Choice, cache: Cache, *, check: bool):
         self.source = source
@@ -64,7 +66,7 @@ class Part:
             Wanted(remote.join(source, item.file_name), item.bytes, item.xxh3_128, self.info.digest)
             for item in (self.shards if self.cache else ())
         ]
-        self._files: dict[int, int] = {}  # descriptors, opened by the process that reads
+        self._mark = object()  # whose tars are which in _open
         self._ahead: Ahead | None = None
         if check:
             self._check()
@@ -93,15 +95,11 @@ class Part:
         owners, offsets, sizes = self.shard[rows], self.offset[rows].tolist(), self.size[rows].tolist()
         order = np.argsort(owners, kind="stable").tolist()
         if self.cache is None:
-            if len(self._files) > _OPEN:
-                for file in self._files.values():
-                    os.close(file)
-                self._files.clear()
-            files = [self._file(owner) for owner in owners.tolist()]
+            numbers = owners.tolist()
             for place in order:  # a shared file system reads while we decode
-                os.posix_fadvise(files[place], offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._file(numbers[place]), offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)
             for place in order:
-                yield place, os.pread(files[place], sizes[place], offsets[place])
+                yield place, os.pread(self._file(numbers[place]), sizes[place], offsets[place])
             return
         at = 0
         while at < len(order):
@@ -128,9 +126,14 @@ class Part:
         return keys if self.kept is None else [keys[row] for row in self.kept.tolist()]
 
     def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            self._files[shard] = os.open(self.folder / self.shards[self._place[shard]].file_name, os.O_RDONLY)
-        return self._files[shard]
+        """A descriptor, valid until the next call: with many shards in a batch it may be closed then."""
+        key = self._mark, shard
+        if key not in _open:
+            while len(_open) >= _OPEN:
+                os.close(_open.popitem(last=False)[1])
+            _open[key] = os.open(self.folder / self.shards[self._place[shard]].file_name, os.O_RDONLY | os.O_CLOEXEC)
+        _open.move_to_end(key)
+        return _open[key]
 
     def _check(self) -> None:
         """Raises UserError where a shard isn't there as a whole."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from pipeline import shards
+from pipeline import split as splits
 from pipeline.cli import UserError
 from pipeline.data import Ahead, Batch, eval_batches, normalise, train_batches
 from pipeline.split import Split, open_split
@@ -158,3 +160,18 @@ def test_batches_fetched_ahead_are_the_same_ones_in_the_same_order() -> None:
     assert list(items) == [1, 2, 3]
     items.fetch()
     assert next(items, None) is None
+
+
+def test_a_process_keeps_few_tars_open_whatever_a_batch_needs(
+    digits: Path, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splits, "_OPEN", 4)
+    monkeypatch.setattr(splits, "_open", OrderedDict())
+    both = open_split([str(digits), str(digits)], "train")
+    assert len(both.shards) > 8
+    rows = np.random.default_rng(0).permutation(len(both))
+    expected = [split.read(int(row) % len(split)) for row in rows]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for place, jpeg in both.read_all(rows):
+        assert jpeg == expected[place]
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4
