@@ -8,10 +8,13 @@ import gc
 import itertools
 import multiprocessing
 import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -54,6 +57,7 @@ class Loaded(NamedTuple):
     samples_B: Ints
     step: int
     damaged: tuple[Damage, ...] = ()
+    complete: bool = True  # False: nothing could stand in for a damaged sample, whose image is black
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,14 @@ class TrainMicroBatches(Dataset[Loaded]):
         loaded = rows.copy()
         for place, jpeg in self.split.read_all(rows):
             loaded[place] = self._load(int(rows[place]), jpeg, seeds[place], images_BHWC[place], damaged)
-        return Loaded(slot, self.split.labels(loaded), loaded, step, tuple(damaged))
+        complete = bool((loaded >= 0).all())
+        loaded = np.where(loaded >= 0, loaded, rows)
+        return Loaded(slot, self.split.labels(loaded), loaded, step, tuple(damaged), complete)
 
     def _load(self, row: int, jpeg: bytes, seed: int, out: Image, damaged: list[Damage]) -> int:
         """Fill ``out`` with a sample, or where it is damaged with others until one is sound; returns its row.
 
+        -1 where _STAND_INS of them are damaged as well.
         The stand-ins are drawn by the sample's seed, so that they are the same for any number of ranks.
         """
         broken: list[Damage] = []
@@ -107,8 +114,9 @@ class TrainMicroBatches(Dataset[Loaded]):
                 damaged += broken
                 return row
             if len(broken) > _STAND_INS:
-                last = "; ".join(map(str, broken[-3:]))
-                raise RuntimeError(f"{len(broken)} samples that don't decode, one after another: {last}")
+                damaged += broken
+                out[:] = 0
+                return -1
             draw = np.random.Generator(np.random.SFC64([seed, len(broken)]))
             row = int(draw.integers(len(self.split)))
             jpeg = self.split.read(row)
@@ -183,6 +191,8 @@ def train_batches(
     """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order.
 
     ``weights``: of the split's data sets; none: all samples alike.
+    Raises UserError where hardly any sample decodes: two steps later, so that all ranks have heard of the damage and
+    may have stopped in order.
     """
     passes = global_batch // (micro_batch * world_size)
     indices = range(start_step * passes, stop_step * passes)
@@ -190,8 +200,18 @@ def train_batches(
     batches = TrainMicroBatches(
         split, sampling(split.samples, seed, weights), transform, global_batch, micro_batch, rank, world_size, slots
     )
+    last, broken = stop_step, ""
     for loaded in load(batches, indices, slots, workers):
+        if loaded.step > last:
+            break
+        if not loaded.complete and not broken:
+            last, broken = loaded.step + 1, str(loaded.damaged[-1])
         yield _batch(loaded, slots)
+    if broken:
+        raise UserError(
+            f"data.train {split.name!r}: {_STAND_INS + 1} samples don't decode, one after another, such as {broken}: "
+            "check the data set with python -m data_prep.verify"
+        )
 
 
 def eval_batches(
@@ -245,9 +265,10 @@ def load(
 
     ``ignoring``: signals that are for this process to decide; by default Slurm's, which reach every process of a task.
     ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
+    A UserError of a worker is raised as it is.
     """
     loader: DataLoader[Any] = DataLoader(
-        batches,
+        _UserErrorsToo(batches),
         batch_size=None,
         sampler=slots.claim(indices),
         num_workers=min(workers, len(indices)),
@@ -256,14 +277,77 @@ def load(
         multiprocessing_context="fork" if workers and len(indices) else None,  # what Slots needs
         prefetch_factor=_AHEAD if workers and len(indices) else None,
     )
+    others = multiprocessing.active_children()
+    with _deaths_of_workers(setting):
+        items = iter(loader)
+    own = [child for child in multiprocessing.active_children() if child not in others]
+    if own:
+        _hold_back_deaths()
+    while True:
+        with _deaths_of_workers(setting):
+            for worker in own:
+                if not worker.is_alive():
+                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) has exit code {worker.exitcode}")
+            item = next(items, None)
+        if item is None:
+            return
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+class _UserErrorsToo(Dataset[Any]):
+    """A data set's items, and as items the UserErrors: torch would make a traceback of them."""
+
+    def __init__(self, items: Dataset[Any]):
+        self._items = items
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self._items[index]
+        except UserError as error:
+            return error
+
+
+_waiting = False  # for a loader worker, just now
+_former: Callable[[int, FrameType | None], Any]  # handler of SIGCHLD
+
+
+@contextmanager
+def _deaths_of_workers(setting: str) -> Iterator[None]:
+    """While a worker is waited for: say in our words that one has died."""
+    global _waiting  # noqa: PLW0603
+    _waiting = True
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker (pid" not in str(error):  # else it is what a worker raised
             raise
         raise RuntimeError(
             f"a loader worker has died ({error}). Mostly the node ran out of memory: lower {setting} or ask for more"
         ) from error
+    finally:
+        _waiting = False
+
+
+def _hold_back_deaths() -> None:
+    """Make torch's handler of SIGCHLD, which raises wherever this process is just then, do so only where one waits.
+
+    Otherwise the next wait finds the worker dead. Nothing is said of workers that this process has ended itself.
+    """
+    global _former  # noqa: PLW0603
+    found = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is threading.main_thread() and callable(found) and found is not _on_child:
+        _former = found
+        signal.signal(signal.SIGCHLD, _on_child)
+
+
+def _on_child(number: int, frame: FrameType | None) -> None:
+    try:
+        _former(number, frame)
+    except RuntimeError:
+        if _waiting:
+            raise
 
 
 def _same(batch: Any) -> Any:

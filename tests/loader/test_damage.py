@@ -2,20 +2,23 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import Dataset
 
 from pipeline import spool
 from pipeline.cli import UserError
 from pipeline.damage import Damages
-from pipeline.data import Batch, eval_batches, train_batches
+from pipeline.data import Batch, eval_batches, load, slots_for, train_batches
 from pipeline.order import Order
 from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform
@@ -98,10 +101,15 @@ def test_a_shard_that_was_cut_off_is_damage_and_one_with_nothing_left_is_the_end
     for item in split.shards:
         os.truncate(split.folder / item.file_name, 0)
     others = multiprocessing.active_children()
-    for workers in (0, 1):  # what a worker raises isn't its death
-        expected = r"(?s)^(?!a loader worker has died).*21 samples that don't decode, one after another"
-        with pytest.raises(RuntimeError, match=expected):
-            list(batches(split, workers=workers))
+    for workers in (0, 1):
+        reader = batches(split, workers=workers)
+        for step in (0, 0, 0, 0, 1, 1, 1, 1):  # what they meet is reported after each step
+            batch = next(reader)
+            assert batch.step == step
+            assert len(batch.damaged) >= 21
+            assert not batch.images_BHWC.any()
+        with pytest.raises(UserError, match=r"^data\.train '.*': 21 samples don't decode, one after another"):
+            next(reader)
     for child in multiprocessing.active_children():
         if child not in others:  # the worker, which the traceback keeps
             child.kill()
@@ -150,7 +158,29 @@ def test_past_the_budget_of_all_ranks_a_run_stops_and_says_why(
     run_ranks(2, ("-m", *job(tmp_path / "run2", split.folder, *options, 2)), tmp_path / "log2", 60)
 
 
-def read_until_a_worker_is_killed(data: str) -> None:
+def test_a_run_on_nothing_but_damage_names_the_samples(digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "copy")
+    for tar in (tmp_path / "copy").glob("train-*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    (end,) = run_ranks(1, ("-m", *job(tmp_path / "run", tmp_path / "copy")), tmp_path / "log", 60, code=2)
+    assert "Traceback" not in end.output
+    (error,) = [line for line in end.output.splitlines() if line.startswith("error:")]
+    assert "no_jpeg" in error
+    assert len(Damages(tmp_path / "run", 1).samples) > 100
+
+
+class Refusing(Dataset[None]):
+    def __getitem__(self, item: tuple[int, int]) -> None:
+        raise UserError(f"item {item[0]}: in one line")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_error_in_a_worker_stays_one_line(workers: int) -> None:
+    with pytest.raises(UserError, match=r"^item 0: in one line$"):
+        list(load(Refusing(), range(3), slots_for(range(3), workers, 1, 8), workers))
+
+
+def read_until_a_worker_is_killed(data: str, busy: bool) -> None:
     """A process of its own: torch raises in a signal handler, which would hit whatever pytest is doing just then."""
     reader = batches(open_split(Path(data), "train"), workers=2, stop=100_000)
     next(reader)
@@ -158,12 +188,23 @@ def read_until_a_worker_is_killed(data: str) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     print(f"killed {worker.pid}", flush=True)
-    for _ in reader:
-        pass
+    if busy:
+        time.sleep(0.5)
+        print("elsewhere", flush=True)
+    try:
+        for _ in reader:
+            pass
+    except RuntimeError as error:
+        print(error)
+    another = batches(open_split(Path(data), "train"), workers=2, stop=100_000)
+    next(another)
+    raise ValueError("something else, while workers are there")
 
 
-def test_a_killed_worker_ends_the_reader_at_once(digits: Path) -> None:
-    program = f"from tests.loader import test_damage; test_damage.read_until_a_worker_is_killed({str(digits)!r})"
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_killed_worker_ends_the_reader_and_nothing_else(digits: Path, busy: bool) -> None:
+    arguments = f"{str(digits)!r}, {busy}"
+    program = f"from tests.loader import test_damage; test_damage.read_until_a_worker_is_killed({arguments})"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[2],
@@ -173,6 +214,9 @@ def test_a_killed_worker_ends_the_reader_at_once(digits: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    pid = done.stdout.removeprefix("killed ").strip()
-    said = f"DataLoader worker (pid {pid}) is killed by signal", f"(pid(s) {pid})", "ConnectionResetError"
-    assert any(text in done.stderr for text in said)  # the last: it died while it handed over a batch
+    killed, *elsewhere, said = done.stdout.splitlines()
+    assert elsewhere == ["elsewhere"] * busy
+    pid = killed.removeprefix("killed ")
+    assert re.fullmatch(rf"a loader worker has died \(.*{pid}.*\)\. Mostly .* lower data\.workers .*", said)
+    assert done.stderr.splitlines()[-1] == "ValueError: something else, while workers are there"
+    assert "DataLoader worker" not in done.stderr
