@@ -18,17 +18,25 @@ except ImportError:
 Image = npt.NDArray[np.uint8]  # HWC
 Box = tuple[int, int, int, int]  # top, left, height, width; pixels
 
+LARGEST_PIXELS = 100_000_000  # width x height; more isn't decoded: a header may promise anything
 HAS_REGION_DECODER = _jpeg is not None
 _scratch = np.empty(1 << 22, np.uint8)  # what a region is decoded into: a process decodes one image at a time
 
 
 def size(jpeg: bytes) -> tuple[int, int]:
-    """Height and width, from the header. Raises ValueError where the bytes are no JPEG."""
+    """Height and width, from the header. Raises ValueError where the bytes are no JPEG, or one of too many pixels."""
     try:
         height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
     except KeyError:  # simplejpeg's table of colour spaces, which bytes without a header don't reach
         raise ValueError("no JPEG header") from None
+    check_size(height, width)
     return int(height), int(width)
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises ValueError where an image is too large to be decoded."""
+    if height * width > LARGEST_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {LARGEST_PIXELS:,}")
 
 
 def decode(jpeg: bytes) -> Image:

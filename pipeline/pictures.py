@@ -29,7 +29,6 @@ from pipeline.slots import Slots
 from pipeline.transforms import central_crop, eval_image
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
-LARGEST_PIXELS = 100_000_000  # width x height; more isn't decoded: a header may promise anything
 
 
 class Picture(NamedTuple):
@@ -100,13 +99,11 @@ def prepared(data: bytes, size: int, resize: Resize) -> Image:
     """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole."""
     if data[:2] != b"\xff\xd8":
         return _by_pillow(data, size, resize)
-    height, width = jpegs.size(data)
-    _check_size(height, width)
     if data.rfind(b"\xff\xd9") < 0:
         raise ValueError("the JPEG is cut short: it has no end marker")
     try:
         return eval_image(data, size, resize)
-    except ValueError:  # CMYK, which evaluation never meets: data_prep.shard recodes it
+    except ValueError:  # CMYK or odd chroma sampling, which evaluation never meets: data_prep.shard recodes such
         return _by_pillow(data, size, resize)
 
 
@@ -115,7 +112,7 @@ def _by_pillow(data: bytes, size: int, resize: Resize) -> Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata in pictures that it reads well
             with Pillow.open(io.BytesIO(data)) as image:
-                _check_size(image.height, image.width)
+                jpegs.check_size(image.height, image.width)
                 pixels_HWC = np.asarray(_rgb(image))
     except Exception as error:  # Pillow's decoders raise many types on damaged bytes
         reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -137,11 +134,6 @@ def _rgb(image: Pillow.Image) -> Pillow.Image:
         high_HW = np.asarray(image).astype(np.uint32) >> 8
         return Pillow.fromarray(high_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
-
-
-def _check_size(height: int, width: int) -> None:
-    if height * width > LARGEST_PIXELS:
-        raise ValueError(f"it has {width} x {height} pixels, more than {LARGEST_PIXELS:,}")
 
 
 Filled = tuple[int, list[int], list[tuple[int, str]]]  # slot, and as in PictureBatch: kept, bad

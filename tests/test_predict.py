@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from jobs import export, predict
+from pipeline import jpeg as jpegs
 from pipeline import pictures
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig
@@ -350,13 +351,22 @@ def test_a_graph_refuses_what_needs_weights(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_huge_picture_is_bad_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "LARGEST_PIXELS", 1000)
+    monkeypatch.setattr(jpegs, "LARGEST_PIXELS", 1000)
     jpeg = simplejpeg.encode_jpeg(np.zeros((40, 40, 3), np.uint8))
     png = io.BytesIO()
     Image.new("RGB", (40, 40)).save(png, "PNG")
     for data in (jpeg, png.getvalue()):
         with pytest.raises(ValueError, match="40 x 40 pixels"):
             pictures.prepared(data, 32, "square")
+
+
+@pytest.mark.parametrize("sampling", [0x31, 0x42, 0x14])
+def test_a_jpeg_of_unusual_chroma_sampling_is_a_picture(sampling: int) -> None:
+    jpeg = bytearray(simplejpeg.encode_jpeg(np.full((48, 48, 3), [200, 30, 90], np.uint8), 95, "RGB", "444"))
+    jpeg[jpeg.index(b"\xff\xc0") + 11] = sampling  # of luma: its blocks no longer reach to the end
+    with pytest.raises(ValueError, match=r"subsampling|no JPEG header"):
+        jpegs.size(bytes(jpeg))
+    assert pictures.prepared(bytes(jpeg), 16, "square").shape == (16, 16, 3)
 
 
 def test_square_brackets_are_names(

@@ -79,6 +79,17 @@ def test_bytes_that_are_no_jpeg_raise() -> None:
             TrainTransform(16)(data, 0, np.empty((16, 16, 3), np.uint8))
 
 
+@pytest.mark.parametrize("how", get_args(Decode))
+def test_a_header_that_promises_too_many_pixels_is_damage(how: Decode) -> None:
+    data = bytearray(simplejpeg.encode_jpeg(np.zeros((48, 64, 3), np.uint8)))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = b"\x41\x2c\x40\xc8"
+    with pytest.raises(ValueError, match="16584 x 16684 pixels, more than"):
+        TrainTransform(16, decode=how)(bytes(data), 0, np.empty((16, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match="16584 x 16684 pixels, more than"):
+        eval_image(bytes(data), 16)
+
+
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.05, 1.0), st.integers(0, 2**63))
 def test_an_inception_crop_lies_inside_the_image(height: int, width: int, min_area: float, seed: int) -> None:
     top, left, h, w = inception_crop(height, width, min_area, Draws(seed))
