@@ -26,6 +26,7 @@ import xxhash
 
 from pipeline import remote
 from pipeline.cli import UserError
+from pipeline.files import xxh3_128
 from pipeline.remote import Patience, locked
 
 POLL = 0.05  # seconds between looks at what another process does
@@ -51,6 +52,7 @@ class Cache:
     limit: int  # bytes of all files, those that are being fetched included
     patience: Patience = field(default_factory=Patience)
     lease: float = 15.0  # seconds
+    _distrusted: set[str] = field(default_factory=set, compare=False)  # names of files whose content was looked at
 
     def check(self, sizes: Sequence[int]) -> None:
         """Raises UserError where the largest file doesn't fit, or the folder can't be written."""
@@ -95,10 +97,28 @@ class Cache:
                 os.close(descriptor)
         return True
 
+    def distrust(self, wanted: Wanted) -> None:
+        """What was read from a file makes no sense: delete it where its hash is known and another.
+
+        Each file is looked at once in a process.
+        """
+        if not wanted.xxh3_128 or wanted.name in self._distrusted:
+            return
+        self._distrusted.add(wanted.name)
+        path = self.folder / wanted.name
+        with self.open(wanted):
+            if xxh3_128(path) != wanted.xxh3_128:
+                path.unlink(missing_ok=True)
+
     def _open(self, wanted: Wanted) -> int | None:
+        path = self.folder / wanted.name
         try:
-            descriptor = os.open(self.folder / wanted.name, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
+            return None
+        if os.fstat(descriptor).st_size != wanted.size:  # cut since: by a crash of the node, by hand
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # where it is just being deleted, the descriptor still reads it
         os.utime(descriptor)
@@ -117,6 +137,7 @@ class Cache:
                 raise FileExistsError
             self._make_room(wanted.size, part, descriptor, before=time.time() - self.lease if ahead else None)
             remote.download(wanted.url, descriptor, wanted.size, wanted.xxh3_128, self.patience)
+            os.fsync(descriptor)  # or a crash of the node may leave a file of this name and size with other content
             part.replace(path)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         except BaseException as error:

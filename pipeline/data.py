@@ -7,6 +7,7 @@ import atexit
 import gc
 import itertools
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -109,6 +110,9 @@ class TrainMicroBatches(Dataset[Loaded]):
             try:
                 self.transform(self.split.whole(row, jpeg), seed, out)
             except ValueError as error:
+                if (again := self.split.read_again(row)) != jpeg:
+                    jpeg = again
+                    continue
                 broken.append(_damage(self.split, row, jpeg, error))
             else:
                 damaged += broken
@@ -146,12 +150,17 @@ class EvalBatches(Dataset[Loaded]):
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
         images_BHWC = self.slots[slot]
         damaged: list[Damage] = []
-        for place, jpeg in self.split.read_all(rows):
-            row = int(rows[place])
-            try:
-                images_BHWC[place] = eval_image(self.split.whole(row, jpeg), self.image_size, self.resize)
-            except ValueError as error:
-                damaged.append(_damage(self.split, row, jpeg, error))
+        for place, found in self.split.read_all(rows):
+            row, jpeg = int(rows[place]), found
+            while True:
+                try:
+                    images_BHWC[place] = eval_image(self.split.whole(row, jpeg), self.image_size, self.resize)
+                except ValueError as error:
+                    if (again := self.split.read_again(row)) != jpeg:
+                        jpeg = again
+                        continue
+                    damaged.append(_damage(self.split, row, jpeg, error))
+                break
         return Loaded(slot, self.split.labels(rows), rows, -1, tuple(damaged))
 
 
@@ -357,11 +366,19 @@ def _same(batch: Any) -> Any:
 def _start_worker(ignoring: Sequence[signal.Signals], worker: int) -> None:  # noqa: ARG001
     for number in ignoring:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
     # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
     # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
     bytes(_ARENA)
     gc.freeze()  # what was there before isn't garbage: no need to look at it again and again
+
+
+def _leave_with(parent: int) -> None:
+    """A killed process can't stop its workers, which may be waiting for a server: each looks if it is still there."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @atexit.register
@@ -377,7 +394,9 @@ def _damage(split: Split, row: int, jpeg: bytes, error: ValueError) -> Damage:
         reason = "shard_cut"
     else:
         reason = "undecodable" if jpeg.startswith(b"\xff\xd8") else "no_jpeg"
-    return Damage(row, *split.place(row), reason, str(error))
+    cached = split.cached(row)
+    doubt = f"; it was read from the cache: delete {str(cached)!r} where the data set itself is sound" if cached else ""
+    return Damage(row, *split.place(row), reason, f"{error}{doubt}")
 
 
 def _batch(loaded: Loaded, slots: Slots) -> Batch:

@@ -4,10 +4,14 @@ A data set's source is a folder, a URL that fsspec opens (https://, http://, s3:
 COMMAND writes a file to its standard output and ``{}`` stands for the file's name.
 """
 
+import contextlib
 import fcntl
 import os
+import select
 import shlex
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +30,7 @@ from pipeline.provenance import secrets_in, without_secrets
 from pipeline.shards import ShardInfo
 
 BLOCK = 1 << 24  # bytes of one request: what a failure costs
+_PIPED = 1 << 20  # bytes that are read from a command at a time, at most
 CHECKERS = 16  # requests at a time when the shards are looked for
 REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
 CHECKED = 600.0  # seconds for which the shards, once found, are not looked for again by processes of this node
@@ -78,11 +83,14 @@ def join(source: str, name: str) -> str:
 
 
 def read_blocks(url: str, size: int, patience: Patience) -> Iterator[bytes]:
-    """The file's ``size`` bytes; a pipe's in one block. Raises GoneError and OSError."""
+    """The file's ``size`` bytes; in one block from a pipe, or where the size isn't known (-1). Raises GoneError and
+    OSError."""
     at = 0
     if url.startswith("pipe:"):
-        yield _again(lambda: _piped(url, size), url, patience)
+        yield _again(lambda: _piped(url, size, patience), url, patience)
         return
+    if size < 0:
+        yield _again(lambda: _ask(url, patience, "cat_file"), url, patience)
     while at < size:
         wanted = min(BLOCK, size - at)
         block: bytes = _again(partial(_block, url, at, wanted, size, patience), url, patience)
@@ -113,7 +121,12 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
     check_source(source)
     patience = patience or Patience(seconds=60.0)
     folder = mirror(source, cache)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock"):
+            pass
+    except OSError as error:
+        raise UserError(f"data.cache {str(cache)!r} can't be written ({error}): name another folder") from error
     with locked(folder / ".lock"):
         _fetch(source, folder, "dataset.json", patience)
         info = shards.read_info(folder)
@@ -151,7 +164,7 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
 
         with ThreadPoolExecutor(CHECKERS) as pool:
             for shard, found in zip(wanted, pool.map(size, wanted), strict=True):
-                if found != shard.bytes:
+                if found not in (shard.bytes, -1):
                     wrong = found if isinstance(found, str) else f"has {found} bytes, not {shard.bytes}"
                     raise UserError(f"shard {join(source, shard.file_name)!r} is missing or another: {wrong}")
         mark.touch()
@@ -169,12 +182,13 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _size(url: str, patience: Patience) -> int:
-    """Bytes of a file; -1 where only reading it would tell."""
+    """Bytes of a file; -1 where only reading it would tell: of a pipe, of a server that sends no Content-Length."""
     if url.startswith("pipe:"):
         return -1
     for missed in range(3):
         try:
-            return int(_again(lambda: _ask(url, patience, "info")["size"], url, patience))
+            size = _again(lambda: _ask(url, patience, "info")["size"], url, patience)
+            return -1 if size is None else int(size)
         except GoneError:  # which for fsspec's https is any answer but a good one
             if missed == 2:
                 raise
@@ -254,12 +268,45 @@ def _options(scheme: str, patience: Patience) -> dict[str, Any]:
     return {}
 
 
-def _piped(url: str, size: int) -> bytes:
-    done = subprocess.run(url.removeprefix("pipe:"), shell=True, capture_output=True, check=False)
-    if done.returncode or (size >= 0 and len(done.stdout) != size):
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise OSError(f"exit code {done.returncode} after {len(done.stdout)} bytes {said}")
-    return done.stdout
+# Runs $1 in a process group that ends when standard input does: when whoever has started it has died, however it died.
+_GUARDED = 'exec 3<&0 </dev/null; { read _; kill -9 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec /bin/sh -c "$1"'
+
+
+def _piped(url: str, size: int, patience: Patience) -> bytes:
+    """What the command writes. Raises OSError where it fails or stalls; it has left then, with all that it started."""
+    content = bytearray()
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            ["/bin/sh", "-c", _GUARDED, "sh", url.removeprefix("pipe:")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        try:
+            while True:
+                if not poll.poll(1000 * patience.stall):
+                    raise OSError(f"not a byte in {patience.stall:g} s, after {len(content)} bytes")
+                block = os.read(process.stdout.fileno(), _PIPED)
+                if not block:
+                    break
+                content += block
+            code = process.wait(patience.stall)
+        except subprocess.TimeoutExpired:
+            raise OSError(f"not ended {patience.stall:g} s after its last byte") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if code or (size >= 0 and len(content) != size):
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise OSError(f"exit code {code} after {len(content)} bytes {last}")
+    return bytes(content)
 
 
 def _write(file: int, block: bytes) -> None:

@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,19 @@ class Part:
                 jpegs = [os.pread(file, sizes[place], offsets[place]) for place in order[at:end]]
             yield from zip(order[at:end], jpegs, strict=True)
             at = end
+
+    def read_again(self, row: int) -> bytes:
+        """A sample that doesn't decode, from a sound copy of its shard if the one in the cache isn't."""
+        if self.cache is not None:
+            self.cache.distrust(self._wanted[self._place[int(self.shard[row])]])
+        return self.read(row)
+
+    def cached(self, row: int) -> Path | None:
+        """The file of the cache that a sample is read from, where it has no hash that tells whether it is sound."""
+        if self.cache is None:
+            return None
+        wanted = self._wanted[self._place[int(self.shard[row])]]
+        return None if wanted.xxh3_128 else self.cache.folder / wanted.name
 
     def soon(self, numbers: Sequence[int]) -> None:
         """The shards that are needed now and next, by their number among the chosen ones."""
@@ -228,6 +242,16 @@ class Split:
             raise ValueError(f"the shard ends after {len(jpeg)} of the sample's {self.size(row)} bytes")
         return jpeg
 
+    def read_again(self, row: int) -> bytes:
+        """A sample that doesn't decode, from a sound copy of its shard if the one in the cache isn't."""
+        part, inside = self._locate(row)
+        return part.read_again(inside)
+
+    def cached(self, row: int) -> Path | None:
+        """The file of the cache that a sample is read from, where it has no hash that tells whether it is sound."""
+        part, inside = self._locate(row)
+        return part.cached(inside)
+
     def size(self, row: int) -> int:
         """Of a sample's JPEG, bytes."""
         part, inside = self._locate(row)
@@ -318,11 +342,16 @@ def make_cache(folder: Path | None, gigabytes: float) -> Cache:
     return Cache((folder or cache_folder()) / "shards", int(gigabytes * 1e9))
 
 
+def _share(percent: float, count: int) -> int:
+    """Of ``count``, rounded up; of the number as it was written: 16.1 is a little more in binary."""
+    return math.ceil(Fraction(str(percent)) * count / 100)
+
+
 def _choose(rows: Rows, choice: Choice, folder: Path) -> Ints | None:
     """Chosen rows, ascending; None: all."""
     if not 0 < choice.percent <= 100:
         raise UserError(f"data.percent {choice.percent:g} is no share: give more than 0 and at most 100")
-    kept = np.arange(math.ceil(len(rows) * choice.percent / 100)) if choice.percent < 100 else None
+    kept = np.arange(_share(choice.percent, len(rows))) if choice.percent < 100 else None
     if choice.classes:
         wnids = shards.read_classes(folder)["wnid"].to_pylist()
         missing = sorted(set(choice.classes) - set(wnids))
@@ -331,7 +360,7 @@ def _choose(rows: Rows, choice: Choice, folder: Path) -> Ints | None:
                 f"data.classes names {len(missing)} classes that {str(folder)!r} doesn't have: {', '.join(missing[:5])}"
             )
         kept = np.flatnonzero(np.isin(rows["label"], [wnids.index(wnid) for wnid in choice.classes]))
-        kept = kept[: math.ceil(len(kept) * choice.percent / 100)]
+        kept = kept[: _share(choice.percent, len(kept))]
         if not len(kept):
             raise UserError(f"data.classes leaves no sample of {str(folder)!r}")
     return kept

@@ -15,8 +15,9 @@ STALL = 1.5  # seconds of silence
 class Server:
     """Use as a context manager. ``faults`` come round for requests of shards: '', 'error', 'cut', 'stall', 'wrong'."""
 
-    def __init__(self, folder: Path, faults: Sequence[str] = ("",), *, ranges: bool = True):
+    def __init__(self, folder: Path, faults: Sequence[str] = ("",), *, ranges: bool = True, lengths: bool = True):
         self.folder = folder
+        self.lengths = lengths
         self.ranges = ranges
         self.requests: list[tuple[str, str]] = []  # path and fault
         self.faults = itertools.cycle(faults)
@@ -67,7 +68,10 @@ class Server:
             content = content[first : last + 1]
         else:
             handler.send_response(200)
-        handler.send_header("Content-Length", str(len(content)))
+        if self.lengths:
+            handler.send_header("Content-Length", str(len(content)))
+        else:
+            handler.send_header("Connection", "close")
         handler.end_headers()
         if not body:
             return

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import shards
+from pipeline import split as splits
 from pipeline.cli import UserError
 from pipeline.data import train_batches
 from pipeline.mixture import BLOCK, Mixture, sampling, shares
@@ -198,6 +199,8 @@ def test_a_part_is_the_first_of_the_index_and_of_some_classes(digits: Path) -> N
     assert [tenth.read(row) for row in range(len(tenth))] == [whole.read(row) for row in range(len(tenth))]
     assert sum(map(sum, tenth.samples)) == len(tenth)
     assert len(tenth.shards) < len(whole.shards)  # the others needn't even be there
+
+    assert splits._share(16.1, 1000) == 161  # whose nearest float is a little more
 
     chosen = Choice(tuple(wnids[label] for label in (2, 5)), 50)
     some = open_split(digits, "train", choice=chosen)

@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.utils.data import Dataset
 
 from data_prep import index
 from pipeline import remote, spool
@@ -144,9 +147,10 @@ def test_a_job_trains_on_a_url_as_on_the_folder(digits: Path, tmp_path: Path) ->
     assert (tmp_path / "run" / "ledger.txt").read_text() == (tmp_path / "local" / "ledger.txt").read_text()
 
 
-def test_evaluation_and_the_small_files_come_from_the_url_too(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lengths", [True, False])
+def test_evaluation_and_the_small_files_come_from_the_url_too(digits: Path, tmp_path: Path, lengths: bool) -> None:
     local = open_split(digits, "val")
-    with Server(digits, ranges=False) as server:
+    with Server(digits, ranges=False, lengths=lengths) as server:
         split = open_split(server.url, "val", cache=Cache(tmp_path / "shards", 10**7, QUICK))
         batches = list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=0))
     ours = list(eval_batches(local, image_size=16, batch=50, rank=0, world_size=1, workers=0))
@@ -163,6 +167,53 @@ def test_a_command_may_bring_the_files(digits: Path, tmp_path: Path) -> None:
     split = open_split(source, "train", cache=Cache(tmp_path / "shards", 10**7, QUICK))
     local = open_split(digits, "train")
     assert all(split.read(row) == local.read(row) for row in range(0, len(local), 50))
+
+
+def alive(text: bytes) -> list[str]:
+    """Processes with ``text`` in their command lines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += [path.parent.name] * (text in path.read_bytes())
+        except OSError:
+            continue
+    return found
+
+
+def test_a_command_that_stalls_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"given up after 1 s: .*not a byte in 0\.2 s, after 3 bytes"):
+        list(remote.read_blocks(f"pipe:echo ab; tail -f {file} | cat", 9, Patience(1, 0.1, 0.1, 0.2)))
+    assert time.monotonic() - began < 10
+    assert not alive(str(file).encode())
+
+
+class Piped(Dataset[bytes]):
+    def __init__(self, pipe: str):
+        self.pipe = pipe
+
+    def __getitem__(self, item: tuple[int, int]) -> bytes:
+        return b"".join(remote.read_blocks(self.pipe, 9, Patience()))
+
+
+def test_a_killed_reader_takes_its_workers_and_their_commands_along(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    items = f"test_remote.Piped('pipe:echo ab; tail -f {file}; true'), range(1), slots_for(range(1), 1, 1, 8), 1"
+    program = f"from tests.loader import test_remote\nfrom pipeline.data import load, slots_for\nlist(load({items}))"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2]) as reader:
+        wait_until(lambda: bool(alive(f"tail\0-f\0{file}".encode())))
+        reader.kill()
+    wait_until(lambda: not alive(str(file).encode()))  # the worker's command line is the reader's
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 20
+    while not met():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -215,6 +266,10 @@ def test_what_is_missing_is_named_at_the_start(digits: Path, tmp_path: Path) -> 
             open_split(f"{server.url}/nothing", "train", cache=cache)
         with pytest.raises(UserError, match="no room for a shard"):
             open_split(server.url, "val", cache=Cache(tmp_path / "small", 1000, QUICK))
+        (tmp_path / "file").touch()
+        for place in (tmp_path / "file", tmp_path / "file" / "under"):
+            with pytest.raises(UserError, match=f"^data.cache '{place}' can't be written"):
+                open_split(server.url, "val", cache=Cache(place / "shards", 10**7, QUICK))
     for source, message in (
         ("https://me:secret@host/data", "login"),
         ("https://host/data?token=secret", "login"),
@@ -280,6 +335,35 @@ def test_half_and_wrong_files_are_never_used(files: Path, tmp_path: Path) -> Non
             assert hashlib.sha256(os.pread(file, 2000, 0)).digest() == hashlib.sha256(b"\4" * 1000).digest()
         assert [fault for _, fault in server.requests] == ["wrong", "cut", "error", "stall", ""]
     assert used(cache) <= 2500
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(digits: Path, tmp_path: Path) -> None:
+    local = open_split(digits, "val")
+    with Server(digits) as server:
+        for damage in ("cut", "zeroed", "no"):
+            split = open_split(server.url, "val", cache=Cache(tmp_path / "shards", 10**7, QUICK))
+            for path in (tmp_path / "shards").glob("[!.]*"):
+                size = path.stat().st_size
+                path.write_bytes(bytes(99 if damage == "cut" else size) if damage != "no" else path.read_bytes())
+            before = len(server.requests)
+            batches = list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=0))
+            assert [batch.samples_B.tolist() for batch in batches]
+            assert split.read(0) == local.read(0)
+            assert (len(server.requests) == before) == (damage == "no")
+
+
+def test_a_damaged_file_without_a_hash_is_suspected(digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "train-0.tar").write_bytes((digits / "train-00000.tar").read_bytes())
+    assert index.main([str(folder), "--workers", "1"]) == 0
+    with Server(folder) as server:
+        split = open_split(server.url, "train", cache=Cache(tmp_path / "shards", 10**7, QUICK))
+        split.read(0)
+        (path,) = (tmp_path / "shards").glob("[!.]*")
+        path.write_bytes(bytes(path.stat().st_size))
+        with pytest.raises(UserError, match=f"read from the cache: delete '{path}'"):
+            list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=0))
 
 
 def test_patience_ends(files: Path, tmp_path: Path) -> None:
