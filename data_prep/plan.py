@@ -31,7 +31,6 @@ PLAN = pa.schema(
 )
 
 _NAMES_ITS_CLASS = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique in its release
-_WNID = re.compile(r"n\d{8}$")  # of these none begins with another, so that <wnid>_<anything> is of one class alone
 _PLAIN = re.compile(r"([^%.\\/\x00-\x1f\x7f\udc80-\udcff]+)\.[^./]+")  # a name of which key_of would keep the stem
 _ESCAPED = re.compile(r"[%.\\\x00-\x1f\x7f\udc80-\udcff]")  # a dot would end the key; the rest trips tools
 
@@ -53,8 +52,7 @@ def key_of(wnid: str, name: str) -> str:
     """
     stem, dot, _ending = name.rpartition(".")
     stem = stem if dot and stem and not stem.endswith("/") else name
-    own = _WNID.match(wnid) and stem.startswith(f"{wnid}_") and "/" not in stem
-    if not (own or _NAMES_ITS_CLASS.match(stem)):
+    if "/" in stem or not (stem.startswith(f"{wnid}_") or _NAMES_ITS_CLASS.match(stem)):
         stem = f"{wnid}/{stem}"
     return _ESCAPED.sub(_percent, stem)
 
@@ -136,8 +134,8 @@ def _unique_keys(wnids: list[str], names: list[str]) -> list[str]:
     taken: set[str] = set()
     plain = _PLAIN.fullmatch
     for wnid, name in zip(wnids, names, strict=True):
-        match = plain(name) if len(wnid) == 9 and name.startswith(f"{wnid}_") else None
-        key = match[1] if match and _WNID.match(wnid) else key_of(wnid, name)
+        match = plain(name)
+        key = match[1] if match and name.startswith(f"{wnid}_") else key_of(wnid, name)
         if key in taken:
             key = key_of(wnid, f"{name}.jpg")
         taken.add(key)
