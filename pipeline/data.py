@@ -282,7 +282,7 @@ def load(
         sampler=slots.claim(indices),
         num_workers=min(workers, len(indices)),
         collate_fn=_same,
-        worker_init_fn=partial(_start_worker, ignoring),
+        worker_init_fn=partial(_start_worker, os.getpid(), ignoring),
         multiprocessing_context="fork" if workers and len(indices) else None,  # what Slots needs
         prefetch_factor=_AHEAD if workers and len(indices) else None,
     )
@@ -363,10 +363,10 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(ignoring: Sequence[signal.Signals], worker: int) -> None:  # noqa: ARG001
+def _start_worker(parent: int, ignoring: Sequence[signal.Signals], worker: int) -> None:  # noqa: ARG001
     for number in ignoring:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(0)
     # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
     # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
