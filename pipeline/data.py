@@ -289,9 +289,8 @@ def load(
     others = multiprocessing.active_children()
     with _deaths_of_workers(setting):
         items = iter(loader)
-    own = [child for child in multiprocessing.active_children() if child not in others]
-    if own:
         _hold_back_deaths()
+    own = [child for child in multiprocessing.active_children() if child not in others]
     while True:
         with _deaths_of_workers(setting):
             for worker in own:
