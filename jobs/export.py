@@ -10,6 +10,7 @@ import tyro
 
 from pipeline import cli
 from pipeline.cli import UserError
+from pipeline.files import naming
 
 DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
@@ -68,7 +69,8 @@ def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
     model = trained.load(config.model, average=config.average)
     model = trained.with_classes(model, names_of_published(model.description.classes))
     known = model.description
-    exporting.write(folder, config.format, model)
+    with naming(folder):
+        exporting.write(folder, config.format, model)
     again = exporting.read_back(folder, config.format, known)
     difference, logit = exporting.difference(exporting.build(model), again, known.model.image_size)
     if not difference <= TOLERANCE * max(1.0, logit):

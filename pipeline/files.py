@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,28 @@ _CHUNK = 1 << 24  # bytes
 def write_json(path: Path, content: Any) -> None:
     """Atomically: aside, flushed, renamed."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    flush(aside)
-    aside.replace(path)
-    flush(path.parent)
+    with naming(path):
+        aside.write_text(json.dumps(content, indent=1) + "\n")
+        flush(aside)
+        aside.replace(path)
+        flush(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the file system the file's name: the system tells it where a file is opened, not where written.
+
+    safetensors' errors become OSErrors, which they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def check_can_make(folder: Path, field: str) -> None:
@@ -43,7 +64,8 @@ def flush(path: Path) -> None:
     """fsync a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

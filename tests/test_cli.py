@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from pipeline import cli
 from pipeline.cli import UserError
+from pipeline.files import naming
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,23 @@ def test_what_a_file_system_refuses_is_one_line(number: int, capsys: pytest.Capt
         cli.run(main)
     assert caught.value.code == cli.EXIT_USER
     assert capsys.readouterr().err == f"error: '/some/file': {os.strerror(number)}\n"
+
+
+@pytest.mark.parametrize("by_safetensors", [False, True])
+def test_a_disk_that_fills_while_a_file_is_written_is_one_line(
+    by_safetensors: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        with naming(Path("/some/file")):
+            if by_safetensors:
+                raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+            Path("/dev/full").write_text("text")
+        return 0
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == cli.EXIT_USER
+    assert capsys.readouterr().err == "error: '/some/file': No space left on device\n"
 
 
 def test_other_faults_keep_their_traceback() -> None:
