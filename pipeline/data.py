@@ -285,6 +285,7 @@ def load(
         worker_init_fn=partial(_start_worker, os.getpid(), ignoring),
         multiprocessing_context="fork" if workers and len(indices) else None,  # what Slots needs
         prefetch_factor=_AHEAD if workers and len(indices) else None,
+        generator=torch.Generator(),  # its own: from torch's, a start of the loader would take what dropout draws
     )
     others = multiprocessing.active_children()
     with _deaths_of_workers(setting):

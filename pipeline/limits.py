@@ -45,7 +45,7 @@ RANGES = {
     "optim.weight_decay": NONE_OR_MORE,
     "optim.beta1": LESS_THAN_ONE,
     "optim.beta2": LESS_THAN_ONE,
-    "optim.momentum": LESS_THAN_ONE,
+    "optim.momentum": Range(0, 1, above=True, below=True),  # without one, SGD keeps nothing to save
     "optim.clip": NONE_OR_MORE,
     "schedule.steps": NONE_OR_MORE,
     "schedule.epochs": NONE_OR_MORE,
@@ -55,14 +55,14 @@ RANGES = {
     "train.micro_batch": ONE_OR_MORE,
     "train.label_smoothing": LESS_THAN_ONE,
     "train.average": LESS_THAN_ONE,
-    "train.seed": NONE_OR_MORE,
+    "train.seed": Range(0, 2**63 - 1),  # torch takes no more
     "train.skip_nonfinite": NONE_OR_MORE,
     "train.rollback_nonfinite": NONE_OR_MORE,
     "train.profile": NONE_OR_MORE,
     "train.log_every": ONE_OR_MORE,
     "train.eval_every": NONE_OR_MORE,
     "train.eval_batch": ONE_OR_MORE,
-    "train.step_timeout": ONE_OR_MORE,
+    "train.step_timeout": Range(1, 10**7),  # a third of a year; the watchdog can't count to 10**10
     "checkpoint.every": NONE_OR_MORE,
     "checkpoint.minutes": NONE_OR_MORE,
     "checkpoint.keep_last": ONE_OR_MORE,

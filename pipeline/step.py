@@ -44,7 +44,7 @@ def train_step(
     if not engine.module.training:  # after an evaluation
         engine.train()
     # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
-    _seed(device, (config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank)
+    _seed(device, ((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank) % 2**63)  # what torch takes
     passes = accumulation(config.train, ranks.world_size)
     lam = mixup_lambda(config.train.seed, step, AUGMENT[config.data.augment].mixup)
     total = torch.zeros((), device=device)
