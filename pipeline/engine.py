@@ -108,7 +108,7 @@ def update_average(engine: Any, decay: float) -> None:
     """
     optimizer = _torch_optimizer(engine)
     for parameter in _owned(engine):
-        state = optimizer.state[parameter]
+        state = optimizer.state.get(parameter, {})  # [parameter] would make one
         if AVERAGE in state:
             state[AVERAGE].lerp_(parameter.detach(), 1 - decay)
         elif state:  # a first step has been taken

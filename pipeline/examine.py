@@ -25,6 +25,7 @@ class Progress:
     skipped: int = 0  # of them, left out because their gradient was no number
     rollbacks: int = 0  # times that such a step led back to the last checkpoint
     undone: int = 0  # steps whose work that has cost
+    restored: int = 0  # the step after which that was last: the weights have nothing of what lies before it any more
     saved: dict[int, float] = field(default_factory=dict)  # checkpoint of this attempt -> seconds of training by then
     spikes: Spikes = field(default_factory=Spikes)
     own: list[list[float]] = field(default_factory=list)  # Step.own of the steps since the last line
@@ -73,7 +74,8 @@ def go_back(run: Run, progress: Progress, report: str, screen: Screen) -> None:
         meta = resume(run.config, run.engine, run.job.ranks)
     if meta is None:
         raise watch.NonFiniteError(f"{report}. There is no checkpoint yet to go back to: lower optim.lr")
-    lost = progress.step - meta.step
+    lost = progress.step - max(meta.step, progress.restored)  # what an earlier time has undone is counted already
+    progress.restored = progress.step
     progress.rollbacks += 1
     progress.undone += lost
     run.clock.undo(progress.saved.get(meta.step, 0.0))

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.data import Batch
+from pipeline.files import naming
 
 SPIKE_WINDOW = 200  # steps that a loss is compared with
 SPIKE_DEVIATIONS = 6.0  # robust standard deviations above the median: one step in a billion, were the losses normal
@@ -70,7 +71,8 @@ def dump(folder: Path, step: int, rank: int, batches: Sequence[Batch], keys: Seq
         "labels_B": torch.cat([batch.labels_B for batch in batches]),
         "samples_B": torch.cat([batch.samples_B for batch in batches]),
     }
-    save_file(tensors, path, metadata={"keys": "\n".join(keys)})
+    with naming(path):
+        save_file(tensors, path, metadata={"keys": "\n".join(keys)})
     return path
 
 
@@ -102,18 +104,20 @@ class Spikes:
 
     def see(self, loss: float) -> str | None:
         """A report where ``loss`` is a spike, else None."""
-        limit = self._limit
-        if loss > limit:
+        report = None
+        if loss > self._limit:
             self.count += 1
-            return f"loss {loss:.4f} stands out from the {len(self._recent)} before (expected below {limit:.4f})"
-        self._recent.append(loss)
+            report = (
+                f"loss {loss:.4f} stands out from the {len(self._recent)} before (expected below {self._limit:.4f})"
+            )
+        self._recent.append(loss)  # spikes, too: few don't move the median, and many are the new level
         self._age += 1
         if self._age >= SPIKE_WINDOW // 10 and len(self._recent) >= SPIKE_WINDOW // 4:
             self._age = 0
             median = statistics.median(self._recent)
             deviation = 1.4826 * statistics.median(abs(value - median) for value in self._recent)
             self._limit = median + max(SPIKE_DEVIATIONS * deviation, 0.01 * abs(median))
-        return None
+        return report
 
 
 def stragglers(own: Sequence[Sequence[float]], step_seconds: float, hosts: Sequence[str]) -> list[str]:

@@ -26,14 +26,16 @@ def test_a_noisy_loss_that_falls_has_no_spike_and_a_jump_is_one() -> None:
 
 
 def test_a_loss_that_settles_higher_is_reported_until_it_is_usual() -> None:
-    """A changed level isn't reported for ever: nothing is learned from a spike, so it takes until it is over."""
+    """A changed level isn't reported for ever: it is usual once it fills half of the window."""
     spikes = Spikes()
     for _ in range(100):
         spikes.see(1.0)
     assert spikes.see(5.0) is not None
     for _ in range(300):
-        spikes.see(1.005)
-    assert spikes.see(1.008) is None
+        spikes.see(2.0)
+    assert spikes.see(2.01) is None
+    assert 100 <= spikes.count <= 130
+    assert spikes.see(3.0) is not None
 
 
 def test_the_slow_rank_is_named_once_it_matters() -> None:
