@@ -4,6 +4,7 @@ A resumed run repeats the steps since its checkpoint, so a step may have several
 torch.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipeline.mixture import Mixture
 from pipeline.order import Order, ledger_hash
+from pipeline.spool import Appender
 
 LEDGER = "ledger.txt"
 _CHUNK = 1 << 20  # positions at a time
@@ -34,13 +36,19 @@ class Audit:
 def appending(run_dir: Path, *, wanted: bool = True) -> Iterator[Callable[[int, int], object]]:
     """Yields what appends a step's line, at once; nothing where it isn't ``wanted``.
 
-    The file stays open: a network file system sends a file to its server when it is closed.
+    The file stays open: a network file system sends a file to its server when it is closed. A line that a crash tore is
+    cut off first; on a full disk lines wait in memory.
     """
     if not wanted:
         yield lambda step, value: None  # noqa: ARG005
         return
-    with (run_dir / LEDGER).open("a", buffering=1) as file:
-        yield lambda step, value: file.write(f"{step} {value:010x}\n")
+    file = Appender(run_dir / LEDGER)
+    try:
+        yield lambda step, value: file.append(f"{step} {value:010x}\n".encode())
+    finally:
+        file.close()
+        if file.waiting:
+            print(f"error: {len(file.waiting)} line(s) of {file.path} are lost: {file.fault}", file=sys.stderr)
 
 
 def read(run_dir: Path) -> list[tuple[int, int]]:

@@ -100,3 +100,10 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
     assert code == 2
     assert len(output.splitlines()) == 1
     assert str(tmp_path) in output
+
+
+def test_a_line_that_a_crash_tore_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / ledger.LEDGER).write_text("1 0000000001\n2 00000")
+    with ledger.appending(tmp_path) as note:
+        note(2, 7)
+    assert ledger.read(tmp_path) == [(1, 1), (2, 7)]
