@@ -19,7 +19,7 @@ from rich.table import Table
 from pipeline import cli, spool
 from pipeline.cli import UserError
 from pipeline.metrics import duration
-from pipeline.rundir import Status, read_status
+from pipeline.rundir import Status, complete, read_status, step_of
 
 DESCRIPTION = """Show runs and a campaign's other jobs as a table, from their folders and Slurm's queue.
 
@@ -137,8 +137,7 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:
     latest: dict[str, float] = {}
     for line in kept:
         latest |= line.metrics
-    checkpoints = sorted((run / "checkpoints").glob("step-*/meta.json"))
-    last = checkpoints[-1] if checkpoints else None
+    last = next(reversed(complete(run)), None)
     state = run_state(status, queued, alive=record is not None and spool.alive(run, record.attempts[-1]))
     eta = None
     if status and state == "running" and "speed/step_seconds" in latest:
@@ -149,8 +148,8 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:
         step=status.step if status else 0,
         steps=status.steps if status else 0,
         eta=eta,
-        checkpoint_step=int(last.parent.name.removeprefix("step-")) if last else None,
-        checkpoint_age=now - last.stat().st_mtime if last else None,
+        checkpoint_step=step_of(last) if last else None,
+        checkpoint_age=now - (last / "meta.json").stat().st_mtime if last else None,
         goodput=latest.get("progress/goodput"),
         starts=max(starts, len(record.attempts) if record else 0),
         job=job,

@@ -19,6 +19,7 @@ from pipeline import engine as ds
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, from_dict
 from pipeline.files import xxh3_128
+from pipeline.rundir import complete as complete  # noqa: PLC0414 - looked for here
 
 FORMAT_VERSION = 1
 
@@ -45,11 +46,6 @@ class Meta:
 
 def folder_name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def complete(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run_dir / "checkpoints").glob("step-*/meta.json"))
 
 
 def latest(run_dir: Path, *, hashes: bool = False) -> Path | None:

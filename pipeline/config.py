@@ -52,6 +52,7 @@ class DataConfig:
     eval: str = ""
     """The evaluation data set; without it, the (first) training data set's eval split if it has one."""
     eval_split: str = "val"
+    """Its split. none: no evaluation, where no data.eval is named."""
     cache: Path | None = None
     """Folder on a disk of the node for shards that come from URLs, shared by its ranks. Default: VIT_CACHE, or
     ~/.cache/vit-pipeline."""
@@ -84,7 +85,8 @@ class OptimConfig:
     lr: float = 1e-3
     """Peak learning rate, at the declared global batch size: never scaled behind your back."""
     weight_decay: float = 0.0
-    """Decoupled, on tensors with two or more dimensions; multiplied by the current learning rate."""
+    """Of the kernels: not of biases, norms, class token and position embedding. AdamW's is decoupled, multiplied by the
+    current learning rate; SGD's is added to the gradient (L2)."""
     beta1: float = 0.9
     beta2: float = 0.999
     momentum: float = 0.9
@@ -169,7 +171,7 @@ class RunConfig:
     """Name of the recipe this started from. Set by the command."""
     stage: Literal["pretrain", "finetune"] = "pretrain"
     parent: str = ""
-    """Fine-tuning: the run folder (or weights) to start from; empty trains from scratch."""
+    """Fine-tuning: the run folder, or weights, to start from; "scratch": random weights. Required by jobs.finetune."""
     sweep: str = ""
     """Folder of the sweep that this run belongs to, beside the run's: MLflow shows the run under it (jobs.sweep)."""
     experiment: str = "vit"

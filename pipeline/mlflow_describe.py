@@ -16,7 +16,7 @@ from pipeline.config import flatten, to_dict
 from pipeline.metrics import duration
 from pipeline.provenance import without_secrets
 from pipeline.recipes import FINETUNE, PRETRAIN
-from pipeline.rundir import FREE_FIELDS
+from pipeline.rundir import FREE_FIELDS, RETUNED, complete
 from pipeline.spool import Attempt, Line, Record
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit (MAX_PARAM_VAL_LENGTH)
@@ -87,7 +87,7 @@ def recipe_changes(config: dict[str, Any]) -> str:
     if config.get("recipe") not in recipes:
         return ""
     published, ours = flatten(to_dict(recipes[config["recipe"]]())), flatten(config)
-    silent = FREE_FIELDS | {"recipe", "train.seed"}
+    silent = (FREE_FIELDS - RETUNED) | {"recipe", "train.seed"}
     changed = [name for name in sorted(ours) if name not in silent and ours[name] != published.get(name)]
     return "; ".join(f"{name} {published.get(name)} -> {ours[name]}" for name in changed) or "none"
 
@@ -110,7 +110,7 @@ def attempt_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
 
 def kept_checkpoints(run_dir: Path) -> list[str]:
     """Folder names of the complete ones, oldest first. MLflow gets no copy: they stay where they are."""
-    return sorted(path.parent.name for path in (run_dir / "checkpoints").glob("step-*/meta.json"))
+    return [path.name for path in complete(run_dir)]
 
 
 def parent_run_id(tags: dict[str, str], uri: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import provenance
 from pipeline.mlflow_describe import read_json
+from pipeline.rundir import complete
 from pipeline.spool import Line, Record
 
 CHAMPION = "champion"
@@ -20,7 +21,7 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
 
     Calling it again after a crash registers no second version of the same run.
     """
-    if not any((run_dir / "checkpoints").glob("step-*/meta.json")):
+    if not complete(run_dir):
         return None
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process only copies weights: the GPUs are the training's
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

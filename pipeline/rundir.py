@@ -1,6 +1,6 @@
 """The run folder, which explains itself: config.json, run.json, classes.json, status.json, metrics.jsonl, checkpoints/.
 
-- ``config.json``: pipeline.config.to_dict of the run, as it first started.
+- ``config.json``: pipeline.config.to_dict of the run, as it first started (anew where no checkpoint was kept).
 - ``run.json``: what the configuration resolved to: steps, classes, digests of the data sets, parent, code, packages.
 - ``classes.json``: the class map, ``[{"wnid": ..., "name": ...}, ...]`` in index order.
 - ``status.json``: state (running, stopped, finished, failed), step, steps, attempt and the latest metrics.
@@ -8,6 +8,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,9 @@ from pipeline.cli import UserError
 from pipeline.config import RunConfig, flatten, to_dict
 from pipeline.files import check_can_make, read_json, write_json
 
-# A resumed run may change these: they don't change what is learned (beyond float32 rounding).
-FREE_FIELDS = frozenset(
+RETUNED = frozenset({"optim.lr", "optim.clip"})  # what may rescue a run that diverged; said aloud when it changes
+# A resumed run may change these: the others don't change what is learned (beyond float32 rounding).
+FREE_FIELDS = RETUNED | frozenset(
     {
         "run_dir", "name", "experiment", "parent", "sweep", "data.train", "data.eval", "data.workers",
         "data.damage_budget", "data.cache", "data.cache_gb",
@@ -29,6 +31,17 @@ FREE_FIELDS = frozenset(
         "checkpoint.keep_best",
     }
 )  # fmt: skip
+
+
+def complete(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first. A folder of another name, such as a copy, is none."""
+    paths = [path.parent for path in (run_dir / "checkpoints").glob("step-*/meta.json")]
+    return sorted((path for path in paths if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """By its folder's name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +91,12 @@ def check_config(config: RunConfig) -> None:
         )
 
 
+def retuned(config: RunConfig, before: dict[str, Any]) -> list[str]:
+    """What this start changes of the configuration ``before`` (to_dict's) that changes what is learned, in words."""
+    old, new = flatten(before), flatten(to_dict(config))
+    return [f"{name} {old[name]} -> {new[name]}" for name in sorted(RETUNED) if old.get(name) != new[name]]
+
+
 def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
     """Compare what the data resolve to with the run's start. Raises UserError where the data set or classes changed."""
     path = run_dir / "run.json"
@@ -92,10 +111,13 @@ def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
             )
 
 
-def start(config: RunConfig, run: dict[str, Any], classes: list[dict[str, str]]) -> dict[str, Any]:
-    """Write the folder's fixed files at the first start; return run.json's content. Rank 0 only."""
+def start(config: RunConfig, run: dict[str, Any], classes: list[dict[str, str]], *, resumed: bool) -> dict[str, Any]:
+    """Write the folder's fixed files at the first start; return run.json's content. Rank 0 only.
+
+    Where nothing is ``resumed``, an earlier start has left nothing, and what it wrote of its parent and code is void.
+    """
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    if not (config.run_dir / "config.json").exists():
+    if not resumed or not (config.run_dir / "config.json").exists():
         write_json(config.run_dir / "classes.json", classes)
         write_json(config.run_dir / "run.json", run)
         write_json(config.run_dir / "config.json", to_dict(config))

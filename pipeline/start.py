@@ -12,7 +12,7 @@ from pipeline import checkpoint, distributed, limits, probe, rundir, sweep
 from pipeline import engine as ds
 from pipeline.checkpoint import Meta
 from pipeline.cli import UserError
-from pipeline.config import RunConfig, flatten, to_dict, total_steps
+from pipeline.config import DataConfig, RunConfig, flatten, to_dict, total_steps
 from pipeline.damage import Damages
 from pipeline.distributed import Ranks
 from pipeline.fence import Fence, claim
@@ -28,6 +28,8 @@ from pipeline.shards import read_classes
 from pipeline.split import Choice, Split, chosen, make_cache, open_split
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.transforms import AUGMENT
+
+NO_SPLIT = "none"  # data.eval_split of a run without evaluation
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,17 @@ def prepare(config: RunConfig) -> Job:
             f"data.augment {config.data.augment} mixes pairs of images, and train.micro_batch "
             f"{config.train.micro_batch} is odd: set an even train.micro_batch"
         )
+    if config.stage == "pretrain" and config.parent:
+        raise UserError(
+            f"--parent {config.parent!r} is for jobs.finetune, and jobs.pretrain starts from random weights: leave it "
+            "out, or use jobs.finetune"
+        )
     data, held_out = open_data(config)
+    if held_out is None and config.checkpoint.keep_best:
+        raise UserError(
+            f"checkpoint.keep_best {config.checkpoint.keep_best} needs evaluations, and there is no held-out split: "
+            "name one by data.eval and data.eval_split, or set checkpoint.keep_best 0"
+        )
     ranks = distributed.ranks_from_environment(os.environ)
     ds.deepspeed_config(config, ranks.world_size)
     facts = {
@@ -84,6 +96,14 @@ def prepare(config: RunConfig) -> Job:
     eval_digest = held_out.digest if held_out else ""
     rundir.check_facts(config.run_dir, {**facts, "eval_digest": eval_digest})
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
+    if ranks.rank == 0 and held_out is None:
+        print("no evaluation: there is no held-out split (data.eval, data.eval_split)", flush=True)
+    if ranks.rank == 0 and config.schedule.warmup_steps >= steps:
+        print(
+            f"warning: schedule.warmup_steps {config.schedule.warmup_steps} cover all of the run's {steps} steps: the "
+            "learning rate only rises",
+            flush=True,
+        )
     return Job(data, held_out, steps, ranks, facts, eval_digest, rundir.read_status(config.run_dir))
 
 
@@ -97,6 +117,11 @@ def open_data(config: RunConfig) -> tuple[Split, Split | None]:
     sampling(data.samples, config.train.seed, config.data.weights)
     folder = config.data.eval or config.data.train[0]
     if not config.data.eval and config.data.eval_split not in data.info.samples:
+        if config.data.eval_split not in (DataConfig.eval_split, NO_SPLIT):
+            raise UserError(
+                f"data.eval_split {config.data.eval_split!r} is no split of data.train {folder!r}, which has "
+                f"{', '.join(data.info.samples)}: name one of these, or {NO_SPLIT!r} to train without evaluation"
+            )
         return data, None
     held_out = open_split(folder, config.data.eval_split, choice=Choice(choice.classes), cache=cache)
     if held_out.info.classes_digest != data.info.classes_digest:
@@ -126,7 +151,10 @@ def start(config: RunConfig, job: Job) -> Run:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}
         facts["datasets"] = [*describe_data(job.data, "train"), *describe_data(job.held_out, "eval")]
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
-        record = rundir.start(config, {**job.facts, "eval_digest": job.eval_digest, **facts}, classes)
+        if meta is not None and (changed := rundir.retuned(config, meta.config)):
+            print(f"from step {start_step} on: {', '.join(changed)}", flush=True)
+        facts["eval_digest"] = job.eval_digest
+        record = rundir.start(config, {**job.facts, **facts}, classes, resumed=meta is not None)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
     return Run(
         config=config,

@@ -1,11 +1,13 @@
 """Starting a fine-tune: from a run, an official .npz, timm's and transformers' folders, and what is refused."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline import rundir
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.interop import huggingface, npz, timm
@@ -96,3 +98,19 @@ def test_what_is_no_parent(tmp_path: Path) -> None:
         finetune(tmp_path / "b32.npz")
     assert "model.variant is 'tiny'" in str(error.value)
     assert "b32" in str(error.value)
+
+
+def test_a_start_that_left_no_checkpoint_leaves_no_parent(tmp_path: Path) -> None:
+    def start(parent: str, *, resumed: bool) -> None:
+        config = RunConfig(run_dir=tmp_path, stage="finetune", parent=parent)
+        rundir.start(config, {"parent": {"weights": parent}}, [], resumed=resumed)
+
+    def told() -> list[str]:
+        run, config = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "config.json"))
+        return [run["parent"]["weights"], config["parent"]]
+
+    start("first", resumed=False)
+    start("second", resumed=False)
+    assert told() == ["second", "second"]
+    start("third", resumed=True)
+    assert told() == ["second", "second"]
