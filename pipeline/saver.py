@@ -1,8 +1,8 @@
 """Writing checkpoints while training goes on: a copy in memory until the weights change again, then the files.
 
 A step only reads the weights and moments until its very end, before which it calls :meth:`Saver.settle`. Each rank's
-thread writes its share and says so in a small file; rank 0's thread waits for all of them, writes ``meta.json`` and
-renames the folder. So threads need no collective, and a folder with its final name is complete.
+thread writes its share and says so in a small file, or that it can't; rank 0's thread waits for all of them, writes
+``meta.json`` and renames the folder. So threads need no collective, and a folder with its final name is complete.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from safetensors.torch import save_file
 
 from pipeline import engine as ds
 from pipeline.checkpoint import FORMAT_VERSION, Meta, complete, folder_name, read_meta
+from pipeline.cli import UserError
 from pipeline.config import CheckpointConfig, RunConfig, to_dict
 from pipeline.fence import Fence
-from pipeline.files import flush, write_json, xxh3_128
+from pipeline.files import flush, naming, write_json, xxh3_128
+from pipeline.rundir import step_of
 
 PATIENCE = 1800.0  # seconds that rank 0 waits for the other ranks' files
 BEST = "eval/top1"  # what keep_best compares
@@ -38,6 +41,7 @@ class Saver:
         self._buffers: dict[str, torch.Tensor] = {}  # of the copy, used again by the next one
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._told = True  # the others, of the error
         self._settled = threading.Event()
         self._settled.set()
         self._folder = config.run_dir / "checkpoints"
@@ -94,8 +98,13 @@ class Saver:
         return final
 
     def settle(self) -> None:
-        """Wait until the weights and moments may change. Call before each optimizer step."""
+        """Wait until the weights and moments may change. Call before each optimizer step.
+
+        Raises what this rank's thread met since, so that no rank trains on without checkpoints.
+        """
         self._settled.wait()
+        if self._error is not None:
+            raise self._error
 
     def finish(self) -> None:
         """Wait until the checkpoint that is being written is complete, if there is one; collective."""
@@ -103,6 +112,8 @@ class Saver:
             return
         self._thread.join()
         self._thread = None
+        if self._error is not None and not self._told:  # rank 0 still waits for our part: our end is what it will see
+            raise self._error
         failed: list[str] = [""] * self.world
         torch.distributed.all_gather_object(failed, repr(self._error) if self._error else "")
         if self._error is not None:
@@ -110,6 +121,11 @@ class Saver:
         for rank, fault in enumerate(failed):
             if fault:
                 raise RuntimeError(f"rank {rank} could not write its part of a checkpoint: {fault}")
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write an evaluation's into the complete checkpoint of ``step``. Rank 0 only."""
+        path = self._folder / folder_name(step)
+        write_json(path / "meta.json", dataclasses.asdict(dataclasses.replace(read_meta(path), metrics=dict(metrics))))
 
     def _own_share(self, engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """This rank's share: buffers in the host's memory, float32, and what is still to be copied into them."""
@@ -157,7 +173,8 @@ class Saver:
             name = f"state-{self.rank:03d}.safetensors"
             entry = {}
             if mine:
-                save_file(mine, aside / name, metadata={"format": "pt"})
+                with naming(aside / name):
+                    save_file(mine, aside / name, metadata={"format": "pt"})
                 flush(aside / name)
                 entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
             write_json(aside / f"written-{self.rank:03d}.json", entry)
@@ -169,8 +186,16 @@ class Saver:
                 shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, passed over at start
                 aside.rename(final)
                 flush(final.parent)
-                delete_old(self.config.run_dir, self.config.checkpoint)
+                delete_old(self.config.run_dir, self.config.checkpoint, meta.step)
         except BaseException as error:
+            if self.rank > 0:
+                self._told = False
+                with suppress(OSError):
+                    (aside / f"state-{self.rank:03d}.safetensors").unlink(missing_ok=True)  # room for the next line
+                    note = aside / f"failed-{self.rank:03d}"
+                    note.touch()
+                    self._told = True
+                    note.write_text(repr(error))
             self._error = error
 
     def _wait_for_all(self, aside: Path) -> dict[str, dict[str, Any]]:
@@ -178,6 +203,9 @@ class Saver:
         limit = time.monotonic() + PATIENCE
         paths = [aside / f"written-{rank:03d}.json" for rank in range(self.world)]
         while not all(path.is_file() for path in paths):
+            for path in aside.glob("failed-*"):
+                rank = int(path.name.removeprefix("failed-"))
+                raise RuntimeError(f"rank {rank} could not write its part of {aside}: {path.read_text()}")
             if time.monotonic() > limit:
                 missing = [rank for rank, path in enumerate(paths) if not path.is_file()]
                 raise TimeoutError(f"{aside}: rank(s) {missing} have not written their part in {PATIENCE:.0f} s")
@@ -189,14 +217,17 @@ class Saver:
         return files
 
 
-def delete_old(run_dir: Path, rule: CheckpointConfig) -> None:
-    """Keep the newest ``keep_last``, the multiples of ``keep_every`` and the ``keep_best`` best."""
-    paths = complete(run_dir)
-    scores = {path: read_meta(path).metrics.get(BEST) for path in paths} if rule.keep_best else {}
+def delete_old(run_dir: Path, rule: CheckpointConfig, step: int) -> None:
+    """Keep the newest ``keep_last``, the multiples of ``keep_every`` and the ``keep_best`` best, of those up to
+    ``step``, which was saved just now: what lies above are broken ones that this attempt has passed over."""
+    paths = [path for path in complete(run_dir) if step_of(path) <= step]
+    scores: dict[Path, float | None] = {}
+    for path in paths if rule.keep_best else ():
+        with suppress(UserError):  # of a broken one, which has no score
+            scores[path] = read_meta(path).metrics.get(BEST)
     ranked = sorted((path for path in paths if scores.get(path) is not None), key=lambda path: scores[path] or 0.0)
     best = ranked[-rule.keep_best :] if rule.keep_best else []
     for path in paths[: -max(rule.keep_last, 1)]:
-        step = int(path.name.removeprefix("step-"))
-        if path not in best and (not rule.keep_every or step % rule.keep_every):
+        if path not in best and (not rule.keep_every or step_of(path) % rule.keep_every):
             (path / "meta.json").unlink()  # first, so that a half-deleted one isn't taken for complete
             shutil.rmtree(path)

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -124,9 +125,14 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
                     result = evaluate_now(run, progress, screen)
             if done.save or done.stopping:
                 save(run, progress, result)
-            if done.stopping and progress.step < steps:
+            if done.stopping and (progress.step < steps or run.job.held_out is not None):
                 screen.line(f"asked to stop: {', '.join(run.heartbeat.name(rank) for rank in done.stopping)}")
                 return "stopped"
+    if run.start_step == steps and run.meta is not None and not run.meta.metrics:  # stopped before its last evaluation
+        watchdog.feed()
+        result = evaluate_now(run, progress, screen)
+        if result and run.tracker is not None:
+            run.saver.add_metrics(steps, result)
     return "finished"
 
 
@@ -216,9 +222,11 @@ def record(run: Run, progress: Progress, fresh: dict[str, float]) -> None:
 
 
 def write_status(run: Run, progress: Progress, state: Literal["running", "stopped", "finished", "failed"]) -> None:
+    """For people who look; where it can't be written, training goes on, and a failure stays the one that it was."""
     if run.fence is not None and run.fence.holds():
         status = rundir.Status(state, progress.step, run.job.steps, run.attempt, 0.0, progress.metrics)
-        rundir.write_status(run.config.run_dir, status)
+        with suppress(*(OSError,) if state in ("running", "failed") else ()):
+            rundir.write_status(run.config.run_dir, status)
 
 
 def close(run: Run, progress: Progress, outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ step where the global batch is micro-batch x ranks.
 """
 
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -39,6 +40,10 @@ def inject(fault: str, rank: int, step: int) -> None:
             return logits_BC * 50.0
         if fault == "hang":
             time.sleep(3600)
+        if fault == "full":  # no file may grow beyond the length of a log, as past a quota
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        if fault == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "raise":

@@ -10,17 +10,21 @@ import torch
 
 from pipeline import checkpoint, rundir
 from pipeline.cli import UserError
-from pipeline.config import CheckpointConfig, RunConfig, from_dict
+from pipeline.config import CheckpointConfig, RunConfig, from_dict, to_dict
 from pipeline.saver import delete_old
 from tests.distributed.test_faults import job
 from tests.ranks import run_ranks
 
+NINE = (
+    "--train.average", 0.8, "--data.eval-split", "val", "--model.dropout", 0.1, "--model.stochastic-depth", 0.1,
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def run_of_nine(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks, ZeRO-1, a running average; a checkpoint a step."""
+    """Two ranks, ZeRO-1, a running average, dropout; a checkpoint a step."""
     run = tmp_path_factory.mktemp("nine") / "run"
-    options = ("--checkpoint.every", 1, "--checkpoint.keep-last", 9, "--train.average", 0.8, "--data.eval-split", "val")
+    options = (*NINE, "--checkpoint.every", 1, "--checkpoint.keep-last", 9)
     run_ranks(2, ("-m", *job(run, digits, *options, "--train.eval-every", 3, steps=9)), run.parent / "log")
     assert len(checkpoint.complete(run)) == 9
     return run
@@ -84,16 +88,26 @@ def test_a_broken_checkpoint_is_passed_over_aloud(copy: Path, capsys: pytest.Cap
 
 
 def test_a_run_goes_on_from_the_newest_sound_one(copy: Path, digits: Path, run_of_nine: Path, tmp_path: Path) -> None:
-    """... past a corrupted one and one that a kill left half-written, to the very weights of the undisturbed run."""
+    """... past a corrupted one and one that a kill left half-written, to the very weights of the undisturbed run.
+
+    A user's copy is no checkpoint, and what is above the newest sound one doesn't count as newer: with keep-last 1 each
+    new one stays until the next.
+    """
     flip(checkpoint.complete(copy)[-1])
+    ghost = copy / "checkpoints" / checkpoint.folder_name(30)
+    shutil.copytree(checkpoint.complete(copy)[-1], ghost)
+    kept = shutil.copytree(checkpoint.complete(copy)[0], copy / "checkpoints" / "step-00000040-good")
+    assert kept not in checkpoint.complete(copy)
     unfinished = copy / "checkpoints" / ".step-00000008.tmp"
     unfinished.mkdir()
     (unfinished / "state-000.safetensors").write_bytes(b"half")
-    options = ("--train.average", 0.8, "--data.eval-split", "val", "--checkpoint.every", 1, "--checkpoint.keep-last", 9)
+    options = (*NINE, "--checkpoint.every", 1, "--checkpoint.keep-last", 1)
     finished = run_ranks(2, ("-m", *job(copy, digits, *options, steps=9)), tmp_path / "log")
     assert "resumes after step 6" in finished[0].output
     assert "passed over" in finished[0].output
     assert not unfinished.exists()
+    assert [rundir.step_of(path) for path in checkpoint.complete(copy)] == [9, 30]
+    shutil.rmtree(ghost)
     ours, theirs = (dict(checkpoint.State(checkpoint.complete(run)[-1])) for run in (copy, run_of_nine))
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
@@ -103,8 +117,7 @@ def test_a_run_goes_on_from_the_newest_sound_one(copy: Path, digits: Path, run_o
 def test_a_run_whose_checkpoints_are_all_broken_does_not_start_over(copy: Path, digits: Path, tmp_path: Path) -> None:
     for path in checkpoint.complete(copy):
         flip(path)
-    options = ("--train.average", 0.8, "--data.eval-split", "val")
-    finished = run_ranks(2, ("-m", *job(copy, digits, *options, steps=9)), tmp_path / "log", code=2)
+    finished = run_ranks(2, ("-m", *job(copy, digits, *NINE, steps=9)), tmp_path / "log", code=2)
     assert "none is sound" in finished[0].output
 
 
@@ -144,10 +157,10 @@ def test_which_checkpoints_stay(copy: Path) -> None:
     evaluated = {path: score for path, score in scores.items() if score is not None}
     assert [path.name[-1] for path in evaluated] == ["3", "6"]
     best = max(evaluated, key=lambda path: (evaluated[path], path.name))
-    delete_old(copy, CheckpointConfig(keep_last=1, keep_every=4, keep_best=1))
-    steps = {int(path.name.removeprefix("step-")) for path in checkpoint.complete(copy)}
-    assert steps == {7, 4, int(best.name.removeprefix("step-"))}
-    delete_old(copy, CheckpointConfig(keep_last=2))
+    half_a_meta(checkpoint.complete(copy)[0])
+    delete_old(copy, CheckpointConfig(keep_last=1, keep_every=4, keep_best=1), 7)
+    assert {rundir.step_of(path) for path in checkpoint.complete(copy)} == {7, 4, rundir.step_of(best)}
+    delete_old(copy, CheckpointConfig(keep_last=2), 7)
     assert len(checkpoint.complete(copy)) == 2
 
 
@@ -163,7 +176,7 @@ def test_checkpoints_by_the_clock(digits: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("optim", "lr", 0.5), "optim.lr: 0.001 -> 0.5"),
+        (("optim", "weight_decay", 0.5), "optim.weight_decay: 0.1 -> 0.5"),
         (("train", "seed", 3), "train.seed: 0 -> 3"),
         (("train", "average", 0.5), "train.average: 0.8 -> 0.5"),
     ],
@@ -184,6 +197,10 @@ def test_fields_that_change_no_result_may_change(copy: Path) -> None:
     config = dataclasses.replace(from_dict(RunConfig, json.loads((copy / "config.json").read_text())), run_dir=copy)
     train = dataclasses.replace(config.train, zero_stage=3, micro_batch=2, profile=4)
     rundir.check_config(dataclasses.replace(config, train=train, checkpoint=CheckpointConfig(every=7)))
+    rescued = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5))
+    rundir.check_config(rescued)
+    assert rundir.retuned(rescued, to_dict(config)) == ["optim.lr 0.001 -> 0.5"]
+    assert rundir.retuned(config, to_dict(config)) == []
     tree = json.loads((copy / "config.json").read_text())
     del tree["train"]["label_smoothing"]  # written by a version that had no such field
     (copy / "config.json").write_text(json.dumps(tree))

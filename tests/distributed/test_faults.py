@@ -98,12 +98,16 @@ def test_a_step_may_be_left_out_and_is_counted(
 
 
 def test_what_an_earlier_attempt_left_out_counts_towards_the_limit(digits: Path, tmp_path: Path) -> None:
+    """... also the very first step, after which there are neither moments nor an average to save; with a large seed."""
     command = job(tmp_path / "run", digits, "--train.skip-nonfinite", 1, "--checkpoint.background", False)
-    command = (*command, "--checkpoint.every", 3, "--schedule.steps", 1000)
-    with Ranks(2, ("-m", "tests.distributed.faulty", "nan", 0, 2, *command), tmp_path / "first") as ranks:
+    command = (*command, "--checkpoint.every", 1, "--schedule.steps", 1000, "--checkpoint.keep-last", 9)
+    command = (*command, "--train.average", 0.8, "--train.seed", 2**32 + 5)
+    with Ranks(2, ("-m", "tests.distributed.faulty", "nan", 0, 1, *command), tmp_path / "first") as ranks:
         ranks.wait_for("step 4/", 60)  # written before: not in the background here
-    saved = checkpoint.complete(tmp_path / "run")[-1]
+    first, *_, saved = checkpoint.complete(tmp_path / "run")
     assert checkpoint.read_meta(saved).skipped == 1
+    assert {key.partition("/")[0] for key in checkpoint.State(first)} == {"param"}
+    assert {key.partition("/")[0] for key in checkpoint.State(saved)} == {"param", "exp_avg", "exp_avg_sq", "average"}
     finished = meet("nan", 0, 1, tmp_path, *command)
     assert finished[0].code == 1
     assert "2 so far, train.skip_nonfinite 1" in finished[0].output
@@ -150,7 +154,8 @@ def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: P
     two, one, limited = tmp_path / "two", tmp_path / "one", tmp_path / "limited"
     finished = meet("nans", 1, 4, two, *job(two / "run", digits, *options))
     assert [rank.code for rank in finished] == [0, 0], finished[0].output
-    assert finished[0].output.count("back to the weights of step 3") == 2
+    assert "back to the weights of step 3, 1 steps are undone (1 of" in finished[0].output
+    assert "back to the weights of step 3, 1 steps are undone (2 of" in finished[0].output, "step 4 is undone already"
     faulty = ("-m", "tests.distributed.faulty", "nans", 0, 4)
     run_ranks(1, (*faulty, *job(one / "run", digits, *options, "--train.micro-batch", 16)), one)
     ours, theirs = (dict(checkpoint.State(checkpoint.complete(run / "run")[-1])) for run in (one, two))
@@ -197,6 +202,36 @@ def test_a_hung_step_shows_its_stacks_and_ends(digits: Path, tmp_path: Path) -> 
     assert "Timeout (0:00:06)!" in finished[1].output
     assert re.search(r'File ".*faulty.py", line \d+ in hook', finished[1].output)
     assert re.search(r"in train_step", finished[1].output)
+
+
+def test_a_rank_that_cannot_write_its_share_ends_the_run_at_once(digits: Path, tmp_path: Path) -> None:
+    first, second = meet("full", 1, 3, tmp_path, *job(tmp_path / "run", digits, steps=1000))
+    assert first.code == second.code == 1
+    assert "step 6/" not in first.output, "that is where the next checkpoint would have told"
+    for output in (first.output, second.output):
+        assert "leaves after step" in output
+        assert "rank 1" in output
+        assert "File too large" in output
+    assert "state-001.safetensors" in second.output
+    assert checkpoint.complete(tmp_path / "run") == []
+
+
+def test_a_stop_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = job(run, digits, "--data.eval-split", "val")
+    stopped = meet("stop", 1, STEPS - 1, tmp_path, *command)  # the last step is the first that begins with the wish
+    assert [rank.code for rank in stopped] == [75, 75], stopped[0].output
+    status = read_status(run)
+    assert status is not None
+    assert (status.state, status.step) == ("stopped", STEPS)
+    run_ranks(2, ("-m", *command, "--optim.lr", 0.5), tmp_path / "log")
+    status = read_status(run)
+    assert status is not None
+    assert (status.state, status.step) == ("finished", STEPS)
+    assert 0 <= status.metrics["eval/top1"] <= 1
+    assert checkpoint.read_meta(checkpoint.complete(run)[-1]).metrics["eval/top1"] == status.metrics["eval/top1"]
+    assert spool.read_lines(run / spool.METRICS)[0][-1].metrics["eval/top1"] == status.metrics["eval/top1"]
+    assert f"from step {STEPS} on: optim.lr 0.001 -> 0.5" in (tmp_path / "log" / "rank0.log").read_text()
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)])
