@@ -66,7 +66,7 @@ def main() -> int:
     if config.out is not None:
         check_can_make(config.out, "--out")
     runs = read_experiment(config.experiment, _mlflow(config)) if config.experiment else read_runs(config.runs)
-    parent = str(Path(config.parent).absolute()) if Path(config.parent).is_dir() and config.parent else config.parent
+    parent = str(Path(config.parent).resolve()) if Path(config.parent).is_dir() and config.parent else config.parent
     chosen = select(runs, recipe=config.recipe, tags=config.tag, parent=parent)
     if not chosen:
         recipes = ", ".join(sorted({run.recipe for run in runs})) or "none"

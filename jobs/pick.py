@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 from jobs.sync import send
 from pipeline import cli, sweep
 from pipeline.cli import UserError
+from pipeline.run_reader import evaluated_on
 from pipeline.rundir import read_status
 
 DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held out of the training set
@@ -48,6 +50,10 @@ def choose(config: PickConfig) -> None:
     chosen = best(scores, config.by)
     for run, score in scores.items():
         print(f"{run}: {'failed, left out' if score is None else f'{config.by} {score:.4f}'}")
+    data = {run: evaluated_on(run) for run, score in scores.items() if score is not None}
+    if len(set(data.values())) > 1:
+        named = ", ".join(f"{run.name}: {what or 'unknown'}" for run, what in data.items())
+        print(f"warning: the runs were evaluated on different data, which no score compares ({named})", file=sys.stderr)
     if config.link is not None:
         point(config.link, chosen)
     if config.sweep is not None:

@@ -87,7 +87,7 @@ def main() -> int:
 
 def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[Row]:
     """A row for each stage of a campaign and each run, in the folders' order. Raises UserError for a missing folder."""
-    rows = []
+    rows: dict[Path, Row] = {}  # by the run's or the job's file, wherever it was reached from: it may be in two folders
     for folder in folders:
         if not folder.is_dir():
             raise UserError(
@@ -96,11 +96,12 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
         inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
         for path in inside:
             for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_mtime):
-                runs = [Path(line) for line in job.read_text().splitlines()[1:] if is_run(Path(line))]
-                rows += [_row(run, queue, now) for run in runs] or [stage_row(job, queue)]
+                runs = [Path(line).resolve() for line in job.read_text().splitlines()[1:] if is_run(Path(line))]
+                rows |= {run: _row(run, queue, now) for run in runs} or {job.resolve(): stage_row(job, queue)}
             if is_run(path):
-                rows.append((run_row if path == folder else _row)(path, queue, now))
-    return list({(row.name, row.job): row for row in rows}.values())  # a campaign's run may be in two of the folders
+                run = path.resolve()
+                rows[run] = (run_row if path == folder else _row)(run, queue, now)
+    return list(rows.values())
 
 
 def is_run(folder: Path) -> bool:

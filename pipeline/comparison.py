@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.run_reader import Run
 
-# May differ between the seeds of one row; the data are compared by their digest.
+# May differ between the seeds of one row; the data are compared by their digest, the parent by the origin (facts).
 PLACES = frozenset({"data.train", "data.eval", "data.cache", "data.cache_gb"})
 UNLIKE_SEEDS = frozenset({"run_dir", "name", "train.seed", "experiment", "parent", "sweep"}) | PLACES
 # Not shown as a difference: they name the run, or where things lie.
@@ -26,7 +26,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ in nothing but the seed: the same settings, data, evaluation data and weights to start from."""
 
     name: str
     runs: tuple[Run, ...]
@@ -101,13 +101,18 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
-    """Equal for runs of one row: the same configuration, data and code, from parents of one kind."""
+    """Equal for runs of one row: the same configuration and data, from the same weights.
+
+    Checkpoints at the same step of parents that are one row are as good as the same: the seeds of a whole pipeline.
+    """
     parent = next((other for other in runs if other.path == run.parent and other is not run), None)
-    above = _kind(parent, [other for other in runs if other is not run]) if parent else bool(run.parent)
+    above: object = run.facts.get("origin")
+    if parent is not None:
+        above = (_kind(parent, [other for other in runs if other is not run]), run.parent_step)
     config = tuple(sorted((key, value) for key, value in run.config.items() if key not in UNLIKE_SEEDS))
     if not run.config:  # nothing is known of it: a row of its own
         config = (("path", run.path),)
-    return config, run.facts.get("dataset_digest"), above
+    return config, run.facts.get("dataset_digest"), run.facts.get("eval_data"), above
 
 
 def _name(runs: Sequence[Run]) -> str:

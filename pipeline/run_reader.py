@@ -21,14 +21,15 @@ class Run:
     """One run as read. ``config`` and ``facts`` are flat, with text values."""
 
     name: str
-    path: str  # run folder, absolute
+    path: str  # run folder, absolute, without links: the same one however it was reached
     state: str  # running, finished, failed, killed
     config: dict[str, str]
-    facts: dict[str, str]  # of data and code: digests, commit, package versions
+    facts: dict[str, str]  # of data, code and origin: digests, commit, package versions, what it started from
     tags: dict[str, str]
     lines: list[Line]  # those that count
     attempts: int = 1
-    parent: str = ""  # run folder of the pretrain run, absolute; empty for none
+    parent: str = ""  # run folder of the pretrain run, as ``path``; empty for none
+    parent_step: str = ""  # of the checkpoint that it started from
 
     @property
     def recipe(self) -> str:
@@ -44,8 +45,8 @@ class Run:
 
 
 def find_run_folders(paths: Iterable[Path]) -> list[Path]:
-    """Run folders among ``paths`` and directly inside them. Raises UserError where a path has none."""
-    found: list[Path] = []
+    """Run folders among ``paths`` and directly inside them, each once. Raises UserError where a path has none."""
+    found: dict[Path, Path] = {}  # as it was named first, by where it is: a link to a run is no other run
     for path in paths:
         if not path.exists():
             raise UserError(f"RUN {str(path)!r} does not exist: name a run folder, or a folder of run folders")
@@ -57,10 +58,11 @@ def find_run_folders(paths: Iterable[Path]) -> list[Path]:
                 f"RUN {str(path)!r} holds no run (no {spool.METRICS} in it or one level below): name a run folder of "
                 "jobs.pretrain or jobs.finetune"
             )
-        found += [folder for folder in inside if folder not in found]
+        for folder in inside:
+            found.setdefault(folder.resolve(), folder)
     if not found:
         raise UserError("RUN: none of the paths is a run folder: name one of jobs.pretrain or jobs.finetune")
-    return found
+    return list(found.values())
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
@@ -91,18 +93,50 @@ def read_run(run_dir: Path) -> Run:
     state = attempts[-1].state if attempts else "FINISHED"
     if attempts and state == "RUNNING" and not spool.alive(run_dir, attempts[-1]):
         state = "FAILED"
-    parent = facts.get("parent", {}).get("run_dir", "")
+    parent = facts.get("parent") or {}
+    config = {key: str(value) for key, value in flatten(read_json(run_dir / "config.json")).items()}
     return Run(
-        name=record.name if record else run_dir.name,
-        path=str(run_dir.absolute()),
+        name=record.name if record else run_dir.resolve().name,
+        path=str(run_dir.resolve()),
         state=state.lower(),
-        config={key: str(value) for key, value in flatten(read_json(run_dir / "config.json")).items()},
-        facts=_facts(facts),
+        config=config,
+        facts=_facts(facts) | beginnings(config, parent, eval_digest(facts)),
         tags=record.tags if record else {},
         lines=spool.effective(lines, attempts),
         attempts=len(attempts) or 1,
-        parent=str(Path(parent).absolute()) if parent else "",
+        parent=str(Path(parent["run_dir"]).resolve()) if parent.get("run_dir") else "",
+        parent_step=str(parent.get("step", "")),
     )
+
+
+def beginnings(config: Mapping[str, str], parent: Mapping[str, Any], evaluated: str) -> dict[str, str]:
+    """What runs must have in common to be seeds of each other, beside configuration and training data.
+
+    ``origin``: which weights a fine-tune started from. ``eval_data``: what its results are of, by ``evaluated``, a
+    digest, or where no one has written that down by the name in the configuration.
+    """
+    origin = ""
+    if parent.get("run_dir"):
+        origin = f"{Path(parent['run_dir']).resolve()} step {parent.get('step', '?')}"
+    elif parent.get("weights"):
+        origin = str(parent.get("digest") or parent["weights"])
+    elif config.get("stage") == "finetune":
+        origin = "scratch"
+    found = {"origin": origin, "eval_data": evaluated or config.get("data.eval", "")}
+    return {name: value for name, value in found.items() if value}
+
+
+def eval_digest(run: Mapping[str, Any]) -> str:
+    """Of the evaluation data, by run.json; empty where it has none, or doesn't say."""
+    listed = (part.get("digest", "") for part in run.get("datasets", ()) if part.get("context") == "eval")
+    return str(run.get("eval_digest") or "+".join(listed))
+
+
+def evaluated_on(run_dir: Path) -> str:
+    """The data that a run's results are of, for people; equal for runs that can be ranked."""
+    config = {key: str(value) for key, value in flatten(read_json(run_dir / "config.json")).items()}
+    data = beginnings(config, {}, eval_digest(read_json(run_dir / "run.json"))).get("eval_data", "")
+    return " ".join(part for part in (data, config.get("data.eval_split", "")) if part)
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
@@ -166,15 +200,25 @@ def _from_mlflow(client: Any, run: Any) -> Run:
         lines.append(Line(step, int(metrics.get("progress/samples", 0)), stamp, 1, metrics))
     facts = {name: tags[name] for name in tags if name.startswith("package.") or name.endswith("_digest")}
     facts |= {key.removeprefix("run."): value for key, value in params.items() if key.startswith("run.")}
+    config = {key: value for key, value in params.items() if not key.startswith("run.")}
+    parent = {key.removeprefix("parent_"): value for key, value in tags.items() if key.startswith("parent_")}
+    inputs = [
+        {"digest": item.dataset.digest, "context": tag.value}
+        for item in (run.inputs.dataset_inputs if run.inputs else ())
+        for tag in item.tags
+        if tag.key == "mlflow.data.context"
+    ]
+    facts |= beginnings(config, parent, eval_digest({"datasets": inputs}))
     named = {"code.commit": tags.get("mlflow.source.git.commit", ""), "code.dirty": tags.get("git.dirty", "")}
     return Run(
         name=run.info.run_name,
-        path=tags.get("run_dir", run.info.run_id),
+        path=str(folder.resolve()) if tags.get("run_dir") else run.info.run_id,
         state=run.info.status.lower(),
-        config={key: value for key, value in params.items() if not key.startswith("run.")},
+        config=config,
         facts=facts | {key: value for key, value in named.items() if value},
         tags=tags,
         lines=lines,
         attempts=int(tags.get("attempts", 1)),
-        parent=tags.get("parent_run_dir", ""),
+        parent=str(Path(parent["run_dir"]).resolve()) if parent.get("run_dir") else "",
+        parent_step=parent.get("step", ""),
     )

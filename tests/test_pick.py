@@ -7,6 +7,7 @@ import pytest
 
 from jobs import pick
 from pipeline.cli import UserError
+from pipeline.files import write_json
 from pipeline.rundir import Status, write_status
 
 
@@ -52,6 +53,16 @@ def test_what_cannot_be_picked_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the 1 runs finished"):
         pick.best({tmp_path: None}, "eval/top1")
     assert pick.best({tmp_path / "a": float("nan"), tmp_path / "b": 0.1}, "eval/top1") == tmp_path / "b"
+
+
+def test_scores_of_different_data_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path, name, eval_top1=0.5) for name in ("a", "b")]
+    for digests, said in ((("1", "1"), False), (("1", "2"), True)):
+        for run, digest in zip(runs, digests, strict=True):
+            write_json(run / "run.json", {"eval_digest": digest})
+        pick.choose(pick.PickConfig(tuple(runs)))
+        warning = "warning: the runs were evaluated on different data, which no score compares (a: 1, b: 2)\n"
+        assert capsys.readouterr().err == (warning if said else "")
 
 
 def test_a_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:

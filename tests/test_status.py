@@ -131,6 +131,10 @@ def test_a_campaign_shows_its_runs_once_they_exist(tmp_path: Path) -> None:
     rows = collect([campaign, runs], {"12": QueuedJob("RUNNING", "None", "node[3-4]")}, NOW)
     assert {row.name: row.state for row in rows} == {"l16/shard": "done", "pretrain-l16": "running"}
     assert len(rows) == 2  # though the run is in both folders
+    (campaign / "best").symlink_to(runs / "pretrain-l16")
+    make_run(tmp_path / "other")  # a run of the same name is another one
+    rows = collect([campaign, runs, tmp_path / "runs" / ".." / "runs", tmp_path / "other"], {}, NOW)
+    assert sorted(row.name for row in rows) == ["l16/shard", "pretrain-l16", "pretrain-l16"]
 
 
 def test_a_damaged_run_hides_no_other(tmp_path: Path) -> None:

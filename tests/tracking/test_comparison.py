@@ -94,6 +94,58 @@ def test_other_data_are_another_row(family: Path) -> None:
     assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
 
 
+EVAL = {"context": "eval", "digest": "1" * 32}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ({}, {"parent": {"weights": "B_16.npz"}}, False),  # scratch beside published weights
+        ({"parent": {"weights": "a/B_16.npz"}}, {"parent": {"weights": "b/B_16.npz"}}, False),
+        ({"parent": {"weights": "a", "digest": "7"}}, {"parent": {"weights": "b", "digest": "7"}}, True),
+        ({"parent": {"run_dir": "/x", "step": 1}}, {"parent": {"run_dir": "/x", "step": 2}}, False),
+        ({"parent": {"run_dir": "/x", "step": 1}}, {"parent": {"run_dir": "/y", "step": 1}}, False),
+        ({"parent": {"run_dir": "/x", "step": 1}}, {"parent": {"run_dir": "/z/../x", "step": 1}}, True),
+        ({"eval_digest": "1" * 32}, {"eval_digest": "2" * 32}, False),
+        ({"eval_digest": "1" * 32}, {"datasets": [EVAL]}, True),
+        ({"datasets": [EVAL]}, {"datasets": [EVAL | {"digest": "2" * 32}]}, False),
+        ({"data.eval": "photos"}, {"data.eval": "sketches"}, False),  # no digest: all that is known
+        ({"data.eval": "photos", "datasets": [EVAL]}, {"data.eval": "moved/photos", "datasets": [EVAL]}, True),
+    ],
+)
+def test_seeds_have_one_origin_and_one_evaluation_set(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], *, together: bool
+) -> None:
+    for seed, own in enumerate((one, other)):
+        folder = write_run(tmp_path / f"ft-{seed}", stage="finetune", seed=seed)
+        facts, config = (json.loads((folder / name).read_text()) for name in ("run.json", "config.json"))
+        write_json(folder / "config.json", config | {"data": {"eval": own.get("data.eval", "")}})
+        write_json(folder / "run.json", facts | own)
+    found = rows(read(tmp_path))
+    assert len(found) == (1 if together else 2)
+    assert not differences(found, "facts").keys() - {"origin", "eval_data"}
+    assert bool(differences(found, "facts")) != together
+
+
+def test_other_checkpoints_of_parents_that_are_seeds_are_other_rows(tmp_path: Path) -> None:
+    for seed, step in enumerate((10, 10, 20)):
+        parent = write_run(tmp_path / f"b16-{seed}", seed=seed)
+        child = write_run(tmp_path / f"ft-{seed}", stage="finetune", seed=seed, parent=parent)
+        facts = json.loads((child / "run.json").read_text())
+        write_json(child / "run.json", facts | {"parent": {**facts["parent"], "step": step}})
+    assert [len(row.runs) for row in rows(read(tmp_path))] == [3, 2, 1]
+
+
+def test_a_run_is_one_however_it_is_reached(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (family / "best").symlink_to(family / "b32")
+    (family.parent / "link").symlink_to(family)
+    monkeypatch.chdir(family)
+    again = [family, Path("b32"), Path(), family.parent / "link", family / "b16" / ".." / "b32"]
+    found = [read_run(path) for path in find_run_folders(again)]
+    assert len({run.path for run in found}) == len(found) == 6
+    assert [row.depth for row in rows(found)] == [0, 1, 1, 0]
+
+
 def test_choosing(family: Path) -> None:
     runs = read(family)
 
@@ -120,7 +172,9 @@ def test_only_what_differs_is_listed(family: Path) -> None:
     changed = differences(found)
     assert changed["optim.lr"] == ["0.001", "0.001", "0.1", "0.001"]
     assert changed.keys() == {"optim.lr", "stage", "model.image_size"}
-    assert differences(found, "facts") == {"classes": ["10", "1000", "1000", "10"]}
+    facts = differences(found, "facts")
+    assert facts.pop("origin") == ["", *2 * [f"{family.resolve() / 'b16'} step ?"], ""]
+    assert facts == {"classes": ["10", "1000", "1000", "10"]}
 
 
 def test_terminal(family: Path) -> None:
