@@ -143,15 +143,18 @@ def main() -> int:
         folders = [config.out] if config.out else []
         if run_dir is not None:
             folders.append(run_dir / FOLDER / result_name(config, split))
+        # the numbers first: whatever happens to the tables and pictures, the evaluation was not for nothing
+        if run_dir is not None:
+            evaluations.keep(run_dir, result_name(config, split), facts["step"], facts, scores)
+        print(f"{source}: {result}" + (f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""))
+        print(json.dumps({**facts, **scores}), flush=True)
         if tally is not None and tables:
             names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
             for folder in folders:
                 write(folder, tally.confusion_CC.cpu().numpy(), names)
-                print(f"per class: {folder / 'per_class.csv'}, {folder / 'confusion.png'}")
+                print(f"per class: {folder / 'per_class.csv'}, {folder / 'confusion.png'}", file=sys.stderr)
         if run_dir is not None:
-            keep(run_dir, result_name(config, split), facts, scores)
-        print(f"{source}: {result}" + (f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""))
-        print(json.dumps({**facts, **scores}))
+            send(run_dir)
     accelerator.end_training()
     return cli.EXIT_DONE
 

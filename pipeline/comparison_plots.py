@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from pipeline import drawing
 from pipeline.comparison import Row
 from pipeline.comparison_text import COLUMNS
 from pipeline.spool import Line
@@ -80,7 +81,7 @@ def draw_run(lines: Sequence[Line], path: Path) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if name in PERCENT:
             axes.yaxis.set_major_formatter(_per_cent)
-    figure.savefig(path, dpi=100)
+    drawing.save(figure, path, dpi=100)
 
 
 def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
@@ -90,26 +91,29 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
+    handles: list[Any] = []  # given to the legend: what it finds by itself is without names that begin with _
+    labels: list[str] = []
     for index, row in reversed(list(enumerate(drawn))):
         coloured = index < MOST_COLOURS
         for number, run in enumerate(row.runs):
             xs, ys = series(run.lines, name, AGAINST[against][0])
-            axes.plot(
+            (curve,) = axes.plot(
                 xs,
                 ys,
                 color=COLOURS[index] if coloured else OTHERS,
                 linestyle=STYLES[index] if coloured else "-",
                 linewidth=1.6 if coloured and len(row.runs) == 1 else 1.1,
                 marker="." if len(xs) < 3 else "",
-                label=_name(row) if coloured and number == 0 else None,
                 zorder=3 if coloured else 1,
             )
+            if coloured and number == 0:
+                handles.append(curve)
+                labels.append(_name(row))
     _plain(axes, TITLES.get(name, name), AGAINST[against][1])
     if against in ("samples", "step"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300k, 1.2M
     if name in PERCENT:
         axes.yaxis.set_major_formatter(_per_cent)
-    handles, labels = axes.get_legend_handles_labels()
     more = f"the best {MOST_COLOURS}; {len(drawn) - MOST_COLOURS} more in grey" if len(drawn) > MOST_COLOURS else None
     figure.legend(  # below the axes: inside them it would hide curves
         handles[::-1],
@@ -183,10 +187,10 @@ def save(figure: Figure, path: Path) -> None:
         with path.open("w") as out:
             save_svg(figure, out, path.stem)
     else:
-        figure.savefig(path, dpi=150)
+        drawing.save(figure, path, dpi=150)
 
 
 def save_svg(figure: Figure, out: IO[str], salt: str) -> None:
     """The same figure gives the same text. ``salt`` keeps the ids of several figures on one page apart."""
     with mpl.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        drawing.save(figure, out, format="svg", metadata={"Date": None})

@@ -67,6 +67,8 @@ def draw(image_HWC: Image, map_GG: Map, title: str, answers: Sequence[tuple[str,
     """A PNG: the image as the model sees it, where it looks, and its answers (name, probability)."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and few look at pictures
 
+    from pipeline import drawing  # noqa: PLC0415
+
     size = (image_HWC.shape[1], image_HWC.shape[0])
     heat_HW = cv2.resize(map_GG, size, interpolation=cv2.INTER_CUBIC).clip(0)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -86,4 +88,4 @@ def draw(image_HWC: Image, map_GG: Map, title: str, answers: Sequence[tuple[str,
     bars.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    drawing.save(figure, path, dpi=120)

@@ -93,10 +93,9 @@ def per_class(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, 
 
 def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> None:
     """FOLDER/per_class.csv and confusion.png."""
-    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415  (slow to import)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from pipeline import drawing  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = per_class(confusion_CC, classes)
@@ -104,7 +103,8 @@ def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Map
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
     shares_CC = confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
     image = axes.imshow(shares_CC, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="class", title="Share of each class's samples")
@@ -113,5 +113,4 @@ def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Map
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     figure.colorbar(image)
-    figure.savefig(folder / "confusion.png", dpi=120)
-    plt.close(figure)
+    drawing.save(figure, folder / "confusion.png", dpi=120)

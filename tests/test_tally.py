@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_files(tmp_path: Path) -> None:
     with (tmp_path / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["name"], row["top1"]) for row in rows] == [("cat", "0.75"), ("dog", "1.0"), ("cow", "")]
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.size == (840, 720)
+
+
+def test_any_class_name_can_be_drawn(tmp_path: Path) -> None:
+    classes = [{"wnid": name, "name": name} for name in ("$100_$", "$\\frac$", "\u732b")]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        write(tmp_path, np.eye(3), classes)
+    assert not told
     with Image.open(tmp_path / "confusion.png") as image:
         assert image.size == (840, 720)
 

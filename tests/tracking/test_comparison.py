@@ -8,6 +8,7 @@ import re
 import statistics
 import subprocess
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -233,6 +234,20 @@ def test_the_page_is_whole_and_needs_no_other_file(family: Path, against: str) -
         referred = {name for name in referred if not name.startswith("DejaVu")}  # letters, the same in each picture
         assert not referred & defined
         defined |= own
+
+
+def test_every_name_stands_in_the_legend_as_it_is(tmp_path: Path) -> None:
+    names = ["$x_$ and $\\frac$", "_first", "\u732b"]
+    for index, name in enumerate(names):
+        write_run(tmp_path / f"{index}" / name, lr=1e-3 * (index + 1))
+    found = rows([read_run(tmp_path / f"{index}" / name) for index, name in enumerate(names)])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figures = draw_all(found, "samples")
+        page(found, figures, "Runs", "made by hand")
+    assert not told
+    legend = {text.get_text() for text in figures["eval_top1"].legends[0].get_texts()}
+    assert legend == set(names)
 
 
 @pytest.mark.parametrize("count", [1, 2, 200])

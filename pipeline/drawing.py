@@ -1,0 +1,17 @@
+"""matplotlib with names of runs, classes and files in its pictures: they are text, whatever letters they have."""
+
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+mpl.rcParams["text.parse_math"] = False  # a $ in a name is no TeX, which would be refused at its first mistake
+
+
+def save(figure: Figure, out: Path | IO[str], **options: Any) -> None:
+    """As ``figure.savefig``. A letter that the font lacks is a box, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        figure.savefig(out, **options)
