@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pipeline.config import Resize
-from pipeline.trained import Trained
+from pipeline.trained import AVERAGED, Trained
 
 _PATHS = ("run_dir", "data.train", "data.eval", "parent")  # fields of the configuration
 _LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them
@@ -78,12 +78,16 @@ def card(model: Trained, form: str) -> str:
         if known.loss == "softmax"
         else "a sigmoid of each logit (the model was trained with one binary decision a class)"
     )
-    results = "".join(f"- {name}: {value:.4f}\n" for name, value in sorted(model.metrics.items()))
+    # of a run that kept a running average both were evaluated: those of these weights come first
+    names = sorted(model.metrics, key=lambda name: (name.startswith(AVERAGED) != model.average, name))
+    results = "".join(f"- {name}: {model.metrics[name]:.4f}\n" for name in names)
     lineage = _named(model.parent, ("run_dir", "weights"))
+    weights = "The weights are the running average of the run's (`train.average`), not its last ones."
     parts = [
         f"---\n{library}pipeline_tag: image-classification\ntags:\n- vision-transformer\n---",
         f"# ViT {known.model.variant}, {len(known.classes):,} classes",
-        f"Images are {resized} (bilinear) and scaled by (pixel - 127.5) / 127.5. Probabilities are {probabilities}.",
+        f"Images are {resized} (bilinear) and scaled by (pixel - 127.5) / 127.5. Probabilities are {probabilities}."
+        + (f" {weights}" if model.average else ""),
         f"## Use\n\n```python\n{use(form, size, known.resize)}\n```",
     ]
     if model.config:

@@ -47,7 +47,8 @@ def write(folder: Path, form: Format, trained: Trained) -> None:
         write_onnx(folder / "model.onnx", build(trained))
     else:
         write_torch(folder / "model.pt2", build(trained))
-    write_json(folder / native.DESCRIPTION, describe(known, form))
+    average = {"average": True} if trained.average else {}  # for people: to load it, there is no difference
+    write_json(folder / native.DESCRIPTION, describe(known, form) | average)
 
 
 def build(trained: Trained) -> VisionTransformer:

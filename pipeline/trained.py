@@ -19,6 +19,7 @@ from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.weights import read_object
 
 Loss = Literal["softmax", "sigmoid"]
+AVERAGED = "eval_average/"  # of the names of the running average's metrics
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Trained:
     metrics: Mapping[str, float] = field(default_factory=dict)  # of an evaluation at this very step
     config: Mapping[str, Any] = field(default_factory=dict)  # pipeline.config.to_dict of the run, {} where unknown
     parent: Mapping[str, Any] = field(default_factory=dict)  # lineage
+    average: bool = False  # the weights are the running average of a run's, not its last ones
 
 
 def load(path: Path, *, average: bool = False) -> Trained:
@@ -102,7 +104,7 @@ def _load_run(path: Path, *, average: bool) -> Trained:
         )
     description = Description(run.model, classes, run.train.loss, run.data.eval_resize)
     parent = _read(run_dir / "run.json").get("parent") or {}
-    return Trained(description, weights, meta.step, meta.dataset_digest, meta.metrics, meta.config, parent)
+    return Trained(description, weights, meta.step, meta.dataset_digest, meta.metrics, meta.config, parent, average)
 
 
 def _read(path: Path) -> Any:

@@ -41,6 +41,7 @@ def make_run(
     resize: str = "square",
     loss: str = "softmax",
     weights: Mapping[str, torch.Tensor] | None = None,
+    average: bool = False,
 ) -> VisionTransformer:
     """A run folder with one checkpoint, in the files that training writes. ``weights``: random ones where None."""
     model = random_model(model_config, CLASSES).eval()
@@ -49,13 +50,16 @@ def make_run(
     checkpoint = run / "checkpoints" / "step-00000007"
     checkpoint.mkdir(parents=True)
     path = checkpoint / "state-000.safetensors"
-    save_file({f"param/{name}": tensor for name, tensor in model.state_dict().items()}, path)
+    state = {f"param/{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {f"average/{name}": tensor / 2 for name, tensor in model.state_dict().items()} if average else {}
+    save_file(state, path)
     train = replace(tiny().train, loss=loss)  # type: ignore[arg-type]
     data = DataConfig(eval_resize=resize)  # type: ignore[arg-type]
     config = to_dict(replace(tiny(), model=model_config, data=data, train=train, run_dir=run, parent=str(run)))
     config["data"]["train"] = str(run.parent / "shards" / "mine")
     files = {path.name: {"bytes": path.stat().st_size, "xxh3_128": xxh3_128(path)}}
-    meta = Meta(FORMAT_VERSION, 7, 70, 7, config, CLASSES, "c", "digest-of-data", 1, files, 0, {"eval/top1": 0.5})
+    metrics = {"eval/top1": 0.5} | ({"eval_average/top1": 0.625} if average else {})
+    meta = Meta(FORMAT_VERSION, 7, 70, 7, config, CLASSES, "c", "digest-of-data", 1, files, 0, metrics)
     (checkpoint / "meta.json").write_text(json.dumps(asdict(meta)))
     classes = [{"wnid": f"n{index}", "name": f"name {index}"} for index in range(CLASSES)]
     (run / "classes.json").write_text(json.dumps(classes))
@@ -130,6 +134,16 @@ def test_the_card_tells_results_data_lineage_and_recipe_and_no_path(
     for part in ("eval/top1: 0.5000", "digest-of-data", '"the-parent"', "7 steps", '"mine"', "middle square of 7/8"):
         assert part in text
     assert "/" not in text.split("## Lineage")[1]
+
+
+def test_an_average_says_so_and_gives_its_own_results_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run", ModelConfig("tiny", 32), average=True)
+    for name, options, order in (("last", (), (0.5, 0.625)), ("average", ("--average",), (0.625, 0.5))):
+        call(monkeypatch, tmp_path / "run", tmp_path / name, "--format", "safetensors", *options)
+        text = (tmp_path / name / "README.md").read_text()
+        assert [float(line.split()[-1]) for line in text.splitlines() if "/top1" in line] == list(order)
+        assert ("running average" in text.split("## Results")[0]) == (name == "average")
+        assert json.loads((tmp_path / name / DESCRIPTION).read_text()).get("average", False) == (name == "average")
 
 
 def test_an_export_is_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
