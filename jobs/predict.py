@@ -32,6 +32,8 @@ named, and the others go on. Examples:
 
 SHOWN = 20  # pictures in the terminal's table
 NAME_WIDTH = 32  # characters of a picture's name in the table
+LONGEST_STEM = 200  # bytes of a picture's name in the name of its roll-out: file systems take 255 in all
+LONGEST_TITLE = 100  # characters of it above the roll-out
 NAMED = 10  # bad pictures that are named; the files have all
 
 
@@ -118,7 +120,7 @@ def check(config: PredictConfig) -> None:
         path: Path | None = getattr(config, name)
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"--{name} {str(path)!r} can't be written: name a file in a folder that exists")
-    if config.csv is not None and config.csv == config.parquet:
+    if config.csv is not None and config.parquet is not None and config.csv.resolve() == config.parquet.resolve():
         raise UserError(f"--csv and --parquet are both {str(config.csv)!r}: name two files")
     if config.rollout is not None and config.rollout.exists() and not config.rollout.is_dir():
         raise UserError(f"--rollout {str(config.rollout)!r} is a file: name a folder")
@@ -174,7 +176,7 @@ def answer(config: PredictConfig, classifier: "Classifier", pictures: "Sequence[
 
 
 def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: dict[int, Any]) -> None:
-    """``000012-name.png`` for picture 12."""
+    """``000012-name.png`` for picture 12, a very long name cut: with the number it still is a name of its own."""
     from pipeline.data import normalise  # noqa: PLC0415
     from pipeline.rollout import attentions, draw, rollout  # noqa: PLC0415
 
@@ -187,8 +189,8 @@ def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: d
             (classifier.known.classes[index].name, probability)
             for index, probability in zip(own.classes, own.probabilities, strict=True)
         ]
-        path = folder / f"{place:06d}-{Path(own.image).stem}.png"
-        draw(image_HWC, map_GG, Path(own.image).name, pairs, path)
+        stem = Path(own.image).stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+        draw(image_HWC, map_GG, Path(own.image).name[:LONGEST_TITLE], pairs, folder / f"{place:06d}-{stem}.png")
 
 
 def progress(*, shown: bool) -> Any:

@@ -21,7 +21,7 @@ from PIL import UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from pipeline import jpeg as jpegs
-from pipeline.cli import UserError
+from pipeline.cli import UserError, printable
 from pipeline.config import Resize
 from pipeline.data import load, slots_for
 from pipeline.jpeg import Image
@@ -38,6 +38,7 @@ class Picture(NamedTuple):
     file: Path
     offset: int = 0
     size: int = -1  # bytes; -1: to the end of the file
+    error: str = ""  # why it can't be read, where that was found already
 
 
 class PictureBatch(NamedTuple):
@@ -66,7 +67,14 @@ def _in_folder(folder: Path) -> Iterator[Picture]:
         folders.sort()
         for name in sorted(files):
             file = Path(path, name)
-            if not name.startswith(".") and (file.suffix.lower() in ENDINGS or file.suffix == ".tar"):
+            if name.startswith("."):
+                continue
+            if file.suffix == ".tar":
+                try:
+                    yield from _in_tar(file)
+                except (OSError, tarfile.TarError) as error:  # one of many: it is named as a bad picture is
+                    yield Picture(printable(str(file)), file, error=f"it can't be read as a tar ({error})")
+            elif file.suffix.lower() in ENDINGS:
                 yield from _in_file(file)
 
 
@@ -75,21 +83,28 @@ def _in_file(file: Path) -> Iterator[Picture]:
     if file.suffix != ".tar":
         if file.name.endswith((".tar.gz", ".tgz")):
             raise UserError(f"IMAGE {str(file)!r} is compressed, so its images can't be found: gunzip it first")
-        yield Picture(str(file), file)
+        yield Picture(printable(str(file)), file)
         return
     try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                name = Path(member.name)
-                if member.isfile() and name.suffix.lower() in ENDINGS and not name.name.startswith("."):
-                    yield Picture(f"{file}/{member.name}", file, member.offset_data, member.size)
-                tar.members = []  # type: ignore[attr-defined]  # it would remember each
+        yield from _in_tar(file)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"IMAGE {str(file)!r} can't be read as a tar ({error}): name another one") from error
 
 
+def _in_tar(file: Path) -> Iterator[Picture]:
+    """Raises OSError or TarError, also after the first pictures."""
+    with tarfile.open(file, "r:") as tar:
+        for member in tar:
+            name = Path(member.name)
+            if member.isfile() and name.suffix.lower() in ENDINGS and not name.name.startswith("."):
+                yield Picture(printable(f"{file}/{member.name}"), file, member.offset_data, member.size)
+            tar.members = []  # type: ignore[attr-defined]  # it would remember each
+
+
 def read(picture: Picture) -> bytes:
-    """Raises OSError."""
+    """Raises OSError, and ValueError where the picture was found to be none."""
+    if picture.error:
+        raise ValueError(picture.error)
     with picture.file.open("rb") as file:
         file.seek(picture.offset)
         return file.read(picture.size)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,17 +124,19 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     Image.fromarray(pixels).convert("RGBA").save(folder / "b" / "clear.webp", lossless=True)
     Image.fromarray(pixels).convert("L").save(folder / "b" / "grey.gif")
     tar_of(folder / "c.tar", {"x/0.jpg": good, "x/0.cls": b"3", "x/1.jpg": good[:300]})
+    (folder / "junk.tar").write_bytes(b"x" * 2000)
     out = tmp_path / "out.parquet"
     call(monkeypatch, tmp_path / "run", folder, photos / "2.jpg", "--parquet", out, "--csv", tmp_path / "out.csv")
     table = pq.read_table(out).to_pylist()
     names = [str(Path(row["image"]).relative_to(tmp_path)) for row in table[:-1]]
-    inside = ["a.jpg", "c.tar/x/0.jpg", "c.tar/x/1.jpg", "cut.jpg", "empty.jpeg", "text.png"]
+    inside = ["a.jpg", "c.tar/x/0.jpg", "c.tar/x/1.jpg", "cut.jpg", "empty.jpeg", "junk.tar", "text.png"]
     assert names == [
         f"mixed/{name}" for name in [*inside, "b/clear.webp", "b/cmyk.jpg", "b/grey.gif", "b/lossless.png"]
     ]
     by_name = {Path(row["image"]).name: row for row in table}
     bad = {name for name, row in by_name.items() if row["error"]}
-    assert bad == {"1.jpg", "cut.jpg", "empty.jpeg", "text.png"}
+    assert bad == {"1.jpg", "cut.jpg", "empty.jpeg", "junk.tar", "text.png"}
+    assert "can't be read as a tar" in by_name["junk.tar"]["error"]
     assert "cut short" in by_name["cut.jpg"]["error"]
     assert "no image" in by_name["text.png"]["error"]
     for row in table:
@@ -143,9 +146,9 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     assert [by_name["clear.webp"][key] for key in same] == [by_name["lossless.png"][key] for key in same]
     assert len(rows_of(tmp_path / "out.csv")) == len(table)
     captured = capsys.readouterr()
-    assert captured.err.count("is left out") == 4
+    assert captured.err.count("is left out") == 5
     report = json.loads(captured.out.splitlines()[-1])
-    assert (report["images"], report["bad"]) == (11, 4)
+    assert (report["images"], report["bad"]) == (12, 5)
     assert report["images_per_second"] > 0
 
 
@@ -257,10 +260,19 @@ def test_the_rollout_is_the_papers() -> None:
 @pytest.mark.usefixtures("_shallow")
 def test_rollout_pictures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    classes = [{"wnid": f"n{index}", "name": "$\\frac_\u732b"} for index in range(CLASSES)]
+    (tmp_path / "run" / "classes.json").write_text(json.dumps(classes))
     (tmp_path / "bad.jpg").write_bytes(b"x")
-    images = (photos / "3.jpg", tmp_path / "bad.jpg", photos / "4.jpg")
-    call(monkeypatch, tmp_path / "run", *images, "--rollout", tmp_path / "looks")
-    assert sorted(path.name for path in (tmp_path / "looks").iterdir()) == ["000000-3.png", "000002-4.png"]
+    odd = [tmp_path / f"{'n' * 250}.jpg", tmp_path / os.fsdecode(b"$x_$\xff.jpg")]
+    for path in odd:
+        path.write_bytes((photos / "3.jpg").read_bytes())
+    images = (photos / "3.jpg", tmp_path / "bad.jpg", photos / "4.jpg", *odd)
+    call(monkeypatch, tmp_path / "run", *images, "--rollout", tmp_path / "looks", "--csv", tmp_path / "out.csv")
+    names = ["000000-3.png", "000002-4.png", f"000003-{'n' * 200}.png", "000004-$x_$%FF.png"]
+    assert sorted(path.name for path in (tmp_path / "looks").iterdir()) == names
+    found = rows_of(tmp_path / "out.csv")
+    assert found[-1]["image"] == str(tmp_path / "$x_$%FF.jpg")
+    assert found[-1]["probability_1"] == found[0]["probability_1"]
     shown = np.asarray(Image.open(tmp_path / "looks" / "000000-3.png").convert("RGB"))
     assert shown.shape[0] > 300
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 500, "the picture is all but empty"
@@ -379,4 +391,4 @@ def test_square_brackets_are_names(
     call(monkeypatch, tmp_path / "run", odd)
     assert "b].jpg" in capsys.readouterr().out
     with pytest.raises(UserError, match="name two files"):
-        call(monkeypatch, tmp_path / "run", odd, "--csv", tmp_path / "q", "--parquet", tmp_path / "q")
+        call(monkeypatch, tmp_path / "run", odd, "--csv", tmp_path / "q", "--parquet", os.path.relpath(tmp_path / "q"))
