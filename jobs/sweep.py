@@ -5,7 +5,7 @@ import functools
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +16,10 @@ from jobs.pick import PickConfig, choose
 from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, flatten, to_dict
+from pipeline.files import read_json
 from pipeline.recipes import FINETUNE, FINETUNE_RATES
 from pipeline.rundir import read_status
+from pipeline.split import open_info
 
 DESCRIPTION = """Fine-tune by each of several learning rates, one after another on this machine, and pick the best by
 the held-out split of the training data set (data_prep.shard --val-fraction), as the paper does.
@@ -48,6 +50,7 @@ def main() -> int:
     folder = config.run.run_dir
     check(config)
     runs = [folder.with_name(f"{folder.name}-lr{rate:g}") for rate in config.rates]
+    check_parents(config, runs)
     for rate, run in zip(config.rates, runs, strict=True):
         code = train(command(config, rate, run))
         status = read_status(run)
@@ -87,6 +90,39 @@ def check(config: SweepConfig) -> None:
     if not config.rates or min(config.rates) <= 0 or len(set(config.rates)) < len(config.rates):
         rates = " ".join(f"{rate:g}" for rate in config.rates)
         raise UserError(f"--rates {rates or '(none)'} must be different numbers above 0, such as --rates 0.003 0.01")
+    check_score(config)
+
+
+def check_score(config: SweepConfig) -> None:
+    """Raises UserError where no evaluation will give the score that decides: found out now, not after all training."""
+    data = config.run.data
+    names = [f"eval/{name}" for name in ("top1", "top5", "loss")]
+    names += [name.replace("eval/", "eval_average/") for name in names] if config.run.train.average else []
+    if config.by not in names:
+        averages = "" if config.run.train.average else " (those of the averaged weights need --train.average)"
+        raise UserError(
+            f"--by {config.by!r} is no metric of the held-out split: name one of {', '.join(names)}{averages}"
+        )
+    source = data.eval or data.train[0]
+    samples = open_info(source).samples
+    if data.eval_split not in samples:
+        raise UserError(
+            f"--data.eval-split {data.eval_split!r} is not in data set {source!r} (it has {', '.join(samples)}), so "
+            "nothing tells which rate is best: shard it with --val-fraction, or name another split or --data.eval"
+        )
+
+
+def check_parents(config: SweepConfig, runs: Sequence[Path]) -> None:
+    """Raises UserError where a run of this sweep began from another parent: its results would pass for new ones."""
+    for run in runs:
+        if not (run / "config.json").is_file():
+            continue
+        old = read_json(run / "config.json").get("parent", "")
+        if Path(old).resolve() != Path(config.run.parent).resolve():
+            raise UserError(
+                f"--parent {config.run.parent!r}: {str(run)!r} of this sweep began from {old!r}: give that again (or "
+                "a link at its old place, where it was moved), or another --run-dir"
+            )
 
 
 def command(config: SweepConfig, rate: float, run: Path) -> list[str]:

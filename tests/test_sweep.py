@@ -140,6 +140,37 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], s
         job.main()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data.eval-split", "test"), r"--data.eval-split 'test' is not in data set .* .it has train, val."),
+        (
+            ("--by", "eval/top9"),
+            r"--by 'eval/top9' is no metric of the held-out split: name one of eval/top1, ",
+        ),
+        (("--by", "eval_average/top1"), r"--by 'eval_average/top1' is no metric"),
+    ],
+)
+def test_a_score_that_will_not_come_is_refused_before_training(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    words = ["sweep", "tiny", "--run-dir", str(tmp_path / "ft"), "--parent", "scratch", "--data.train", str(digits)]
+    monkeypatch.setattr(sys, "argv", [*words, *arguments])
+    monkeypatch.setattr(job, "train", lambda _: pytest.fail("it trains"))
+    with pytest.raises(UserError, match=said):
+        job.main()
+
+
+def test_another_parent_is_another_sweep(
+    swept: tuple[Path, str], digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = swept
+    words = ["sweep", "tiny", "--rates", *RATES, "--run-dir", str(folder), "--data.train", str(digits)]
+    monkeypatch.setattr(sys, "argv", [*words, "--parent", "B_16.npz"])
+    with pytest.raises(UserError, match=r"--parent 'B_16.npz': '.*ft-lr1e-05' of this sweep began from 'scratch'"):
+        job.main()
+
+
 def test_refused_runs_end_the_sweep(digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without --parent."""
     monkeypatch.setattr(sys, "argv", ["sweep", "tiny", "--run-dir", str(tmp_path / "ft"), "--data.train", str(digits)])
