@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pipeline.config import ModelConfig, from_dict
 from pipeline.data import normalise
 from pipeline.model import VisionTransformer
-from pipeline.transforms import eval_image
+from pipeline.pictures import prepared
 
 TOP = 5  # classes returned an image
 CHUNK = 64  # images a forward pass
@@ -39,13 +39,21 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
         self.model.eval().to(self.device)
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:  # noqa: ARG002  (MLflow passes it)
-        """One row an image. The column ``image`` holds an encoded image's bytes (or their base64 text).
+        """One row an image. The column ``image`` holds an encoded image's bytes (or their base64 text), in any format
+        that jobs.predict reads. Raises MlflowException with the row's number, from 0, for one that can't be decoded.
 
         Returns the columns class, wnid, name, probability, each a list of the five likeliest classes (or all there
         are), likeliest first. Probabilities are a softmax's, or independent ones where the model was trained with
         sigmoid cross-entropy.
         """
-        images = [eval_image(_bytes(image), self.image_size, self.resize) for image in model_input["image"]]
+        images = []
+        for number, image in enumerate(model_input["image"]):
+            try:
+                images.append(prepared(_bytes(image), self.image_size, self.resize))
+            except (ValueError, TypeError) as error:
+                raise mlflow.MlflowException.invalid_parameter_value(
+                    f"image {number} (of rows 0 to {len(model_input) - 1}) can't be decoded ({error}): leave it out"
+                ) from error
         rows: list[dict[str, list[Any]]] = []
         for start in range(0, len(images), CHUNK):
             rows += self._classify(np.stack(images[start : start + CHUNK]))

@@ -13,7 +13,10 @@ from pipeline.rundir import complete
 from pipeline.spool import Line, Record
 
 CHAMPION = "champion"
-REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "simplejpeg", "opencv-python-headless", "pyarrow", "tyro")
+REQUIREMENTS = (  # of what mlflow_classifier.py imports
+    "torch", "numpy", "pandas", "safetensors", "simplejpeg", "opencv-python-headless", "pillow", "pyarrow", "tyro",
+    "xxhash",
+)  # fmt: skip
 
 
 def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, uri: str) -> str | None:

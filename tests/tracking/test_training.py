@@ -1,5 +1,6 @@
 """Two real ranks that are stopped, requeued and finish: metrics, lineage, data sets, and the model in the registry."""
 
+import io
 import json
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import simplejpeg
 import torch
 from mlflow import MlflowClient
+from PIL import Image
 
 from pipeline import checkpoint, spool
 from pipeline.data import normalise
@@ -87,6 +89,7 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     right = sum(classes[0] == row["label"] for classes, row in zip(found["class"], rows, strict=True))
     assert right / len(rows) == pytest.approx(top1, abs=0.01)  # bfloat16 there, float32 here
     assert_prepares_images_as_the_run_did(model, run_dir)
+    assert_takes_what_people_send(model, images[0])
     assert all(len(names) == 5 for names in found["name"])
     assert all(sum(scores) <= 1 + 1e-5 for scores in found["probability"])
 
@@ -98,6 +101,17 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     version = client.get_model_version_by_alias("digits-tiny-finetune", "champion")
     assert version.tags["parent_mlflow_run_id"] == run.info.run_id
     assert version.tags["parent_run_dir"] == str(run_dir)
+
+
+def assert_takes_what_people_send(model: Any, jpeg: bytes) -> None:
+    """A PNG as well as a JPEG, nothing at all, and a damaged image whose row is named."""
+    png = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(png, "PNG")
+    one, two = model.predict(pd.DataFrame({"image": [jpeg, png.getvalue()]}))["probability"]
+    assert one[0] == pytest.approx(two[0], abs=0.05)
+    assert len(model.predict(pd.DataFrame({"image": []}, dtype=object))) == 0
+    with pytest.raises(mlflow.MlflowException, match=r"image 1 .of rows 0 to 1. can't be decoded .* leave it out"):
+        model.predict(pd.DataFrame({"image": [jpeg, jpeg[: len(jpeg) // 2]]}))
 
 
 def assert_prepares_images_as_the_run_did(model: Any, run_dir: Path) -> None:
