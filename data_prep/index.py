@@ -28,9 +28,9 @@ from data_prep.arrow import without_pandas
 from data_prep.datasets import check_workers
 from data_prep.images import LARGEST_FILE
 from data_prep.tarscan import DamagedTarError, Read, scan
-from data_prep.tarwalk import RejectRow, printable, split_of
+from data_prep.tarwalk import RejectRow, split_of
 from pipeline import cli
-from pipeline.cli import UserError
+from pipeline.cli import UserError, printable
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 DESCRIPTION = """Index the WebDataset tars in FOLDER, by their headers alone, so that the pipeline can train on them.

@@ -13,9 +13,8 @@ from data_prep import classmaps
 from data_prep.images import HAS_RESTARTS
 from data_prep.plan import SplitRule
 from data_prep.prepare import PlanOptions
-from data_prep.tarwalk import printable
 from pipeline import shards
-from pipeline.cli import UserError
+from pipeline.cli import UserError, printable
 
 
 @dataclass(frozen=True)

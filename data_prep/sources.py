@@ -21,9 +21,9 @@ from data_prep.devkit import Devkit
 from data_prep.images import LARGEST_FILE
 from data_prep.plan import CATALOGUE
 from data_prep.tarscan import BLOCK, DamagedTarError, looks_like_tar, scan
-from data_prep.tarwalk import ENDINGS, ImageRow, RejectRow, Row, Tar, printable
+from data_prep.tarwalk import ENDINGS, ImageRow, RejectRow, Row, Tar
 from pipeline import shards
-from pipeline.cli import UserError
+from pipeline.cli import UserError, printable
 from pipeline.shards import REJECTS_SCHEMA
 
 Form = Literal["tar", "tars", "folder", "webdataset"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from data_prep.devkit import Devkit
 from data_prep.images import LARGEST_FILE
 from data_prep.tarscan import Member, Read, scan
-from pipeline.cli import UserError
+from pipeline.cli import UserError, printable
 
 ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
 SPLITS = ("train", "val", "test", "validation")  # folders of these names aren't classes
@@ -53,13 +53,6 @@ class Tar(NamedTuple):
         if self.streaming and len(data) < member.size:
             raise UserError(f"INPUT {self.file!r} is cut short inside {member.name!r}: download it again")
         return ImageRow(wnid, name, self.file, member.offset, member.size, data, self.number)
-
-
-def printable(text: str) -> str:
-    """``text`` with bytes that aren't UTF-8 written %XX, so that it can be stored and shown anywhere."""
-    if text.isascii():
-        return text
-    return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text)
 
 
 def problem(member: Member, wnid: str, where: str = "") -> RejectRow | None:

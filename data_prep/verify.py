@@ -21,7 +21,6 @@ from data_prep import build, progress, workers
 from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, Piece, batches, check_workers, pieces, rows_of
 from data_prep.tarscan import DamagedTarError, scan
-from data_prep.tarwalk import printable
 from pipeline import cli, jpeg, shards
 from pipeline.shards import DatasetInfo, read_classes
 
@@ -130,7 +129,7 @@ def check_shard(work: tuple[Piece, bool]) -> list[str]:
     with OpenTar(piece) as tar:
         try:
             found = scan(tar.read, 0, piece.info.bytes, tar.fd)
-            members = {member.offset: member._replace(name=printable(member.name)) for member in found}
+            members = {member.offset: member._replace(name=cli.printable(member.name)) for member in found}
         except DamagedTarError as error:
             return [*findings, f"{name} is damaged, {error}"]
         by_name = {member.name: member for member in members.values()}

@@ -28,6 +28,8 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped early with everything sa
 
 def printable(text: str) -> str:
     """A file's name with bytes that aren't UTF-8 written %XX, so that it can be stored and shown anywhere."""
+    if text.isascii():
+        return text
     return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text)
 
 
