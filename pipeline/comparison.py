@@ -101,7 +101,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
-    """Equal for runs of one row: the same configuration and data, from the same weights.
+    """Equal for runs of one row: the same configuration and data, from the same weights, trained to the end.
 
     Checkpoints at the same step of parents that are one row are as good as the same: the seeds of a whole pipeline.
     """
@@ -110,7 +110,7 @@ def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
     if parent is not None:
         above = (_kind(parent, [other for other in runs if other is not run]), run.parent_step)
     config = tuple(sorted((key, value) for key, value in run.config.items() if key not in UNLIKE_SEEDS))
-    if not run.config:  # nothing is known of it: a row of its own
+    if not run.config or run.state != "finished":  # nothing is known of it, or it is at another step: its own row
         config = (("path", run.path),)
     return config, run.facts.get("dataset_digest"), run.facts.get("eval_data"), above
 

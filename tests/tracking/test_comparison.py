@@ -1,6 +1,7 @@
 """Runs side by side: what becomes a row, what it says, and every form it can be written in."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -24,7 +25,7 @@ from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
 from pipeline.config import flatten
 from pipeline.files import write_json
 from pipeline.run_reader import Run, find_run_folders, read_run
-from pipeline.spool import METRICS, Attempt, Line, Record, write_record
+from pipeline.spool import METRICS, Attempt, Line, Record, read_record, write_record
 from pipeline.spool import to_json as line_to_json
 from tests.quick import executable
 from tests.tracking.server import Server
@@ -92,6 +93,13 @@ def test_seeds_share_a_row_under_the_run_they_started_from(family: Path) -> None
 def test_other_data_are_another_row(family: Path) -> None:
     facts = json.loads((family / "ft-1" / "run.json").read_text())
     write_json(family / "ft-1" / "run.json", facts | {"dataset_digest": "e" * 32})
+    assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
+
+
+def test_a_seed_that_isn_t_at_its_end_is_another_row(family: Path) -> None:
+    record = read_record(family / "ft-1")
+    assert record is not None
+    write_record(family / "ft-1", dataclasses.replace(record, attempts=[Attempt(1, 0, 100.0, 1, {}, "FAILED", 111.0)]))
     assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
 
 
