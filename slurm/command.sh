@@ -1,5 +1,6 @@
 #!/bin/bash
 # Any command as a job of one task without GPUs, started again (at most twice) if it fails.
+# At its time limit it ends; only data_prep.shard, which goes on where it was, starts again.
 #   sbatch slurm/command.sh python -m data_prep.verify work/shards/in21k
 #   sbatch --job-name=export slurm/command.sh python -m jobs.export work/runs/finetune-l16 l16-timm --format timm
 #   sbatch --dependency=afterok:1234 slurm/command.sh python -m jobs.compare work/runs/*
@@ -12,7 +13,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
-home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/Command=/{s|.*Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p;q}') # sbatch runs a copy
+home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=||;s|/slurm/[^/]*\.sh.*||p;q}') # sbatch runs a copy
 # shellcheck source=slurm/launch.sh
 source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
 

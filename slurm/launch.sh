@@ -14,6 +14,9 @@ export PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_TH
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own calls, a line a rank
 # shellcheck source=slurm/env.sh
 source "$REPO/slurm/env.sh"
+for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX; do # a site's own may be old
+  declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back"; exit 2; }
+done
 export LAUNCHER
 
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # scontrol's name for one task of an array
@@ -147,7 +150,7 @@ check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a s
   fi
 }
 
-# ---- jobs of one command, which goes on where it was when it is started again ----
+# ---- jobs of one command ----
 
 command_job() { # COMMAND...
   local code
@@ -165,11 +168,21 @@ command_job() { # COMMAND...
     exit 0
   elif [ $code = 2 ]; then
     exit 2 # the command line or the data were refused: not tried again
+  elif at_time_limit && [[ " $* " != *" data_prep.shard "* ]]; then # which alone goes on where it was
+    say "error: the time limit is near, and another start would begin anew: not tried again; give it a longer --time"
+    exit 1
   elif [ -z "$asked" ] && [ "$RESTART" -ge $MOST_RESTARTS_AFTER_FAILURE ]; then
     say "error: failed $((RESTART + 1)) times, last with exit code $code: not tried again"
     exit 1
   fi
   requeue "left with exit code $code${asked:+ after SIG$asked}"
+}
+
+at_time_limit() { # whether that is why this job was asked to stop; some sites warn of a preemption by USR1 as well
+  local detail
+  [ -n "$asked" ] || return 1
+  detail=$(scontrol show job "$JOB")
+  [[ $detail == *Reason=TimeLimit* ]] || { [ "$asked" = USR1 ] && ! [[ $detail =~ PreemptTime=[0-9] ]]; }
 }
 
 # ---- requeue, or not ----
@@ -222,7 +235,9 @@ stop_without_progress() { # a run that starts from the same step again and again
 refuse_second_job() { # two jobs in one run folder would take turns in stopping each other
   local owner
   owner=$(awk -F'\t' '$1 == "start" { job = $2 } END { print job }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
-  if [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] && [ "$(squeue -h -j "$owner" -t RUNNING -o %T 2>/dev/null)" ]; then
+  # The last task of an array has the array's id, for which squeue lists all of its tasks: %A is that of each alone
+  if [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] &&
+    squeue -h -j "$owner" -t RUNNING -o %A 2>/dev/null | grep -qx "$owner"; then
     say "error: --run-dir $RUN is in use by job $owner, which is running: wait, scancel it, or name another --run-dir"
     exit 2
   fi

@@ -2,6 +2,7 @@
 # Make a data set from raw images: an array of tasks, then one that merges what they made.
 #   sbatch slurm/shard.sh fall11_whole.tar work/shards/in21k
 #   sbatch --array=0-63 slurm/shard.sh ILSVRC2012_img_train.tar work/shards/in1k --val-fraction 0.01
+#   TASKS=64 sbatch --array=3,7 slurm/shard.sh ILSVRC2012_img_train.tar work/shards/in1k --val-fraction 0.01 # failed ones again
 # Any number of tasks makes the same bytes. A task that is killed starts again and goes on where it was.
 #SBATCH --job-name=shard
 #SBATCH --array=0-15
@@ -11,17 +12,30 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A_%a.out
-home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/Command=/{s|.*Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p;q}') # sbatch runs a copy
+home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=||;s|/slurm/[^/]*\.sh.*||p;q}') # sbatch runs a copy
 # shellcheck source=slurm/launch.sh
 source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
 
 if [[ " $* " == *" --finalize "* ]]; then
   command_job python -m data_prep.shard "$@"
 fi
-# The first task asks for the merge, once; FINALIZE=no leaves that to somebody else (submit_all.sh)
-if [ "$SLURM_ARRAY_TASK_ID" = "${SLURM_ARRAY_TASK_MIN:?}" ] && [ "$RESTART" = 0 ] && [ "${FINALIZE:-yes}" = yes ]; then
-  sbatch --job-name="$SLURM_JOB_NAME-finalize" --array=0 --dependency="afterok:$SLURM_ARRAY_JOB_ID" \
-    --kill-on-invalid-dep=yes "$REPO/slurm/shard.sh" "$@" --finalize
+if [ -z "${TASKS:-}" ] && [ "${SLURM_ARRAY_TASK_MIN:?}-$((SLURM_ARRAY_TASK_MAX + 1))" != "0-$SLURM_ARRAY_TASK_COUNT" ]; then
+  say "error: --array is not 0-N, so that the number of tasks can't be told: name all with --array=0-N, or some of N again" \
+    "with TASKS=N sbatch --array=..."
+  exit 2
 fi
-command_job python -m data_prep.shard "$@" --workers "$SLURM_CPUS_PER_TASK" \
-  --task $((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN)) --tasks "$SLURM_ARRAY_TASK_COUNT"
+TASKS=${TASKS:-$SLURM_ARRAY_TASK_COUNT}
+# The first task asks for the merge, once; FINALIZE=no leaves that to somebody else (submit_all.sh)
+if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ "$RESTART" = 0 ] && [ "${FINALIZE:-yes}" = yes ]; then
+  merge=(sbatch --job-name="$SLURM_JOB_NAME-finalize" --array=0 --partition="$SLURM_JOB_PARTITION"
+    --cpus-per-task="$SLURM_CPUS_PER_TASK" --time="$(squeue -h -j "$SLURM_JOB_ID" -o %l | head -n 1)"
+    ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"})
+  if ! "${merge[@]}" --dependency="afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes \
+    "$REPO/slurm/shard.sh" "$@" --finalize; then
+    say "error: sbatch refused the merge (above), so this task was not begun. By hand, one after the other:" \
+      "$(printf '%q ' env TASKS="$TASKS" FINALIZE=no sbatch --array="$SLURM_ARRAY_TASK_ID" "$REPO/slurm/shard.sh" "$@")" \
+      "and, once all tasks are done, $(printf '%q ' "${merge[@]}" "$REPO/slurm/shard.sh" "$@" --finalize)"
+    exit 1
+  fi
+fi
+command_job python -m data_prep.shard "$@" --workers "$SLURM_CPUS_PER_TASK" --task "$SLURM_ARRAY_TASK_ID" --tasks "$TASKS"

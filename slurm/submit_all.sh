@@ -19,6 +19,9 @@
 set -euo pipefail
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPO/slurm/env.sh"
+for field in WORK RUNS IN21K IN1K FINETUNE_LRS; do
+  [ -n "${!field:-}" ] || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back" >&2; exit 2; }
+done
 export RUNS IN21K IN1K FINETUNE_LRS
 
 die() { echo "error: $*" >&2; exit 2; }
@@ -64,14 +67,17 @@ for rate in "${rates[@]}"; do finetune_runs+=("$RUNS/finetune-$name-lr$rate"); d
 
 finished() { grep -q '"state": *"finished"' "$1/status.json" 2>/dev/null; } # RUN
 
-done_already() { # STAGE_FILE "AFTER ..." RESULT...: whether the stage needs no job
-  local run before
-  case ${1##*/} in
-    shard | merge) [ -e "$3/dataset.json" ] ;;
-    pretrain | finetune) for run in "${@:3}"; do finished "$run" || return 1; done ;;
+done_already() { # STAGE_FILE AFTER... -- RESULT...: whether the stage needs no job
+  local file=$1 after=() run before
+  shift
+  while [ "$1" != -- ]; do after+=("$1"); shift; done
+  shift
+  case ${file##*/} in
+    shard | merge) [ -e "$1/dataset.json" ] ;;
+    pretrain | finetune) for run in "$@"; do finished "$run" || return 1; done ;;
     *)
-      for before in $2; do [ -z "${active[$before]:-}" ] || return 1; done # what it was made from is being made anew
-      [ -e "$1.done" ]
+      for before in "${after[@]}"; do [ -z "${active[$before]:-}" ] || return 1; done # its source is being made anew
+      [ -e "$file.done" ]
       ;;
   esac
 }
@@ -82,15 +88,17 @@ queued() { # STAGE_FILE: the id of its job, if that is still in Slurm's queue
   [ -n "$(squeue -h -j "$job" -t PENDING,RUNNING,COMPLETING,CONFIGURING,SUSPENDED -o %i 2>/dev/null)" ] && echo "$job"
 }
 
-# stage STAGE_FILE "AFTER ..." CONDITION RESULT... -- SBATCH_OPTIONS... SCRIPT ARGUMENTS...
-# Submits the stage unless it is done or queued. AFTER: stage files it waits for. CONDITION: afterok or afterany.
+# stage STAGE_FILE CONDITION AFTER... -- RESULT... -- SBATCH_OPTIONS... SCRIPT ARGUMENTS...
+# Submits the stage unless it is done or queued. CONDITION: afterok or afterany. AFTER: stage files it waits for.
 # RESULT: folders that it makes.
 stage() {
-  local file=$1 after=$2 condition=$3 results=() dependency='' before job options=()
-  shift 3
+  local file=$1 condition=$2 after=() results=() dependency='' before job options=()
+  shift 2
+  while [ "$1" != -- ]; do after+=("$1"); shift; done
+  shift
   while [ "$1" != -- ]; do results+=("$1"); shift; done
   shift
-  if done_already "$file" "$after" "${results[@]}"; then
+  if done_already "$file" "${after[@]}" -- "${results[@]}"; then
     [ -n "$dry" ] || echo "${file#"$campaigns/"}: done"
     return
   fi
@@ -99,7 +107,7 @@ stage() {
     echo "${file#"$campaigns/"}: job $job is queued"
     return
   fi
-  for before in $after; do
+  for before in "${after[@]}"; do
     [ -z "${active[$before]:-}" ] || dependency+=:${active[$before]}
   done
   options=(--parsable --kill-on-invalid-dep=yes --output="$campaign/%x-%j.out")
@@ -126,13 +134,13 @@ prepare() { # DATA INPUT OUTPUT ARGUMENTS...: shard, merge and verify one data s
   fi
   [ -n "$dry" ] || echo "$input" >"$folder/input"
   # shellcheck disable=SC2086 # options are split into words
-  stage "$folder/shard" "" afterok "$output" -- --job-name="shard-$1" ${more[shard-sbatch]:-} ${more[shard-$1-sbatch]:-} \
+  stage "$folder/shard" afterok -- "$output" -- --job-name="shard-$1" ${more[shard-sbatch]:-} ${more[shard-$1-sbatch]:-} \
     --export="ALL,FINALIZE=no" "$REPO/slurm/shard.sh" "$input" "$output" "${arguments[@]}"
   # shellcheck disable=SC2086
-  stage "$folder/merge" "$folder/shard" afterok "$output" -- --job-name="merge-$1" ${more[merge-sbatch]:-} \
+  stage "$folder/merge" afterok "$folder/shard" -- "$output" -- --job-name="merge-$1" ${more[merge-sbatch]:-} \
     "$REPO/slurm/command.sh" python -m data_prep.shard "$input" "$output" "${arguments[@]}" --finalize
   # shellcheck disable=SC2086
-  stage "$folder/verify" "$folder/merge" afterok -- --job-name="verify-$1" ${more[verify-sbatch]:-} \
+  stage "$folder/verify" afterok "$folder/merge" -- -- --job-name="verify-$1" ${more[verify-sbatch]:-} \
     "$REPO/slurm/command.sh" python -m data_prep.verify "$output" ${more[verify]:-}
 }
 
@@ -142,25 +150,25 @@ prepare in21k "$raw" "$IN21K" "${in21k_classes[@]}"
 prepare in1k "$in1k" "$IN1K" "${in1k_classes[@]}" --val-fraction 0.01
 
 # shellcheck disable=SC2086
-stage "$campaign/pretrain" "$campaigns/data-in21k/verify" afterok "$pretrain_run" -- \
+stage "$campaign/pretrain" afterok "$campaigns/data-in21k/verify" -- "$pretrain_run" -- \
   --job-name="pretrain-$name" ${more[pretrain-sbatch]:-} "$REPO/slurm/pretrain_$recipe.sh" ${more[pretrain]:-}
 # shellcheck disable=SC2086
-stage "$campaign/finetune" "$campaign/pretrain $campaigns/data-in1k/verify" afterok "${finetune_runs[@]}" -- \
+stage "$campaign/finetune" afterok "$campaign/pretrain" "$campaigns/data-in1k/verify" -- "${finetune_runs[@]}" -- \
   --job-name="finetune-$name" --array="0-$((${#rates[@]} - 1))" ${more[finetune-sbatch]:-} \
   "$REPO/slurm/finetune_$recipe.sh" --parent "$pretrain_run" ${more[finetune]:-}
 # A learning rate that diverges must not stop the others: pick looks at how each ended
 # shellcheck disable=SC2086
-stage "$campaign/pick" "$campaign/finetune" afterany -- --job-name="pick-$name" ${more[pick-sbatch]:-} \
+stage "$campaign/pick" afterany "$campaign/finetune" -- -- --job-name="pick-$name" ${more[pick-sbatch]:-} \
   "$REPO/slurm/command.sh" python -m jobs.pick "${finetune_runs[@]}" --link "$campaign/best" \
   --sweep "$RUNS/finetune-$name" ${more[pick]:-}
 # shellcheck disable=SC2086
-stage "$campaign/evaluate" "$campaign/pick" afterok -- --job-name="evaluate-$name" ${more[evaluate-sbatch]:-} \
+stage "$campaign/evaluate" afterok "$campaign/pick" -- -- --job-name="evaluate-$name" ${more[evaluate-sbatch]:-} \
   "$REPO/slurm/evaluate.sh" "$campaign/best" --data "$IN1K" --log ${more[evaluate]:-}
 if [ -z "$dry" ] && [ -e "$campaign/timm" ] && ! queued "$campaign/export" >/dev/null &&
-  ! done_already "$campaign/export" "$campaign/pick"; then
+  ! done_already "$campaign/export" "$campaign/pick" --; then
   mv "$campaign/timm" "$campaign/timm-before-$(date +%F-%H%M%S)" # jobs.export overwrites nothing
 fi
 # shellcheck disable=SC2086
-stage "$campaign/export" "$campaign/pick" afterok -- --job-name="export-$name" ${more[export-sbatch]:-} \
+stage "$campaign/export" afterok "$campaign/pick" -- -- --job-name="export-$name" ${more[export-sbatch]:-} \
   "$REPO/slurm/command.sh" python -m jobs.export "$campaign/best" "$campaign/timm" --format timm ${more[export]:-}
 [ -n "$dry" ] || echo "look: python -m jobs.status $campaigns $RUNS"

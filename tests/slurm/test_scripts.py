@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,13 +15,14 @@ GOLDEN = Path(__file__).with_name("golden")
 TRAINING = [f"{stage}_{size}.sh" for stage in ("pretrain", "finetune") for size in ("b16", "b32", "l16", "l32", "tiny")]
 JOBS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     **{script.removesuffix(".sh"): (script, ("--optim.lr", "3e-4"), ()) for script in TRAINING},
-    "shard": ("shard.sh", ("in.tar", "/data/out", "--seed", 1), ("--array=4",)),
+    "shard": ("shard.sh", ("in.tar", "/data/out", "--seed", 1), ("--array=0",)),
     "evaluate": ("evaluate.sh", ("/runs/x", "--data", "/data/in1k"), ()),
     "command": ("command.sh", ("python", "-m", "data_prep.verify", "/data/in1k"), ()),
     "finetune_array": ("finetune_l16.sh", (), ("--array=2", "--nodes=1")),
 }
 IMAGE = {"CONTAINER_PATHS": "/repo:/work:/repo"}
 VARIANTS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...], dict[str, str]]] = {
+    "shard_again": ("shard.sh", ("in.tar", "/data/out"), ("--array=4",), {"TASKS": "8"}),
     "torchrun": ("pretrain_b16.sh", (), ("--nodes=2",), {"LAUNCHER": "torchrun"}),
     "apptainer": ("pretrain_b16.sh", (), (), {"CONTAINER": "/images/vit.sif", **IMAGE}),
     "apptainer_command": (*JOBS["command"], {"CONTAINER": "/images/vit.sif", **IMAGE}),
@@ -94,6 +96,58 @@ def test_the_campaign(tmp_path: Path) -> None:
         "--dry-run",
     )  # fmt: skip
     compare("submit_all", text, REPO=REPO, WORK=tmp_path)
+    # and in a folder, and with a name, that hold blanks
+    (tmp_path / "a b").mkdir()
+    text = submit_all(
+        tmp_path / "a b", "tiny", "--raw", tmp_path / "train.tar", "--in1k", tmp_path / "train.tar", "--name", "my run",
+        "--dry-run",
+    )  # fmt: skip
+    waits = re.findall(r"--dependency=(.*?) --job-name=(\S+?-)", text)
+    assert waits == [
+        ("afterok:data-in21k/shard", "merge-"),
+        ("afterok:data-in21k/merge", "verify-"),
+        ("afterok:data-in1k/shard", "merge-"),
+        ("afterok:data-in1k/merge", "verify-"),
+        ("afterok:data-in21k/verify", "pretrain-"),
+        (r"afterok:my\ run/pretrain:data-in1k/verify", "finetune-"),
+        (r"afterany:my\ run/finetune", "pick-"),
+        (r"afterok:my\ run/pick", "evaluate-"),
+        (r"afterok:my\ run/pick", "export-"),
+    ]
+
+
+def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
+    """A site's own, from before a field was added."""
+    folder = tmp_path / "slurm"
+    shutil.copytree(REPO / "slurm", folder)
+    (folder / "env.sh").write_text(
+        re.sub(r"^(DOCTOR|IN1K)=.*\n", "", (folder / "env.sh").read_text(), flags=re.MULTILINE)
+    )
+    command = f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {folder}/launch.sh; echo went on"
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
+    command = f"{folder}/submit_all.sh tiny"
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
+
+
+def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> None:
+    """The job scripts' line "home=", on what scontrol says of a job."""
+    (line,) = {
+        line for path in (REPO / "slurm").glob("*.sh") for line in path.read_text().splitlines() if line[:5] == "home="
+    }
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        "#!/bin/sh\necho 'JobId=1 JobName=x'\necho '   Command=/my slurm/slurm/v t/slurm/command.sh bash /b/slurm/x.sh "
+        "Command=/c/slurm/y.sh'\necho '   WorkDir=/tmp'\n"
+    )
+    scontrol.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", f'SLURM_JOB_ID=1\n{line}\necho "$home"'],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        text=True, capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == "/my slurm/slurm/v t\n"
 
 
 @pytest.mark.parametrize(
