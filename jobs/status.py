@@ -50,6 +50,7 @@ class QueuedJob:
     state: str  # PENDING, RUNNING, ...
     reason: str  # why it is pending: Priority, Resources, Dependency, BeginTime (requeued a moment ago), ...
     nodes: str
+    array: str = ""  # the id of its array; of a job that is none, its own
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> Row:
     """
     job, *results = job_file.read_text().splitlines()
     name = f"{job_file.parent.name}/{job_file.stem}"
-    if job in queue:
-        return Row(name, queue[job].state.lower(), job=job, note=_note(queue[job]))
+    tasks = [queued for queued_id, queued in queue.items() if job in (queued_id, queued.array)]
+    if tasks:
+        queued = next((task for task in tasks if task.state == "RUNNING"), tasks[0])  # it speaks for its array
+        return Row(name, queued.state.lower(), job=job, note=_note(queued))
     done = job_file.with_suffix(".done").exists() or any((Path(path) / "dataset.json").exists() for path in results)
     return Row(name, "done" if done else "ended", job=job)
 
@@ -174,7 +177,7 @@ def run_state(status: Status | None, queued: QueuedJob | None, *, alive: bool) -
 
 
 def read_queue() -> dict[str, QueuedJob]:
-    """Slurm's queue by job id; an array's tasks under its id too. Empty without Slurm."""
+    """Slurm's queue by job id; the last task of an array has the array's. Empty without Slurm."""
     if not shutil.which("squeue"):
         return {}
     command = ["squeue", "--noheader", "--array", "--format=%A|%F|%T|%r|%N", "--states=all"]
@@ -188,9 +191,7 @@ def parse_queue(text: str) -> dict[str, QueuedJob]:
         job, array, state, reason, nodes = line.split("|")
         if state not in ENDED:
             state = "RUNNING" if state == "SIGNALING" else state  # its batch script is told of its time limit
-            queue[job] = QueuedJob(state, reason, nodes)
-            if queue.get(array, queue[job]).state != "RUNNING":  # of an array, a running task speaks for it
-                queue[array] = queue[job]
+            queue[job] = QueuedJob(state, reason, nodes, array)
     return queue
 
 

@@ -88,26 +88,31 @@ def test_the_queue_keeps_jobs_that_have_not_ended() -> None:
         "23|20|PENDING|Resources|\n31|31|SIGNALING|None|node3\n32|32|TIMEOUT|TimeLimit|node3\n"
     )
     assert queue == {
-        "11": QueuedJob("PENDING", "Dependency", ""),
-        "20": QueuedJob("RUNNING", "None", "node2"),
-        "21": QueuedJob("PENDING", "Resources", ""),
-        "22": QueuedJob("RUNNING", "None", "node2"),
-        "23": QueuedJob("PENDING", "Resources", ""),
-        "31": QueuedJob("RUNNING", "None", "node3"),
+        "11": QueuedJob("PENDING", "Dependency", "", "11"),
+        "21": QueuedJob("PENDING", "Resources", "", "20"),
+        "22": QueuedJob("RUNNING", "None", "node2", "20"),
+        "23": QueuedJob("PENDING", "Resources", "", "20"),
+        "31": QueuedJob("RUNNING", "None", "node3", "31"),
     }
 
 
 def test_the_stages_of_a_campaign(tmp_path: Path) -> None:
     campaign = tmp_path / "l16"
     campaign.mkdir()
-    for stage, job in (("verify", "31"), ("export", "32"), ("evaluate", "33")):
+    for stage, job in (("verify", "31"), ("export", "32"), ("evaluate", "33"), ("shard", "34"), ("merge", "36")):
         (campaign / f"{stage}.job").write_text(job + "\n")
     (campaign / "verify.done").touch()
-    rows = {row.name: row for row in collect([tmp_path], {"32": QueuedJob("PENDING", "Dependency", "")}, NOW)}
+    queue = parse_queue(  # two arrays: of one the first task runs, of the other the last, which has the array's id
+        "32|32|PENDING|Dependency|\n35|34|RUNNING|None|node1\n34|34|PENDING|Resources|\n"
+        "36|36|RUNNING|None|node2\n37|36|PENDING|Resources|\n"
+    )
+    rows = {row.name: row for row in collect([tmp_path], queue, NOW)}
     assert {name: (row.state, row.note) for name, row in rows.items()} == {
         "l16/verify": ("done", ""),
         "l16/export": ("pending", "Dependency"),
         "l16/evaluate": ("ended", ""),
+        "l16/shard": ("running", "node1"),
+        "l16/merge": ("running", "node2"),
     }
 
 
@@ -135,6 +140,14 @@ def test_a_campaign_shows_its_runs_once_they_exist(tmp_path: Path) -> None:
     make_run(tmp_path / "other")  # a run of the same name is another one
     rows = collect([campaign, runs, tmp_path / "runs" / ".." / "runs", tmp_path / "other"], {}, NOW)
     assert sorted(row.name for row in rows) == ["l16/shard", "pretrain-l16", "pretrain-l16"]
+
+
+def test_runs_of_one_name_are_all_shown_and_an_arrays_other_tasks_say_nothing_of_its_last(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name)
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    rows = collect([tmp_path / "a", tmp_path / "b", tmp_path / "c"], parse_queue("13|12|RUNNING|None|node1\n"), NOW)
+    assert [(row.name, row.state, row.note) for row in rows] == [("pretrain-l16", "running", "")] * 2
 
 
 def test_a_damaged_run_hides_no_other(tmp_path: Path) -> None:
