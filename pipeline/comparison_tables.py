@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.comparison import Row, differences, published
@@ -29,7 +30,8 @@ def terminal(rows: Sequence[Row], *, everything: bool = False) -> list[Table]:
         table.add_column("published", overflow="fold")
     for row in shown:
         values = [cell(row, column) for column in columns]
-        table.add_row(label(row), *_state(row), *values, *([published_cell(row)] if with_published else []))
+        more = [published_cell(row)] if with_published else []
+        table.add_row(*(escape(text) for text in (label(row), *_state(row), *values, *more)))
     if len(rows) > len(shown):
         table.caption = f"{len(rows) - len(shown)} more rows: --all, or choose with --recipe, --tag, --parent"
     tables = [table]
@@ -51,16 +53,16 @@ def _differences(title: str, found: dict[str, list[str]], rows: Sequence[Row]) -
     table.add_column("field", overflow="fold")
     if len(rows) <= 6:
         for row in rows:
-            table.add_column(row.name, overflow="fold")
+            table.add_column(escape(row.name), overflow="fold")
         for name, values in found.items():
-            table.add_row(name, *values)
+            table.add_row(*(escape(text) for text in (name, *values)))
         return table
     table.add_column("values (rows that have it)", overflow="fold")
     for name, values in found.items():
         counts = {value: values.count(value) for value in sorted(set(values))}
         most = sorted(counts.items(), key=lambda item: -item[1])
         text = ", ".join(f"{value or 'none'} ({count})" for value, count in most[:6])
-        table.add_row(name, text + (f" and {len(most) - 6} more" if len(most) > 6 else ""))
+        table.add_row(escape(name), escape(text + (f" and {len(most) - 6} more" if len(most) > 6 else "")))
     return table
 
 

@@ -1,7 +1,6 @@
 """Runs side by side: what becomes a row, what it says, and every form it can be written in."""
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -10,6 +9,7 @@ import statistics
 import subprocess
 import uuid
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -99,7 +99,7 @@ def test_other_data_are_another_row(family: Path) -> None:
 def test_a_seed_that_isn_t_at_its_end_is_another_row(family: Path) -> None:
     record = read_record(family / "ft-1")
     assert record is not None
-    write_record(family / "ft-1", dataclasses.replace(record, attempts=[Attempt(1, 0, 100.0, 1, {}, "FAILED", 111.0)]))
+    write_record(family / "ft-1", replace(record, attempts=[Attempt(1, 0, 100.0, 1, {}, "FAILED", 111.0)]))
     assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
 
 
@@ -187,11 +187,19 @@ def test_only_what_differs_is_listed(family: Path) -> None:
 
 
 def test_terminal(family: Path) -> None:
+    odd = write_run(family / "odd", top1=0.3)
+    record = read_record(odd)
+    assert record is not None
+    write_record(odd, replace(record, name="odd [bold]x[/odd]"))
+    config = json.loads((odd / "config.json").read_text())
+    write_json(odd / "config.json", config | {"odd": {"[/lr]": "[/lr]"}})
     console = Console(width=200, record=True, quiet=False)
     with console.capture() as capture:
         for table in terminal(rows(read(family))):
             console.print(table)
     text = capture.get()
+    assert "odd [bold]x[/odd]" in text
+    assert "odd.[/lr]" in text
     assert "↳ ft-0 and 2 other seeds" in text
     assert "85.00 ± 1.00" in text
     assert "83.97 (ViT paper, Table 5; +1.03)" in text
