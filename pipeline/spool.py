@@ -26,7 +26,10 @@ METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
 EVALUATIONS = "evaluations.jsonl"  # the same lines, of jobs.evaluate
 RECORD = "tracking.json"
-SILENCE = 300.0  # seconds without a line after which a run on another host counts as dead; system.jsonl grows every 10
+SILENCE = 300.0  # seconds without a write after which a run on another host counts as dead
+# system.jsonl grows every 10 s, beside a sync to MLflow alone; ledger.txt (pipeline.ledger) with each step; status.json
+# (pipeline.rundir) with each save
+SIGNS = (METRICS, SYSTEM, "ledger.txt", "status.json")
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names
 
@@ -64,7 +67,7 @@ class Record:
     name: str
     params: dict[str, Any]
     tags: dict[str, str]
-    artifacts: list[list[str]] = field(default_factory=list)  # [path, folder]
+    artifacts: list[list[str]] = field(default_factory=list)  # [path, folder]; a path in the run folder relative to it
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -186,7 +189,7 @@ def _whole_lines(descriptor: int) -> int:
 
 
 def alive(run_dir: Path, attempt: Attempt) -> bool:
-    """Whether the attempt is still going on: by its process on this host, by its latest line on another."""
+    """Whether the attempt is still going on: by its process on this host, by the files it writes on another."""
     if attempt.state != "RUNNING":
         return False
     if attempt.place.get("host") == socket.gethostname():
@@ -194,7 +197,7 @@ def alive(run_dir: Path, attempt: Attempt) -> bool:
             return bool(psutil.Process(attempt.pid).create_time() <= attempt.started)
         except psutil.NoSuchProcess:
             return False
-    stamps = [path.stat().st_mtime for name in (METRICS, SYSTEM) if (path := run_dir / name).is_file()]
+    stamps = [path.stat().st_mtime for name in SIGNS if (path := run_dir / name).is_file()]
     return time.time() - max(stamps, default=attempt.started) < SILENCE
 
 

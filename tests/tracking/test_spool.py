@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline import spool
 from pipeline.cli import UserError
+from pipeline.ledger import LEDGER
 from pipeline.spool import Attempt, Line
 from pipeline.tracking import OFF, Tracker, open_tracker
 
@@ -217,8 +218,10 @@ def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> Non
 
 def test_a_run_on_another_host_is_alive_while_its_files_grow(tmp_path: Path) -> None:
     attempt = Attempt(1, 0, time.time() - 1000, 1, {"host": "elsewhere"})
-    path = tmp_path / spool.SYSTEM
-    path.write_bytes(b"")
-    assert spool.alive(tmp_path, attempt)
-    os.utime(path, (time.time() - spool.SILENCE - 5,) * 2)
+    for name in (spool.METRICS, spool.SYSTEM, LEDGER, "status.json"):  # without MLflow's sync there is no system.jsonl
+        assert not spool.alive(tmp_path, attempt)
+        path = tmp_path / name
+        path.write_bytes(b"")
+        assert spool.alive(tmp_path, attempt)
+        os.utime(path, (time.time() - spool.SILENCE - 5,) * 2)
     assert not spool.alive(tmp_path, attempt)
