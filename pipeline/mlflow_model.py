@@ -32,7 +32,8 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
 
     client = mlflow.MlflowClient(uri)
     name = registered_name(run_dir, record)
-    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    found = client.search_model_versions(f"run_id = '{run_id}'")  # a name may hold a quote, which filters can't
+    versions = [version for version in found if version.name == name]
     if versions:  # registered by a sync that was killed, perhaps before its tags
         model_id, version = str(versions[0].model_id), versions[0].version
     else:

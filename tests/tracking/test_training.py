@@ -37,7 +37,7 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
 ) -> None:
     run_dir = tmp_path / "run"
     job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TINY)
-    job += ("--experiment", "digits", "--data.eval-resize", "central")
+    job += ("--experiment", "the lab's digits", "--data.eval-resize", "central")
     variables = {"VIT_MLFLOW": "on", "MLFLOW_TRACKING_URI": server.uri}
     with Ranks(2, job, tmp_path / "first", **variables) as ranks:
         ranks.wait_for("step 5/30", 120)
@@ -73,12 +73,12 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
         (f"{info['name']}/{split}", info["digest"]) for split in ("train", "val")
     }
 
-    version = client.get_model_version_by_alias("digits-tiny-pretrain", "champion")
+    version = client.get_model_version_by_alias("the lab's digits-tiny-pretrain", "champion")
     assert version.run_id == run.info.run_id
     top1 = lines[-1].metrics["eval/top1"]
     assert float(version.tags["top1"]) == pytest.approx(top1, abs=1e-6)
     mlflow.set_tracking_uri(server.uri)  # the variable would lose to what an earlier test of this process has set
-    model = mlflow.pyfunc.load_model("models:/digits-tiny-pretrain@champion")
+    model = mlflow.pyfunc.load_model("models:/the lab's digits-tiny-pretrain@champion")
     rows = [row for row in read_index(seven_digits).to_pylist() if row["split"] == "val"]
     images = []
     for row in rows:
@@ -95,10 +95,12 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
 
     tuned = tmp_path / "tuned"
     job = ("-m", "jobs.finetune", "tiny", "--parent", run_dir, "--run-dir", tuned, "--data.train", seven_digits, *TINY)
-    run_ranks(1, (*job, "--experiment", "digits", "--schedule.steps", 4), tmp_path / "third", 300, **variables)
+    run_ranks(
+        1, (*job, "--experiment", "the lab's digits", "--schedule.steps", 4), tmp_path / "third", 300, **variables
+    )
     child = only_run(client, tuned)
     assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
-    version = client.get_model_version_by_alias("digits-tiny-finetune", "champion")
+    version = client.get_model_version_by_alias("the lab's digits-tiny-finetune", "champion")
     assert version.tags["parent_mlflow_run_id"] == run.info.run_id
     assert version.tags["parent_run_dir"] == str(run_dir)
 
