@@ -16,7 +16,8 @@ from pipeline.tracking import OFF
 
 DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
 
-Sends each value once, however often it is called, and closes runs that died. The server is MLFLOW_TRACKING_URI, or the
+Sends each value once, however often it is called, and closes runs that died; a run that the server's database has lost is
+sent anew. Exit code 1: a run could not be sent, the others were. The server is MLFLOW_TRACKING_URI, or the
 file mlflow.db beside the run folder. Examples:
 
   python -m jobs.sync runs/b16
@@ -45,9 +46,10 @@ def main() -> int:
     for run_dir in folders:
         try:
             print(f"{run_dir}: {sync(run_dir)}", flush=True)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the server or its client raise: the other runs still want their turn
+        except UserError as error:  # a damaged run, say: the others still want their turn
+            failed += 1
+            print(f"{run_dir}: not sent: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # whatever the server or its client raise
             failed += 1
             uri = without_secrets(mlflow_client.tracking_uri(run_dir))
             print(f"{run_dir}: not sent, MLflow at {uri}: {mlflow_client.reason(error)}", flush=True)
@@ -66,10 +68,15 @@ def sync(run_dir: Path) -> str:
             record = spool.close_dead(run_dir, record)
             spool.write_record(run_dir, record)
         with Console().status(f"{run_dir} -> {without_secrets(mlflow_client.tracking_uri(run_dir))}"):
+            before = mlflow_sync.read_sent(run_dir)
             count = mlflow_sync.sync(run_dir)
         sent = mlflow_sync.read_sent(run_dir)
         assert sent is not None
+        if before and before.uri == sent.uri and before.run_id != sent.run_id:
+            print(f"{run_dir}: MLflow at {sent.uri} no longer has run {before.run_id}: a new one gets everything")
         state = record.attempts[-1].state.lower()
+        for name in mlflow_sync.missing_artifacts(run_dir, record, sent) if state != "running" else ():
+            print(f"warning: {run_dir}: {name} is to be sent with the run and isn't there", file=sys.stderr)
         return f"{count:,} values sent, {state}{' (it died)' if died else ''}, MLflow run {sent.run_id} at {sent.uri}"
 
 

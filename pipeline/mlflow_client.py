@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from pipeline.cli import UserError
 from pipeline.provenance import without_secrets
@@ -14,7 +15,7 @@ from pipeline.provenance import without_secrets
 
 def tracking_uri(run_dir: Path) -> str:
     """``MLFLOW_TRACKING_URI``, or the file beside the run folder, so that runs side by side share it."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{quote(str(run_dir.absolute().parent))}/mlflow.db"
 
 
 def quiet_environment() -> None:
@@ -73,7 +74,7 @@ def _alone_with_tables(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    database = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
     database.parent.mkdir(parents=True, exist_ok=True)
     with database.with_name(f".{database.name}.lock").open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import evaluations, spool
 from pipeline import mlflow_describe as describe
-from pipeline import spool
 from pipeline.cli import UserError
 from pipeline.files import write_json
 from pipeline.mlflow_client import open_client, quiet_environment, reason, tracking_uri
@@ -56,7 +56,7 @@ class Sent:
     experiment_id: str
     offsets: dict[str, int] = field(default_factory=dict)  # bytes, by file of lines
     described: str = ""  # digest of what parameters and tags were made from
-    artifacts: dict[str, str] = field(default_factory=dict)  # path -> size and time of the copy that was sent
+    artifacts: dict[str, str] = field(default_factory=dict)  # path, as in Record -> size and time of what was sent
     model_id: str = ""
     closed: int = 0  # the attempt whose end MLflow knows
 
@@ -80,19 +80,21 @@ def read_sent(run_dir: Path) -> Sent | None:
     return Sent(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def sync(run_dir: Path, *, died: bool = False) -> int:
+def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
     """One pass: send everything that MLflow lacks. Returns the number of values sent; raises what MLflow raises.
 
-    ``died``: the last attempt is known to be dead though it never said so.
+    ``died``: the last attempt is known to be dead though it never said so. ``ask``: whether the server still has what
+    mlflow.json says that it has; where it lost the run, a new one gets everything.
     """
     record = spool.read_record(run_dir)
     if record is None:
         raise UserError(f"{str(run_dir)!r} has no {spool.RECORD}: it is no run folder, or its training never started")
     uri = tracking_uri(run_dir)
-    _sync_sweep(record, uri)
     client = open_client(uri)
     sent = read_sent(run_dir)
-    if sent is None or sent.uri != without_secrets(uri):
+    new = sent is None or sent.uri != without_secrets(uri) or (ask and not _is_there(client, run_dir, sent))
+    _sync_sweep(record, uri, new=new)
+    if sent is None or new:
         sent = _find_or_create(client, run_dir, record, uri)
         _save(run_dir, sent)
     if sent.closed and sent.closed < record.attempts[-1].number:
@@ -108,16 +110,47 @@ def sync(run_dir: Path, *, died: bool = False) -> int:
     return count
 
 
-def _sync_sweep(record: Record, uri: str) -> None:
-    """Send the sweep that a run belongs to, where this server doesn't have it yet: the run is to stand under it."""
+def _sync_sweep(record: Record, uri: str, *, new: bool) -> None:
+    """Send the sweep that a run belongs to, where this server doesn't have it yet: the run is to stand under it.
+
+    ``new``: nor has it the run, as after its database was lost, whatever the sweep's mlflow.json says.
+    """
     folder = Path(record.tags.get("sweep_dir", ""))
     if "sweep_dir" not in record.tags or not (folder / spool.RECORD).is_file():
         return
     sent = read_sent(folder)
-    if sent is None or sent.uri != without_secrets(uri):
+    if new or sent is None or sent.uri != without_secrets(uri):
         with locked(folder) as mine:
             if mine:
                 sync(folder)
+
+
+def _is_there(client: Any, run_dir: Path, sent: Sent) -> bool:
+    """Whether the server has the run: not after its database was lost. Raises UserError where it is deleted."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        run = client.get_run(sent.run_id)
+        experiment = client.get_experiment(run.info.experiment_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    _refuse_deleted(experiment, sent.uri)
+    if run.info.lifecycle_stage == "deleted":
+        raise UserError(
+            f"MLflow run {sent.run_id} at {sent.uri} is deleted: restore it (mlflow runs restore --run-id "
+            f"{sent.run_id}), or delete {str(run_dir / STATE)!r} to send everything to a new one"
+        )
+    return True
+
+
+def _refuse_deleted(experiment: Any, uri: str) -> None:
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"MLflow experiment {experiment.name!r} at {without_secrets(uri)} is deleted: restore it (mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}), or train with another --experiment"
+        )
 
 
 def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sent:
@@ -128,6 +161,7 @@ def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sen
             location = (run_dir.absolute().parent / "mlartifacts" / record.key[:8]).as_uri()
         experiment_id = client.create_experiment(record.experiment, artifact_location=location, tags=EXPERIMENT_TAGS)
     else:
+        _refuse_deleted(experiment, uri)
         experiment_id = experiment.experiment_id
     found = client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{record.key}'", max_results=1)
     run = found[0] if found else None
@@ -197,19 +231,29 @@ def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> bool:
 
 def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
     for name, folder in record.artifacts:
-        path = Path(name)
+        path = run_dir / name
         if not path.exists():
             continue
         for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
             inside = Path(folder, file.parent.relative_to(path.parent)) if path.is_dir() else Path(folder)
             stat = file.stat()
             version = f"{stat.st_size} {stat.st_mtime_ns}"
-            if sent.artifacts.get(str(file)) == version:
+            key = str(file.relative_to(run_dir) if file.is_relative_to(run_dir) else file)
+            if sent.artifacts.get(key) == version:
                 continue
             with _without_secrets(file) as clean:
                 client.log_artifact(sent.run_id, str(clean), str(inside) if str(inside) != "." else None)
-            sent.artifacts[str(file)] = version
+            sent.artifacts[key] = version
             _save(run_dir, sent)
+
+
+def missing_artifacts(run_dir: Path, record: Record, sent: Sent) -> list[str]:
+    """What should have been sent, wasn't, and is not there any more."""
+    return [
+        name
+        for name, _ in record.artifacts
+        if name != evaluations.FOLDER and name not in sent.artifacts and not (run_dir / name).exists()
+    ]
 
 
 @contextlib.contextmanager
@@ -267,7 +311,7 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
         while True:
             if time.monotonic() >= due:
                 try:
-                    count = sync(run_dir, died=died)
+                    count = sync(run_dir, died=died, ask=bool(problem))
                     if problem:
                         say(f"MLflow is up to date ({count} values sent)")
                     problem, pause = "", INTERVAL

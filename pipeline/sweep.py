@@ -37,7 +37,7 @@ def start(folder: Path, *, experiment: str, tags: Mapping[str, str]) -> None:
         name=folder.name,
         params={},
         tags={**{name: tag for name, tag in tags.items() if name != "sweep_dir"}, "stage": STAGE},
-        artifacts=[[str((folder / TABLE).absolute()), ""]],
+        artifacts=[[TABLE, ""]],
         attempts=[_attempt(1)],
     )
     aside = folder / f".{record.key}.json"

@@ -79,7 +79,7 @@ class Tracker:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Have a file (or a folder's files) copied to the run's artifacts."""
-        entry = [str(path.absolute()), folder]
+        entry = [_artifact(path, self.run_dir), folder]
         if entry not in self._record.artifacts:
             self._save(dataclasses.replace(self._record, artifacts=[*self._record.artifacts, entry]))
 
@@ -131,12 +131,20 @@ def open_tracker(
         name=name,
         params=params,
         tags=tags,
-        artifacts=[[str(path.absolute()), ""] for path in (*artifacts, run_dir / CODE, run_dir / evaluations.FOLDER)],
+        artifacts=[
+            [_artifact(path, run_dir), ""] for path in (*artifacts, run_dir / CODE, run_dir / evaluations.FOLDER)
+        ],
         attempts=[*attempts, attempt],
     )
     provenance.write_code(run_dir / CODE, attempt.number)
     spool.write_record(run_dir, record)
     return Tracker(run_dir, record, devices=devices, epoch_samples=epoch_samples)
+
+
+def _artifact(path: Path, run_dir: Path) -> str:
+    """As tracking.json names it: what lies in the run folder moves with that."""
+    path, run_dir = path.absolute(), run_dir.absolute()
+    return str(path.relative_to(run_dir) if path.is_relative_to(run_dir) else path)
 
 
 def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:

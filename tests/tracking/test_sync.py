@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import mlflow_sync, spool
+from pipeline import mlflow_client, mlflow_sync, spool
+from pipeline.cli import UserError
+from pipeline.files import write_json
 from tests.quick import executable
 from tests.tracking.server import Proxy, Server
 
@@ -278,6 +280,49 @@ def test_sqlite_beside_the_run_folder_is_the_default(run_dir: Path) -> None:
     jobs_sync(run_dir, uri=other)
     copy = only_run(MlflowClient(other), run_dir)
     assert on_server(MlflowClient(other), copy.info.run_id) == in_folder(run_dir)
+
+
+def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder whose name an URL would have to quote; one damaged run stops no other's sync."""
+    runs = tmp_path / "a?b %20c"
+    for name in ("bad", "run"):
+        run_program(runs / name, "--steps", 5, "--end", "FAILED", uri="", VIT_MLFLOW="off")
+    with (runs / "bad" / spool.METRICS).open("ab") as file:
+        file.write(b"rubbish\n")
+    (runs / "run").rename(runs / "moved")
+    (runs / "run").mkdir()
+    write_json(runs / "run" / "config.json", {})  # of another run, where this one was
+    text = jobs_sync(runs / "bad", runs / "moved", uri="", code=1)
+    assert "bad: not sent: " in text
+    assert "warning" not in text
+    client = MlflowClient(mlflow_client.tracking_uri(runs / "moved"))
+    assert sorted(path.name for path in runs.glob("*.db")) == ["mlflow.db"]
+    first = only_run(client, runs / "moved")
+    assert {item.path for item in client.list_artifacts(first.info.run_id)} >= {"config.json", "code"}
+    sent = client.download_artifacts(first.info.run_id, "config.json", str(tmp_path))
+    assert Path(sent).read_bytes() == (runs / "moved" / "config.json").read_bytes()
+    assert on_server(client, first.info.run_id) == in_folder(runs / "moved")
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client.delete_run(first.info.run_id)
+    with pytest.raises(UserError, match=f"mlflow runs restore --run-id {first.info.run_id}"):
+        mlflow_sync.sync(runs / "moved")
+    client.restore_run(first.info.run_id)
+    client.delete_experiment(first.info.experiment_id)
+    with pytest.raises(UserError, match=f"mlflow experiments restore --experiment-id {first.info.experiment_id}"):
+        mlflow_sync.sync(runs / "moved")
+
+    (runs / "mlflow.db").unlink()
+    (runs / "moved" / "config.json").unlink()
+    text = jobs_sync(runs / "moved", uri="")
+    assert f"no longer has run {first.info.run_id}: a new one gets everything" in text
+    assert "warning: " in text
+    assert "config.json is to be sent with the run and isn't there" in text
+    (runs / "mlflow.db").rename(tmp_path / "new.db")  # this process still has the lost file open under its name
+    client = MlflowClient(f"sqlite:///{tmp_path / 'new.db'}")
+    assert on_server(client, only_run(client, runs / "moved").info.run_id) == in_folder(runs / "moved")
 
 
 @pytest.mark.soak
