@@ -16,9 +16,9 @@ from pipeline.tracking import OFF
 
 DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
 
-Sends each value once, however often it is called, and closes runs that died; a run that the server's database has lost is
-sent anew. Exit code 1: a run could not be sent, the others were. The server is MLFLOW_TRACKING_URI, or the
-file mlflow.db beside the run folder. Examples:
+Sends each value once, however often it is called, and closes runs that died; a run that the server's database has lost
+is sent anew. Exit code 1: a run could not be sent, the others were. The server is MLFLOW_TRACKING_URI, or the file
+mlflow.db beside the run folder. Examples:
 
   python -m jobs.sync runs/b16
   MLFLOW_TRACKING_URI=https://mlflow.lab.example python -m jobs.sync runs/*
@@ -47,6 +47,8 @@ def main() -> int:
         try:
             print(f"{run_dir}: {sync(run_dir)}", flush=True)
         except UserError as error:  # a damaged run, say: the others still want their turn
+            if len(folders) == 1:
+                raise
             failed += 1
             print(f"{run_dir}: not sent: {error}", file=sys.stderr, flush=True)
         except Exception as error:  # whatever the server or its client raise
