@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pipeline import spool
 from pipeline.cli import UserError
@@ -153,7 +154,7 @@ def read_experiment(name: str, uri: str) -> list[Run]:
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     shown = without_secrets(uri)
-    database = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    database = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
     if uri.startswith("sqlite:") and not database.is_file():  # MLflow would make it, without any run
         raise UserError(f"--mlflow {shown}: there is no file {str(database)!r}")
     try:
