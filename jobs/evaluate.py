@@ -1,6 +1,7 @@
 """python -m jobs.evaluate MODEL --data DATASET: exact accuracy on any number of processes, no DeepSpeed."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def main() -> int:
     from pipeline.trained import is_run  # noqa: PLC0415
 
     split = open_split(config.data, config.split)
+    if config.real:
+        check_real(config, read_classes(split.folder)["wnid"].to_pylist())
     real = read_real(config.real, split.sample_keys()) if config.real else None
     accelerator = make_accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
@@ -147,7 +150,8 @@ def main() -> int:
         if run_dir is not None:
             evaluations.keep(run_dir, result_name(config, split), facts["step"], facts, scores)
         print(f"{source}: {result}" + (f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""))
-        print(json.dumps({**facts, **scores}), flush=True)
+        finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+        print(json.dumps({**facts, **finite}), flush=True)  # JSON has no NaN
         if tally is not None and tables:
             names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
             for folder in folders:
@@ -202,6 +206,17 @@ def check_classes(config: EvaluateConfig, classes: "Sequence[Named]", data: list
     )
 
 
+def check_real(config: EvaluateConfig, wnids: list[str]) -> None:
+    """Raises UserError where the class numbers aren't those of real.json's labels."""
+    from data_prep.classmaps import listed  # noqa: PLC0415  (pyarrow)
+
+    if wnids != listed("imagenet1k"):
+        raise UserError(
+            f"--real gives labels of ImageNet-2012's 1,000 classes, and --data {config.data!r} has {len(wnids)}, or "
+            "another order: shard it with --classes imagenet1k"
+        )
+
+
 def probe(
     config: EvaluateConfig,
     model: "VisionTransformer",
@@ -223,6 +238,10 @@ def probe(
     )
     z_ND = z_ND[rows]
     labels_N = torch.from_numpy(train.label.astype("int64")).to(device)[rows]
+    if not (z_ND.isfinite().all() and z_MD.isfinite().all()):
+        raise UserError(f"MODEL {str(config.model)!r} gives features that are no numbers: its training has diverged")
+    if len(set(labels_N.tolist())) < 2:
+        raise UserError(f"--probe {config.probe} tells classes apart, and --data {config.data!r} has one")
     predict = nearest_neighbours if config.probe == "knn" else linear_probe
     predicted_M = predict(z_ND, labels_N, z_MD, split.info.classes)
     return float((predicted_M == torch.from_numpy(split.label.astype("int64")).to(device)).double().mean())

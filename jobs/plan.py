@@ -1,7 +1,9 @@
 """python -m jobs.plan RECIPE [--stage finetune] [--nodes N] [--field value ...]: what a run takes, without a GPU."""
 
 import dataclasses
+import itertools
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +31,11 @@ DATA = {"pretrain": (14_197_122, 21_843), "finetune": (1_281_167, 1000)}  # Imag
 GIGABYTES = {
     "B200": 180,
     "H200": 141,
+    "H100 NVL": 94,
     "H100": 80,
     "A100": 80,
     "L40S": 48,
+    "L40": 48,
     "RTX 4090": 24,
     "RTX 3090": 24,
     "A10G": 24,
@@ -71,7 +75,8 @@ def main() -> int:
 
 def recipes(arguments: list[str]) -> dict[str, Callable[[], PlanConfig]]:
     """The recipes of the stage that is asked for, with the plan's own fields."""
-    stage = "finetune" if "finetune" in arguments or "--stage=finetune" in arguments else "pretrain"
+    asked = ("--stage", "finetune") in itertools.pairwise(arguments) or "--stage=finetune" in arguments
+    stage = "finetune" if asked else "pretrain"
     known = FINETUNE if stage == "finetune" else PRETRAIN
 
     def extended(recipe: Callable[[], RunConfig]) -> Callable[[], PlanConfig]:
@@ -82,6 +87,15 @@ def recipes(arguments: list[str]) -> dict[str, Callable[[], PlanConfig]]:
         return make
 
     return {name: extended(recipe) for name, recipe in known.items()}
+
+
+def memory_of(device: str) -> int | None:
+    """A GPU's memory: as its name says, such as A100-SXM4-40GB, or by the table; None where neither knows."""
+    from pipeline.flops import is_device  # noqa: PLC0415
+
+    if said := re.search(r"(\d+) ?GB", device):
+        return int(said[1])
+    return next((size for part, size in GIGABYTES.items() if is_device(part, device)), None)
 
 
 def make_plan(config: PlanConfig) -> dict[str, Any]:
@@ -97,7 +111,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         split = open_split(config.data.train, config.data.train_split, choice=chosen(config.data), check=False)
         samples, classes = len(split), split.info.classes
     peak = peak_flops(config.device)
-    size = next((gigabytes for part, gigabytes in GIGABYTES.items() if part in config.device), None)
+    size = memory_of(config.device)
     if peak is None or size is None:
         raise UserError(f"--device {config.device!r} is unknown: name one of {', '.join(GIGABYTES)}")
     ranks = config.nodes * config.gpus_per_node

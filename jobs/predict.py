@@ -166,6 +166,8 @@ def answer(config: PredictConfig, classifier: "Classifier", pictures: "Sequence[
     answers = {place: Answer(pictures[place].name, error=reason) for place, reason in batch.bad}
     if batch.kept:
         classes_BK, probabilities_BK = classifier.classify(batch.images_BHWC, config.top)
+        if probabilities_BK.isnan().any():
+            raise UserError(f"MODEL {str(config.model)!r} answers with no numbers: its training has diverged")
         for place, classes, probabilities in zip(
             batch.kept, classes_BK.tolist(), probabilities_BK.tolist(), strict=True
         ):

@@ -70,6 +70,21 @@ def is_sound(jpeg: bytes) -> bool:
     return _jpeg is not None and _jpeg.is_sound(jpeg)
 
 
+def is_cut(jpeg: bytes) -> bool:
+    """Whether the image's data end early: what is missing would be grey. An end marker may be a thumbnail's."""
+    if is_sound(jpeg):
+        return False
+    try:
+        size(jpeg)
+    except ValueError:  # of unusual chroma sampling, say, which TurboJPEG takes for cut
+        return jpeg.rfind(b"\xff\xd9") < 0
+    try:
+        simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)  # strict: what libjpeg warns of is an error
+    except ValueError as error:
+        return "premature end" in str(error).lower()
+    return False
+
+
 def scaled_size(height: int, width: int, denominator: int) -> tuple[int, int]:
     """Size of an image scaled in the DCT domain: rounded up, as libjpeg does."""
     return math.ceil(height / denominator), math.ceil(width / denominator)

@@ -114,8 +114,8 @@ def prepared(data: bytes, size: int, resize: Resize) -> Image:
     """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole."""
     if data[:2] != b"\xff\xd8":
         return _by_pillow(data, size, resize)
-    if data.rfind(b"\xff\xd9") < 0:
-        raise ValueError("the JPEG is cut short: it has no end marker")
+    if jpegs.is_cut(data):
+        raise ValueError("the JPEG is cut short: its image data end early")
     try:
         return eval_image(data, size, resize)
     except ValueError:  # CMYK or odd chroma sampling, which evaluation never meets: data_prep.shard recodes such

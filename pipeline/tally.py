@@ -29,12 +29,14 @@ class Tally:
         self._counts = torch.zeros(2, dtype=torch.float64, device=device)  # ReaL: samples with labels, hits
 
     def see(self, logits_BC: torch.Tensor, batch: Batch) -> None:
+        sound_B = ~logits_BC.isnan().any(1)  # as evaluate counts: no number is no answer
         predicted_B = logits_BC.argmax(1)
         classes = len(self.confusion_CC)
-        pairs_B = batch.labels_B.to(predicted_B.device) * classes + predicted_B
+        pairs_B = (batch.labels_B.to(predicted_B.device) * classes + predicted_B)[sound_B]
         self.confusion_CC += torch.bincount(pairs_B, minlength=classes**2).reshape(classes, classes)
         if self._real is not None:
-            for row, prediction in zip(batch.samples_B.tolist(), predicted_B.tolist(), strict=True):
+            answers_B = torch.where(sound_B, predicted_B, -1)
+            for row, prediction in zip(batch.samples_B.tolist(), answers_B.tolist(), strict=True):
                 if valid := self._real[row]:
                     self._counts += torch.tensor([1.0, float(prediction in valid)], device=self._counts.device)
 
@@ -56,10 +58,12 @@ def read_real(path: Path, keys: Sequence[str]) -> dict[int, frozenset[int]]:
     """
     try:
         content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"--real {str(path)!r} can't be read ({error}): name reassessed-imagenet's real.json"
         ) from error
+    if not isinstance(content, list) or not all(isinstance(entry, list) for entry in content):
+        raise UserError(f"--real {str(path)!r} is no list of lists of classes: name reassessed-imagenet's real.json")
     labels = {}
     for row, key in enumerate(keys):
         match = VALIDATION_KEY.fullmatch(key.rsplit("/", 1)[-1])

@@ -70,7 +70,7 @@ def load(path: Path, *, average: bool = False) -> Trained:
     if not classes:
         raise UserError(f"{str(path)!r} has no head: fine-tune it first, with --parent {path}")
     place = path if path.is_dir() else path.parent
-    if (place / DESCRIPTION).is_file():
+    if (path.is_dir() or path.stem == "model") and (place / DESCRIPTION).is_file():  # not of another file beside it
         description = read_description(place)
         if len(description.classes) != classes:
             raise UserError(

@@ -48,6 +48,9 @@ def test_skipping_the_last_block_saves_what_the_model_says() -> None:
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA H100 NVL", 835e12),
         ("Abacus", None),
     ],
 )

@@ -1,14 +1,19 @@
-"""The official .npz layout, against a reference that copies the weights one head at a time."""
+"""The official .npz layout, against a reference that copies the weights one head at a time; folders of others."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from pipeline import trained
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig
-from pipeline.interop import load_weights, npz
+from pipeline.interop import huggingface, load_weights, npz, timm
 from pipeline.model import ARCHITECTURES
 from tests.test_model import random_model
 
@@ -138,3 +143,84 @@ def test_a_file_that_is_none_is_named(example: Example, tmp_path: Path, change, 
     with pytest.raises(UserError, match=r"broken\.npz") as error:
         npz.read(tmp_path / "broken.npz")
     assert part in str(error.value)
+
+
+def folders_of(tmp_path: Path) -> tuple[Path, Path]:
+    """A timm and a transformers folder of one model with three classes."""
+    model = random_model(ModelConfig("tiny", 32), 3)
+    timm.write(tmp_path / "timm", model.config, model.state_dict(), ["a", "b", "c"])
+    huggingface.write(tmp_path / "hf", model.config, model.state_dict(), ["a", "b", "c"])
+    return tmp_path / "timm", tmp_path / "hf"
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    settings = json.loads(path.read_text())
+    change(settings)
+    path.write_text(json.dumps(settings))
+
+
+def test_what_timm_s_own_saving_adds_is_read(tmp_path: Path) -> None:
+    folder, _ = folders_of(tmp_path)
+    changed(folder / "config.json", lambda it: it["model_args"].update(in_chans=3, num_classes=3, global_pool="token"))
+    changed(folder / "config.json", lambda it: it.update(label_names={"0": "x", "1": "y", "2": "z"}))
+    assert load_weights(folder)[2]["labels"] == ["x", "y", "z"]
+
+
+def test_what_transformers_own_saving_adds_is_read(tmp_path: Path) -> None:
+    _, folder = folders_of(tmp_path)
+    expected = load_weights(folder)[1]
+    tensors = load_file(folder / "model.safetensors")
+    width = len(tensors["vit.layernorm.bias"])
+    pooler = {"vit.pooler.dense.weight": torch.ones(width, width), "vit.pooler.dense.bias": torch.ones(width)}
+    (folder / "model.safetensors").unlink()
+    both = {**tensors, **pooler}  # the class of models with a classifier has no pooler
+    names = sorted(both)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: both[name] for name in part}, folder / f"model-{number}.safetensors")
+        weight_map |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    changed(folder / "config.json", lambda it: it.update(id2label={str(n): f"LABEL_{n}" for n in range(3)}))
+    config, state, facts = load_weights(folder)
+    assert not config.pre_logits
+    assert facts["labels"] is None
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change", "part"),
+    [
+        (0, "config.json", lambda it: it["model_args"].update(in_chans=4), "in_chans"),
+        (0, "config.json", lambda it: it.update(label_names=["a"]), "1 label_names"),
+        (0, "config.json", lambda it: it.update(label_descriptions=["a"]), "can't be understood"),
+        (0, "config.json", lambda it: it.update(model_args=["a"]), "can't be understood"),
+        (1, "config.json", lambda it: it.update(id2label={"1": "a", "2": "b", "3": "c"}), "can't be understood"),
+        (1, "config.json", lambda it: it.update(layer_norm_eps=None), "can't be understood"),
+        (1, "preprocessor_config.json", lambda it: it.update(do_rescale=False), "do_rescale false"),
+        (1, "preprocessor_config.json", lambda it: it.update(image_mean=0.4), "mean"),
+    ],
+)
+def test_a_folder_that_isn_t_as_written_is_one_line(  # type: ignore[no-untyped-def]
+    tmp_path: Path, kind: int, file: str, change, part: str
+) -> None:
+    folder = folders_of(tmp_path)[kind]
+    changed(folder / file, change)
+    with pytest.raises(UserError, match=str(folder)) as error:
+        load_weights(folder)
+    assert part in str(error.value)
+
+
+def test_a_training_s_checkpoint_is_no_model(tmp_path: Path) -> None:
+    folder, _ = folders_of(tmp_path)
+    torch.save({"state_dict": load_file(folder / "model.safetensors")}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds more than tensors"):
+        load_weights(folder)
+
+
+def test_a_description_speaks_only_of_the_model_beside_it(example: Example, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    np.savez(tmp_path / "out" / "other.npz", **example[2])
+    (tmp_path / "out" / "model.json").write_text("{}")
+    assert len(trained.load(tmp_path / "out" / "other.npz").description.classes) == 7

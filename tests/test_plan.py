@@ -39,6 +39,15 @@ def test_published_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert found["remedy"] == ""
 
 
+@pytest.mark.parametrize(("device", "size"), [("NVIDIA A100-SXM4-40GB", 40), ("NVIDIA L40", 48), ("NVIDIA A100", 80)])
+def test_memory_by_name(device: str, size: int) -> None:
+    assert plan.memory_of(device) == size
+
+
+def test_a_run_may_be_called_finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert as_json(monkeypatch, capsys, "b16", "--name", "finetune")["classes"] == 21_843
+
+
 def test_a_fine_tune_has_its_own_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(monkeypatch, capsys, "b16", "--stage", "finetune")
     assert (found["steps"], found["classes"], found["samples"]) == (20_000, 1000, 1_281_167)

@@ -76,6 +76,10 @@ def test_real_labels_go_by_the_validation_images_numbers(tmp_path: Path) -> None
     (tmp_path / "real.json").write_text(json.dumps([[5], [], [7, 8]]))
     keys = ["ILSVRC2012_val_00000003", "ILSVRC2012_val_00000002"]
     assert read_real(tmp_path / "real.json", keys) == {0: frozenset({7, 8}), 1: frozenset()}
+    for content in ('{"0": ["n01440764", "tench"]}', "[1, 2]", "\xff"):
+        (tmp_path / "other.json").write_text(content, "latin-1")
+        with pytest.raises(UserError, match=r"real\.json"):
+            read_real(tmp_path / "other.json", keys)
     for key in ("ILSVRC2012_val_00000004", "n01440764_10026"):
         with pytest.raises(UserError, match=key):
             read_real(tmp_path / "real.json", [key])

@@ -24,10 +24,17 @@ def load_weights(path: Path) -> Weights:
     known: "format", "classes" (0: no head), and where the format has them "labels", "descriptions", "loss" and
     "resize". Raises UserError.
     """
-    if path.is_dir():
-        return _load_folder(path)
-    if path.suffix == ".npz" and path.is_file():
-        return npz.read(path)
+    try:
+        if path.is_dir():
+            return _load_folder(path)
+        if path.suffix == ".npz" and path.is_file():
+            return npz.read(path)
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # a field of another kind or shape
+        raise UserError(
+            f"{str(path)!r} can't be understood ({type(error).__name__}: {error}): it isn't as its project writes it"
+        ) from error
     if not path.exists():
         raise UserError(f"{str(path)!r} does not exist: name {KINDS}")
     raise UserError(f"{str(path)!r} is no .npz file: name {KINDS}")

@@ -48,6 +48,12 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
         inputs = read_object(preprocessor)
         resize = "central" if inputs.get("do_center_crop") else "square"
         check_normalisation(folder, inputs.get("image_mean"), inputs.get("image_std"))
+        for step in ("do_rescale", "do_normalize"):
+            if inputs.get(step) is False:
+                raise UserError(
+                    f"{str(preprocessor)!r} has {step} false, and our inputs are from -1 to 1: choose a ViT "
+                    "trained on these, as Google's are"
+                )
     theirs = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
     theirs = {name.removeprefix("vit."): tensor for name, tensor in theirs.items()}
     try:
@@ -55,6 +61,8 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
         heads = int(settings["num_attention_heads"])
     except KeyError as error:
         raise UserError(f"{str(folder)!r} lacks {error}: it holds no ViT of transformers") from None
+    if "pre_logits.fc.weight" in state and settings.get("pooler_act", "tanh") != "tanh":
+        raise UserError(f"{str(folder / 'config.json')!r} has pooler_act {settings['pooler_act']!r}: ours is tanh")
     activation = str(settings.get("hidden_act", "gelu"))
     config, classes = model_config(
         state,
@@ -67,6 +75,8 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     )
     names = settings.get("id2label") or {}
     labels = [names[str(index)] for index in range(classes)] if len(names) == classes and classes else None
+    if labels == [f"LABEL_{index}" for index in range(classes)]:  # what transformers writes where nobody named them
+        labels = None
     loss = "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
     facts = {"labels": labels, "loss": loss, "resize": resize}
     return config, state, {"format": "huggingface", "classes": classes, **facts}
@@ -152,9 +162,10 @@ def _to_state(theirs: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
                 state[f"blocks.{index}.{ours}{ending}"] = theirs[f"{layer}.{name}{ending}"]
             parts = [theirs[f"{layer}.attention.attention.{part}{ending}"] for part in _ATTENTION]
             state[f"blocks.{index}.attn.qkv{ending}"] = torch.cat(parts)
-    for ours, name in (("pre_logits.fc", "pooler.dense"), ("head", "classifier")):
-        if f"{name}.weight" in theirs:
-            state |= {f"{ours}{ending}": theirs[f"{name}{ending}"] for ending in (".weight", ".bias")}
+    # ViTForImageClassification has no pooler, and ignores one in its file
+    ours, name = ("head", "classifier") if "classifier.weight" in theirs else ("pre_logits.fc", "pooler.dense")
+    if f"{name}.weight" in theirs:
+        state |= {f"{ours}{ending}": theirs[f"{name}{ending}"] for ending in (".weight", ".bias")}
     return state
 
 

@@ -37,7 +37,8 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """Configuration, float32 state, {"format", "classes", "labels", "descriptions", "resize"}. Raises UserError.
 
     A folder without ``act_layer`` means timm's default, the exact GELU: ``config.gelu`` says so. A central crop of any
-    share, such as 0.9, is read as our central crop, 7/8.
+    share below 1, such as 0.9, is read as our central crop, 7/8; one of the whole short side as the squashed square, as
+    Google evaluates these weights. The interpolation is ours, bilinear, whatever the folder says.
     """
     settings = read_config(folder)
     architecture = str(settings.get("architecture", "")).split(".")[0]
@@ -50,6 +51,8 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     gelu = arguments.pop("act_layer", "gelu")
     heads = arguments.pop("num_heads", 12 if architecture.startswith("vit_base") else 16)
     pooling = arguments.pop("global_pool", settings.get("global_pool", "token"))
+    if arguments.get("in_chans") == 3:  # which timm's own save_for_hf writes
+        del arguments["in_chans"]
     if pooling != "token" or not arguments.keys() <= _HARMLESS:
         unusual = sorted(arguments.keys() - _HARMLESS) or [f"global_pool={pooling}"]
         raise UserError(f"{str(folder / 'config.json')!r} has model_args {unusual}: choose a ViT as published")
@@ -63,6 +66,13 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
         gelu={"gelu": "exact", "gelu_tanh": "tanh"}.get(gelu, str(gelu)),
     )
     labels, texts = settings.get("label_names"), settings.get("label_descriptions") or {}
+    if isinstance(labels, dict):  # by index, which timm reads too
+        labels = [labels[str(index)] for index in range(len(labels))]
+    if labels and len(labels) != classes:
+        raise UserError(
+            f"{str(folder / 'config.json')!r} has {len(labels)} label_names, the weights {classes} classes: mend or "
+            "remove label_names"
+        )
     names = [texts.get(label, label) for label in labels] if labels else None
     squashed = pretrained.get("crop_mode") == "squash" or (pretrained.get("crop_pct") or 0.875) >= 1.0
     facts = {"labels": labels, "descriptions": names, "resize": "square" if squashed else "central"}

@@ -35,8 +35,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The float32 tensors of the first file of ``names`` that is there. Raises UserError."""
+    """The float32 tensors of the first file of ``names`` that is there, in one or several parts. Raises UserError."""
     path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None and (index := folder / "model.safetensors.index.json").is_file():
+        parts = sorted(set(read_object(index).get("weight_map", {}).values()))
+        if not parts or not all(isinstance(part, str) and part == Path(part).name for part in parts):
+            raise UserError(f"{str(index)!r} has no weight_map of files beside it: download it again")
+        return {name: tensor for part in parts for name, tensor in read_tensors(folder, [part]).items()}
     if path is None:
         raise UserError(f"{str(folder)!r} has no {' or '.join(names)}: download the weights beside config.json")
     try:
@@ -46,12 +51,19 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{str(path)!r} can't be read ({error}): download it again") from error
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UserError(
+            f"{str(path)!r} holds more than tensors, as a training's checkpoint does: save the model's alone"
+        )
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def check_normalisation(folder: Path, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+def check_normalisation(
+    folder: Path, mean: Sequence[float] | float | None, std: Sequence[float] | float | None
+) -> None:
     """Raises UserError where a model wants inputs other than ours, (x - 127.5) / 127.5."""
-    for name, values in (("mean", mean), ("std", std)):
+    for name, given in (("mean", mean), ("std", std)):
+        values = [given] if isinstance(given, (int, float)) else given
         if values is not None and any(abs(value - 0.5) > 1e-6 for value in values):
             raise UserError(
                 f"{str(folder)!r} was trained on inputs of {name} {list(values)}, ours have mean and std 0.5: "

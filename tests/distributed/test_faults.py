@@ -269,8 +269,9 @@ def test_the_attempts_add_up(digits: Path, tmp_path: Path) -> None:
     """One attempt that fails, one that finishes: their seconds by part cover the time that passed."""
     run = tmp_path / "run"
     began = time.time()
-    meet("raise", 1, 6, tmp_path, *job(run, digits))
-    finished = meet("none", 0, 1, tmp_path, *job(run, digits))
+    waiting = ("--checkpoint.background", False)  # so that the checkpoint of step 3 is there when it fails
+    meet("raise", 1, 6, tmp_path, *job(run, digits, *waiting))
+    finished = meet("none", 0, 1, tmp_path, *job(run, digits, *waiting))
     passed = time.time() - began
     assert [rank.code for rank in finished] == [0, 0]
     assert "resumes after step 3" in finished[0].output

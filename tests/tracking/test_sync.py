@@ -286,6 +286,7 @@ def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a folder whose name an URL would have to quote; one damaged run stops no other's sync."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it when it is told of a server
     runs = tmp_path / "a?b %20c"
     for name in ("bad", "run"):
         run_program(runs / name, "--steps", 5, "--end", "FAILED", uri="", VIT_MLFLOW="off")
@@ -305,7 +306,6 @@ def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
     assert Path(sent).read_bytes() == (runs / "moved" / "config.json").read_bytes()
     assert on_server(client, first.info.run_id) == in_folder(runs / "moved")
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     client.delete_run(first.info.run_id)
     with pytest.raises(UserError, match=f"mlflow runs restore --run-id {first.info.run_id}"):
         mlflow_sync.sync(runs / "moved")
