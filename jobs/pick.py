@@ -31,7 +31,7 @@ class PickConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders."""
     by: str = "eval/top1"
-    """Metric, the higher the better."""
+    """Metric: the highest is best, of a loss the lowest."""
     link: Path | None = None
     """Make this a symbolic link to the best run's folder."""
     sweep: Path | None = None
@@ -80,11 +80,15 @@ def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:
 
 
 def best(scores: dict[Path, float | None], metric: str) -> Path:
-    """The run with the highest score, the first among equals. Raises UserError where none finished with a number."""
+    """The run with the highest score (of a loss: the lowest), the first among equals.
+
+    Raises UserError where none finished with a number.
+    """
     finished = {run: score for run, score in scores.items() if score is not None and math.isfinite(score)}
     if not finished:
         raise UserError(f"RUN: none of the {len(scores)} runs finished, so none is best by {metric}: see their logs")
-    return max(finished, key=lambda run: finished[run])
+    sign = -1 if metric.endswith("loss") else 1
+    return max(finished, key=lambda run: sign * finished[run])
 
 
 def point(link: Path, run: Path) -> None:

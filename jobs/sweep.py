@@ -41,7 +41,7 @@ class SweepConfig:
     ranks: int = 1
     """Processes that train together on this machine, one a GPU (by torchrun)."""
     by: str = "eval/top1"
-    """Metric of the held-out split that decides, the higher the better."""
+    """Metric of the held-out split that decides: the highest is best, of a loss the lowest."""
 
 
 def main() -> int:

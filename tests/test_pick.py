@@ -53,6 +53,7 @@ def test_what_cannot_be_picked_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the 1 runs finished"):
         pick.best({tmp_path: None}, "eval/top1")
     assert pick.best({tmp_path / "a": float("nan"), tmp_path / "b": 0.1}, "eval/top1") == tmp_path / "b"
+    assert pick.best({tmp_path / "a": 0.2, tmp_path / "b": 0.1}, "eval/loss") == tmp_path / "b"
 
 
 def test_scores_of_different_data_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
