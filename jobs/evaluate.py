@@ -87,9 +87,9 @@ def main() -> int:
     from pipeline.trained import is_run  # noqa: PLC0415
 
     split = open_split(config.data, config.split)
-    if config.real:
-        check_real(config, read_classes(split.folder)["wnid"].to_pylist())
     real = read_real(config.real, split.sample_keys()) if config.real else None
+    if real is not None:
+        check_real(config, read_classes(split.folder)["wnid"].to_pylist())
     accelerator = make_accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     source = checkpoint.resolve(config.model) if is_run(config.model) else config.model
