@@ -15,7 +15,7 @@ import pyarrow as pa
 import tyro
 import xxhash
 
-from data_prep import finish, phash, plan, progress, workers
+from data_prep import finish, phash, plan, progress, sources, workers
 from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, Piece, check_out, check_workers, pieces, rows_of
 from pipeline import cli, shards
@@ -79,8 +79,7 @@ def main(args: list[str] | None = None) -> int:
     check_workers(options.workers)
     out = options.out or Path(f"{options.dataset.resolve().name}-in-{options.against.resolve().name}.tsv")
     check_out(out)
-    info = shards.read_info(options.dataset)
-    own = pieces(options.dataset, info)
+    own = pieces(options.dataset, shards.read_info(options.dataset))
     other = pieces(options.against, shards.read_info(options.against))
     itself = options.dataset.resolve() == options.against.resolve()
     other_prints = _prints(other, options, "reading OTHER")
@@ -88,7 +87,7 @@ def main(args: list[str] | None = None) -> int:
     matches = _exact(own_prints.exact, other_prints.exact, itself)
     if options.distance >= 0:
         matches |= _near(own, other, own_prints.perceptual, other_prints.perceptual, options, itself, set(matches))
-    wnids = shards.read_classes(options.dataset)["wnid"].to_pylist() if "made_by" in info.options else []
+    wnids = [] if sources.is_ours(options.dataset) else shards.read_classes(options.dataset)["wnid"].to_pylist()
     lines = list(_lines(own, other, [matches[row] for row in sorted(matches)], wnids))
     finish.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
     kinds = collections.Counter(match.kind for match in matches.values())

@@ -107,16 +107,11 @@ class TrainMicroBatches(Dataset[Loaded]):
         """
         broken: list[Damage] = []
         while True:
-            try:
-                self.transform(self.split.whole(row, jpeg), seed, out)
-            except ValueError as error:
-                if (again := self.split.read_again(row)) != jpeg:
-                    jpeg = again
-                    continue
-                broken.append(_damage(self.split, row, jpeg, error))
-            else:
+            damage = _damage_of(self.split, row, jpeg, lambda whole: self.transform(whole, seed, out))
+            if damage is None:
                 damaged += broken
                 return row
+            broken.append(damage)
             if len(broken) > _STAND_INS:
                 damaged += broken
                 out[:] = 0
@@ -150,18 +145,13 @@ class EvalBatches(Dataset[Loaded]):
         rows = np.arange(first, min(first + self.batch * self.world_size, len(self.split)), self.world_size)
         images_BHWC = self.slots[slot]
         damaged: list[Damage] = []
-        for place, found in self.split.read_all(rows):
-            row, jpeg = int(rows[place]), found
-            while True:
-                try:
-                    images_BHWC[place] = eval_image(self.split.whole(row, jpeg), self.image_size, self.resize)
-                except ValueError as error:
-                    if (again := self.split.read_again(row)) != jpeg:
-                        jpeg = again
-                        continue
-                    damaged.append(_damage(self.split, row, jpeg, error))
-                break
+        for place, jpeg in self.split.read_all(rows):
+            if damage := _damage_of(self.split, int(rows[place]), jpeg, partial(self._fill, images_BHWC[place])):
+                damaged.append(damage)
         return Loaded(slot, self.split.labels(rows), rows, -1, tuple(damaged))
+
+    def _fill(self, out: Image, jpeg: bytes) -> None:
+        out[:] = eval_image(jpeg, self.image_size, self.resize)
 
 
 class Ahead(Iterator[Item]):
@@ -386,6 +376,17 @@ def _end_workers() -> None:
     """Runs before multiprocessing's own exit handler, which would send SIGTERM to the workers and wait for ever."""
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def _damage_of(split: Split, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:
+    """``use`` a sample's JPEG, and where it doesn't decode, a sound copy of it; what is wrong if there is none."""
+    try:
+        use(split.whole(row, jpeg))
+    except ValueError as error:
+        if (again := split.read_again(row)) != jpeg:
+            return _damage_of(split, row, again, use)
+        return _damage(split, row, jpeg, error)
+    return None
 
 
 def _damage(split: Split, row: int, jpeg: bytes, error: ValueError) -> Damage:

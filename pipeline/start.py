@@ -41,8 +41,12 @@ class Job:
     steps: int
     ranks: Ranks
     facts: dict[str, Any]  # of the training data, for run.json and each checkpoint
-    eval_digest: str  # of the evaluation data; "" where there are none
     status: rundir.Status | None  # of the attempt before
+
+    @property
+    def all_facts(self) -> dict[str, Any]:
+        """Those of the evaluation data as well, for run.json."""
+        return {**self.facts, "eval_digest": self.held_out.digest if self.held_out else ""}
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,9 @@ def prepare(config: RunConfig) -> Job:
         "dataset_digest": data.digest,
     }
     rundir.check_config(config)
-    eval_digest = held_out.digest if held_out else ""
-    rundir.check_facts(config.run_dir, {**facts, "eval_digest": eval_digest})
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
+    job = Job(data, held_out, steps, ranks, facts, rundir.read_status(config.run_dir))
+    rundir.check_facts(config.run_dir, job.all_facts)
     if ranks.rank == 0 and held_out is None:
         print("no evaluation: there is no held-out split (data.eval, data.eval_split)", flush=True)
     if ranks.rank == 0 and config.schedule.warmup_steps >= steps:
@@ -104,7 +108,7 @@ def prepare(config: RunConfig) -> Job:
             "learning rate only rises",
             flush=True,
         )
-    return Job(data, held_out, steps, ranks, facts, eval_digest, rundir.read_status(config.run_dir))
+    return job
 
 
 def open_data(config: RunConfig) -> tuple[Split, Split | None]:
@@ -153,8 +157,7 @@ def start(config: RunConfig, job: Job) -> Run:
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
         if meta is not None and (changed := rundir.retuned(config, meta.config)):
             print(f"from step {start_step} on: {', '.join(changed)}", flush=True)
-        facts["eval_digest"] = job.eval_digest
-        record = rundir.start(config, {**job.facts, **facts}, classes, resumed=meta is not None)
+        record = rundir.start(config, {**job.all_facts, **facts}, classes, resumed=meta is not None)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
     return Run(
         config=config,

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Literal
 
 import torch
@@ -225,7 +225,7 @@ def write_status(run: Run, progress: Progress, state: Literal["running", "stoppe
     """For people who look; where it can't be written, training goes on, and a failure stays the one that it was."""
     if run.fence is not None and run.fence.holds():
         status = rundir.Status(state, progress.step, run.job.steps, run.attempt, 0.0, progress.metrics)
-        with suppress(*(OSError,) if state in ("running", "failed") else ()):
+        with suppress(OSError) if state in ("running", "failed") else nullcontext():
             rundir.write_status(run.config.run_dir, status)
 
 
