@@ -3,25 +3,16 @@
 B batch, H W pixels, C channels.
 """
 
-import atexit
-import gc
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline import order
 from pipeline.cli import UserError
@@ -33,12 +24,11 @@ from pipeline.order import Ints, Order
 from pipeline.slots import Slots
 from pipeline.split import Split
 from pipeline.transforms import TrainTransform, eval_image
+from pipeline.workers import load, slots_for
 
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next
 _STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
-_AHEAD = 2  # batches that each worker prepares before they are asked for; more would not fit the processor's cache
-_ARENA = 16 << 20  # bytes that a worker may keep for reuse
 
 
 @dataclass(frozen=True)
@@ -239,143 +229,9 @@ def eval_batches(
         yield _batch(loaded, slots)
 
 
-def slots_for(indices: range, workers: int, batch: int, size: int) -> Slots:
-    """Room for the batches that ``load``'s workers prepare."""
-    return Slots(_AHEAD * min(workers, len(indices)), batch, size)
-
-
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 images -> x_BCHW in [-1, 1], on the images' device: (x - 127.5) / 127.5."""
     return ((images_BHWC.to(torch.float32) - 127.5) / 127.5).to(dtype).permute(0, 3, 1, 2).contiguous()
-
-
-def load(
-    batches: Dataset[Item],
-    indices: range,
-    slots: Slots,
-    workers: int,
-    *,
-    ignoring: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1),
-    setting: str = "data.workers",
-) -> Iterator[Item]:
-    """The items of ``indices``, each with a slot, in order, made in ``workers`` processes that leave with this one.
-
-    With no workers they are made in this process.
-
-    ``ignoring``: signals that are for this process to decide; by default Slurm's, which reach every process of a task.
-    ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
-    A UserError of a worker is raised as it is.
-    """
-    loader: DataLoader[Any] = DataLoader(
-        _UserErrorsToo(batches),
-        batch_size=None,
-        sampler=slots.claim(indices),
-        num_workers=min(workers, len(indices)),
-        collate_fn=_same,
-        worker_init_fn=partial(_start_worker, os.getpid(), ignoring),
-        multiprocessing_context="fork" if workers and len(indices) else None,  # what Slots needs
-        prefetch_factor=_AHEAD if workers and len(indices) else None,
-        generator=torch.Generator(),  # its own: from torch's, a start of the loader would take what dropout draws
-    )
-    others = multiprocessing.active_children()
-    with _deaths_of_workers(setting):
-        items = iter(loader)
-        _hold_back_deaths()
-    own = [child for child in multiprocessing.active_children() if child not in others]
-    while True:
-        with _deaths_of_workers(setting):
-            for worker in own:
-                if not worker.is_alive():
-                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) has exit code {worker.exitcode}")
-            item = next(items, None)
-        if item is None:
-            return
-        if isinstance(item, UserError):
-            raise item
-        yield item
-
-
-class _UserErrorsToo(Dataset[Any]):
-    """A data set's items, and as items the UserErrors: torch would make a traceback of them."""
-
-    def __init__(self, items: Dataset[Any]):
-        self._items = items
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            return self._items[index]
-        except UserError as error:
-            return error
-
-
-_waiting = False  # for a loader worker, just now
-_former: Callable[[int, FrameType | None], Any]  # handler of SIGCHLD
-
-
-@contextmanager
-def _deaths_of_workers(setting: str) -> Iterator[None]:
-    """While a worker is waited for: say in our words that one has died."""
-    global _waiting  # noqa: PLW0603
-    _waiting = True
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):  # else it is what a worker raised
-            raise
-        raise RuntimeError(
-            f"a loader worker has died ({error}). Mostly the node ran out of memory: lower {setting} or ask for more"
-        ) from error
-    finally:
-        _waiting = False
-
-
-def _hold_back_deaths() -> None:
-    """Make torch's handler of SIGCHLD, which raises wherever this process is just then, do so only where one waits.
-
-    Otherwise the next wait finds the worker dead. Nothing is said of workers that this process has ended itself.
-    """
-    global _former  # noqa: PLW0603
-    found = signal.getsignal(signal.SIGCHLD)
-    if threading.current_thread() is threading.main_thread() and callable(found) and found is not _on_child:
-        _former = found
-        signal.signal(signal.SIGCHLD, _on_child)
-
-
-def _on_child(number: int, frame: FrameType | None) -> None:
-    try:
-        _former(number, frame)
-    except RuntimeError:
-        if _waiting:
-            raise
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(parent: int, ignoring: Sequence[signal.Signals], worker: int) -> None:  # noqa: ARG001
-    for number in ignoring:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    cv2.setNumThreads(0)
-    # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
-    # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
-    bytes(_ARENA)
-    gc.freeze()  # what was there before isn't garbage: no need to look at it again and again
-
-
-def _leave_with(parent: int) -> None:
-    """A killed process can't stop its workers, which may be waiting for a server: each looks if it is still there."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Runs before multiprocessing's own exit handler, which would send SIGTERM to the workers and wait for ever."""
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 def _damage_of(split: Split, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:

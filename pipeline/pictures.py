@@ -23,10 +23,10 @@ from torch.utils.data import Dataset
 from pipeline import jpeg as jpegs
 from pipeline.cli import UserError, printable
 from pipeline.config import Resize
-from pipeline.data import load, slots_for
 from pipeline.jpeg import Image
 from pipeline.slots import Slots
 from pipeline.transforms import central_crop, eval_image
+from pipeline.workers import load, slots_for
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from pipeline import spool
 from pipeline.cli import UserError
 from pipeline.damage import Damages
-from pipeline.data import Batch, eval_batches, load, slots_for, train_batches
+from pipeline.data import Batch, eval_batches, train_batches
 from pipeline.order import Order
 from pipeline.split import Split, open_split
 from pipeline.transforms import TrainTransform
+from pipeline.workers import load, slots_for
 from tests.distributed.test_faults import job
 from tests.ranks import run_ranks
 

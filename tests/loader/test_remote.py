@@ -202,7 +202,7 @@ def test_a_killed_reader_takes_its_workers_and_their_commands_along(tmp_path: Pa
     file = tmp_path / "file"
     file.touch()
     items = f"test_remote.Piped('pipe:echo ab; tail -f {file}; true'), range(1), slots_for(range(1), 1, 1, 8), 1"
-    program = f"from tests.loader import test_remote\nfrom pipeline.data import load, slots_for\nlist(load({items}))"
+    program = f"from tests.loader import test_remote\nfrom pipeline.workers import load, slots_for\nlist(load({items}))"
     with subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2]) as reader:
         wait_until(lambda: bool(alive(f"tail\0-f\0{file}".encode())))
         reader.kill()

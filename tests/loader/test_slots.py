@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.data import load, slots_for
 from pipeline.slots import Slots
+from pipeline.workers import load, slots_for
 
 
 class Numbered(Dataset[tuple[int, int]]):
