@@ -30,8 +30,8 @@ PLAN = pa.schema(
     [*CATALOGUE, ("key", pa.string()), ("label", pa.int32()), ("split", pa.string()), ("hash", pa.uint64())]
 )
 
-_NAMES_ITS_CLASS = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique in its release
-_PLAIN = re.compile(r"([^%.\\/\x00-\x1f\x7f\udc80-\udcff]+)\.[^./]+")  # a name of which key_of would keep the stem
+_NAMES_ITS_CLASS = re.compile(r"(n\d{8})_|ILSVRC2012_(val|test)_\d{8}$")  # unique in its release
+_PLAIN = re.compile(r"((n\d{8})_[^%.\\/\x00-\x1f\x7f\udc80-\udcff]+)\.[^./]+")  # ... and nothing to be escaped
 _ESCAPED = re.compile(r"[%.\\\x00-\x1f\x7f\udc80-\udcff]")  # a dot would end the key; the rest trips tools
 
 
@@ -46,13 +46,14 @@ class SplitRule:
 
 
 def key_of(wnid: str, name: str) -> str:
-    """The sample's key: the original name without its ending, with the class before it where it isn't part of it.
+    """The sample's key: the original name without its ending, with the class before it unless it is ImageNet's with it.
 
     Characters that WebDataset keys can't hold are written %XX, so that keys stay unique and traceable.
     """
     stem, dot, _ending = name.rpartition(".")
     stem = stem if dot and stem and not stem.endswith("/") else name
-    if "/" in stem or not (stem.startswith(f"{wnid}_") or _NAMES_ITS_CLASS.match(stem)):
+    own = _NAMES_ITS_CLASS.match(stem)
+    if "/" in stem or not own or own[1] not in (wnid, None):
         stem = f"{wnid}/{stem}"
     return _ESCAPED.sub(_percent, stem)
 
@@ -135,7 +136,7 @@ def _unique_keys(wnids: list[str], names: list[str]) -> list[str]:
     plain = _PLAIN.fullmatch
     for wnid, name in zip(wnids, names, strict=True):
         match = plain(name)
-        key = match[1] if match and name.startswith(f"{wnid}_") else key_of(wnid, name)
+        key = match[1] if match and match[2] == wnid else key_of(wnid, name)
         if key in taken:
             key = key_of(wnid, f"{name}.jpg")
         taken.add(key)

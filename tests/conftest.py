@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from data_prep import shard
 from jobs.demo import write_raw
 from tests.ranks import run_ranks
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # time says nothing here: others may be at work
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Keys of samples, as pure functions of the images' names."""
 
+import itertools
+
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,9 +31,18 @@ def test_every_image_of_a_class_has_a_key_of_its_own_made_of_its_name(names: lis
         taken.add(key)
 
 
+def test_images_of_different_classes_have_different_keys() -> None:
+    classes = ("a", "a_b", "a_b_1", "b", WNID, f"{WNID}_1", f"{WNID}5", "é")
+    names = {f"{stem}{between}1.jpg" for stem in (*classes, "b_1", "") for between in ("", "_", "/", "_1_")}
+    images = list(itertools.product(classes, names))
+    assert len({plan.key_of(wnid, name) for wnid, name in images}) == len(images)
+
+
 def test_folders_inside_a_class_are_not_taken_for_another_class() -> None:
     assert plan.key_of("a", "a_b/1.jpg") == "a/a_b/1"
     assert plan.key_of("a_b", "1.jpg") == "a_b/1"
+    assert plan.key_of("a_b", "a_b_1.jpg") == "a_b/a_b_1"
+    assert plan.key_of("a", "a_b_1.jpg") == "a/a_b_1"
 
 
 def test_keys_of_the_releases() -> None:

@@ -77,7 +77,7 @@ def members(data: bytes, start: int = 0, end: int | None = -1) -> list[Member]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(entries=ENTRIES, form=st.sampled_from(FORMATS))
 def test_it_finds_what_tarfile_finds(entries: list[tuple[str, bytes, str]], form: int) -> None:
     data = written(entries, form)
@@ -92,7 +92,7 @@ def test_it_finds_what_tarfile_finds(entries: list[tuple[str, bytes, str]], form
     assert members(data, end=None) == found  # as a stream of unknown length
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(entries=ENTRIES, form=st.sampled_from(FORMATS), data=st.data())
 def test_damage_is_said_or_harmless(entries: list[tuple[str, bytes, str]], form: int, data: st.DataObject) -> None:
     good = written(entries, form)
@@ -245,7 +245,7 @@ HEADERS = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     pieces=st.lists(st.tuples(HEADERS, st.integers(0, 5)), max_size=6),
     start=st.sampled_from([0] * 8 + [512, 513]),
@@ -267,7 +267,7 @@ PLACES = st.integers(0, 5000) | st.integers(0, (1 << 63) - 1)
 ENDS = st.integers(0, 20_000) | st.integers(-(1 << 63), (1 << 63) - 1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(window=st.binary(max_size=1200) | st.lists(HEADERS, max_size=4).map(b"".join), position=PLACES, end=ENDS)
 def test_the_extension_finds_nothing_outside(window: bytes, position: int, end: int) -> None:
     assert tarscan._tarscan is not None

@@ -87,7 +87,7 @@ def test_the_pixels_are_those_of_a_whole_decode(
         assert is_read_by_us(data, box) == ("progressive" not in options)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.sampled_from(["plain", "rows", "blocks"]),
     st.integers(0, 2**32),
@@ -124,7 +124,7 @@ def test_a_grey_image_of_a_component_with_factors() -> None:
         assert (jpeg.decode_region(bytes(data), box) == cut(whole, box)).all()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from(["plain", "rows", "blocks", "optimised", "444", "progressive"]),
     st.integers(0, 2**32),
@@ -185,7 +185,7 @@ def packed(bits: str) -> bytes:
     return int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text("01", min_size=600, max_size=600))
 def test_a_coefficient_beyond_the_64th_is_left_to_libjpeg_turbo(rest: str) -> None:
     """Here with an end of block right behind it, which libjpeg-turbo takes for the next block's."""

@@ -48,7 +48,7 @@ def test_weights_that_give_no_share_are_refused(weights: list[float]) -> None:
         sampling([(5,), (6,), (7,)], 0, weights)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(WEIGHTS, st.integers(0, 3), st.integers(0, 5))
 def test_each_data_sets_positions_come_once_in_lanes_and_shares(weights: list[float], block: int, seed: int) -> None:
     order = mixture([(30,), *[(9000, 9000)] * (len(weights) - 1)], weights, seed)  # a small one, and large ones
@@ -62,7 +62,7 @@ def test_each_data_sets_positions_come_once_in_lanes_and_shares(weights: list[fl
             assert (which[stream::LANES] == number).sum() == share
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(WEIGHTS, st.integers(1, 3 * DEEP), st.integers(0, 5))
 def test_each_data_set_goes_through_its_own_positions_in_order(weights: list[float], end: int, seed: int) -> None:
     order = mixture([(30,), *[(9000, 9000)] * (len(weights) - 1)], weights, seed)
@@ -80,7 +80,7 @@ def test_each_data_set_goes_through_its_own_positions_in_order(weights: list[flo
         assert max(counts) - min(counts) <= 16  # in step: shuffled over a whole block they would drift further apart
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(LARGE, min_size=1, max_size=4), st.integers(0, 5), st.data())
 def test_each_epoch_of_each_data_set_holds_each_sample_once(
     sizes: list[tuple[int, ...]], seed: int, data: st.DataObject
@@ -99,7 +99,7 @@ def test_each_epoch_of_each_data_set_holds_each_sample_once(
         first += part.samples
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(SIZES, min_size=2, max_size=3), st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 4), st.integers(0, 10**7),
     st.data(),

@@ -139,7 +139,7 @@ def test_sample_seeds_depend_on_seed_epoch_and_sample_alone() -> None:
     assert not set(sample_seeds(8, epochs, rows).tolist()) & set(seeds.tolist())
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(st.integers(0, 300 * 14_197_122 - 4096))
 def test_an_order_over_imagenet_21k_opens_and_seeks_at_once(position: int) -> None:
     """No timing of the machine: three hundred epochs of lists would take gigabytes and hours."""

@@ -32,7 +32,7 @@ def test_the_transcoder_was_built() -> None:
     assert images.HAS_RESTARTS
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from(KINDS), st.sampled_from([1, 1, 2, 4, 8]), st.data())
 def test_a_region_is_that_of_the_image_without_markers(
     height: int, width: int, kind: str, denominator: int, data: st.DataObject
@@ -66,7 +66,7 @@ def test_only_the_intervals_of_the_region_are_looked_at() -> None:
     assert is_read_by_us(noisy, (128, 128, 64, 64))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(KINDS), st.binary(max_size=40), st.data())
 def test_damaged_bytes_are_decoded_or_refused(kind: str, noise: bytes, data: st.DataObject) -> None:
     """And never read or written beyond: run it under AddressSanitizer as well after a change of the extension."""

@@ -42,7 +42,7 @@ def test_the_region_decoder_was_built() -> None:
     assert jpeg.HAS_REGION_DECODER
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.integers(1, 150),
     st.integers(1, 150),
