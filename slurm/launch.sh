@@ -12,6 +12,9 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO
 export PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own calls, a line a rank
+# sbatch in a job (salloc, a shard array's merge) hands that one's sizes down, which srun would ask for here, and --export
+# what srun may pass on. Without these a step has all memory and GPUs of its job, and every variable.
+unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_EXPORT_ENV
 # shellcheck source=slurm/env.sh
 source "$REPO/slurm/env.sh"
 for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX; do # a site's own may be old

@@ -131,6 +131,26 @@ def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
 
 
+def sourced(folder: Path, *lines: str, code: int = 0, **environment: str) -> str:
+    """What bash lines print after launch.sh, in a job whose run folder is ``folder``; no Slurm."""
+    variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "PATH": os.environ["PATH"]} | environment
+    lines = (f"source {REPO}/slurm/launch.sh", f"RUN={folder}", *lines)
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], env=variables, text=True, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_job_that_was_submitted_from_another_job(tmp_path: Path) -> None:
+    """srun would ask for that one's memory and GPUs, and pass on no variable after sbatch --export=NONE."""
+    left = sourced(
+        tmp_path, "env | grep ^SLURM_", SLURM_MEM_PER_CPU="1000", SLURM_MEM_PER_NODE="2048", SLURM_GPUS_PER_NODE="1",
+        SLURM_EXPORT_ENV="NONE",
+    )  # fmt: skip
+    assert left == "SLURM_JOB_ID=7\nSLURM_JOB_NAME=x\n"
+
+
 def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> None:
     """The job scripts' line "home=", on what scontrol says of a job."""
     (line,) = {

@@ -95,7 +95,7 @@ def test_a_killed_task_of_a_shard_array(cluster: Cluster, raw_digits: Path, digi
     """The array's merge gives the bytes that one process gives."""
     began = time.monotonic()
     arguments = ("--name", "digits", "--val-fraction", 0.25, "--samples-per-shard", 256)
-    options = ("--array=0-3", "--cpus-per-task=1", f"--output={tmp_path}/%x-%a.out")
+    options = ("--array=0-3", "--cpus-per-task=1", "--mem=2G", f"--output={tmp_path}/%x-%a.out")
     job = cluster.submit("shard.sh", raw_digits, tmp_path / "digits", *arguments, options=options)
     limit = time.monotonic() + 60
     killed = ""
