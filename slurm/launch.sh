@@ -15,8 +15,10 @@ export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own 
 # sbatch in a job (salloc, a shard array's merge) hands that one's sizes down, which srun would ask for here, and --export
 # what srun may pass on. Without these a step has all memory and GPUs of its job, and every variable.
 unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_EXPORT_ENV
+set +u # modules and conda read variables that nobody has set
 # shellcheck source=slurm/env.sh
 source "$REPO/slurm/env.sh"
+set -u
 for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX; do # a site's own may be old
   declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back"; exit 2; }
 done

@@ -18,7 +18,9 @@
 # IN1K, the runs RUNS/pretrain-NAME and RUNS/finetune-NAME-lr*, the rest WORK/campaigns/NAME: see env.sh.
 set -euo pipefail
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+set +eu # as in the jobs: modules and conda read variables that nobody has set
 source "$REPO/slurm/env.sh"
+set -eu
 for field in WORK RUNS IN21K IN1K FINETUNE_LRS; do
   [ -n "${!field:-}" ] || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back" >&2; exit 2; }
 done

@@ -151,6 +151,21 @@ def test_a_job_that_was_submitted_from_another_job(tmp_path: Path) -> None:
     assert left == "SLURM_JOB_ID=7\nSLURM_JOB_NAME=x\n"
 
 
+def test_env_sh_may_call_what_reads_unset_variables(tmp_path: Path) -> None:
+    """As conda's activate does, whose last command may fail as well."""
+    shutil.copytree(REPO / "slurm", tmp_path / "slurm")
+    with (tmp_path / "slurm" / "env.sh").open("a") as file:
+        file.write('[ -n "$CONDA_BACKUP_CXX" ]\nfalse\n')
+    command = f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {tmp_path}/slurm/launch.sh; echo went on; echo $NO_SUCH"
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+    assert done.stdout == "went on\n", done.stderr
+    assert "NO_SUCH: unbound variable" in done.stderr, "our own code is still checked"
+    done = subprocess.run(
+        [f"{tmp_path}/slurm/submit_all.sh", "h14"], text=True, capture_output=True, timeout=60, check=False
+    )
+    assert "RECIPE 'h14' must be one of" in done.stderr
+
+
 def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> None:
     """The job scripts' line "home=", on what scontrol says of a job."""
     (line,) = {
