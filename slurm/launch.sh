@@ -76,7 +76,7 @@ train() { # MODULE RECIPE ARGUMENTS...
   say "attempt $((RESTART + 1)) from step $(checkpoint_step) on $SLURM_JOB_NODELIST"
   if [ "$DOCTOR" != no ] && [ "$(checkpoint_step)" = 0 ]; then check_cluster "$@"; fi
   if [ -n "$asked" ]; then
-    record end stopped
+    record_end stopped
     requeue "asked to stop by SIG$asked before the ranks had started"
   fi
   rm -f "$RUN/slurm/failed"
@@ -94,7 +94,7 @@ after_step() { # EXIT_CODE of the ranks
   # A signal that came after the last step kills an interpreter that is taking itself down
   [ "$state" = finished ] && { [ "$1" = 0 ] || [ -n "$asked" ]; } && outcome=finished
   [ "$1" = 2 ] || [ "$(cut -d' ' -f3 "$RUN/slurm/failed" 2>/dev/null)" = 2 ] && outcome=refused
-  record end $outcome
+  record_end $outcome
   case $outcome in
     finished) say "finished at step $(checkpoint_step): $RUN"; exit 0 ;;
     refused) say "error: the command line or the data were refused (above): not tried again"; exit 2 ;;
@@ -226,9 +226,12 @@ exit_if_superseded() { # Slurm lost sight of this node and has started the job e
 stop_without_progress() { # a run that starts from the same step again and again would do so for ever
   local starts
   starts=$(awk -F'\t' -v job="$SLURM_JOB_ID" -v step="$(checkpoint_step)" '
-    $1 == "start" && $2 == job { same = $4 == step ? same + 1 : 0 }
+    $2 != job { next }
+    $1 == "start" { began = $4; counted = 0 }
+    # Only what the run itself came to: a start without an end was cut short by Slurm (preempted, requeued by hand)
+    $1 == "end" && ($6 == "failed" || $6 == "stopped") && began == step && $4 == step { same++; counted = 1 }
     # Excused: a node was lost, or the run leaves a node that may be the reason
-    $2 == job && same && ($1 == "leave" || $1 == "end" && $6 == "lost") { same-- }
+    ($1 == "leave" || $6 == "lost") && counted { same--; counted = 0 }
     END { print same + 0 }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
   if [ "${starts:-0}" -ge $MOST_STARTS_WITHOUT_PROGRESS ]; then
     say "error: $starts attempts made no progress beyond step $(checkpoint_step): not starting another. The reason stands" \
@@ -328,7 +331,16 @@ checkpoint_step() { # of the newest complete checkpoint, 0 without one
   echo $((10#${newest:-0}))
 }
 
+record_end() { # OUTCOME; a run that Slurm ends before its time can't help it
+  local outcome=$1
+  case $outcome in failed | stopped) [ -z "$asked" ] || at_time_limit || outcome=preempted ;; esac
+  record end "$outcome"
+}
+
 record() { # EVENT DETAIL
-  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$SLURM_JOB_ID" "$RESTART" "$(checkpoint_step)" "$(date +%s)" "$2" \
-    >>"$RUN/slurm/attempts.tsv"
+  if ! printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$SLURM_JOB_ID" "$RESTART" "$(checkpoint_step)" "$(date +%s)" "$2" \
+    >>"$RUN/slurm/attempts.tsv"; then # attempts that nobody counts would go on for ever
+    say "error: $RUN/slurm/attempts.tsv cannot be written (above): make room, then sbatch goes on from the last checkpoint"
+    exit 1
+  fi
 }

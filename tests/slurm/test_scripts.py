@@ -166,6 +166,49 @@ def test_env_sh_may_call_what_reads_unset_variables(tmp_path: Path) -> None:
     assert "RECIPE 'h14' must be one of" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("events", "stopped"),
+    [
+        ("start 0, end 0 failed, start 0, end 0 failed", True),
+        ("start 0, end 0 stopped, start 0, end 0 failed", True),  # a time limit that is too short
+        ("start 0, end 0 failed, start 0, end 5 failed", False),
+        ("start 0, end 0 failed, start 0, end 0 failed, end 0 lost", False),
+        ("start 0, end 0 failed, leave 0, start 0, end 0 failed", False),
+        ("start 0, end 0 preempted, start 0, end 0 preempted, start 0", False),
+        ("start 0, start 0, start 0", False),  # requeued by hand, or killed without a warning
+        ("start 0, start 0, end 0 lost, start 0, end 0 failed, start 0, end 0 failed", True),
+    ],
+)
+def test_starts_without_progress(tmp_path: Path, events: str, stopped: bool) -> None:
+    """Those that a run is to blame for, twice from one step. A preemption while it starts says nothing about it."""
+    (tmp_path / "slurm").mkdir()
+    step = max(int(event.split()[1]) for event in events.split(", "))
+    (tmp_path / "checkpoints" / f"step-{step:08}").mkdir(parents=True)
+    (tmp_path / "checkpoints" / f"step-{step:08}" / "meta.json").touch()
+    rows = [(*event.split(), "node1")[:3] for event in events.split(", ")]
+    (tmp_path / "slurm" / "attempts.tsv").write_text("".join(f"{e}\t7\t0\t{s}\t9\t{what}\n" for e, s, what in rows))
+    printed = sourced(tmp_path, "stop_without_progress", "echo starts", code=int(stopped))
+    assert ("not starting another" in printed) == stopped, printed
+
+
+def test_how_an_attempt_ended_is_told_apart(tmp_path: Path) -> None:
+    """Asked to stop by a preemption, or by a time limit near which it is the run's own fault."""
+    (tmp_path / "slurm").mkdir()
+    limit, preemption = "facts=PreemptTime=None", "facts=PreemptTime=2026-11-27T02:42:00"
+    end = "record_end failed"
+    sourced(tmp_path, "scontrol() { echo $facts; }", "asked=USR1", limit, end, preemption, end)
+    rows = (tmp_path / "slurm" / "attempts.tsv").read_text().splitlines()
+    assert [row.split("\t")[-1] for row in rows] == ["failed", "preempted"]
+
+
+def test_an_attempt_that_cannot_be_counted_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "attempts.tsv").symlink_to("/dev/full")
+    printed = sourced(tmp_path, "record start node1", "echo went on", code=1)
+    assert "attempts.tsv cannot be written (above): make room" in printed
+    assert "went on" not in printed
+
+
 def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> None:
     """The job scripts' line "home=", on what scontrol says of a job."""
     (line,) = {
