@@ -87,8 +87,12 @@ done_already() { # STAGE_FILE AFTER... -- RESULT...: whether the stage needs no 
 queued() { # STAGE_FILE: the id of its job, if that is still in Slurm's queue
   local job
   job=$(head -n 1 "$1.job" 2>/dev/null) || return 1
-  [ -n "$(squeue -h -j "$job" -t PENDING,RUNNING,COMPLETING,CONFIGURING,SUSPENDED -o %i 2>/dev/null)" ] && echo "$job"
+  grep -qx "$job" <<<"$queue" && echo "$job"
 }
+queue=''
+if [ -z "$dry" ]; then # an array's tasks by the id of the array
+  queue=$(squeue -h -o %F) || die "squeue failed (above), so what is queued already can't be told: try again when Slurm answers"
+fi
 
 # stage STAGE_FILE CONDITION AFTER... -- RESULT... -- SBATCH_OPTIONS... SCRIPT ARGUMENTS...
 # Submits the stage unless it is done or queued. CONDITION: afterok or afterany. AFTER: stage files it waits for.
@@ -112,7 +116,7 @@ stage() {
   for before in "${after[@]}"; do
     [ -z "${active[$before]:-}" ] || dependency+=:${active[$before]}
   done
-  options=(--parsable --kill-on-invalid-dep=yes --output="$campaign/%x-%j.out")
+  options=(--parsable --export=ALL --kill-on-invalid-dep=yes --output="$campaign/%x-%j.out")
   [ -z "$dependency" ] || options+=(--dependency="$condition$dependency")
   if [ -n "$dry" ]; then
     active[$file]=${file#"$campaigns/"}
@@ -137,7 +141,7 @@ prepare() { # DATA INPUT OUTPUT ARGUMENTS...: shard, merge and verify one data s
   [ -n "$dry" ] || echo "$input" >"$folder/input"
   # shellcheck disable=SC2086 # options are split into words
   stage "$folder/shard" afterok -- "$output" -- --job-name="shard-$1" ${more[shard-sbatch]:-} ${more[shard-$1-sbatch]:-} \
-    --export="ALL,FINALIZE=no" "$REPO/slurm/shard.sh" "$input" "$output" "${arguments[@]}"
+    --export="ALL,FINALIZE=no,DONE_MARK=" "$REPO/slurm/shard.sh" "$input" "$output" "${arguments[@]}"
   # shellcheck disable=SC2086
   stage "$folder/merge" afterok "$folder/shard" -- "$output" -- --job-name="merge-$1" ${more[merge-sbatch]:-} \
     "$REPO/slurm/command.sh" python -m data_prep.shard "$input" "$output" "${arguments[@]}" --finalize

@@ -209,6 +209,19 @@ def test_an_attempt_that_cannot_be_counted_is_not_made(tmp_path: Path) -> None:
     assert "went on" not in printed
 
 
+def test_a_campaign_is_not_submitted_twice_where_squeue_fails(tmp_path: Path) -> None:
+    for name, line in (("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1"), ("sbatch", "echo 12")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "raw.tar").touch()
+    raw = ("--raw", tmp_path / "raw.tar", "--in1k", tmp_path / "raw.tar")
+    text = submit_all(tmp_path, "tiny", *raw, code=2, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert text == (
+        "Unable to contact slurm controller\n"
+        "error: squeue failed (above), so what is queued already can't be told: try again when Slurm answers\n"
+    )
+
+
 def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> None:
     """The job scripts' line "home=", on what scontrol says of a job."""
     (line,) = {
@@ -241,10 +254,10 @@ def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> N
     assert message in submit_all(tmp_path, *arguments, code=2)
 
 
-def submit_all(work: Path, *arguments: object, code: int = 0) -> str:
+def submit_all(work: Path, *arguments: object, code: int = 0, **environment: str) -> str:
     done = subprocess.run(
         [str(REPO / "slurm" / "submit_all.sh"), *map(str, arguments)],
-        env=os.environ | {"VIT_WORK": str(work)},
+        env=os.environ | {"VIT_WORK": str(work)} | environment,
         text=True,
         capture_output=True,
         timeout=60,
