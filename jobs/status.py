@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -177,12 +178,20 @@ def run_state(status: Status | None, queued: QueuedJob | None, *, alive: bool) -
 
 
 def read_queue() -> dict[str, QueuedJob]:
-    """Slurm's queue by job id; the last task of an array has the array's. Empty without Slurm."""
+    """Slurm's queue by job id; the last task of an array has the array's. Empty without Slurm or its answer."""
     if not shutil.which("squeue"):
         return {}
     command = ["squeue", "--noheader", "--array", "--format=%A|%F|%T|%r|%N", "--states=all"]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=60, check=False)
-    return parse_queue(done.stdout)
+    try:
+        return parse_queue(subprocess.run(command, text=True, capture_output=True, timeout=60, check=True).stdout)
+    except subprocess.CalledProcessError as error:
+        reason = f"squeue failed ({error.stderr.strip()})"
+    except subprocess.TimeoutExpired:
+        reason = "squeue gave no answer in 60 s"
+    print(
+        f"warning: {reason}: what follows is from the folders alone, and jobs that wait are not seen", file=sys.stderr
+    )
+    return {}
 
 
 def parse_queue(text: str) -> dict[str, QueuedJob]:

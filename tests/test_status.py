@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.status import QueuedJob, collect, parse_queue, run_state, table
+from jobs.status import QueuedJob, collect, parse_queue, read_queue, run_state, table
 from pipeline.cli import UserError
 from pipeline.rundir import Status, write_status
 from pipeline.spool import Attempt, Line, Record, to_json, write_record
@@ -80,6 +80,17 @@ def test_states(folder: str | None, queued: str | None, alive: bool, expected: s
     status = Status(folder, 1, 2, 1, 0.0, {}) if folder else None  # type: ignore[arg-type]
     job = QueuedJob(queued, "None", "") if queued else None
     assert run_state(status, job, alive=alive) == expected
+
+
+def test_a_silent_slurm_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the folders alone would say that a waiting job is none."""
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert read_queue() == {}
+    assert "warning: squeue failed (Unable to contact slurm controller): what follows is" in capsys.readouterr().err
 
 
 def test_the_queue_keeps_jobs_that_have_not_ended() -> None:
