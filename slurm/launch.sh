@@ -245,8 +245,8 @@ refuse_second_job() { # two jobs in one run folder would take turns in stopping 
   owner=$(awk -F'\t' '$1 == "start" { job = $2 } END { print job }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
   # The last task of an array has the array's id, for which squeue lists all of its tasks: %A is that of each alone
   if [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] &&
-    squeue -h -j "$owner" -t RUNNING -o %A 2>/dev/null | grep -qx "$owner"; then
-    say "error: --run-dir $RUN is in use by job $owner, which is running: wait, scancel it, or name another --run-dir"
+    squeue -h -j "$owner" -t RUNNING,SUSPENDED -o %A 2>/dev/null | grep -qx "$owner"; then
+    say "error: --run-dir $RUN is in use by job $owner, which is running or suspended: wait, scancel it, or name another --run-dir"
     exit 2
   fi
 }
