@@ -63,7 +63,7 @@ def read_meta(checkpoint: Path) -> Meta:
     path = checkpoint / "meta.json"
     try:
         meta = Meta(**json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:  # ValueError: no JSON, or bytes that are no text
         raise UserError(f"{str(checkpoint)!r} is not a complete checkpoint ({error}): name another one") from error
     if meta.format_version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format_version {meta.format_version}, this code reads {FORMAT_VERSION}")

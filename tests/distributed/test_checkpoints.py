@@ -68,6 +68,12 @@ def half_a_meta(path: Path) -> None:
     (path / "meta.json").write_text((path / "meta.json").read_text()[:200])
 
 
+def a_bit_of_meta(path: Path) -> None:
+    content = bytearray((path / "meta.json").read_bytes())
+    content[len(content) // 2] |= 0x80  # no UTF-8 any more
+    (path / "meta.json").write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -76,6 +82,7 @@ def half_a_meta(path: Path) -> None:
         (lose, "is missing"),
         (other_version, "format_version 99"),
         (half_a_meta, "not a complete checkpoint"),
+        (a_bit_of_meta, "not a complete checkpoint"),
     ],
 )
 def test_a_broken_checkpoint_is_passed_over_aloud(copy: Path, capsys: pytest.CaptureFixture[str], damage, said) -> None:  # type: ignore[no-untyped-def]
