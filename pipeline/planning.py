@@ -69,10 +69,13 @@ def activations(config: RunConfig, classes: int) -> float:
     block = tokens * (9 * sizes.width + 2 * sizes.mlp)
     last = tokens * 2 * sizes.width + 2 * sizes.heads * sizes.width  # its first norm's input and output; D a head
     blocks = (sizes.depth - 1) * block + last
+    masks = tokens * (2 * sizes.width + sizes.mlp) * (config.model.dropout > 0)
+    dropped = (sizes.depth - 1) * masks + tokens * sizes.width * (config.model.dropout > 0)
     if config.model.activation_checkpointing:
         blocks = sizes.depth * tokens * sizes.width + block  # each block's input, and one block at work
+        dropped = masks
     pixels = 3 * config.model.image_size**2
-    image = element * (blocks + pixels) + 4 * 3 * classes  # logits, their float32 copy and its gradient
+    image = element * (blocks + pixels) + dropped + 4 * 3 * classes  # logits, their float32 copy and its gradient
     return float(config.train.micro_batch * image)
 
 

@@ -96,13 +96,8 @@ def test_what_cannot_be_run(monkeypatch: pytest.MonkeyPatch, arguments: tuple[ob
     assert part in str(error.value)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_what_torch_keeps(checkpointing: bool) -> None:
+def kept_by_torch(config: RunConfig) -> int:
     """Bytes of the distinct storages that autograd saves, weights apart."""
-    config = RunConfig(
-        model=ModelConfig("b32", 224, activation_checkpointing=checkpointing),
-        train=TrainConfig(micro_batch=2, dtype="float32"),
-    )
     model = VisionTransformer(config.model, 10)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -113,13 +108,33 @@ def test_activations_are_what_torch_keeps(checkpointing: bool) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of("softmax", model(torch.rand(2, 3, 224, 224)), torch.tensor([1, 2]))
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    estimate = planning.activations(config, 10)
+        size = config.model.image_size
+        loss_of("softmax", model(torch.rand(2, 3, size, size)), torch.tensor([1, 2]))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_torch_keeps(checkpointing: bool) -> None:
+    config = RunConfig(
+        model=ModelConfig("b32", 224, activation_checkpointing=checkpointing),
+        train=TrainConfig(micro_batch=2, dtype="float32"),
+    )
+    measured, estimate = kept_by_torch(config), planning.activations(config, 10)
     if checkpointing:  # one block at work comes on top, in the backward pass
         assert measured < estimate
     else:
         assert estimate == pytest.approx(measured, rel=0.1)
+
+
+def test_dropout_keeps_what_it_has_dropped() -> None:
+    """A byte a number on a GPU; here, on a CPU, a float32."""
+    plain, dropping = (
+        RunConfig(model=ModelConfig("tiny", 64, dropout=rate), train=TrainConfig(micro_batch=2, dtype="float32"))
+        for rate in (0.0, 0.1)
+    )
+    masks = (kept_by_torch(dropping) - kept_by_torch(plain)) / 4
+    assert masks > 0
+    assert planning.activations(dropping, 10) - planning.activations(plain, 10) == pytest.approx(masks, rel=0.1)
 
 
 def test_parts_of_the_memory() -> None:
