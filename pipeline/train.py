@@ -91,6 +91,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
         )
     )
     watchdog = watch.Watchdog(config.train.step_timeout)
+    result: dict[str, float] | None = {}
     with (
         profile(config.run_dir, config.train.profile if run.tracker else 0) as tick,
         ledger.appending(config.run_dir, wanted=run.tracker is not None) as note,
@@ -119,18 +120,22 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             tick()
             if due(progress.step, config.train.log_every, steps) or done.stopping:
                 log_step(run, progress, done, lr, screen)
-            result: dict[str, float] = {}
+            result = {}
             if due(progress.step, config.train.eval_every, steps) and not done.stopping:
                 with run.clock.time("evaluation"):
-                    result = evaluate_now(run, progress, screen)
+                    result = evaluate_now(run, progress, stop, screen)
             if done.save or done.stopping:
-                save(run, progress, result)
+                save(run, progress, result or {})
             if done.stopping and (progress.step < steps or run.job.held_out is not None):
                 screen.line(f"asked to stop: {', '.join(run.heartbeat.name(rank) for rank in done.stopping)}")
                 return "stopped"
+    if result is None:
+        return "stopped"
     if run.start_step == steps and run.meta is not None and not run.meta.metrics:  # stopped before its last evaluation
         watchdog.feed()
-        result = evaluate_now(run, progress, screen)
+        result = evaluate_now(run, progress, stop, screen)
+        if result is None:
+            return "stopped"
         if result and run.tracker is not None:
             run.saver.add_metrics(steps, result)
     return "finished"
@@ -175,8 +180,15 @@ def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen
     screen.line(progress_line(fresh, progress.step, run.job.steps))
 
 
-def evaluate_now(run: Run, progress: Progress, screen: Screen) -> dict[str, float]:
-    """Metrics of the held-out split, if there is one, by the weights and by their running average; collective."""
+class StoppedError(Exception):
+    """A rank was asked to stop in the middle of an evaluation."""
+
+
+def evaluate_now(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> dict[str, float] | None:
+    """Metrics of the held-out split, if there is one, by the weights and by their running average; collective.
+
+    None where a rank was asked to stop meanwhile: an evaluation may take longer than the time that is left to save.
+    """
     config, ranks, held_out = run.config, run.job.ranks, run.job.held_out
     if held_out is None:
         return {}
@@ -185,11 +197,18 @@ def evaluate_now(run: Run, progress: Progress, screen: Screen) -> dict[str, floa
         torch.distributed.all_reduce(sums)
         return sums
 
+    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:  # as often on each rank
+        asked = torch.tensor(float(stop.requested), device=run.device)
+        torch.distributed.all_reduce(asked)
+        if asked.item():
+            raise StoppedError
+        return run.engine(x_BCHW)  # type: ignore[no-any-return]
+
     def metrics(prefix: str) -> dict[str, float]:
         run.engine.eval()
         with ds.uncompiled(run.engine):
             result = evaluate(
-                run.engine,
+                forward,
                 held_out,
                 image_size=config.model.image_size,
                 batch=config.train.eval_batch,
@@ -205,10 +224,14 @@ def evaluate_now(run: Run, progress: Progress, screen: Screen) -> dict[str, floa
         screen.line(f"step {progress.step}  {'averaged weights' if 'average' in prefix else 'evaluation'}: {result}")
         return result.metrics(prefix)
 
-    fresh = metrics("eval/")
-    if config.train.average:
-        with ds.averaged_weights(run.engine):
-            fresh |= metrics("eval_average/")
+    try:
+        fresh = metrics("eval/")
+        if config.train.average:
+            with ds.averaged_weights(run.engine):
+                fresh |= metrics("eval_average/")
+    except StoppedError:
+        screen.line(f"asked to stop: the evaluation of step {progress.step} is left out")
+        return None
     record(run, progress, fresh)
     return fresh
 

@@ -1,7 +1,7 @@
 """A training job that meets a fault: python -m tests.distributed.faulty FAULT RANK STEP MODULE ARGUMENTS...
 
 The fault happens to RANK in STEP (counted from 1) of this attempt, in the model's forward pass: one forward pass is one
-step where the global batch is micro-batch x ranks.
+step where the global batch is micro-batch x ranks. stop_evaluation happens in that forward pass of an evaluation.
 """
 
 import os
@@ -25,7 +25,9 @@ def inject(fault: str, rank: int, step: int) -> None:
 
     def hook(module: torch.nn.Module, _: Any, logits_BC: Any) -> Any:
         nonlocal forwards
-        if not isinstance(module, VisionTransformer) or not module.training or int(os.environ["RANK"]) != rank:
+        if not isinstance(module, VisionTransformer) or int(os.environ["RANK"]) != rank:
+            return None
+        if module.training == (fault == "stop_evaluation"):  # the others are met in training
             return None
         forwards += 1
         if fault == "slow" and forwards >= step:
@@ -42,7 +44,7 @@ def inject(fault: str, rank: int, step: int) -> None:
             time.sleep(3600)
         if fault == "full":  # no file may grow beyond the length of a log, as past a quota
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        if fault == "stop":
+        if fault in ("stop", "stop_evaluation"):
             os.kill(os.getpid(), signal.SIGTERM)
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -216,11 +216,19 @@ def test_a_rank_that_cannot_write_its_share_ends_the_run_at_once(digits: Path, t
     assert checkpoint.complete(tmp_path / "run") == []
 
 
-def test_a_stop_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "when"),
+    [("stop", STEPS - 1), ("stop_evaluation", 2)],  # the last step is the first that begins with the wish
+)
+def test_a_stop_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(
+    digits: Path, tmp_path: Path, fault: str, when: int
+) -> None:
+    """... also one that comes in the middle of that evaluation, which may last longer than what is left to save."""
     run = tmp_path / "run"
-    command = job(run, digits, "--data.eval-split", "val")
-    stopped = meet("stop", 1, STEPS - 1, tmp_path, *command)  # the last step is the first that begins with the wish
+    command = job(run, digits, "--data.eval-split", "val", "--train.eval-batch", 64)
+    stopped = meet(fault, 1, when, tmp_path, *command)
     assert [rank.code for rank in stopped] == [75, 75], stopped[0].output
+    assert "samples, top-1" not in stopped[0].output
     status = read_status(run)
     assert status is not None
     assert (status.state, status.step) == ("stopped", STEPS)
