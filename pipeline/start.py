@@ -147,8 +147,11 @@ def start(config: RunConfig, job: Job) -> Run:
     fence = claim(config.run_dir, os.environ) if ranks.rank == 0 else None
     device = distributed.start(ranks)
     heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
-    engine = ds.build_engine(config, model.to(device), ranks.world_size)
-    meta = resume(config, engine, ranks)
+    try:
+        engine = ds.build_engine(config, model.to(device), ranks.world_size)
+        meta = resume(config, engine, ranks)
+    except RuntimeError as error:  # also torch's where a peer is gone, which doesn't say who
+        raise RuntimeError(f"rank {ranks.rank} leaves before its first step: {heartbeat.fail(error)}") from error
     start_step = meta.step if meta else 0
     tracker = None
     if ranks.rank == 0:

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from contextlib import nullcontext, suppress
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.distributed
@@ -60,12 +60,17 @@ def train(config: RunConfig) -> int:
             screen.line(headline(run))
             outcome = loop(run, progress, stop, screen)
             run.saver.finish()
-            torch.distributed.barrier()  # the others' signs of life end here as well
-            run.heartbeat.stop()
+            torch.distributed.barrier()
     except BaseException as error:
         fail(run, progress, error)
         raise
     close(run, progress, outcome)
+    heartbeat = run.heartbeat  # rank 0's store stays until all have stopped asking it, which the last barrier tells
+    try:
+        torch.distributed.barrier()  # the others' signs of life end here as well, rank 0 having closed
+    except RuntimeError as error:
+        leave(run, error, f"after its last step: {heartbeat.fail(error)}")
+    heartbeat.stop()
     run.engine.destroy()
     del run
     distributed.finish()
@@ -267,10 +272,7 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
 
 
 def fail(run: Run, progress: Progress, error: BaseException) -> None:
-    """Record a failure; among several ranks, say which was the first, and end this process.
-
-    It ends at once, because a broken process group may hang or abort when the interpreter takes it down.
-    """
+    """Record a failure; among several ranks, say which was the first, and end this process."""
     faulthandler.dump_traceback_later(run.config.train.step_timeout, exit=True)
     if isinstance(error, watch.NonFiniteError):
         run.heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
@@ -278,10 +280,15 @@ def fail(run: Run, progress: Progress, error: BaseException) -> None:
     cause = "every rank has seen it" if same else run.heartbeat.fail(error)
     close(run, progress, "failed")
     if run.job.ranks.world_size > 1 and isinstance(error, Exception) and not isinstance(error, UserError):
-        traceback.print_exception(error)
-        print(f"error: rank {run.job.ranks.rank} leaves after step {progress.step}: {cause}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        os._exit(1)
+        leave(run, error, f"after step {progress.step}: {cause}")
+
+
+def leave(run: Run, error: Exception, why: str) -> NoReturn:
+    """End this process at once: a broken process group may hang or abort when the interpreter takes it down."""
+    traceback.print_exception(error)
+    print(f"error: rank {run.job.ranks.rank} leaves {why}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(1)

@@ -1,7 +1,8 @@
 """A training job that meets a fault: python -m tests.distributed.faulty FAULT RANK STEP MODULE ARGUMENTS...
 
 The fault happens to RANK in STEP (counted from 1) of this attempt, in the model's forward pass: one forward pass is one
-step where the global batch is micro-batch x ranks. stop_evaluation happens in that forward pass of an evaluation.
+step where the global batch is micro-batch x ranks. stop_evaluation happens in that forward pass of an evaluation;
+kill_start and kill_end before the first step and after the last.
 """
 
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
+from pipeline import engine, train
 from pipeline.model import VisionTransformer
 
 SLOW = 0.15  # seconds
@@ -53,6 +55,14 @@ def inject(fault: str, rank: int, step: int) -> None:
         return None
 
     register_module_forward_hook(hook)
+
+    def kill(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if fault == "kill_start" and int(os.environ["RANK"]) == rank:
+        engine.build_engine = kill  # type: ignore[assignment]
+    if fault == "kill_end" and int(os.environ["RANK"]) == rank:
+        train.close = kill  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -170,9 +170,9 @@ def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: P
     assert "no checkpoint yet to go back to" in early[0].output
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_is_named_and_the_others_leave(digits: Path, tmp_path: Path, victim: int) -> None:
-    finished = meet("kill", victim, 5, tmp_path, *job(tmp_path / "run", digits, "--data.workers", 1), timeout=60)
+@pytest.mark.parametrize(("fault", "victim"), [("kill", 0), ("kill", 1), ("kill_start", 0), ("kill_end", 0)])
+def test_a_killed_rank_is_named_and_the_others_leave(digits: Path, tmp_path: Path, fault: str, victim: int) -> None:
+    finished = meet(fault, victim, 5, tmp_path, *job(tmp_path / "run", digits, "--data.workers", 1), timeout=60)
     assert finished[victim].code == -signal.SIGKILL
     assert finished[1 - victim].code == 1
     assert f"rank {victim} on {HOST} is gone" in finished[1 - victim].output
