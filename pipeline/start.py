@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from pipeline import checkpoint, distributed, limits, probe, rundir, sweep
+from pipeline import checkpoint, distributed, jpeg, limits, probe, rundir, sweep
 from pipeline import engine as ds
 from pipeline.checkpoint import Meta
 from pipeline.cli import UserError
@@ -106,6 +106,13 @@ def prepare(config: RunConfig) -> Job:
         print(
             f"warning: schedule.warmup_steps {config.schedule.warmup_steps} cover all of the run's {steps} steps: the "
             "learning rate only rises",
+            flush=True,
+        )
+    if ranks.rank == 0 and config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
+        print(
+            f"warning: data.decode {config.data.decode} needs an extension that was not built, so JPEGs are decoded "
+            "whole, which is slower: install a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg-dev), and "
+            "this package again",
             flush=True,
         )
     return job

@@ -4,12 +4,16 @@ tests/test_commands.py has the mistakes that every command meets alike; jobs.exp
 own tests, data_prep's in tests/data_prep/test_mistakes.py.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from pipeline import jpeg
+from pipeline.recipes import PRETRAIN as PRETRAIN_RECIPES
+from pipeline.start import prepare
 from tests.e2e.test_bad_input import mistake
 
 LOGIN = "https://alice:hunter2@lab.example/in21k"
@@ -269,3 +273,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert "---" not in line
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not places["new"].exists()
+
+
+def test_a_start_says_that_the_fast_decoder_was_not_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
+) -> None:
+    """Without libjpeg-turbo's headers the installation leaves it out, and only the speed would tell."""
+    monkeypatch.setattr(jpeg, "HAS_REGION_DECODER", False)
+    recipe = PRETRAIN_RECIPES["tiny"]()
+    for decode in ("region", "full"):
+        data = dataclasses.replace(recipe.data, train=(str(digits),), decode=decode)
+        prepare(dataclasses.replace(recipe, run_dir=tmp_path / "run", data=data))
+        assert ("libjpeg-dev" in capsys.readouterr().out) == (decode == "region")
