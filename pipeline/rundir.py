@@ -17,6 +17,7 @@ from pipeline.cli import UserError
 from pipeline.config import RunConfig, flatten, to_dict
 from pipeline.files import check_can_make, read_json, write_json
 
+FIXED_FILES = ("config.json", "run.json", "classes.json")  # written at the first start
 RETUNED = frozenset({"optim.lr", "optim.clip"})  # what may rescue a run that diverged; said aloud when it changes
 # A resumed run may change these: the others don't change what is learned (beyond float32 rounding).
 FREE_FIELDS = RETUNED | frozenset(
@@ -74,11 +75,13 @@ def check_config(config: RunConfig) -> None:
     if config.run_dir.exists() and not config.run_dir.is_dir():
         raise UserError(f"--run-dir {str(config.run_dir)!r} is not a folder: name a new or an existing run folder")
     check_can_make(config.run_dir, "--run-dir")
+    missing = [name for name in FIXED_FILES if not (config.run_dir / name).is_file()]
+    if missing and (config.run_dir / "checkpoints").exists():
+        raise UserError(
+            f"--run-dir {str(config.run_dir)!r} has checkpoints but no {', '.join(missing)}: put back a copy to resume "
+            "the run, or name another folder"
+        )
     if not path.is_file():
-        if config.run_dir.is_dir() and (config.run_dir / "checkpoints").exists():
-            raise UserError(
-                f"--run-dir {str(config.run_dir)!r} has checkpoints but no config.json: name another folder"
-            )
         return
     # a field that the run's version didn't have yet stood for what is now its default
     old, new = flatten(to_dict(RunConfig())) | flatten(read_json(path)), flatten(to_dict(config))

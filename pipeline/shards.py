@@ -123,12 +123,15 @@ def to_json(info: DatasetInfo) -> str:
 def read_info(folder: Path) -> DatasetInfo:
     """Read and check ``dataset.json``. Raises UserError where the folder is no finished data set."""
     path = folder / "dataset.json"
+    if folder.is_file():
+        raise UserError(f"data set {str(folder)!r} is a file: name the folder that data_prep.shard or .index made")
     if not folder.is_dir():
         raise UserError(f"data set {str(folder)!r} does not exist: make it with python -m data_prep.shard INPUT OUTPUT")
     if not path.is_file():
         raise UserError(
             f"data set {str(folder)!r} has no dataset.json, so it is unfinished or no data set of ours: "
-            "run data_prep.shard again to finish it, or data_prep.index for WebDataset tars made elsewhere"
+            "make or finish it with python -m data_prep.shard INPUT OUTPUT; for WebDataset tars made elsewhere use "
+            "data_prep.index"
         )
     try:
         fields = json.loads(path.read_text())

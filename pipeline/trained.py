@@ -62,7 +62,7 @@ def load(path: Path, *, average: bool = False) -> Trained:
     if is_run(path):
         return _load_run(path, average=average)
     if not path.exists():
-        raise UserError(f"MODEL {str(path)!r} does not exist: name a run folder, a checkpoint in it, {KINDS}")
+        raise UserError(f"MODEL {str(path)!r} does not exist: name {KINDS}")
     if average:
         raise UserError(f"--average needs a run that was trained with --train.average: {str(path)!r} is no run")
     config, weights, facts = load_weights(path)

@@ -14,7 +14,10 @@ GRAPHS = ("model.onnx", "model.pt2")  # exports that can run, and nothing else
 Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]
 
 
-KINDS = "an official .npz, a timm or transformers folder, or a folder that jobs.export wrote"
+KINDS = (
+    "a run folder, a checkpoint in it, an official .npz, a timm or transformers folder, or a folder that jobs.export "
+    "wrote"
+)
 
 
 def load_weights(path: Path) -> Weights:
