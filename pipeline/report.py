@@ -1,5 +1,6 @@
 """What rank 0 tells the person who watches: a progress bar on a terminal, lines anywhere else."""
 
+from pathlib import Path
 from typing import Self
 
 from rich.console import Console
@@ -62,3 +63,12 @@ def progress_line(metrics: dict[str, float], step: int, steps: int) -> str:
         f"MFU {metrics['speed/mfu']:.1%}  data wait {metrics['speed/data_wait']:.1%}  "
         f"ETA {duration((steps - step) * metrics['speed/step_seconds'])}"
     )
+
+
+def finished_line(run_dir: Path, step: int, metrics: dict[str, float]) -> str:
+    """What a start says that finds its run finished: how the run ended, and how to train anew."""
+    shares = {"eval/top1": "top-1", "eval/top5": "top-5"}
+    losses = {"eval/loss": "evaluation loss", "train/loss": "training loss"}
+    results = [f"{title} {metrics[name]:.2%}" for name, title in shares.items() if name in metrics]
+    results += [f"{title} {metrics[name]:.4f}" for name, title in losses.items() if name in metrics]
+    return f"{run_dir} is finished: {', '.join([f'{step} steps', *results])}; name another --run-dir to train anew"

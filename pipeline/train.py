@@ -24,7 +24,7 @@ from pipeline.files import flush
 from pipeline.goodput import account, summary
 from pipeline.preempt import StopRequest
 from pipeline.profiling import profile
-from pipeline.report import Screen, headline, progress_line
+from pipeline.report import Screen, finished_line, headline, progress_line
 from pipeline.schedule import learning_rate
 from pipeline.spool import METRICS, read_lines, read_record
 from pipeline.start import Run, prepare, start
@@ -48,7 +48,8 @@ def train(config: RunConfig) -> int:
     """
     job = prepare(config)
     if job.status is not None and job.status.state == "finished":
-        print(f"{config.run_dir} is finished: {job.status.step} steps, {job.status.metrics}", flush=True)
+        if job.ranks.rank == 0:
+            print(finished_line(config.run_dir, job.status.step, job.status.metrics), flush=True)
         return EXIT_DONE
     stop = StopRequest()
     run = start(config, job)
