@@ -1,5 +1,6 @@
 """What the loop measures of itself: speed, waiting, where the time went, remaining time."""
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -56,6 +57,10 @@ class Stopwatch:
         self.seconds["undone"] += self.seconds["training"] - training
         self.seconds["training"] = training
 
+    def account(self) -> dict[str, float]:
+        """Seconds by part so far, as metrics."""
+        return {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
+
     def lap(self) -> dict[str, float]:
         """Metrics of the steps since the last lap; starts the next one."""
         busy = max(sum(self.steps), 1e-9)
@@ -70,7 +75,7 @@ class Stopwatch:
             "speed/step_max": ordered[-1],
             "speed/data_wait": self.waited / busy,  # fraction of the time
             "memory/peak_gb": peak_memory() / 1e9,
-            **{f"seconds/{part}": seconds for part, seconds in self.seconds.items()},
+            **self.account(),
         }
         if self.peak:
             metrics["speed/mfu"] = rate / self.ranks * self.flops_per_sample / self.peak
@@ -80,7 +85,7 @@ class Stopwatch:
 
 def percentile(ordered: list[float], fraction: float) -> float:
     """Of sorted values, by the nearest rank."""
-    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
+    return ordered[max(math.ceil(fraction * len(ordered)) - 1, 0)]
 
 
 def peak_memory() -> float:

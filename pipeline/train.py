@@ -60,7 +60,8 @@ def train(config: RunConfig) -> int:
         with Screen(run.start_step, job.steps, speaks=run.tracker is not None) as screen:
             screen.line(headline(run))
             outcome = loop(run, progress, stop, screen)
-            run.saver.finish()
+            with run.clock.time("checkpoint"):
+                run.saver.finish()
             torch.distributed.barrier()
     except BaseException as error:
         fail(run, progress, error)
@@ -263,6 +264,8 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
     faulthandler.cancel_dump_traceback_later()
     write_status(run, progress, outcome)
     if run.tracker is not None and run.fence is not None and run.fence.holds():
+        # what came after the last line of training: the last evaluation, the wait for the last checkpoint
+        run.tracker.log(progress.step, progress.step * run.config.train.global_batch, run.clock.account())
         run.tracker.close(MLFLOW_STATUS[outcome])
         lines, _ = read_lines(run.config.run_dir / METRICS)
         history = read_record(run.config.run_dir)
