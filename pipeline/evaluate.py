@@ -4,7 +4,7 @@ Shapes: B batch, C classes, H height, W width.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +60,8 @@ def evaluate(
         split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers, resize=resize
     )
     longest_share = math.ceil(len(split) / world_size)
-    for item in _padded(batches, passes=math.ceil(longest_share / batch)):
+    for _ in range(math.ceil(longest_share / batch)):
+        item = next(batches, None)
         if item is None:
             forward(torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype))
             continue
@@ -74,11 +75,6 @@ def evaluate(
     samples, top1, top5, total_loss = reduce(sums).tolist()
     assert samples == len(split), (samples, len(split))
     return Result(int(samples), top1 / samples, top5 / samples, total_loss / samples)
-
-
-def _padded(batches: Iterator[Batch], passes: int) -> Iterator[Batch | None]:
-    for _ in range(passes):
-        yield next(batches, None)
 
 
 def _counts(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

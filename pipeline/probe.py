@@ -150,11 +150,6 @@ def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:
     return seen, fault, rate, opening
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # what could not be made isn't there either
-        path.unlink()
-
-
 def _content(path: Path) -> str:
     try:
         return path.read_text()

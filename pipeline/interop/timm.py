@@ -87,7 +87,6 @@ def write(
     *,
     descriptions: Sequence[str] = (),
     resize: Resize = "square",
-    tag: str = "",
 ) -> None:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads. Raises UserError.
 
@@ -123,7 +122,7 @@ def write(
             "mlp_ratio": sizes.mlp / sizes.width,
         },
         "pretrained_cfg": {
-            "tag": tag,
+            "tag": "",
             "input_size": size,
             "fixed_input_size": True,
             "interpolation": "bilinear",
