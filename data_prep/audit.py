@@ -152,15 +152,15 @@ def _near(
 ) -> dict[int, Match]:
     """Candidates by perceptual hash, each confirmed by comparing the two thumbnails; the best one a row."""
     found: dict[int, Match] = {}
-    with Pictures(own) as mine, Pictures(other) as theirs:
-        for start in range(0, len(own_hashes), BLOCK):
-            queries, others = phash.neighbours(own_hashes[start : start + BLOCK], other_hashes, options.distance)
-            for row, other_row in zip((queries + start).tolist(), others.tolist(), strict=True):
-                if row in known or (itself and other_row >= row):
-                    continue
-                correlation = phash.similarity(mine.thumbnail(row), theirs.thumbnail(other_row))
-                if correlation >= max(options.correlation, found[row].correlation if row in found else 0):
-                    found[row] = Match(row, other_row, "near", correlation)
+    mine, theirs = Pictures(own), Pictures(other)
+    for start in range(0, len(own_hashes), BLOCK):
+        queries, others = phash.neighbours(own_hashes[start : start + BLOCK], other_hashes, options.distance)
+        for row, other_row in zip((queries + start).tolist(), others.tolist(), strict=True):
+            if row in known or (itself and other_row >= row):
+                continue
+            correlation = phash.similarity(mine.thumbnail(row), theirs.thumbnail(other_row))
+            if correlation >= max(options.correlation, found[row].correlation if row in found else 0):
+                found[row] = Match(row, other_row, "near", correlation)
     return found
 
 
@@ -172,12 +172,6 @@ class Pictures:
         self._starts = np.array([piece.first_row for piece in work])
         self._rows: tuple[int, pa.Table] = (-1, None)
         self._kept: collections.OrderedDict[int, npt.NDArray[np.float32]] = collections.OrderedDict()
-
-    def __enter__(self) -> "Pictures":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._kept.clear()
 
     def thumbnail(self, row: int) -> npt.NDArray[np.float32]:
         if row not in self._kept:
