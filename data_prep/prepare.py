@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep import build, catalogue, classmaps, finish, progress, sources, spool, workers
+from data_prep import build, catalogue, classmaps, finish, progress, sources, spool, streams, workers
 from data_prep.plan import CATALOGUE, SplitRule
 from data_prep.sources import Source
 from data_prep.tarwalk import ENDINGS, ImageRow, Row
@@ -106,7 +106,7 @@ def _fingerprint(source: Source) -> list[list[Any]]:
     found: list[list[Any]] = []
     for location in source.locations:
         path = Path(location)
-        remote = location.startswith("pipe:") or "://" in location
+        remote = streams.is_remote(location)
         size = path.stat().st_size if path.is_file() and not remote else 0
         found.append([location if remote else str(path.resolve()), size])
     return found

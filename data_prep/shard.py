@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import build, classmaps, finish, prepare, progress, sources, spool
+from data_prep import build, classmaps, finish, prepare, progress, sources, spool, streams
 from data_prep.alone import alone
 from data_prep.arrow import without_pandas
 from data_prep.build import ShardTask
@@ -132,7 +132,7 @@ def check_apart(given: str, output: Path, source: Source) -> None:
     """Raise UserError where what is written would be taken for INPUT (``given``), or overwrite it."""
     folder = output.resolve()
     for location in (given, *source.locations):
-        if location.startswith("pipe:") or "://" in location:
+        if streams.is_remote(location):
             continue
         path = Path(location).resolve()
         inside = path in (folder, *folder.parents) if path.is_dir() else path.parent == folder

@@ -6,7 +6,7 @@ and of the rejects. A stream (gzip, a pipe, a URL) is one part, and its images' 
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -55,7 +55,7 @@ class Part:
 
 def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] | None) -> Source:
     """What INPUT ``text`` is, of the given form unless that is "auto". Raises UserError."""
-    remote = text.startswith("pipe:") or "://" in text
+    remote = streams.is_remote(text)
     url = urlsplit(text) if "://" in text and not text.startswith("pipe:") else None
     if url and (url.username or url.password):
         raise UserError(
@@ -113,7 +113,7 @@ def _subfolders(folder: str | Path) -> list[str]:
 
 def _classes_beside(location: str) -> Sequence[str]:
     folder = Path(location).parent
-    if "://" in location or not (folder / "classes.parquet").is_file():
+    if streams.is_remote(location) or not (folder / "classes.parquet").is_file():
         return ()
     wnids: list[str] = shards.read_classes(folder)["wnid"].to_pylist()
     return wnids
@@ -283,19 +283,15 @@ def _class_name(source: Source, label: str) -> str:
     return source.class_list[int(label)] if source.class_list else f"{int(label):05d}"
 
 
-class _opened:  # noqa: N801 reads as a function
+@contextmanager
+def _opened(location: str, number: int = 0) -> Iterator[tuple[Tar, int]]:
     """The tar at ``location``, for positioned reads, and its size."""
-
-    def __init__(self, location: str, number: int = 0) -> None:
-        self._location, self._number = location, number
-
-    def __enter__(self) -> tuple[Tar, int]:
-        self._fd = fd = os.open(self._location, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         read = lambda offset, size: os.pread(fd, size, offset)  # noqa: E731 the fastest there is
-        return Tar(read, self._location, streaming=False, fd=fd, number=self._number), os.fstat(fd).st_size
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        yield Tar(read, location, streaming=False, fd=fd, number=number), os.fstat(fd).st_size
+    finally:
+        os.close(fd)
 
 
 def _checked(found: Iterator[Any], location: str) -> Iterator[Any]:

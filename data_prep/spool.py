@@ -19,6 +19,7 @@ from data_prep import catalogue, plan
 from data_prep.streams import Stream, open_stream
 from data_prep.tarwalk import ImageRow, Row
 from data_prep.workers import Report
+from data_prep.writer import write_all
 from pipeline.cli import UserError
 
 BUCKETS = 128  # files open at once; 1.2 TB of ImageNet-21K make buckets of about 10 GB, 25 shards each
@@ -50,12 +51,6 @@ def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:
     finally:
         for fd in fds:
             os.close(fd)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
 
 
 def lay_down_shards(shards: list[tuple[Path, int, Path]], folder: Path, report: Callable[[Report], None]) -> None:

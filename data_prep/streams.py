@@ -136,9 +136,14 @@ def _unpacked(chunks: Iterator[bytes], location: str) -> Iterator[bytes]:
         raise UserError(f"INPUT {location!r} is cut short inside its gzip data: download it again")
 
 
+def is_remote(location: str) -> bool:
+    """Whether it is ``pipe:COMMAND`` or a URL, not a path."""
+    return location.startswith("pipe:") or "://" in location
+
+
 def is_seekable(location: str) -> bool:
     """Whether positioned reads work: a local regular file that isn't gzip."""
-    if location.startswith("pipe:") or "://" in location or not Path(location).is_file():
+    if is_remote(location) or not Path(location).is_file():
         return False
     fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
     try:

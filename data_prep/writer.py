@@ -19,6 +19,12 @@ _FLUSH = 1 << 20  # bytes gathered before a write: few enough to be still in the
 _BEGIN = 32 << 20  # bytes after which the kernel is asked to begin with the disk's part
 
 
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 def header(name: str, size: int) -> bytes:
     """The tar header(s) of a file: mode 0644, owner and time 0. USTAR, with a PAX header where the name needs it."""
     info = tarfile.TarInfo(name)
@@ -79,9 +85,7 @@ class ShardWriter:
         parts = self._parts
         written = os.writev(self._fd, parts) if parts else 0
         if written < self._gathered:  # a signal, or more than the kernel takes at once
-            rest = memoryview(b"".join(parts))[written:]
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            write_all(self._fd, memoryview(b"".join(parts))[written:])
         self._parts, self._gathered = [], 0
         if self.bytes - self._begun >= _BEGIN:
             # On Linux this starts the write-back of dirty pages and returns, so that the fsync at the end finds little
