@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jobs.plan import DATA
 from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.config import RunConfig
@@ -36,7 +37,6 @@ looked at. Job scripts run it so before a run's first attempt. It exits with 1 w
   srun --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 python -m jobs.doctor l16   # after slurm/env.sh, in a job"""
 
 RENDEZVOUS_LIMIT = datetime.timedelta(minutes=2)
-CLASSES = {"pretrain": 21_841, "finetune": 1000}  # of ImageNet-21K and ImageNet-2012, where no data set is named
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def needed(plan: RunConfig, ranks: int) -> Need:
     from pipeline.flops import train_flops  # noqa: PLC0415
     from pipeline.split import open_info  # noqa: PLC0415
 
-    classes = CLASSES[plan.stage]
+    _, classes = DATA[plan.stage]
     with contextlib.suppress(UserError):  # rank 0 doesn't see the data set: the loader's verdict says so
         classes = open_info(plan.data.train[0]).classes if plan.data.train else classes
     kept = plan.checkpoint.keep_last + plan.checkpoint.keep_best + 1

@@ -27,7 +27,7 @@ With --data.train, the samples and classes are that data set's. Examples:
   python -m jobs.plan l16 --stage finetune --train.micro-batch 32 --model.activation-checkpointing True
   python -m jobs.plan l16 --nodes 8 --device A100 --train.zero-stage 2 --plot lr.png"""
 
-DATA = {"pretrain": (14_197_122, 21_843), "finetune": (1_281_167, 1000)}  # ImageNet-21K (Fall 2011), ImageNet-2012
+DATA = {"pretrain": (14_197_122, 21_843), "finetune": (1_281_167, 1000)}  # images, classes: ImageNet-21K, -2012
 GIGABYTES = {
     "B200": 180,
     "H200": 141,
