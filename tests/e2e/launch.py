@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -104,7 +103,3 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 def last_json(output: str) -> dict[str, float]:
     return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])  # type: ignore[no-any-return]
-
-
-def as_strings(arguments: Sequence[object]) -> list[str]:
-    return [str(argument) for argument in arguments]
