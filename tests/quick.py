@@ -3,7 +3,7 @@
 :func:`executable` is a program that takes ``-m MODULE ARGUMENTS`` as python does, and hands directory, environment,
 standard streams and signals on to such a fork; what the program starts by ``sys.executable`` is quick, too. Everything
 else (``-c``, a script) is run by the real python. What a fork can't show is the start of the interpreter itself:
-tests/e2e/test_training.py starts whole commands.
+tests/e2e/test_training.py starts some whole commands.
 """
 
 import array

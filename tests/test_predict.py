@@ -28,6 +28,7 @@ from pipeline.model import ARCHITECTURES, Attention, VisionTransformer
 from pipeline.rollout import attentions, rollout
 from pipeline.transforms import eval_image
 from tests.e2e.launch import ACCELERATE, last_json, run
+from tests.quick import executable
 from tests.test_export import CLASSES, make_run
 from tests.test_model import random_model
 
@@ -168,7 +169,8 @@ def test_predict_is_as_right_as_evaluate_on_a_shard(
     meta = next(run_dir.rglob("meta.json"))
     digest = json.loads((digits / "dataset.json").read_text())["classes_digest"]
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"classes_digest": digest}))
-    theirs = last_json(run("-m", "jobs.evaluate", run_dir, "--data", digits, log=tmp_path / "log"))
+    job = ("-m", "jobs.evaluate", run_dir, "--data", digits)
+    theirs = last_json(run(*job, log=tmp_path / "log", python=str(executable())))
     assert theirs["samples"] == len(found)
     assert theirs["top1"] == pytest.approx(np.mean([own[0] == label for own, label in zip(right, truth, strict=True)]))
     assert theirs["top5"] == pytest.approx(np.mean([label in own for own, label in zip(right, truth, strict=True)]))
@@ -179,7 +181,8 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "bad.jpg").write_bytes(b"x")
     arguments = (tmp_path / "run", photos, tmp_path / "bad.jpg", "--batch", 2, "--workers", 1)
     call(monkeypatch, *arguments, "--csv", tmp_path / "one.csv")
-    run(*ACCELERATE, "-m", "jobs.predict", *arguments, "--csv", tmp_path / "two.csv", log=tmp_path / "log")
+    job = (*ACCELERATE, "-m", "jobs.predict", *arguments, "--csv", tmp_path / "two.csv")
+    run(*job, log=tmp_path / "log", python=str(executable()))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     assert len(rows_of(tmp_path / "one.csv")) == 8
 

@@ -13,6 +13,7 @@ import torch
 
 from pipeline import checkpoint, spool
 from tests.distributed.test_faults import job
+from tests.quick import executable
 from tests.ranks import VARIABLES, run_ranks
 
 
@@ -91,7 +92,7 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(plain: Path, digits: Path, 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID"):
         environment.pop(name, None)
     process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, job(tmp_path / "run", digits, steps=4))],
+        [str(executable()), "-m", *map(str, job(tmp_path / "run", digits, steps=4))],
         env=environment, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(theirs)

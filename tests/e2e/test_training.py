@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.conftest import STEPS, TINY, pretrain
 from tests.e2e.launch import ACCELERATE, TORCHRUN, kill_a_rank_after, kill_tree, last_json, losses, run, start
+from tests.quick import executable
 
 
 def test_kill_9_at_a_random_step_and_resume_gives_the_same_losses(
@@ -38,7 +39,8 @@ def test_accelerate_launch_gives_torchruns_losses(uninterrupted: Path, seven_dig
 def test_one_process_without_a_launcher_sees_the_same_batches(
     uninterrupted: Path, seven_digits: Path, tmp_path: Path
 ) -> None:
-    run(*pretrain(tmp_path / "run", seven_digits), "--data.workers", 0, log=tmp_path / "log")
+    job = (*pretrain(tmp_path / "run", seven_digits), "--data.workers", 0)
+    run(*job, log=tmp_path / "log", python=str(executable()))
     ours, theirs = losses(tmp_path / "run"), losses(uninterrupted)
     assert ours.keys() == theirs.keys()
     # the sums of a batch run in another order: the first steps agree to rounding, later ones drift apart
@@ -49,7 +51,8 @@ def test_one_process_without_a_launcher_sees_the_same_batches(
 def finetuned(uninterrupted: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("finetuned") / "run"
     job = ("-m", "jobs.finetune", "tiny", "--parent", uninterrupted, "--run-dir", run_dir, "--data.train", digits)
-    run(*TORCHRUN, *job, *TINY, "--schedule.steps", 6, "--schedule.warmup-steps", 2, log=run_dir.parent / "log")
+    job = (*job, *TINY, "--schedule.steps", 6, "--schedule.warmup-steps", 2)
+    run(*TORCHRUN, *job, log=run_dir.parent / "log", python=str(executable()))
     return run_dir
 
 
@@ -70,8 +73,8 @@ def test_evaluation_counts_every_sample_once_under_any_number_of_ranks(
     finetuned: Path, digits: Path, tmp_path: Path
 ) -> None:
     job = ("-m", "jobs.evaluate", finetuned, "--data", digits, "--batch", 50)
-    alone = last_json(run(*job, log=tmp_path / "alone"))
-    two = last_json(run(*ACCELERATE, *job, log=tmp_path / "two"))
+    alone = last_json(run(*job, log=tmp_path / "alone", python=str(executable())))
+    two = last_json(run(*ACCELERATE, *job, log=tmp_path / "two", python=str(executable())))
     in_training = json.loads((finetuned / "status.json").read_text())["metrics"]
     held_out = json.loads((digits / "dataset.json").read_text())["samples"]["val"]
     assert alone["samples"] == two["samples"] == held_out
@@ -84,7 +87,7 @@ def test_evaluation_counts_every_sample_once_under_any_number_of_ranks(
 
 def test_a_finished_run_is_left_alone(uninterrupted: Path, seven_digits: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
-    output = run(*pretrain(uninterrupted, seven_digits), log=tmp_path / "log")
+    output = run(*pretrain(uninterrupted, seven_digits), log=tmp_path / "log", python=str(executable()))
     (line,) = [line for line in output.splitlines() if "is finished" in line]
     assert ", top-1 " in line
     assert "another --run-dir" in line
@@ -94,6 +97,6 @@ def test_a_finished_run_is_left_alone(uninterrupted: Path, seven_digits: Path, t
 
 def test_ranks_that_fail_leave_promptly_with_their_loader_workers(seven_digits: Path, tmp_path: Path) -> None:
     job = (*pretrain(tmp_path / "run", seven_digits), "--optim.lr", 1e30, "--optim.clip", 0)
-    output = run(*TORCHRUN, *job, log=tmp_path / "log", code=1, timeout=60)
+    output = run(*TORCHRUN, *job, log=tmp_path / "log", code=1, timeout=60, python=str(executable()))
     assert "Training has diverged" in output
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"

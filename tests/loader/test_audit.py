@@ -1,7 +1,6 @@
 """The ledger of a real run that was stopped and resumed on other ranks, and what jobs.audit says of it."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,7 @@ from pipeline.data import train_batches
 from pipeline.order import Order, ledger_hash
 from pipeline.split import open_split
 from pipeline.transforms import TrainTransform
+from tests.quick import executable
 from tests.ranks import run_ranks
 
 STEPS, GLOBAL_BATCH = 24, 64  # 1,348 samples: a little over an epoch
@@ -29,7 +29,7 @@ def pretrain(run: Path, data: Path, world: int, *options: object, code: int = 0)
 
 
 def audit(*arguments: object) -> tuple[int, str]:
-    command = [sys.executable, "-m", "jobs.audit", *map(str, arguments)]
+    command = [str(executable()), "-m", "jobs.audit", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout + done.stderr
 
