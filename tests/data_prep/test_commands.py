@@ -18,11 +18,10 @@ import webdataset
 from scipy import stats
 
 from data_prep import audit, index, phash, report, shard, verify, writer
-from pipeline import cli, shards
+from pipeline import shards
 from tests.data_prep import releases
+from tests.data_prep.refused import refused
 from tests.data_prep.releases import Images, class_tar
-
-Main = Callable[[list[str]], int]
 
 
 @pytest.fixture(scope="session")
@@ -37,18 +36,6 @@ def finished(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sharded(source: Path, output: Path, *more: object) -> Path:
     assert shard.main([str(argument) for argument in (source, output, "--workers", 1, *more)]) == 0
     return output
-
-
-def refused(capsys: pytest.CaptureFixture[str], main: Main, *arguments: object) -> str:
-    """The one line of a command that must be refused."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        cli.run(lambda: main([str(argument) for argument in arguments]))
-    captured = capsys.readouterr()
-    assert caught.value.code == 2, captured
-    (line,) = captured.err.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def findings(capsys: pytest.CaptureFixture[str], dataset: Path, *more: str) -> list[str]:
@@ -314,12 +301,3 @@ def test_neighbours_are_those_of_brute_force() -> None:
         expected = set(zip(*map(np.ndarray.tolist, np.nonzero(apart <= distance)), strict=True))
         found = phash.neighbours(queries, others, distance)
         assert set(zip(found[0].tolist(), found[1].tolist(), strict=True)) == expected
-
-
-@pytest.mark.parametrize("main", [shard.main, verify.main, index.main, report.main, audit.main])
-def test_help_shows_three_examples(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert len(re.findall(r"^\s*│?\s*python -m data_prep\.", text, re.MULTILINE)) >= 3, text

@@ -6,29 +6,14 @@ Those of data_prep.shard are in test_shard.py and test_remote.py.
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_prep import audit, index, report, shard, verify
-from pipeline import cli
 from tests.data_prep import releases
+from tests.data_prep.refused import Main, refused
 from tests.data_prep.releases import Images, contents
-
-Main = Callable[[list[str]], int]
-
-
-def refused(capsys: pytest.CaptureFixture[str], main: Main, arguments: list[str]) -> str:
-    """The one line of a command that must be refused."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        cli.run(lambda: main(arguments))
-    captured = capsys.readouterr()
-    assert caught.value.code == 2, captured
-    (line,) = captured.err.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +70,7 @@ def check(
 ) -> None:
     folder = Path(places["none"]).parent
     before = {name: len(data) for name, data in contents(folder).items()}
-    line = refused(capsys, main, [argument.format(**places) for argument in arguments])
+    line = refused(capsys, main, *(argument.format(**places) for argument in arguments))
     for part in parts:
         assert part.format(**places) in line, line
     assert {name: len(data) for name, data in contents(folder).items()} == before  # nothing is left behind
