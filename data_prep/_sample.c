@@ -32,6 +32,16 @@
 #define LARGEST_SIZE ((long long)1 << 33) /* bytes: eleven octal digits */
 #define ENDING_LENGTH 4                   /* of ".jpg" and ".cls" */
 
+/* Of a frame header, 19 bytes: 8 bits a sample, a coding by DCT, and sampling factors that TurboJPEG knows. */
+static int is_usual(const unsigned char *frame) {
+  const int marker = frame[1], luma = frame[11];
+  if (marker > 0xC2 && marker != 0xC9 && marker != 0xCA) return 0;
+  if (frame[4] != 8) return 0;
+  if (frame[9] != 3) return 1;
+  if (frame[14] != 0x11 || frame[17] != 0x11) return 0;
+  return luma == 0x11 || luma == 0x21 || luma == 0x22 || luma == 0x12 || luma == 0x41;
+}
+
 static PyObject *jpeg_header(PyObject *module, PyObject *jpeg) {
   (void)module;
   if (!PyBytes_Check(jpeg)) return PyErr_Format(PyExc_TypeError, "jpeg must be bytes");
@@ -48,7 +58,7 @@ static PyObject *jpeg_header(PyObject *module, PyObject *jpeg) {
     }
     if (marker < 0xC0 || marker == 0xFF || (marker >= 0xD0 && marker <= EOI) || length < 2) break;
     if (marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) { /* a frame header */
-      if (at + 10 > end) break;
+      if (at + 19 > end || !is_usual(segment)) break;
       height = segment[5] << 8 | segment[6], width = segment[7] << 8 | segment[8], components = segment[9];
       if (!width || !height || (components != 1 && components != 3 && components != 4)) break;
     } else if (marker == APP1 && at + 10 <= end && !memcmp(segment + 4, "Exif\0", 6)) {

@@ -32,6 +32,8 @@ LARGEST_PIXELS = 100_000_000  # width x height; a photograph of today's largest 
 LARGEST_SIDE = 65_500  # pixels: JPEG_MAX_DIMENSION of libjpeg's jmorecfg.h
 RECODE_QUALITY = 95
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; DHT, JPG and DAC lie between them
+_DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})  # baseline, extended and progressive, in either coding
+_SAMPLINGS = (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11", b"\x12\x11\x11", b"\x41\x11\x11")  # TurboJPEG's
 _FRAME = struct.Struct(">HHB")  # lines, samples a line, components (behind the precision)
 REMAINS_SIDE = 96  # pixels, of the thumbnails of rejected images
 
@@ -75,6 +77,7 @@ class JpegHeader(NamedTuple):
     orientation: int
     scan: int  # position of the start-of-scan marker
     rubbish: tuple[tuple[int, int], ...] = ()  # (start, end) of bytes between segments that belong to none
+    usual: bool = True  # whether every decoder knows its coding and its colours' sampling factors
 
 
 def prepare(data: bytes, options: ImageOptions) -> Picture:
@@ -97,7 +100,7 @@ def prepare(data: bytes, options: ImageOptions) -> Picture:
         orientation = header.orientation
         _check_size(header.width, header.height, options.min_side)
         width, height = header.width, header.height
-        unusual = "cmyk" if header.components == 4 else _unusual(data) if options.verify == "decode" else ""
+        unusual = "cmyk" if header.components == 4 else "" if header.usual else _unusual(data)
         if unusual:
             data = _turned(_recode(data, "JPEG", options)[0], orientation)
             recoded.append(unusual)
@@ -142,8 +145,8 @@ def jpeg_header(data: bytes) -> JpegHeader:
         return JpegHeader(*plain)
     at, end = 2, len(data)
     rubbish: list[tuple[int, int]] = []
-    width = height = components = 0
-    orientation = 1
+    width = height = components = orientation = 0
+    usual = True
     while at + 4 <= end:
         if data[at] != 0xFF:
             start, at = at, data.find(b"\xff", at)
@@ -155,13 +158,15 @@ def jpeg_header(data: bytes) -> JpegHeader:
         if marker == 0xDA:
             if not components:
                 raise RejectedError("undecodable", "image data without a frame header")
-            return JpegHeader(width, height, components, orientation, at, tuple(rubbish))
+            return JpegHeader(width, height, components, orientation or 1, at, tuple(rubbish), usual)
         if marker == 0xD9:
             raise RejectedError("undecodable", "ends (EOI) before any image data")
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # stuffing, TEM, RSTn, SOI: no segment
+        if marker == 0xD8:
+            raise RejectedError("undecodable", "begins (SOI) a second time before any image data")
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD7:  # stuffing, TEM, RSTn: no segment
             at += 2
             continue
         if marker in _FRAMES:
@@ -170,7 +175,11 @@ def jpeg_header(data: bytes) -> JpegHeader:
             height, width, components = _FRAME.unpack_from(data, at + 5)
             if not (width and height) or components not in (1, 3, 4):
                 raise RejectedError("undecodable", f"frame of {width} x {height} pixels, {components} components")
-        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            if data[at + 4] != 8:
+                raise RejectedError("undecodable", f"{data[at + 4]} bits a sample, not 8")
+            factors = data[at + 11 : at + 20 : 3]
+            usual = marker in _DCT_FRAMES and (components != 3 or factors in _SAMPLINGS)
+        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0" and not orientation:  # the first one counts
             length = data[at + 2] << 8 | data[at + 3]
             orientation = _exif_orientation(data[at + 10 : at + 2 + length])
         at += 2 + (data[at + 2] << 8 | data[at + 3])
@@ -216,7 +225,9 @@ def _check_size(width: int, height: int, min_side: int) -> None:
 
 
 def _unusual(data: bytes) -> str:
-    """Why TurboJPEG, which training reads with, doesn't know a JPEG that others may: its colours' sampling factors."""
+    """Why TurboJPEG, which training reads with, doesn't know a JPEG that others may."""
+    if jpeg.is_lossless(data):
+        return "lossless"
     try:
         jpeg.size(data)
     except ValueError:
@@ -244,7 +255,7 @@ def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None
     try:
         if not jpeg.is_sound(data):
             # The entropy-coded data is what breaks, and it is read in full at any scale: 1/8 saves most of the rest.
-            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+            jpeg.decode_small(data, "GRAY", strict=True)
     except ValueError as error:
         message = str(error).strip()
         if "extraneous bytes before marker 0xd9" in message:  # behind all image data, and the first that is wrong
@@ -259,7 +270,7 @@ def remains(data: bytes) -> bytes | None:
         header = jpeg_header(data) if identify(data) == "jpeg" else None
         if header is None or header.components == 4 or header.width * header.height > LARGEST_PIXELS:
             return None
-        pixels_HWC = simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1, strict=False)
+        pixels_HWC = jpeg.decode_small(data, "RGB")
     except (RejectedError, ValueError):
         return None
     scale = REMAINS_SIDE / max(header.width, header.height)
@@ -320,7 +331,7 @@ def _resized(data: bytes, width: int, height: int, options: ImageOptions) -> tup
     short = min(width, height)
     target = (max(1, round(width * options.resize / short)), max(1, round(height * options.resize / short)))
     try:
-        pixels_HWC = simplejpeg.decode_jpeg(data, "RGB", min_width=target[0], min_height=target[1], strict=False)
+        pixels_HWC = jpeg.decode_small(data, "RGB", target[1], target[0])
     except ValueError as error:
         raise RejectedError("undecodable", str(error).strip()) from None
     return _encode(_area_averaged(pixels_HWC, target), options.quality), target[0], target[1]

@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
+
+from pipeline.jpeg import decode_small
 
 SIDE = 32  # pixels of the picture that is hashed
 FLATTEST = 2.0  # grey levels of standard deviation; flatter pictures all look alike and get no hash
@@ -11,11 +12,10 @@ FLATTEST = 2.0  # grey levels of standard deviation; flatter pictures all look a
 
 def thumbnail(jpeg: bytes) -> npt.NDArray[np.float32]:
     """The picture as 32 x 32 grey levels, area-averaged. Raises ValueError where it doesn't decode."""
-    grey_HW1 = simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=4 * SIDE, min_width=4 * SIDE, strict=False)
-    small_HW: npt.NDArray[np.float32] = cv2.resize(
+    grey_HW1 = decode_small(jpeg, "GRAY", 4 * SIDE, 4 * SIDE)
+    return cv2.resize(  # type: ignore[return-value]
         grey_HW1[:, :, 0].astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA
     )
-    return small_HW
 
 
 def of_thumbnail(small_HW: npt.NDArray[np.float32]) -> int:

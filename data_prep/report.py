@@ -20,6 +20,7 @@ from data_prep import figures, finish, progress
 from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, batches, check_out, pieces, rows_of
 from pipeline import cli, shards
+from pipeline.jpeg import decode_small
 from pipeline.shards import DatasetInfo
 
 DESCRIPTION = """Write a page about a data set: counts, classes, sizes of images and files, what was left out and why
@@ -210,7 +211,7 @@ def _samples(options: Options, info: DatasetInfo, split: str, names: list[str]) 
 
 def thumbnail(jpeg: bytes) -> bytes:
     """A JPEG of at most SIDE pixels on its longer side."""
-    pixels_HWC = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=SIDE, min_width=SIDE, strict=False)
+    pixels_HWC = decode_small(jpeg, "RGB", SIDE, SIDE)
     scale = min(1.0, SIDE / max(pixels_HWC.shape[:2]))
     size = max(1, round(pixels_HWC.shape[1] * scale)), max(1, round(pixels_HWC.shape[0] * scale))
     small: bytes = simplejpeg.encode_jpeg(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA), 80, "RGB", "420")

@@ -44,6 +44,36 @@ def decode(jpeg: bytes) -> Image:
     return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)  # type: ignore[no-any-return]
 
 
+def decode_small(jpeg: bytes, colour: str, height: int = 1, width: int = 1, *, strict: bool = False) -> Image:
+    """The whole image, scaled in the DCT domain to no less than ``height`` and ``width``, where it is larger.
+
+    ``strict``: what libjpeg warns of is an error. Raises ValueError where the bytes are no JPEG, or a lossless one:
+    libjpeg-turbo doesn't scale those, and simplejpeg would have it write behind the end of a smaller buffer.
+    """
+    if is_lossless(jpeg):
+        raise ValueError("a lossless JPEG, which can't be decoded to a smaller size")
+    return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
+        jpeg, colour, min_height=height, min_width=width, min_factor=1, strict=strict
+    )
+
+
+def is_lossless(jpeg: bytes) -> bool:
+    """Whether the frame header says so (SOF3, 7, 11 or 15), found as libjpeg finds it (ITU-T T.81, annex B)."""
+    at = 2
+    while True:
+        at = jpeg.find(b"\xff", at) + 1
+        marker = jpeg[at] if 0 < at < len(jpeg) else 0xD9
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker & 3 == 3
+        if marker in (0xD8, 0xD9, 0xDA):
+            return False
+        if marker == 0xFF:  # fill byte
+            continue
+        at += 1
+        if marker > 0x01 and not 0xD0 <= marker <= 0xD7:  # a segment
+            at += max(2, int.from_bytes(jpeg[at : at + 2]))
+
+
 def decode_region(jpeg: bytes, box: Box, denominator: int = 1) -> Image:
     """The pixels of ``box``, in pixels of the image scaled by 1/``denominator`` (1, 2, 4 or 8) in the DCT domain.
 
@@ -79,7 +109,7 @@ def is_cut(jpeg: bytes) -> bool:
     except ValueError:  # of unusual chroma sampling, say, which TurboJPEG takes for cut
         return jpeg.rfind(b"\xff\xd9") < 0
     try:
-        simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)  # strict: what libjpeg warns of is an error
+        decode_small(jpeg, "GRAY", strict=True)
     except ValueError as error:
         return "premature end" in str(error).lower()
     return False
@@ -93,7 +123,4 @@ def scaled_size(height: int, width: int, denominator: int) -> tuple[int, int]:
 def _decode_scaled(jpeg: bytes, denominator: int) -> Image:
     if denominator == 1:
         return decode(jpeg)
-    height, width = scaled_size(*size(jpeg), denominator)
-    return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
-        jpeg, "RGB", strict=False, min_height=height, min_width=width, min_factor=1
-    )
+    return decode_small(jpeg, "RGB", *scaled_size(*size(jpeg), denominator))

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep import images, shard, verify, writer
-from pipeline import cli, shards
+from data_prep import images, phash, report, shard, verify, writer
+from pipeline import cli, jpeg, shards
 from tests.data_prep.conftest import WNIDS
 from tests.data_prep.releases import add, class_tar, unpack
 
@@ -87,6 +88,45 @@ def unusual_sampling() -> bytes:
     )
 
 
+def lossless(pixels_HWC: npt.NDArray[np.uint8]) -> bytes:
+    """A lossless JPEG (ITU-T T.81, annex H): each sample predicted by its left neighbour, categories of four bits."""
+
+    def segment(marker: int, payload: bytes) -> bytes:
+        return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2) + payload
+
+    height, width, components = pixels_HWC.shape
+    samples_HWC = pixels_HWC.astype(int)
+    before_HWC = np.roll(samples_HWC, 1, axis=1)
+    before_HWC[1:, 0] = samples_HWC[:-1, 0]
+    before_HWC[0, 0] = 128
+    bits = ""
+    for difference in (samples_HWC - before_HWC).ravel().tolist():
+        length = abs(difference).bit_length()
+        low = difference if difference > 0 else difference + (1 << length) - 1
+        bits += f"{length:04b}" + (f"{low:0{length}b}" if length else "")
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
+    frame = b"".join(bytes([number, 0x11, 0]) for number in range(components))
+    scan = b"".join(bytes([number, 0]) for number in range(components))
+    return b"".join(
+        (
+            b"\xff\xd8",
+            segment(0xEE, b"Adobe\0d\0\0\0\0\0"),  # RGB
+            segment(0xC3, b"\x08" + struct.pack(">HHB", height, width, components) + frame),
+            segment(0xC4, b"\0" + bytes([0, 0, 0, 9]) + bytes(12) + bytes(range(9))),
+            segment(0xDA, bytes([components]) + scan + b"\1\0\0"),
+            data,
+            b"\xff\xd9",
+        )
+    )
+
+
+def with_bits(jpeg: bytes, bits: int) -> bytes:
+    """The JPEG with another precision in its frame header."""
+    at = jpeg.index(b"\xff\xc0")
+    return jpeg[:at] + b"\xff\xc1" + jpeg[at + 2 : at + 4] + bytes([bits]) + jpeg[at + 5 :]
+
+
 def defects(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
     """Stem -> bytes and what becomes of them: "" (as they are), "recoded: WHY", or the reason of the reject."""
     one = photos[0]
@@ -114,6 +154,10 @@ def defects(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
         "cut_gzip": (gzip.compress(one)[:-200], "truncated"),
         "bad_gzip": (b"\x1f\x8b\x08" + bytes(100), "undecodable"),
         "cut_png": (recoded(photos[5], "PNG")[:600], "truncated"),
+        "lossless": (lossless(simplejpeg.decode_jpeg(photos[13])), "recoded: lossless"),
+        "lossless_grey": (lossless(simplejpeg.decode_jpeg(photos[14], "GRAY")), "recoded: lossless"),
+        "twelve_bits": (with_bits(one, 12), "undecodable"),
+        "two_starts": (b"\xff\xd8" + one, "undecodable"),
         "unusual_sampling": (unusual_sampling(), "recoded: sampling"),
         "no_scan": (one[: one.index(b"\xff\xda")] + b"\xff\xd9", "undecodable"),
         "jpeg_bomb": (with_frame(one, 65_000, 65_000), "too_large"),
@@ -184,6 +228,7 @@ def test_every_defect_of_images(defective: dict[str, tuple[bytes, str]], tmp_pat
         (lambda jpeg: recoded(jpeg, "GIF"), 12),
         (lambda jpeg: recoded(jpeg, "JPEG", "CMYK"), 6),
         (ycck, 3),
+        (lambda jpeg: lossless(simplejpeg.decode_jpeg(jpeg)), 3),
     ],
 )
 def test_a_picture_that_is_encoded_anew_looks_as_before(
@@ -209,6 +254,33 @@ def test_header_verification_trusts_the_data_between_header_and_end(
     strict = set(shards.read_index(tmp_path / "decoded")["key"].to_pylist())
     assert kept - strict == {f"{WNID}_cut_but_ended"}
     assert strict <= kept
+
+
+@pytest.mark.parametrize("colour", ["RGB", "GRAY"])
+def test_nobody_scales_a_lossless_jpeg(colour: str, photos: list[bytes]) -> None:
+    """simplejpeg would write it, unscaled, behind the end of a smaller buffer."""
+    data = lossless(simplejpeg.decode_jpeg(photos[13], colour))
+    assert jpeg.is_lossless(data)
+    assert not any(jpeg.is_lossless(photo) for photo in photos)
+    assert images.remains(data) is None
+    for scales in (phash.thumbnail, report.thumbnail, lambda data: jpeg.decode_small(data, colour)):
+        with pytest.raises(ValueError, match="lossless"):
+            scales(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": "header"}])
+def test_of_several_exif_segments_the_first_one_counts(options: dict[str, str], photos: list[bytes]) -> None:
+    """The others are what a camera goes on with where one of 64 KB was too small."""
+    data = turned(photos[1], 6)
+    more = b"Exif\0\0" + bytes(50)
+    data = (
+        data[: data.index(b"\xff\xdb")]
+        + b"\xff\xe1"
+        + struct.pack(">H", len(more) + 2)
+        + more
+        + data[data.index(b"\xff\xdb") :]
+    )
+    assert images.prepare(data, images.ImageOptions(**options)).orientation == 6  # type: ignore[arg-type]
 
 
 def odd_tar(path: Path, photos: list[bytes]) -> None:
