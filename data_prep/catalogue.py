@@ -20,6 +20,7 @@ from pyarrow import ipc
 
 from data_prep import plan, progress
 from data_prep.plan import CATALOGUE, PLAN, SplitRule
+from pipeline.files import naming
 from pipeline.shards import REJECTS_SCHEMA
 
 BUCKET_ROWS = 65_536  # about 100 MB while a bucket is sorted, and 217 files open for 14.2 million images
@@ -59,22 +60,23 @@ class Writer:
 
     def _flush(self) -> None:
         if self._waiting_rows:
-            for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches():
-                self._writer.write_batch(batch)
+            with naming(self._path):
+                for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches():
+                    self._writer.write_batch(batch)
         self._waiting, self._waiting_rows = [], 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._flush()
-                self._writer.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._temporary.replace(self._path)
+            with naming(self._path), self._file:
+                if kind is None:
+                    self._flush()
+                    self._writer.close()
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._temporary.replace(self._path)
         finally:
-            self._file.close()
             self._temporary.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from data_prep import build, catalogue
 from pipeline import shards
 from pipeline.cli import UserError
+from pipeline.files import naming
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, DatasetInfo, ShardInfo
 
 ROW_GROUP = 131_072  # rows of index.parquet
@@ -138,12 +140,11 @@ def _reasons(output: Path, expected: list[tuple[str, int]]) -> str:
 
 def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Write row groups of about ROW_GROUP rows; the file appears when it is complete. Returns the rows."""
-    aside = catalogue.temporary(path)
     rows = waiting_rows = 0
     waiting: list[pa.Table] = []
     repeated = [name for name in schema.names if name in REPEATED]
     alike = {name: encoding for name, encoding in ALIKE.items() if name in schema.names}
-    with aside.open("wb") as file:
+    with _appearing(path) as aside, aside.open("wb") as file:
         with pq.ParquetWriter(
             file, schema, compression="zstd", compression_level=3, use_dictionary=repeated, column_encoding=alike
         ) as writer:
@@ -164,15 +165,24 @@ def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
                 flush()
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
     return rows
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either complete or not there."""
-    aside = catalogue.temporary(path)
-    with aside.open("w") as file:
+    with _appearing(path) as aside, aside.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A name to write to, which is ``path`` afterwards; nothing stays there where that fails, as on a full disk."""
+    aside = catalogue.temporary(path)
+    try:
+        with naming(path):
+            yield aside
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ def main(args: list[str] | None = None) -> int:
         there = next(path for path in (options.output, *options.output.absolute().parents) if path.exists())
         raise UserError(
             f"the disk of OUTPUT {str(options.output)!r} is full ({error.strerror}; "
-            f"{shutil.disk_usage(there).free / 1e9:.1f} GB free): make room and run the same command again, "
+            f"{progress.size(shutil.disk_usage(there).free)} free): make room and run the same command again, "
             "finished shards are kept"
         ) from None
     finally:
@@ -214,8 +214,8 @@ def _check_room(options: Options, found: Planned, tasks: list[ShardTask], shards
     free = shutil.disk_usage(options.output).free
     if needed > free and not options.resize:
         raise UserError(
-            f"OUTPUT {str(options.output)!r} needs about {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB "
-            "free: make room, or give another folder"
+            f"OUTPUT {str(options.output)!r} needs about {progress.size(int(needed))} and its disk has "
+            f"{progress.size(free)} free: make room, or give another folder"
         )
 
 

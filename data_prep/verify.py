@@ -90,21 +90,23 @@ def main(args: list[str] | None = None) -> int:
 def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
     """Files and numbers of rows against dataset.json."""
     findings: list[str] = []
-    for name, count in (
-        ("index.parquet", sum(info.samples.values())),
-        ("classes.parquet", info.classes),
-        ("rejects.parquet", info.rejects),
+    for name, schema, count in (
+        ("index.parquet", shards.INDEX_SCHEMA, sum(info.samples.values())),
+        ("classes.parquet", shards.CLASSES_SCHEMA, info.classes),
+        ("rejects.parquet", shards.REJECTS_SCHEMA, info.rejects),
     ):
         if not (folder / name).is_file():
             findings.append(f"{name} is missing")
             continue
         try:
-            rows = pq.read_metadata(folder / name).num_rows
+            metadata = pq.read_metadata(folder / name)
         except (pa.ArrowInvalid, OSError) as error:
             findings.append(f"{name} can't be read ({error})")
             continue
-        if rows != count:
-            findings.append(f"{name} has {rows} rows, dataset.json says {count}")
+        if metadata.num_rows != count:
+            findings.append(f"{name} has {metadata.num_rows} rows, dataset.json says {count}")
+        if lacking := set(schema.names) - set(metadata.schema.names):
+            findings.append(f"{name} lacks the columns {', '.join(sorted(lacking))}")
     if not findings and shards.classes_digest(read_classes(folder)["wnid"].to_pylist()) != info.classes_digest:
         findings.append("classes.parquet lists other classes, or in another order, than dataset.json's digest is of")
     known = {shard.file_name for shard in info.shards}

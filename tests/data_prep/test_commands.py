@@ -1,5 +1,6 @@
 """verify, index, report and audit on finished data sets."""
 
+import errno
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import webdataset
@@ -68,6 +70,10 @@ def change_a_class(folder: Path) -> None:
     tar.write_bytes(data)
 
 
+def drop_the_labels(folder: Path) -> None:
+    pq.write_table(pq.read_table(folder / "index.parquet").drop_columns("label"), folder / "index.parquet")
+
+
 def cut_a_tar(folder: Path) -> None:
     tar = folder / "val-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-5000])
@@ -83,6 +89,7 @@ def cut_a_tar(folder: Path) -> None:
         (lambda folder: shutil.copy(folder / "val-00000.tar", folder / "x.tar"), ["x.tar is no shard"]),
         (lambda folder: (folder / "classes.parquet").unlink(), ["classes.parquet is missing"]),
         (lambda folder: (folder / "index.parquet").write_bytes(b"PAR1"), ["index.parquet can't be read"]),
+        (drop_the_labels, ["index.parquet lacks the columns label"]),
         (lambda folder: shutil.copy(folder / "classes.parquet", folder / "rejects.parquet"), ["rejects.parquet has 4"]),
     ],
 )
@@ -192,6 +199,25 @@ def test_the_index_of_our_own_tars_is_the_one_they_came_with(finished: Path, tmp
     assert index.main([str(folder), "--classes", str(wnids), "--workers", "2"]) == 0
     columns = ["key", "split", "shard", "offset", "size", "label"]
     assert shards.read_index(folder, columns).to_pylist() == shards.read_index(finished, columns).to_pylist()
+
+
+def full(_: int) -> None:
+    """What the system says, which knows no file's name by then."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("main", [index.main, report.main, audit.main])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    main: Main, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = foreign(images, tmp_path / "data")
+    if main is not index.main:
+        index.main([str(folder)])
+    monkeypatch.setattr(os, "fsync", full)
+    before = sorted(tmp_path.rglob("*"))
+    more: list[object] = ["--against", folder, "--out", tmp_path / "list"] if main is audit.main else []
+    assert refused(capsys, main, folder, *more).endswith(f": {os.strerror(errno.ENOSPC)}")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_page_shows_the_data_set_and_needs_nothing_else(finished: Path, tmp_path: Path) -> None:
