@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import SimpleQueue
 from typing import TypeVar
@@ -63,7 +63,12 @@ def warm_up() -> ForkServerContext:
     # command itself: runpy would warn of it).
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.build", "data_prep.progress", "pipeline.cli"])
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # which ends by unblocking SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the server: Ctrl-C is the parent's to answer
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     return context
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -237,6 +238,25 @@ def test_a_killed_worker_and_an_interrupted_command_are_one_line(tmp_path: Path)
         )
         assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
         assert done.stderr.startswith(said)
+
+
+def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
+    program = "import time\nfrom pipeline import cli\nfrom data_prep import workers\n"
+    program += "def main():\n    workers.warm_up()\n    time.sleep(0.2)\n    print(flush=True)\n    time.sleep(60)\n"
+    program += "if __name__ == '__main__':\n    cli.run(main)\n"
+    (tmp_path / "program.py").write_text(program)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which tells all of them
+        assert process.communicate(timeout=60)[1] == "interrupted\n"
 
 
 def test_index_leaves_data_sets_of_shard_alone(photos: list[bytes], tmp_path: Path) -> None:
