@@ -24,6 +24,7 @@ from data_prep.tarwalk import RejectRow
 from data_prep.writer import ShardWriter
 from pipeline import shards
 from pipeline.cli import UserError
+from pipeline.files import xxh3_128
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 READ_AHEAD = 32  # images whose bytes the kernel is asked to fetch before they are needed
@@ -189,13 +190,4 @@ def read_done(path: Path) -> ShardInfo | None:
 def is_intact(output: Path, info: ShardInfo) -> bool:
     """Whether the tar on disk is the one that was written."""
     path = output / info.file_name
-    return path.is_file() and path.stat().st_size == info.bytes and file_hash(path) == info.xxh3_128
-
-
-def file_hash(path: Path) -> str:
-    """xxh3_128 of a file, hexadecimal."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return path.is_file() and path.stat().st_size == info.bytes and xxh3_128(path) == info.xxh3_128

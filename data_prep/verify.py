@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import tyro
 import xxhash
 
-from data_prep import build, progress, workers
+from data_prep import progress, workers
 from data_prep.arrow import without_pandas
 from data_prep.datasets import OpenTar, Piece, batches, check_workers, pieces, rows_of
 from data_prep.tarscan import DamagedTarError, scan
 from pipeline import cli, jpeg, shards
+from pipeline.files import xxh3_128
 from pipeline.shards import DatasetInfo, read_classes
 
 DESCRIPTION = """Check a finished data set: the hash of every tar and of every image, tar headers and class members
@@ -125,7 +126,7 @@ def check_shard(work: tuple[Piece, bool]) -> list[str]:
     if piece.tar.stat().st_size != piece.info.bytes:
         return [f"{name} has {piece.tar.stat().st_size} bytes, dataset.json says {piece.info.bytes}"]
     findings = []
-    if piece.info.xxh3_128 and build.file_hash(piece.tar) != piece.info.xxh3_128:
+    if piece.info.xxh3_128 and xxh3_128(piece.tar) != piece.info.xxh3_128:
         findings.append(f"{name}: its hash isn't the one in dataset.json")
     with OpenTar(piece) as tar:
         try:

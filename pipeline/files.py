@@ -12,7 +12,7 @@ import xxhash
 
 from pipeline.cli import UserError
 
-_CHUNK = 1 << 24  # bytes
+_CHUNK = 1 << 20  # bytes: few enough to be in the processor's cache when they are hashed
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -73,7 +73,7 @@ def flush(path: Path) -> None:
 def xxh3_128(path: Path) -> str:
     """Of a file's content, hexadecimal."""
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from scipy import stats
 from data_prep import audit, index, phash, report, shard, verify, writer
 from pipeline import shards
 from tests.data_prep import releases
-from tests.data_prep.refused import refused
+from tests.data_prep.refused import Main, refused
 from tests.data_prep.releases import Images, class_tar
 
 
