@@ -217,6 +217,7 @@ def eval_batches(
 
     Raises UserError for a sample that doesn't decode: nothing can stand in for it where all are counted.
     """
+    batch = min(batch, len(split))  # no room for samples that don't exist
     indices = range(-(-len(range(rank, len(split), world_size)) // batch))
     slots = slots_for(indices, workers, batch, image_size)
     items = EvalBatches(split, image_size, batch, rank, world_size, resize, slots)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from pipeline.cli import UserError
 from pipeline.jpeg import Image
 
 _LENT = 3  # batches that may be in use at once: the one being computed, the one before, and the one fetched for next
@@ -23,7 +24,14 @@ class Slots:
 
     def __init__(self, ahead: int, batch: int, size: int) -> None:
         shape = (ahead + 1 + _LENT, batch, size, size, 3)  # 1: the next batch is asked for when one has come
-        self._images_SBHWC = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+        try:
+            memory = mmap.mmap(-1, math.prod(shape))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"{shape[0]} batches of {batch:,} images of {size} px take {math.prod(shape) / 1e9:,.0f} GB, more than "
+                "this machine's memory: make the batch smaller (train.micro_batch, train.eval_batch; --batch)"
+            ) from error
+        self._images_SBHWC = np.frombuffer(memory, np.uint8).reshape(shape)
         self._free = list(range(len(self._images_SBHWC)))
         self._lent: set[int] = set()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from pipeline.cli import UserError
 from pipeline.slots import Slots
 from pipeline.workers import load, slots_for
 
@@ -35,6 +36,12 @@ def test_batches_that_are_kept_stay_what_they_were(workers: int, kept: int) -> N
         for number, images in held:
             assert images.unique().tolist() == [number]
     assert held[-1][0] == 39
+
+
+def test_a_batch_that_no_memory_holds_is_named() -> None:
+    for batch in (10**12, 10**18):
+        with pytest.raises(UserError, match=f"{batch:,} images of 224 px take .* GB.*train.micro_batch.*--batch"):
+            Slots(2, batch, 224)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="copies to pinned memory")
