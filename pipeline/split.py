@@ -324,7 +324,7 @@ def chosen(config: DataConfig) -> Choice:
     if config.classes is None:
         return Choice((), config.percent)
     try:
-        wnids = tuple(config.classes.read_text().split())
+        wnids = tuple(config.classes.read_text("utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.classes {str(config.classes)!r} can't be read: {error}") from error
     if not wnids:

@@ -13,8 +13,9 @@ import torch
 from pipeline import shards
 from pipeline import split as splits
 from pipeline.cli import UserError
+from pipeline.config import DataConfig
 from pipeline.data import Ahead, Batch, eval_batches, normalise, train_batches
-from pipeline.split import Split, open_split
+from pipeline.split import Split, chosen, open_split
 from pipeline.transforms import TrainTransform, eval_image
 
 GLOBAL_BATCH = 96
@@ -130,6 +131,11 @@ def test_the_index_leads_to_the_bytes_that_were_put_in(digits: Path, raw_digits:
             assert (wnids[part.label[row]], part.read(row)) == originals[key]
             found += 1
     assert found == len(originals) == 1797
+
+
+def test_a_list_of_classes_from_windows(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("\ufeffdigit1\r\ndigit7\r\n")
+    assert chosen(DataConfig(classes=tmp_path / "list")).classes == ("digit1", "digit7")
 
 
 def test_what_is_missing_is_named(digits: Path, tmp_path: Path) -> None:
