@@ -20,12 +20,16 @@ def profile(run_dir: Path, steps: int) -> Iterator[Callable[[], None]]:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
 
     def write(profiler: torch.profiler.profile) -> None:
+        if profiler.step_num <= FIRST:
+            return
         folder = run_dir / "profile"
         folder.mkdir(exist_ok=True)
-        path = folder / f"steps-{profiler.step_num - steps}-{profiler.step_num}.json"
+        path = folder / f"steps-{FIRST}-{profiler.step_num}.json"
         profiler.export_chrome_trace(str(path))
         print(f"profile: {path}", flush=True)
 
     schedule = torch.profiler.schedule(wait=FIRST - 1, warmup=1, active=steps, repeat=1)
     with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profiler:
         yield profiler.step
+    if profiler.step_num <= FIRST:
+        print(f"no profile: the attempt ended within its first {FIRST} steps, which aren't recorded", flush=True)

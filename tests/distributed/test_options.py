@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint, spool
+from pipeline.profiling import profile
 from tests.distributed.test_faults import job
 from tests.quick import executable
 from tests.ranks import VARIABLES, run_ranks
@@ -81,6 +82,17 @@ def test_the_trace_of_some_steps(digits: Path, tmp_path: Path) -> None:
     names = {event.get("name", "") for event in json.loads(path.read_text())["traceEvents"]}
     assert "aten::linear" in names
     assert "aten::scaled_dot_product_attention" in names
+
+
+@pytest.mark.parametrize(("done", "name"), [(10, None), (12, "steps-10-12.json"), (20, "steps-10-14.json")])
+def test_a_trace_is_named_by_the_steps_in_it_and_none_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], done: int, name: str | None
+) -> None:
+    with profile(tmp_path, 4) as tick:
+        for _ in range(done):
+            tick()
+    assert [path.name for path in (tmp_path / "profile").glob("*")] == ([name] if name else [])
+    assert ("no profile: the attempt ended within its first 10 steps" in capsys.readouterr().out) == (name is None)
 
 
 def test_a_terminal_gets_a_bar_and_a_file_gets_lines(plain: Path, digits: Path, tmp_path: Path) -> None:
