@@ -100,6 +100,11 @@ def retuned(config: RunConfig, before: dict[str, Any]) -> list[str]:
     return [f"{name} {old[name]} -> {new[name]}" for name in sorted(RETUNED) if old.get(name) != new[name]]
 
 
+def as_begun(config: RunConfig, before: dict[str, Any]) -> RunConfig:
+    """``config`` with the parent of the configuration ``before`` (to_dict's): a resumed run looks at no other."""
+    return dataclasses.replace(config, parent=before.get("parent", config.parent))
+
+
 def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
     """Compare what the data resolve to with the run's start. Raises UserError where the data set or classes changed."""
     path = run_dir / "run.json"

@@ -160,6 +160,14 @@ def start(config: RunConfig, job: Job) -> Run:
     except RuntimeError as error:  # also torch's where a peer is gone, which doesn't say who
         raise RuntimeError(f"rank {ranks.rank} leaves before its first step: {heartbeat.fail(error)}") from error
     start_step = meta.step if meta else 0
+    if meta is not None:
+        named, config = config.parent, rundir.as_begun(config, meta.config)
+        if ranks.rank == 0 and named != config.parent:
+            print(
+                f"warning: --parent {named!r} is not looked at: the run began from {config.parent!r} and goes on from "
+                "its own checkpoint; name another --run-dir to start from another parent",
+                flush=True,
+            )
     tracker = None
     if ranks.rank == 0:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}

@@ -208,6 +208,9 @@ def test_fields_that_change_no_result_may_change(copy: Path) -> None:
     rundir.check_config(rescued)
     assert rundir.retuned(rescued, to_dict(config)) == ["optim.lr 0.001 -> 0.5"]
     assert rundir.retuned(config, to_dict(config)) == []
+    other = dataclasses.replace(config, parent="other")
+    rundir.check_config(other)
+    assert rundir.as_begun(other, to_dict(config)) == config
     tree = json.loads((copy / "config.json").read_text())
     del tree["train"]["label_smoothing"]  # written by a version that had no such field
     (copy / "config.json").write_text(json.dumps(tree))
