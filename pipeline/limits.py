@@ -30,6 +30,8 @@ class Range:
 
 ONE_OR_MORE, NONE_OR_MORE, POSITIVE = Range(1), Range(), Range(above=True)
 SHARE, LESS_THAN_ONE = Range(0, 1), Range(0, 1, below=True)
+# Samples are counted in 64 bits: no run has so many steps, or samples a step, and the product of both still fits
+MANY = 10**9
 
 RANGES = {
     "model.image_size": ONE_OR_MORE,
@@ -47,11 +49,11 @@ RANGES = {
     "optim.beta2": LESS_THAN_ONE,
     "optim.momentum": Range(0, 1, above=True, below=True),  # without one, SGD keeps nothing to save
     "optim.clip": NONE_OR_MORE,
-    "schedule.steps": NONE_OR_MORE,
-    "schedule.epochs": NONE_OR_MORE,
+    "schedule.steps": Range(0, MANY),
+    "schedule.epochs": Range(0, MANY),
     "schedule.warmup_steps": NONE_OR_MORE,
     "schedule.end_lr": NONE_OR_MORE,
-    "train.global_batch": ONE_OR_MORE,
+    "train.global_batch": Range(1, MANY),
     "train.micro_batch": ONE_OR_MORE,
     "train.label_smoothing": LESS_THAN_ONE,
     "train.average": LESS_THAN_ONE,

@@ -76,7 +76,8 @@ def prepare(config: RunConfig) -> Job:
     if AUGMENT[config.data.augment].mixup and config.train.micro_batch % 2:
         raise UserError(
             f"data.augment {config.data.augment} mixes pairs of images, and train.micro_batch "
-            f"{config.train.micro_batch} is odd: set an even train.micro_batch"
+            f"{config.train.micro_batch} is odd: set an even train.micro_batch, and a train.global_batch that is a "
+            "multiple of it times the ranks"
         )
     if config.stage == "pretrain" and config.parent:
         raise UserError(

@@ -53,6 +53,8 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ((*PRETRAIN, "--data.classes", "{nothing}"), ("data.classes", "is empty", "one wnid a line")),
         ((*PRETRAIN, "--data.weights", "1", "2"), ("data.weights",)),
         ((*PRETRAIN, "--schedule.steps", "0", "--schedule.epochs", "0"), ("schedule.steps 0", "set one of them")),
+        ((*PRETRAIN, "--schedule.steps", "0", "--schedule.epochs", "1e308"), ("schedule.epochs", "at most 1e+09")),
+        ((*PRETRAIN, "--data.augment", "light2", "--train.micro-batch", "1"), ("is odd", "multiple of it times the")),
         (("tiny", "--run-dir", "{bad_config}", "--data.train", "{digits}"), ("config.json", "put back a copy")),
         (("tiny", "--run-dir", "{run}", "--data.train", "{digits}"), ("another configuration", "--run-dir")),
     ],
