@@ -100,9 +100,11 @@ def retuned(config: RunConfig, before: dict[str, Any]) -> list[str]:
     return [f"{name} {old[name]} -> {new[name]}" for name in sorted(RETUNED) if old.get(name) != new[name]]
 
 
-def as_begun(config: RunConfig, before: dict[str, Any]) -> RunConfig:
-    """``config`` with the parent of the configuration ``before`` (to_dict's): a resumed run looks at no other."""
-    return dataclasses.replace(config, parent=before.get("parent", config.parent))
+def as_begun(config: RunConfig) -> RunConfig:
+    """``config`` with the parent that the run in its folder began from: with a checkpoint, it looks at no other."""
+    if not complete(config.run_dir):
+        return config
+    return dataclasses.replace(config, parent=read_json(config.run_dir / "config.json").get("parent", config.parent))
 
 
 def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:

@@ -101,6 +101,13 @@ def prepare(config: RunConfig) -> Job:
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
     job = Job(data, held_out, steps, ranks, facts, rundir.read_status(config.run_dir))
     rundir.check_facts(config.run_dir, job.all_facts)
+    began = rundir.as_begun(config).parent
+    if ranks.rank == 0 and Path(began).resolve() != Path(config.parent).resolve():
+        print(
+            f"warning: --parent {config.parent!r} is not looked at: the run in {str(config.run_dir)!r} began from "
+            f"{began!r} and has checkpoints of its own; name another --run-dir to start from another parent",
+            flush=True,
+        )
     if ranks.rank == 0 and held_out is None:
         print("no evaluation: there is no held-out split (data.eval, data.eval_split)", flush=True)
     if ranks.rank == 0 and config.schedule.warmup_steps >= steps:
@@ -148,6 +155,7 @@ def open_data(config: RunConfig) -> tuple[Split, Split | None]:
 def start(config: RunConfig, job: Job) -> Run:
     """Meet the other ranks, build the engine, load the newest checkpoint or the parent, open the records."""
     ranks = job.ranks
+    config = rundir.as_begun(config)
     model = VisionTransformer(config.model, job.data.info.classes, loss=config.train.loss)
     initialise(model, config.train.seed)
     resuming = bool(checkpoint.complete(config.run_dir))
@@ -161,14 +169,6 @@ def start(config: RunConfig, job: Job) -> Run:
     except RuntimeError as error:  # also torch's where a peer is gone, which doesn't say who
         raise RuntimeError(f"rank {ranks.rank} leaves before its first step: {heartbeat.fail(error)}") from error
     start_step = meta.step if meta else 0
-    if meta is not None:
-        named, config = config.parent, rundir.as_begun(config, meta.config)
-        if ranks.rank == 0 and named != config.parent:
-            print(
-                f"warning: --parent {named!r} is not looked at: the run began from {config.parent!r} and goes on from "
-                "its own checkpoint; name another --run-dir to start from another parent",
-                flush=True,
-            )
     tracker = None
     if ranks.rank == 0:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from pipeline import rundir
 from pipeline.cli import UserError
-from pipeline.config import ModelConfig, RunConfig
+from pipeline.config import ModelConfig, RunConfig, from_dict
 from pipeline.interop import huggingface, npz, timm
 from pipeline.model import VisionTransformer
 from pipeline.parent import start_from_parent
+from pipeline.start import prepare
 from pipeline.transfer import resize_pos_embed
 from tests.test_model import random_model
 
@@ -114,3 +116,17 @@ def test_a_start_that_left_no_checkpoint_leaves_no_parent(tmp_path: Path) -> Non
     assert told() == ["second", "second"]
     start("third", resumed=True)
     assert told() == ["second", "second"]
+
+
+def test_another_parent_of_a_begun_run_is_pointed_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "run")
+    tree = json.loads((tmp_path / "run" / "config.json").read_text()) | {"stage": "finetune", "parent": "first"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(tree))
+    config = dataclasses.replace(from_dict(RunConfig, tree), run_dir=tmp_path / "run")
+    prepare(dataclasses.replace(config, parent=str(tmp_path / "first")))  # the same by another name
+    assert "--parent" not in capsys.readouterr().out
+    prepare(dataclasses.replace(config, parent="second"))
+    assert "warning: --parent 'second' is not looked at" in capsys.readouterr().out

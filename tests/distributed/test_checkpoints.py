@@ -210,7 +210,9 @@ def test_fields_that_change_no_result_may_change(copy: Path) -> None:
     assert rundir.retuned(config, to_dict(config)) == []
     other = dataclasses.replace(config, parent="other")
     rundir.check_config(other)
-    assert rundir.as_begun(other, to_dict(config)) == config
+    assert rundir.as_begun(other) == config  # and what it did begin from stays known
+    fresh = dataclasses.replace(other, run_dir=copy / "fresh")
+    assert rundir.as_begun(fresh) == fresh
     tree = json.loads((copy / "config.json").read_text())
     del tree["train"]["label_smoothing"]  # written by a version that had no such field
     (copy / "config.json").write_text(json.dumps(tree))
