@@ -34,7 +34,7 @@ SHARE, LESS_THAN_ONE = Range(0, 1), Range(0, 1, below=True)
 MANY = 10**9
 
 RANGES = {
-    "model.image_size": ONE_OR_MORE,
+    "model.image_size": Range(1, 65_535),  # no JPEG has a longer side
     "model.dropout": LESS_THAN_ONE,
     "model.stochastic_depth": LESS_THAN_ONE,
     "model.norm_eps": NONE_OR_MORE,
