@@ -167,9 +167,18 @@ def check(config: EvaluateConfig) -> None:
     """Raises UserError before anything slow is imported."""
     if not config.model.exists():
         raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
-    for name, least in (("batch", 1), ("workers", 0), ("shots", 0)):
+    for name, least in (("batch", 1), ("workers", 0), ("shots", 0), ("seed", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
+    alone = EvaluateConfig(config.model, config.data)
+    unused = ("shots", "train_split", "seed") if config.probe == "none" else ("out", "real")
+    for name in unused:
+        if getattr(config, name) != getattr(alone, name):
+            remedy = "name --probe knn or linear" if config.probe == "none" else f"leave out --probe {config.probe}"
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(config, name)} has no effect with --probe {config.probe}: "
+                f"{remedy}, or leave it out"
+            )
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         raise UserError(f"--out {str(config.out)!r} is a file: name a folder")
     if config.out is not None:
