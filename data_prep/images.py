@@ -279,15 +279,18 @@ def remains(data: bytes) -> bytes | None:
 
 
 def _gunzip(data: bytes) -> bytes:
-    stream = zlib.decompressobj(wbits=31)
-    try:
-        inner = stream.decompress(data, LARGEST_FILE + 1)
-    except zlib.error as error:
-        raise RejectedError("undecodable", f"damaged gzip: {error}") from None
-    if len(inner) > LARGEST_FILE:
-        raise RejectedError("too_large", f"unpacks to more than {LARGEST_FILE:,} bytes")
-    if not stream.eof:
-        raise RejectedError("truncated", "gzip ends early")
+    inner = b""
+    while data[:2] == b"\x1f\x8b":  # a file of several members is their contents, one after another
+        stream = zlib.decompressobj(wbits=31)
+        try:
+            inner += stream.decompress(data, LARGEST_FILE + 1 - len(inner))
+        except zlib.error as error:
+            raise RejectedError("undecodable", f"damaged gzip: {error}") from None
+        if len(inner) > LARGEST_FILE:
+            raise RejectedError("too_large", f"unpacks to more than {LARGEST_FILE:,} bytes")
+        if not stream.eof:
+            raise RejectedError("truncated", "gzip ends early")
+        data = stream.unused_data
     return inner
 
 

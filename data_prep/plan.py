@@ -30,9 +30,12 @@ PLAN = pa.schema(
     [*CATALOGUE, ("key", pa.string()), ("label", pa.int32()), ("split", pa.string()), ("hash", pa.uint64())]
 )
 
-_NAMES_ITS_CLASS = re.compile(r"(n\d{8})_|ILSVRC2012_(val|test)_\d{8}$")  # unique in its release
-_PLAIN = re.compile(r"((n\d{8})_[^%.\\/\x00-\x1f\x7f\udc80-\udcff]+)\.[^./]+")  # ... and nothing to be escaped
-_ESCAPED = re.compile(r"[%.\\\x00-\x1f\x7f\udc80-\udcff]")  # a dot would end the key; the rest trips tools
+_OF_A_RELEASE = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique there
+_TRIPS = r"%.\\\x00-\x1f\x7f\udc80-\udcff"  # a dot would end the key; the rest trips tools
+_ESCAPED = re.compile(f"[{_TRIPS}]")
+_PLAIN = re.compile(
+    rf"(([^/{_TRIPS}]+)_[^_/{_TRIPS}]+)\.[^./]+"
+)  # a name of which key_of keeps the stem, and its class
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,14 @@ class SplitRule:
 
 
 def key_of(wnid: str, name: str) -> str:
-    """The sample's key: the original name without its ending, with the class before it unless it is ImageNet's with it.
+    """The sample's key: the original name without its ending, with the class before it unless it is ``<class>_<rest>``.
 
+    Only where the rest has no ``_``: class ``a`` may have an ``a_b_1``, which is class ``a_b``'s name, too.
     Characters that WebDataset keys can't hold are written %XX, so that keys stay unique and traceable.
     """
     stem, dot, _ending = name.rpartition(".")
     stem = stem if dot and stem and not stem.endswith("/") else name
-    own = _NAMES_ITS_CLASS.match(stem)
-    if "/" in stem or not own or own[1] not in (wnid, None):
+    if "/" in stem or not (stem.rpartition("_")[0] == wnid or _OF_A_RELEASE.match(stem)):
         stem = f"{wnid}/{stem}"
     return _ESCAPED.sub(_percent, stem)
 

@@ -108,7 +108,11 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
 def _subfolders(folder: str | Path) -> list[str]:
     """Names of the folders in it, sorted; those with a leading dot are none of ours."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        found = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    for entry in found:
+        if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
+            raise UserError(f"{entry.path!r} is a link to a folder that it lies in, not to one of a class: remove it")
+    return sorted(entry.name for entry in found)
 
 
 def _classes_beside(location: str) -> Sequence[str]:
@@ -139,7 +143,10 @@ def _check_tar(location: str, seekable: bool) -> None:
         raise UserError(f"INPUT {location!r} is empty (0 bytes): download it again")
     if not looks_like_tar(start):
         kind = "tar" if seekable else "gzipped tar"
-        raise UserError(f"INPUT {location!r} is no {kind} and no folder (it starts with {start[:8].hex(' ')})")
+        raise UserError(
+            f"INPUT {location!r} is no {kind} and no folder (it starts with {start[:8].hex(' ')}): name a release's "
+            "tar, a folder of tars, or a folder that holds a folder of images for each class"
+        )
 
 
 def _has_samples(location: str, seekable: bool) -> bool:

@@ -14,6 +14,8 @@ DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or publis
 
 def main() -> int:
     config = cli.parse_recipe(FINETUNE, prog="python -m jobs.finetune", description=DESCRIPTION)
+    if config.stage != "finetune":
+        raise cli.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
     from pipeline.train import train  # noqa: PLC0415  (torch and DeepSpeed take seconds; --help shouldn't)
 
     return train(config)

@@ -14,6 +14,8 @@ A run folder that holds an unfinished run is resumed. Examples:
 
 def main() -> int:
     config = cli.parse_recipe(PRETRAIN, prog="python -m jobs.pretrain", description=DESCRIPTION)
+    if config.stage != "pretrain":
+        raise cli.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
     from pipeline.train import train  # noqa: PLC0415  (torch and DeepSpeed take seconds; --help shouldn't)
 
     return train(config)

@@ -63,7 +63,11 @@ def read_meta(checkpoint: Path) -> Meta:
     path = checkpoint / "meta.json"
     try:
         meta = Meta(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:  # ValueError: no JSON, or bytes that are no text
+        listed = [(entry["bytes"], entry["xxh3_128"]) for entry in meta.files.values()]
+        number = checkpoint.name.removeprefix("step-")  # a copy may have a name of its own
+        if not listed or (number.isdecimal() and int(number) != meta.step):
+            raise ValueError(f"its meta.json is of step {meta.step} with {len(listed)} files")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # also of bytes that are no text
         raise UserError(f"{str(checkpoint)!r} is not a complete checkpoint ({error}): name another one") from error
     if meta.format_version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format_version {meta.format_version}, this code reads {FORMAT_VERSION}")

@@ -65,7 +65,8 @@ def _refusal(uri: str, revision: str) -> str:
 def reason(error: Exception) -> str:
     """One line without secrets."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return without_secrets(f"{kind}{error}".splitlines()[0])
+    remedy = ". Start that server with --allowed-hosts and its name" if "Invalid Host header" in str(error) else ""
+    return without_secrets(f"{kind}{error}".splitlines()[0]) + remedy
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "jobs.pretrain": [
         ((), ("RECIPE is missing", "b16")),
         (("tiny", "--run-dir", "{file}", "--data.train", "{digits}"), ("--run-dir", "is not a folder")),
+        (("tiny", "--stage", "finetune"), ("--stage finetune", "python -m jobs.finetune")),
         (("tiny", "--run-dir", "{file}/run", "--data.train", "{digits}"), ("--run-dir", "no folder that you may")),
         (("tiny", "--run-dir", "{no_run}", "--data.train", "{digits}"), ("no run.json", "put back a copy")),
         (("tiny", "--run-dir", "{no_classes}", "--data.train", "{digits}"), ("no classes.json", "another folder")),
@@ -65,6 +66,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (PRETRAIN, ("--parent is missing", "'scratch'")),
         ((*PRETRAIN, "--parent", "{empty}"), ("has no config.json", "an official .npz")),
         ((*PRETRAIN, "--parent", "{file}"), ("is no .npz file",)),
+        ((*PRETRAIN, "--stage", "pretrain"), ("--stage pretrain", "python -m jobs.pretrain")),
         ((*PRETRAIN, "--parent", "{unsaved}"), ("no complete checkpoint",)),
         (("b16", *FINETUNE[1:], "--train.micro-batch", "1"), ("model.variant is 'b16'", "use the recipe of tiny")),
         (("tiny", "--data.train", "{digits}", "--parent", "{run}"), ("--run-dir is missing",)),

@@ -41,7 +41,7 @@ def test_images_of_different_classes_have_different_keys() -> None:
 def test_folders_inside_a_class_are_not_taken_for_another_class() -> None:
     assert plan.key_of("a", "a_b/1.jpg") == "a/a_b/1"
     assert plan.key_of("a_b", "1.jpg") == "a_b/1"
-    assert plan.key_of("a_b", "a_b_1.jpg") == "a_b/a_b_1"
+    assert plan.key_of("a_b", "a_b_1.jpg") == "a_b_1"
     assert plan.key_of("a", "a_b_1.jpg") == "a/a_b_1"
 
 

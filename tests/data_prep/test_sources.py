@@ -269,6 +269,21 @@ def test_index_leaves_data_sets_of_shard_alone(photos: list[bytes], tmp_path: Pa
         index.main([str(whole), "--force"])
 
 
+def test_a_link_to_a_folder_above_is_no_class(photos: list[bytes], tmp_path: Path) -> None:
+    source = folders(tmp_path / "raw", photos, "a", "b")
+    (source / "again").symlink_to("a")  # another class's folder may well be linked
+    assert wnids(run(source, tmp_path / "out", "--workers", 1)) == ["a", "again", "b"]
+    (source / "loop").symlink_to(".")
+    with pytest.raises(UserError, match=r"loop' is a link to a folder that it lies in"):
+        run(source, tmp_path / "other", "--workers", 1)
+
+
+def test_an_image_is_no_input(photos: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photos[0])
+    with pytest.raises(UserError, match=r"photo\.jpg' is no tar .*a folder of images for each class"):
+        run(tmp_path / "photo.jpg", tmp_path / "out", "--workers", 1)
+
+
 @pytest.mark.parametrize("name", ["broken", b"bytes\xe9"])
 def test_an_output_that_can_t_be_is_named(name: str | bytes, photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "a")

@@ -145,6 +145,7 @@ def defects(photos: list[bytes]) -> dict[str, tuple[bytes, str]]:
         "webp": (recoded(photos[9], "WEBP"), "recoded: webp"),
         "cmyk": (recoded(photos[10], "JPEG", "CMYK"), "recoded: cmyk"),
         "ycck": (ycck(photos[10]), "recoded: cmyk"),
+        "gzip_of_two_members": (gzip.compress(one[:999]) + gzip.compress(one[999:]) + b"rest", "recoded: gzip"),
         "gzipped_png": (gzip.compress(recoded(photos[11], "PNG")), "recoded: gzip+png"),
         "empty": (b"", "empty"),
         "text": (b"<html>404</html>", "not_an_image"),

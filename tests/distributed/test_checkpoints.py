@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,6 @@ def lose(path: Path) -> None:
     next(path.glob("state-*")).unlink()
 
 
-def other_version(path: Path) -> None:
-    meta = json.loads((path / "meta.json").read_text())
-    (path / "meta.json").write_text(json.dumps(meta | {"format_version": 99}))
-
-
 def half_a_meta(path: Path) -> None:
     (path / "meta.json").write_text((path / "meta.json").read_text()[:200])
 
@@ -74,15 +70,27 @@ def a_bit_of_meta(path: Path) -> None:
     (path / "meta.json").write_bytes(content)
 
 
+def change_meta(**fields: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        meta = json.loads((path / "meta.json").read_text())
+        (path / "meta.json").write_text(json.dumps(meta | fields))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (cut, "bytes long"),
         (flip, "does not have the hash"),
         (lose, "is missing"),
-        (other_version, "format_version 99"),
+        (change_meta(format_version=99), "format_version 99"),
         (half_a_meta, "not a complete checkpoint"),
         (a_bit_of_meta, "not a complete checkpoint"),
+        (change_meta(step=8), "is of step 8"),
+        (change_meta(files={}), "with 0 files"),
+        (change_meta(files=[]), "not a complete checkpoint"),
+        (change_meta(files={"state-000.safetensors": {}}), "not a complete checkpoint"),
     ],
 )
 def test_a_broken_checkpoint_is_passed_over_aloud(copy: Path, capsys: pytest.CaptureFixture[str], damage, said) -> None:  # type: ignore[no-untyped-def]

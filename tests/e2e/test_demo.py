@@ -19,6 +19,7 @@ def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:
         "MLflow: .venv/bin/mlflow ui --backend-store-uri",
     ):
         assert words in output
+    assert "untested" not in output, "DeepSpeed's word for torch's SGD"
 
     pictures = {path.name for path in (folder / "compare").glob("*.png")}
     assert {"train_loss.png", "eval_top1.png", "bars_eval_top1.png"} <= pictures
