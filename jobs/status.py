@@ -185,7 +185,9 @@ def read_queue() -> dict[str, QueuedJob]:
     try:
         return parse_queue(subprocess.run(command, text=True, capture_output=True, timeout=60, check=True).stdout)
     except subprocess.CalledProcessError as error:
-        reason = f"squeue failed ({error.stderr.strip()})"
+        if "configuration source" in error.stderr:  # Slurm's commands on a machine of no cluster
+            return {}
+        reason = f"squeue failed ({' '.join(error.stderr.split())})"
     except subprocess.TimeoutExpired:
         reason = "squeue gave no answer in 60 s"
     print(

@@ -60,8 +60,7 @@ def train(config: RunConfig) -> int:
         with Screen(run.start_step, job.steps, speaks=run.tracker is not None) as screen:
             screen.line(headline(run))
             outcome = loop(run, progress, stop, screen)
-            with run.clock.time("checkpoint"):
-                run.saver.finish()
+            run.saver.finish()
             torch.distributed.barrier()
     except BaseException as error:
         fail(run, progress, error)
@@ -129,8 +128,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
                 log_step(run, progress, done, lr, screen)
             result = {}
             if due(progress.step, config.train.eval_every, steps) and not done.stopping:
-                with run.clock.time("evaluation"):
-                    result = evaluate_now(run, progress, stop, screen)
+                result = evaluate_now(run, progress, stop, screen)
             if done.save or done.stopping:
                 save(run, progress, result or {})
             if done.stopping and (progress.step < steps or run.job.held_out is not None):
@@ -232,14 +230,15 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest, screen: Screen
         return result.metrics(prefix)
 
     try:
-        fresh = metrics("eval/")
-        if config.train.average:
-            with ds.averaged_weights(run.engine):
-                fresh |= metrics("eval_average/")
+        with run.clock.time("evaluation"):
+            fresh = metrics("eval/")
+            if config.train.average:
+                with ds.averaged_weights(run.engine):
+                    fresh |= metrics("eval_average/")
     except StoppedError:
         screen.line(f"asked to stop: the evaluation of step {progress.step} is left out")
         return None
-    record(run, progress, fresh)
+    record(run, progress, fresh | run.clock.account())  # no line of training may follow that has its seconds
     return fresh
 
 
@@ -264,8 +263,6 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
     faulthandler.cancel_dump_traceback_later()
     write_status(run, progress, outcome)
     if run.tracker is not None and run.fence is not None and run.fence.holds():
-        # what came after the last line of training: the last evaluation, the wait for the last checkpoint
-        run.tracker.log(progress.step, progress.step * run.config.train.global_batch, run.clock.account())
         run.tracker.close(MLFLOW_STATUS[outcome])
         lines, _ = read_lines(run.config.run_dir / METRICS)
         history = read_record(run.config.run_dir)

@@ -1,4 +1,4 @@
-"""A ``python`` that starts at once: each of its processes is a fork of one that has imported torch and DeepSpeed.
+"""A ``python`` that starts at once: each process is a fork of one that has imported torch, DeepSpeed and MLflow.
 
 :func:`executable` is a program that takes ``-m MODULE ARGUMENTS`` as python does, and hands directory, environment,
 standard streams and signals on to such a fork; what the program starts by ``sys.executable`` is quick, too. Everything
@@ -8,6 +8,7 @@ tests/e2e/test_training.py starts some whole commands.
 
 import array
 import atexit
+import importlib
 import json
 import os
 import runpy
@@ -24,8 +25,10 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from pipeline.mlflow_client import quiet_environment
 from tests.ranks import forked
 
+PRELOADED = ("mlflow.store.tracking.sqlalchemy_store", "pipeline.comparison_plots")  # three seconds, in many programs
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CLIENT = """#!{python} -SE
 import array, json, os, signal, socket, sys
@@ -69,6 +72,9 @@ def _serve(listener: socket.socket, program: Path, owner: int) -> None:
     """One process a program, which waits for it."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener.settimeout(1.0)
+    quiet_environment()  # as before each import of mlflow
+    for module in PRELOADED:
+        importlib.import_module(module)
     while os.path.exists(f"/proc/{owner}"):  # noqa: PTH110
         with suppress(TimeoutError):
             connection, _ = listener.accept()

@@ -241,7 +241,8 @@ def test_a_killed_worker_and_an_interrupted_command_are_one_line(tmp_path: Path)
 
 
 def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
-    program = "import time\nfrom pipeline import cli\nfrom data_prep import workers\n"
+    program = "import signal, time\nfrom pipeline import cli\nfrom data_prep import workers\n"
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs in the background ignores it
     program += "def main():\n    workers.warm_up()\n    time.sleep(0.2)\n    print(flush=True)\n    time.sleep(60)\n"
     program += "if __name__ == '__main__':\n    cli.run(main)\n"
     (tmp_path / "program.py").write_text(program)
