@@ -197,23 +197,23 @@ def stored(output: Path, row: dict[str, object]) -> bytes:
 def test_every_defect_of_images(defective: dict[str, tuple[bytes, str]], tmp_path: Path) -> None:
     source = tmp_path / "whole.tar"
     with tarfile.open(source, "w") as tar:
-        add(tar, f"{WNID}.tar", class_tar({f"{WNID}_{stem}.JPEG": data for stem, (data, _) in defective.items()}))
+        add(tar, f"{WNID}.tar", class_tar({f"{stem}.JPEG": data for stem, (data, _) in defective.items()}))
     rows = run(source, tmp_path / "out", "--min-side", 8)
     found = {}
     for key, row in rows.items():
         data = stored(tmp_path / "out", row)
-        found[key.removeprefix(f"{WNID}_")] = f"recoded: {row['recoded']}" if row["recoded"] else ""
+        found[key.removeprefix(f"{WNID}/")] = f"recoded: {row['recoded']}" if row["recoded"] else ""
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             assert image.format == "JPEG"
             assert image.mode in ("RGB", "L")
             assert image.size == (row["width"], row["height"])
         if not row["recoded"]:
-            assert data == defective[key.removeprefix(f"{WNID}_")][0]
+            assert data == defective[key.removeprefix(f"{WNID}/")][0]
     for name, reason in rejects(tmp_path / "out").items():
-        found[name.removeprefix(f"{WNID}/{WNID}_").removesuffix(".JPEG")] = reason
+        found[name.removeprefix(f"{WNID}/").removesuffix(".JPEG")] = reason
     assert found == {stem: outcome for stem, (_, outcome) in defective.items()}
-    assert rows[f"{WNID}_turned"]["orientation"] == 6
+    assert rows[f"{WNID}/turned"]["orientation"] == 6
     thumbnails = shards.read_rejects(tmp_path / "out", ["reason", "thumbnail"]).to_pylist()
     assert any(row["reason"] == "truncated" and row["thumbnail"] for row in thumbnails)
 
@@ -247,13 +247,13 @@ def test_header_verification_trusts_the_data_between_header_and_end(
     folder = tmp_path / "in" / WNID
     folder.mkdir(parents=True)
     for stem, (data, _) in defective.items():
-        (folder / f"{WNID}_{stem}.JPEG").write_bytes(data)
+        (folder / f"{stem}.JPEG").write_bytes(data)
     run(tmp_path / "in", tmp_path / "decoded", "--min-side", 8)
     arguments = [tmp_path / "in", tmp_path / "read", "--min-side", 8, "--verify", "header", "--failure-budget", "100%"]
     assert shard.main([str(argument) for argument in arguments]) == 0
     kept = set(shards.read_index(tmp_path / "read")["key"].to_pylist())
     strict = set(shards.read_index(tmp_path / "decoded")["key"].to_pylist())
-    assert kept - strict == {f"{WNID}_cut_but_ended"}
+    assert kept - strict == {f"{WNID}/cut_but_ended"}
     assert strict <= kept
 
 
