@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from pipeline import engine, train
+from pipeline import engine, heartbeat, train
 from pipeline.model import VisionTransformer
 
 SLOW = 0.15  # seconds
+heartbeat.PERIOD, heartbeat.SUSPICION = 0.5, 3.0  # shorter waits for the same decisions
 
 
 def inject(fault: str, rank: int, step: int) -> None:

@@ -11,7 +11,9 @@ from tests.quick import executable
 def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     demo = ("-m", "jobs.demo", "--folder", folder, "--pretrain-steps", 12, "--finetune-steps", 4)
-    output = run(*demo, log=tmp_path / "log", timeout=280, python=str(executable()), VIT_MLFLOW="", MLFLOW_TRACKING_URI="")
+    output = run(
+        *demo, log=tmp_path / "log", timeout=280, python=str(executable()), VIT_MLFLOW="", MLFLOW_TRACKING_URI=""
+    )
     for words in (
         "Held-out accuracy",
         "Pretraining is worth",

@@ -182,7 +182,7 @@ def test_a_slow_server_delays_nothing(server: Server, proxy: Proxy, run_dir: Pat
 def test_answers_lost_after_the_server_has_stored_them_double_nothing(
     server: Server, proxy: Proxy, run_dir: Path
 ) -> None:
-    with program(run_dir, "--steps", 200, "--pause", 0.05, uri=proxy.uri) as process:
+    with program(run_dir, "--steps", 120, "--pause", 0.05, uri=proxy.uri) as process:
         wait_until((run_dir / mlflow_sync.STATE).exists)
         proxy.mode = "lost"
         calls = proxy.calls
@@ -193,7 +193,7 @@ def test_answers_lost_after_the_server_has_stored_them_double_nothing(
 
 
 def test_kill_9_of_the_server_in_the_middle(server: Server, run_dir: Path) -> None:
-    with program(run_dir, "--steps", 150, "--pause", 0.1, uri=server.uri) as process:
+    with program(run_dir, "--steps", 100, "--pause", 0.1, uri=server.uri) as process:
         wait_until((run_dir / mlflow_sync.STATE).exists)
         server.kill()
         time.sleep(6)  # longer than the pause between two passes
