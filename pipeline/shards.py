@@ -58,6 +58,7 @@ REJECTS_SCHEMA = pa.schema(
         ("thumbnail", pa.binary()),  # a small JPEG of what can still be seen of it, for some of them; else null
     ]
 )
+TABLES = {"index.parquet": INDEX_SCHEMA, "classes.parquet": CLASSES_SCHEMA, "rejects.parquet": REJECTS_SCHEMA}
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,18 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
-    """One of a data set's tables, with pyarrow's options. Raises UserError where it is missing or damaged."""
+    """A table of a data set, with pyarrow's options. Raises UserError where it is missing, damaged or incomplete."""
     try:
         with damage_of(path):
-            return pq.ParquetFile(path, **options)
+            file = pq.ParquetFile(path, **options)
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} is missing: the data set is incomplete, copy or make it again") from None
+    if lacking := set(TABLES[path.name].names) - set(file.schema_arrow.names):
+        file.close()
+        raise UserError(
+            f"{str(path)!r} lacks the columns {', '.join(sorted(lacking))}: copy or make the data set again"
+        )
+    return file
 
 
 @contextmanager

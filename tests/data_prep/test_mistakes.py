@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep import audit, index, report, shard, verify
@@ -23,7 +24,19 @@ def places(images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     source = releases.make("tar of tars", images, folder)
     data = folder / "data"
     assert shard.main([str(source), str(data), "--samples-per-shard", "16", "--workers", "1"]) == 0
-    names = ("broken", "null", "old", "edited", "no_index", "bad_index", "no_tar", "lost_tar", "bad_tar", "bad_classes")
+    names = (
+        "broken",
+        "null",
+        "old",
+        "edited",
+        "no_index",
+        "bad_index",
+        "no_tar",
+        "lost_tar",
+        "bad_tar",
+        "bad_classes",
+        "no_labels",
+    )
     for name in names:
         shutil.copytree(data, folder / name)
     (folder / "broken" / "dataset.json").write_text('{"name":')
@@ -33,6 +46,7 @@ def places(images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     (folder / "edited" / "dataset.json").write_text(json.dumps({**info, "classes": 7}))
     (folder / "no_index" / "index.parquet").unlink()
     (folder / "bad_index" / "index.parquet").write_bytes(b"PAR1 and no more")
+    pq.write_table(pq.read_table(data / "index.parquet").drop_columns("label"), folder / "no_labels" / "index.parquet")
     (folder / "bad_classes" / "classes.parquet").write_bytes(b"PAR1 and no more")
     (folder / "lost_tar" / "train-00000.tar").unlink()  # one, as which of several is named is the workers' race
     for number in range(6):
@@ -139,6 +153,7 @@ def test_index(
         *UNREADABLE,
         (["{no_index}"], ["{no_index}", "index.parquet", "is missing"]),
         (["{bad_index}"], ["{bad_index}", "index.parquet", "is damaged"]),
+        (["{no_labels}"], ["{no_labels}", "index.parquet", "lacks the columns label"]),
         (["{bad_classes}"], ["{bad_classes}", "classes.parquet", "is damaged"]),
         (["{no_tar}"], ["{no_tar}", "train-0000", "is missing"]),
         (["{bad_tar}"], ["{bad_tar}", "train-0000", "is damaged", "data_prep.verify"]),
