@@ -50,7 +50,6 @@ FAULTS: dict[str, tuple[int, Fault]] = {
 REPAIRS: dict[str, Fault] = {"node-loss": boot_node, "network-cut": plug}
 Played = dict[str, tuple[Job, str]]
 LONG = 400  # steps, for two losses of a node
-LIMITS = 2  # time limits in a row
 
 
 @pytest.fixture(scope="module")
@@ -138,21 +137,24 @@ def test_a_node_that_crashes_twice_is_left(cluster: Cluster, digits: Path, tmp_p
     print(f"crashed twice and left: {(job.run / 'slurm' / 'bad-nodes.tsv').read_text()}")
 
 
-@pytest.mark.parametrize("warned", [True, False], ids=["warned", "unwarned"])
+@pytest.mark.parametrize(("warned", "limits"), [(True, 2), (False, 1)], ids=["warned", "unwarned"])
 def test_time_limits_chain(
-    cluster: Cluster, digits: Path, slow_reference: dict[int, float], tmp_path: Path, warned: bool
+    cluster: Cluster, digits: Path, slow_reference: dict[int, float], tmp_path: Path, warned: bool, limits: int
 ) -> None:
-    """Slurm's own limit of a minute, its shortest. Unwarned, SIGTERM at the limit leaves KillWait to save."""
+    """Slurm's own limit of a minute, its shortest. Unwarned, SIGTERM at the limit leaves KillWait to save.
+
+    A warning comes half a minute before, so that more of them lie in the same run.
+    """
     began = time.monotonic()
     options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=1")
     signal = "--signal=B:USR1@30" if warned else "--signal=CONT@1"
     job = submit(cluster, digits, tmp_path, "limited", *SLOW, options=(*options, signal))
-    while len(starts(job.run)) <= LIMITS and time.monotonic() < began + 120 * LIMITS:
+    while len(starts(job.run)) <= limits and time.monotonic() < began + 120 * limits:
         time.sleep(0.5)
     cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=30", check=False)  # a slow machine would need many
     assert cluster.wait(job.id, timeout=900) == "COMPLETED", job.log
     count = len(starts(job.run))
-    assert count > LIMITS, "the run was done before that many time limits"
+    assert count > limits, "the run was done before that many time limits"
     check(job, slow_reference, attempts=count)
     assert sum(steps_again(job.run)) == 0
     assert job.log.count("after SIGUSR1; requeueing" if warned else "after SIGTERM; requeueing") == count - 1, job.log
