@@ -19,7 +19,8 @@ import xxhash
 from pyarrow import ipc
 
 from data_prep import catalogue, images, workers
-from data_prep.images import ImageOptions, RejectedError
+from data_prep.images import ImageOptions
+from data_prep.markers import RejectedError
 from data_prep.tarwalk import RejectRow
 from data_prep.writer import ShardWriter
 from pipeline import shards

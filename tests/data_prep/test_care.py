@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_prep import index, shard, verify
 from data_prep.alone import alone
-from data_prep.images import ImageOptions, RejectedError, prepare
+from data_prep.images import ImageOptions, prepare
+from data_prep.markers import RejectedError
 from pipeline import jpeg, shards
 from pipeline.cli import UserError
 from tests.data_prep import releases

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import images, writer
+from data_prep import markers, writer
 from data_prep._sample import jpeg_header, tar_headers
-from data_prep.images import RejectedError
+from data_prep.markers import RejectedError
 from data_prep.tarscan import BLOCK
 
 MARKERS = (0x01, 0x02, 0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC8, 0xCC, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xE0, 0xE1, 0xFE, 0xFF)
@@ -29,11 +29,11 @@ SEGMENTS = st.builds(
 )
 
 
-def in_python(data: bytes) -> images.JpegHeader | str:
+def in_python(data: bytes) -> markers.JpegHeader | str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "_sample", None)
+        patch.setattr(markers, "_sample", None)
         try:
-            return images.jpeg_header(data)
+            return markers.jpeg_header(data)
         except RejectedError as error:
             return error.detail
 
@@ -55,12 +55,12 @@ def test_plain_jpegs_are_read_by_the_extension(mode: str, options: dict[str, obj
     data = buffer.getvalue()
     found = jpeg_header(data)
     assert found is not None
-    assert (*found, (), True) == in_python(data) == images.jpeg_header(data)
+    assert (*found, (), True) == in_python(data) == markers.jpeg_header(data)
     assert found[:3] == (70, 50, len(mode))
     assert data[found[4] : found[4] + 2] == b"\xff\xda"
     with_exif = data[:2] + b"\xff\xe1" + (len(EXIF) + 2).to_bytes(2, "big") + EXIF + data[2:]
     assert jpeg_header(with_exif) is None
-    assert images.jpeg_header(with_exif).orientation == 6
+    assert markers.jpeg_header(with_exif).orientation == 6
 
 
 @given(

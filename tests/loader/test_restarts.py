@@ -10,6 +10,7 @@ from PIL import Image as Pillow
 
 from data_prep import images
 from data_prep._restart import with_restarts
+from data_prep.markers import jpeg_header
 from pipeline import jpeg
 from tests.loader.test_huffman import is_read_by_us
 from tests.loader.test_transforms import encode
@@ -86,7 +87,7 @@ def test_progressive_becomes_baseline_and_exif_stays() -> None:
     pixels = simplejpeg.decode_jpeg(written(100, 140, "420"))
     Pillow.fromarray(pixels).save(buffer, "JPEG", progressive=True, exif=exif, comment=b"by hand")
     found = with_restarts(buffer.getvalue())
-    assert images.jpeg_header(found).orientation == 6
+    assert jpeg_header(found).orientation == 6
     assert b"by hand" in found
     assert b"\xff\xc0" in found
     assert b"\xff\xc2" not in found
