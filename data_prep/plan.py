@@ -33,9 +33,8 @@ PLAN = pa.schema(
 _OF_A_RELEASE = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique there
 _TRIPS = r"%.\\\x00-\x1f\x7f\udc80-\udcff"  # a dot would end the key; the rest trips tools
 _ESCAPED = re.compile(f"[{_TRIPS}]")
-_PLAIN = re.compile(
-    rf"(([^/{_TRIPS}]+)_[^_/{_TRIPS}]+)\.[^./]+"
-)  # a name of which key_of keeps the stem, and its class
+# a name of which key_of keeps the stem, and its class
+_PLAIN = re.compile(rf"(([^/{_TRIPS}]+)_[^_/{_TRIPS}]+)\.[^./]+")
 
 
 @dataclass(frozen=True)

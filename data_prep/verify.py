@@ -91,10 +91,10 @@ def main(args: list[str] | None = None) -> int:
 def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
     """Files and numbers of rows against dataset.json."""
     findings: list[str] = []
-    for name, schema, count in (
-        ("index.parquet", shards.INDEX_SCHEMA, sum(info.samples.values())),
-        ("classes.parquet", shards.CLASSES_SCHEMA, info.classes),
-        ("rejects.parquet", shards.REJECTS_SCHEMA, info.rejects),
+    for name, count in (
+        ("index.parquet", sum(info.samples.values())),
+        ("classes.parquet", info.classes),
+        ("rejects.parquet", info.rejects),
     ):
         if not (folder / name).is_file():
             findings.append(f"{name} is missing")
@@ -106,8 +106,8 @@ def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
             continue
         if metadata.num_rows != count:
             findings.append(f"{name} has {metadata.num_rows} rows, dataset.json says {count}")
-        if lacking := set(schema.names) - set(metadata.schema.names):
-            findings.append(f"{name} lacks the columns {', '.join(sorted(lacking))}")
+        if lacking := shards.lacking_columns(folder / name, metadata.schema.names):
+            findings.append(f"{name} lacks the columns {lacking}")
     if not findings and shards.classes_digest(read_classes(folder)["wnid"].to_pylist()) != info.classes_digest:
         findings.append("classes.parquet lists other classes, or in another order, than dataset.json's digest is of")
     known = {shard.file_name for shard in info.shards}

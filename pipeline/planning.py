@@ -69,8 +69,9 @@ def activations(config: RunConfig, classes: int) -> float:
     block = tokens * (9 * sizes.width + 2 * sizes.mlp)
     last = tokens * 2 * sizes.width + 2 * sizes.heads * sizes.width  # its first norm's input and output; D a head
     blocks = (sizes.depth - 1) * block + last
-    masks = tokens * (2 * sizes.width + sizes.mlp) * (config.model.dropout > 0)
-    dropped = (sizes.depth - 1) * masks + tokens * sizes.width * (config.model.dropout > 0)
+    dropout = config.model.dropout > 0  # a mask of a byte a number, of each block and of the first one's input
+    masks = dropout * tokens * (2 * sizes.width + sizes.mlp)
+    dropped = (sizes.depth - 1) * masks + dropout * tokens * sizes.width
     if config.model.activation_checkpointing:
         blocks = sizes.depth * tokens * sizes.width + block  # each block's input, and one block at work
         dropped = masks

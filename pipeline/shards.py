@@ -13,7 +13,7 @@ A data set is a folder of plain WebDataset tars with an index beside them::
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,12 +177,15 @@ def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
             file = pq.ParquetFile(path, **options)
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} is missing: the data set is incomplete, copy or make it again") from None
-    if lacking := set(TABLES[path.name].names) - set(file.schema_arrow.names):
+    if lacking := lacking_columns(path, file.schema_arrow.names):
         file.close()
-        raise UserError(
-            f"{str(path)!r} lacks the columns {', '.join(sorted(lacking))}: copy or make the data set again"
-        )
+        raise UserError(f"{str(path)!r} lacks the columns {lacking}: copy or make the data set again")
     return file
+
+
+def lacking_columns(path: Path, names: Iterable[str]) -> str:
+    """Which columns of one of TABLES are not among ``names``, "" for none."""
+    return ", ".join(sorted(set(TABLES[path.name].names) - set(names)))
 
 
 @contextmanager

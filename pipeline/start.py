@@ -1,6 +1,7 @@
 """From a configuration to ranks that are ready to train: checks first, then the group, the engine and the records."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,29 +102,33 @@ def prepare(config: RunConfig) -> Job:
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
     job = Job(data, held_out, steps, ranks, facts, rundir.read_status(config.run_dir))
     rundir.check_facts(config.run_dir, job.all_facts)
+    if ranks.rank == 0:
+        for remark in remarks(config, job):
+            print(remark, flush=True)
+    return job
+
+
+def remarks(config: RunConfig, job: Job) -> Iterator[str]:
+    """What is no mistake, but hardly what was meant."""
     began = rundir.as_begun(config).parent
-    if ranks.rank == 0 and Path(began).resolve() != Path(config.parent).resolve():
-        print(
+    if Path(began).resolve() != Path(config.parent).resolve():
+        yield (
             f"warning: --parent {config.parent!r} is not looked at: the run in {str(config.run_dir)!r} began from "
-            f"{began!r} and has checkpoints of its own; name another --run-dir to start from another parent",
-            flush=True,
+            f"{began!r} and has checkpoints of its own; name another --run-dir to start from another parent"
         )
-    if ranks.rank == 0 and held_out is None:
-        print("no evaluation: there is no held-out split (data.eval, data.eval_split)", flush=True)
-    if ranks.rank == 0 and config.schedule.warmup_steps >= steps:
-        print(
-            f"warning: schedule.warmup_steps {config.schedule.warmup_steps} cover all of the run's {steps} steps: the "
-            "learning rate only rises",
-            flush=True,
+    if job.held_out is None:
+        yield "no evaluation: there is no held-out split (data.eval, data.eval_split)"
+    if config.schedule.warmup_steps >= job.steps:
+        yield (
+            f"warning: schedule.warmup_steps {config.schedule.warmup_steps} cover all of the run's {job.steps} steps: "
+            "the learning rate only rises"
         )
-    if ranks.rank == 0 and config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
-        print(
+    if config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
+        yield (
             f"warning: data.decode {config.data.decode} needs an extension that was not built, so JPEGs are decoded "
             "whole, which is slower: install a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg-dev), and "
-            "this package again",
-            flush=True,
+            "this package again"
         )
-    return job
 
 
 def open_data(config: RunConfig) -> tuple[Split, Split | None]:

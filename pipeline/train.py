@@ -238,7 +238,7 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest, screen: Screen
     except StoppedError:
         screen.line(f"asked to stop: the evaluation of step {progress.step} is left out")
         return None
-    record(run, progress, fresh | run.clock.account())  # no line of training may follow that has its seconds
+    record(run, progress, fresh | run.clock.account())  # the last line of training came before, without its seconds
     return fresh
 
 

@@ -24,20 +24,8 @@ def places(images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     source = releases.make("tar of tars", images, folder)
     data = folder / "data"
     assert shard.main([str(source), str(data), "--samples-per-shard", "16", "--workers", "1"]) == 0
-    names = (
-        "broken",
-        "null",
-        "old",
-        "edited",
-        "no_index",
-        "bad_index",
-        "no_tar",
-        "lost_tar",
-        "bad_tar",
-        "bad_classes",
-        "no_labels",
-    )
-    for name in names:
+    names = "broken null old edited no_index bad_index no_tar lost_tar bad_tar bad_classes no_labels"
+    for name in names.split():
         shutil.copytree(data, folder / name)
     (folder / "broken" / "dataset.json").write_text('{"name":')
     (folder / "null" / "dataset.json").write_text("null")
