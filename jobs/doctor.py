@@ -93,7 +93,7 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
     """Every rank's facts, on rank 0; None elsewhere. Collective. Raises UserError where the ranks don't meet."""
     import torch  # noqa: PLC0415  (after the command line is known to be good)
 
-    from pipeline import distributed, probe  # noqa: PLC0415
+    from pipeline import distributed, jpeg, probe  # noqa: PLC0415
 
     ranks = distributed.ranks_from_environment(os.environ)
     data = open_data(plan) if plan and plan.data.train else ""
@@ -147,6 +147,7 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
         free_inodes=free_inodes,
         loader=probe.loader_speed(data, plan, ranks) if plan and not isinstance(data, str) else 0.0,
         loader_fault=data if isinstance(data, str) else "",
+        region_decoder=jpeg.HAS_REGION_DECODER,
     )
     everyone: list[Any] = [None] * ranks.world_size
     torch.distributed.all_gather_object(everyone, asdict(facts))

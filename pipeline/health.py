@@ -41,6 +41,7 @@ class Facts:
     free_inodes: int  # -1 where the file system doesn't count them
     loader: float  # images/s of this rank's loader
     loader_fault: str  # why the data set can't be read here; empty where it can
+    region_decoder: bool  # pipeline/_jpeg.c was built here
 
 
 @dataclass(frozen=True)
@@ -211,10 +212,13 @@ def _loader(facts: Sequence[Facts], need: Need) -> Verdict:
         fault = next(fact.loader_fault for fact in facts if fact.loader_fault)
         return Verdict("loader", "fail", fault, "put the data set where every node sees it, under the same path", blind)
     measured = [fact for fact in facts if fact.loader > 0]
+    figure = f"{min(fact.loader for fact in measured):,.0f} img/s a rank" if measured else "speed not measured"
+    if whole := tuple(sorted({fact.host for fact in facts if not fact.region_decoder})):
+        remedy = "install a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg-dev), and this package again"
+        return Verdict("loader", "warn", f"{figure}; JPEGs are decoded whole: an extension is missing", remedy, whole)
     if not measured:
         return Verdict("loader", "ok", "not measured: name RECIPE and --data")
     slowest = min(fact.loader for fact in measured)
-    figure = f"{slowest:,.0f} img/s a rank"
     if need.flops_per_image:
         wanted = min(fact.gemm for fact in facts) * need.efficiency / need.flops_per_image
         figure += f", about {wanted:,.0f} needed by {need.recipe}"

@@ -23,6 +23,7 @@ GOOD = Facts(
     rank=0, host="node1", device="cuda", device_name="GPU", gpus_given=2, local_ranks=2, cpus=12, code="abc",
     packages={"torch": "2.9"}, skew=0.001, rendezvous=3.0, sum_is_right=True, bus=2e11, gemm=7e14, sees_folder=True,
     folder_fault="", write=2e9, open=0.001, free_bytes=10**12, free_inodes=10**7, loader=3000.0, loader_fault="",
+    region_decoder=True,
 )  # fmt: skip
 NEED = Need(
     recipe="pretrain l16", workers=8, checkpoint_bytes=4 * 10**9, checkpoints=3, files=22, flops_per_image=3.7e11
@@ -59,6 +60,7 @@ def test_a_good_cluster_has_no_fault() -> None:
         ("space", "fail", {"free_bytes": 10**9}, ()),
         ("space", "fail", {"free_inodes": 1021}, ()),  # 1,000 and the plan's 22
         ("loader", "warn", {"loader": 100.0}, ("node2",)),
+        ("loader", "warn", {"region_decoder": False}, ("node2",)),
         ("loader", "fail", {"loader": 0.0, "loader_fault": "data.train '/data' does not exist"}, ("node2",)),
     ],
 )
