@@ -17,9 +17,8 @@ import tyro
 
 Config = TypeVar("Config")
 
-_USERS = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-)
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_USERS = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 EXIT_DONE = 0
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -42,6 +41,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     So is what only its user can put right of a file system: permissions, a full disk, a file for a folder.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that isn't UTF-8 lacks the letters of tables
     try:
         code = main()
     except UserError as error:
@@ -54,9 +55,11 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in _USERS or error.filename is None:
+        name = error.filename2 or error.filename  # of two, of a link or a renaming, the one that is to be made
+        if error.errno not in _USERS or (name is None and error.errno not in _FULL):
             raise
-        print(f"error: {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
+        where = "" if name is None else f"{str(name)!r}: "
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         code = EXIT_USER
     sys.exit(code or EXIT_DONE)
 
