@@ -38,7 +38,7 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, output: Path, *, shared: bool) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

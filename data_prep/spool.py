@@ -36,7 +36,7 @@ def fresh(folder: Path) -> Path:
 def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:
     """Write each image's bytes to a bucket file in ``folder``; the rows, saying where the bytes are now."""
     paths = [folder / f"bucket-{bucket:03d}" for bucket in range(BUCKETS)]
-    fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644) for path in paths]
+    fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666) for path in paths]
     ends = [0] * BUCKETS
     try:
         for row in rows:
@@ -68,7 +68,7 @@ def lay_down_shards(shards: list[tuple[Path, int, Path]], folder: Path, report: 
     del columns
     shard = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
     order = np.lexsort((offsets, files))
-    fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644) for path in _group_paths(folder, len(shards))]
+    fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666) for path in _group_paths(folder, len(shards))]
     locations = np.empty(len(order), np.int64)
     ends = [0] * len(fds)
     try:

@@ -60,7 +60,7 @@ class ShardWriter:
         self._begun = 0
 
     def __enter__(self) -> "ShardWriter":
-        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         return self
 
     def add(self, key: str, jpeg: bytes, label: int) -> int:

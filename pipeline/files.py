@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ def naming(path: Path) -> Iterator[None]:
         if number := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
+
+
+def readable_as_folder(path: Path) -> None:
+    """Let those read ``path`` who may look into its folder: safetensors and tempfile write for the owner alone."""
+    with suppress(OSError):  # some network file systems know no rights
+        path.chmod(0o600 | (path.parent.stat().st_mode & 0o044))
 
 
 def check_can_make(folder: Path, field: str) -> None:

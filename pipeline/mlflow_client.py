@@ -80,4 +80,6 @@ def _alone_with_tables(uri: str) -> Iterator[None]:
     with database.with_name(f".{database.name}.lock").open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
+        if not database.exists():
+            database.touch()  # with the rights that the umask gives: SQLite's own leave out the group's to write
         yield

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import provenance
+from pipeline.files import readable_as_folder
 from pipeline.mlflow_describe import read_json
 from pipeline.rundir import complete
 from pipeline.spool import Line, Record
@@ -104,6 +105,7 @@ def write_weights(run_dir: Path, folder: Path) -> None:
     config, _, weights = checkpoint.read_model(run_dir)
     folder.mkdir(parents=True)
     save_file(weights, folder / "weights.safetensors")
+    readable_as_folder(folder / "weights.safetensors")
     classes = json.loads((run_dir / "classes.json").read_text())
     facts = {
         "model": to_dict(config.model),

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cli import UserError
+from pipeline.files import readable_as_folder
 from pipeline.shards import damage_of, open_parquet
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
@@ -31,14 +32,14 @@ def read_rows(folder: Path, split: str, samples: int, digest: str, *, cached_fro
         return rows
     seen = index.stat()
     path = cache_folder() / f"{digest}-{seen.st_size}-{seen.st_mtime_ns}-{split}.rows"
-    if not path.is_file() or path.stat().st_size != samples * ROW.itemsize:
-        try:
+    try:
+        if not path.is_file() or path.stat().st_size != samples * ROW.itemsize:
             _write(path, index, split, samples)
-        except OSError:  # no cache, no harm: a copy in memory, which forked workers share
-            rows = np.empty(samples, ROW)
-            _fill(rows, index, split)
-            return rows
-    return np.memmap(path, ROW, "r", shape=(samples,))
+        return np.memmap(path, ROW, "r", shape=(samples,))
+    except OSError:  # no cache, no harm: a copy in memory, which forked workers share
+        rows = np.empty(samples, ROW)
+        _fill(rows, index, split)
+        return rows
 
 
 def cache_folder() -> Path:
@@ -62,6 +63,7 @@ def _write(path: Path, index: Path, split: str, samples: int) -> None:
             _check(written, samples, index, split)
             file.flush()
             os.fsync(file.fileno())
+        readable_as_folder(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

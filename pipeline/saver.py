@@ -24,7 +24,7 @@ from pipeline.checkpoint import FORMAT_VERSION, Meta, complete, folder_name, rea
 from pipeline.cli import UserError
 from pipeline.config import CheckpointConfig, RunConfig, to_dict
 from pipeline.fence import Fence
-from pipeline.files import flush, naming, write_json, xxh3_128
+from pipeline.files import flush, naming, readable_as_folder, write_json, xxh3_128
 from pipeline.rundir import step_of
 
 PATIENCE = 1800.0  # seconds that rank 0 waits for the other ranks' files
@@ -175,6 +175,7 @@ class Saver:
             if mine:
                 with naming(aside / name):
                     save_file(mine, aside / name, metadata={"format": "pt"})
+                readable_as_folder(aside / name)
                 flush(aside / name)
                 entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
             write_json(aside / f"written-{self.rank:03d}.json", entry)

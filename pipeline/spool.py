@@ -147,7 +147,7 @@ class Appender:
         self.path = path
         self.waiting: list[bytes] = []
         self.fault = ""  # why lines wait
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._end = _whole_lines(self._file)
         os.ftruncate(self._file, self._end)  # a line that a crash tore was never acknowledged
 

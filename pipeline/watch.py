@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.data import Batch
-from pipeline.files import naming
+from pipeline.files import naming, readable_as_folder
 
 SPIKE_WINDOW = 200  # steps that a loss is compared with
 SPIKE_DEVIATIONS = 6.0  # robust standard deviations above the median: one step in a billion, were the losses normal
@@ -73,6 +73,7 @@ def dump(folder: Path, step: int, rank: int, batches: Sequence[Batch], keys: Seq
     }
     with naming(path):
         save_file(tensors, path, metadata={"keys": "\n".join(keys)})
+    readable_as_folder(path)
     return path
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from pipeline import cli
 from pipeline.cli import UserError
-from pipeline.files import naming
+from pipeline.files import naming, readable_as_folder
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,42 @@ def test_a_disk_that_fills_while_a_file_is_written_is_one_line(
         cli.run(main)
     assert caught.value.code == cli.EXIT_USER
     assert capsys.readouterr().err == "error: '/some/file': No space left on device\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_where_the_system_names_no_file(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(SystemExit) as left:
+        cli.run(main)
+    assert (left.value.code, capsys.readouterr().err) == (2, f"error: {os.strerror(number)}\n")
+
+
+def test_of_a_link_that_cannot_be_made_its_own_name_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit):
+        cli.run(lambda: (file / "link").symlink_to("target"))
+    assert capsys.readouterr().err == f"error: {str(file / 'link')!r}: Not a directory\n"
+
+
+def test_a_terminal_without_the_letters_of_a_name_stops_nothing() -> None:
+    program = "from pipeline import cli; cli.run(lambda: print('r\u00fcn'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"r\\xfcn\n")
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o700, 0o600), (0o755, 0o644), (0o2775, 0o644), (0o750, 0o640)])
+def test_tensors_are_for_those_who_may_look_into_their_folder(tmp_path: Path, folder: int, file: int) -> None:
+    path = tmp_path / "model.safetensors"
+    path.touch(mode=0o600)
+    tmp_path.chmod(folder)
+    readable_as_folder(path)
+    assert path.stat().st_mode & 0o777 == file
 
 
 def test_other_faults_keep_their_traceback() -> None:

@@ -95,6 +95,7 @@ def test_the_export_has_the_checkpoints_logits(
     assert logits_differ(again, model, size) <= 1e-5
     assert logits_differ(lambda x_BCHW: again(x_BCHW) + 2e-5, model, size) > 1e-5
     for file in out.iterdir():
+        assert file.stat().st_mode & 0o044 == out.stat().st_mode & 0o044, f"{file.name} is for its owner alone"
         content = file.read_bytes()
         assert str(tmp_path).encode() not in content, f"{file.name} names a folder of this machine"
         assert str(Path(exporting.__file__).parents[1]).encode() not in content, f"{file.name} names our source folder"

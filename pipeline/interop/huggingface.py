@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, Resize
-from pipeline.files import flush, write_json
+from pipeline.files import flush, readable_as_folder, write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_object, read_tensors
 from pipeline.model import ARCHITECTURES
@@ -104,6 +104,7 @@ def write(
     sizes = ARCHITECTURES[config.variant]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _from_state(state, sizes.depth).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    readable_as_folder(folder / "model.safetensors")
     flush(folder / "model.safetensors")
     settings = {
         "architectures": ["ViTForImageClassification"],

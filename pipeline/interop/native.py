@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, from_dict
-from pipeline.files import flush
+from pipeline.files import flush, readable_as_folder
 from pipeline.interop.architecture import check_tensors
 from pipeline.interop.weights import read_object, read_tensors
 
@@ -39,4 +39,5 @@ def write(folder: Path, state: Mapping[str, Tensor]) -> None:
     path = folder / "model.safetensors"
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    readable_as_folder(path)
     flush(path)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, Resize
-from pipeline.files import flush, write_json
+from pipeline.files import flush, readable_as_folder, write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_tensors
 from pipeline.model import ARCHITECTURES
@@ -105,6 +105,7 @@ def write(
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
+    readable_as_folder(folder / "model.safetensors")
     flush(folder / "model.safetensors")
     size = [3, config.image_size, config.image_size]
     settings = {

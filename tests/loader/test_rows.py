@@ -62,6 +62,20 @@ def test_without_a_place_to_write_memory_will_do(digits: Path, tmp_path: Path, m
     assert rows["size"].tolist() == expected["size"]
 
 
+def test_a_cache_of_somebody_else_that_cannot_be_read_is_done_without(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setenv("VIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("pipeline.rows.np.memmap", refused)
+    expected = columns(digits, "val")
+    rows = read_rows(digits, "val", len(expected["size"]), "digest", cached_from=1)
+    assert rows["size"].tolist() == expected["size"]
+    assert all(path.stat().st_mode & 0o044 == tmp_path.stat().st_mode & 0o044 for path in tmp_path.glob("*.rows"))
+
+
 @pytest.mark.parametrize("off", [-1, 1])
 def test_an_index_that_differs_from_dataset_json_is_named(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: int

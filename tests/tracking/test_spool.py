@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import spool
+from pipeline import mlflow_client, spool
 from pipeline.cli import UserError
 from pipeline.ledger import LEDGER
 from pipeline.spool import Attempt, Line
@@ -225,3 +225,14 @@ def test_a_run_on_another_host_is_alive_while_its_files_grow(tmp_path: Path) -> 
         assert spool.alive(tmp_path, attempt)
         os.utime(path, (time.time() - spool.SILENCE - 5,) * 2)
     assert not spool.alive(tmp_path, attempt)
+
+
+def test_a_group_that_shares_a_run_may_go_on_with_it(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        spool.Appender(tmp_path / "metrics.jsonl").close()
+        with mlflow_client._alone_with_tables(f"sqlite:///{tmp_path}/mlflow.db"):
+            pass
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("metrics.jsonl", "mlflow.db")] == [0o664, 0o664]
