@@ -113,7 +113,8 @@ def test_a_killed_task_of_a_shard_array(cluster: Cluster, raw_digits: Path, digi
         assert time.monotonic() < limit, "\n".join(path.read_text() for path in tmp_path.glob("*.out"))
         time.sleep(0.5)
     assert any("requeueing" in path.read_text() for path in tmp_path.glob("*.out"))
-    merge = next(record for record in cluster.run("scontrol", "-o", "show", "job").splitlines() if "-finalize " in record)
+    jobs = cluster.run("scontrol", "-o", "show", "job").splitlines()
+    merge = next(record for record in jobs if "-finalize " in record)
     assert "MinMemoryNode=2G" in merge, "it has the array's memory"
     for tar in sorted(digits.glob("*.tar")):
         assert tar.read_bytes() == (tmp_path / "digits" / tar.name).read_bytes()
