@@ -49,8 +49,8 @@ FREE_DEFECTS = 10  # a failure budget says nothing about a handful of images
 FULL = (28, 122, 27)  # errno: no space left, quota exceeded, file size limit
 
 
-class StoppedError(Exception):
-    """A signal asked for the end."""
+class StoppedError(BaseException):
+    """A signal asked for the end. Like KeyboardInterrupt it passes whatever handles any Exception."""
 
 
 def main(args: list[str] | None = None) -> int:

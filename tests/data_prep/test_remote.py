@@ -1,6 +1,7 @@
 """Sources that are downloaded while they are read: https, http and s3 from real servers, and what goes wrong there."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,20 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(cloud: dict[str, 
     run = subprocess.run(line, env={**os.environ, **cloud}, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 2
     assert one_line(run.stderr, "pip install 'vit-pipeline[remote]'")
+
+
+def test_a_signal_while_a_url_is_read_stops_in_order(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Signalled(servers.Files):
+        def translate_path(self, path: str) -> str:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().translate_path(path)
+
+    monkeypatch.setattr(servers, "Files", Signalled)
+    with servers.serving(folder) as address:
+        assert shard.main([f"{address}/whole.tar", str(tmp_path / "out"), *OPTIONS]) == cli.EXIT_REQUEUE
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_a_download_that_breaks_off_is_said(images: Images, tmp_path: Path) -> None:
