@@ -220,11 +220,12 @@ def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
         except UserError:
             raise
         except Exception as error:  # each of fsspec's file systems has its own
+            said = f"{type(error).__name__}: {error}"  # aiohttp's repr shows the request's headers: the login
             refused = getattr(error, "status", 0) in REFUSED
             if refused or isinstance(error, FileNotFoundError | PermissionError):
-                raise GoneError(f"{url}: {error!r}") from error
+                raise GoneError(f"{url}: {said}") from error
             if time.monotonic() - began + pause > patience.seconds:
-                raise OSError(f"{url} was given up after {patience.seconds:.0f} s: {error!r}") from error
+                raise OSError(f"{url} was given up after {patience.seconds:.0f} s: {said}") from error
             time.sleep(pause)
             pause = min(2 * pause, patience.longest_pause)
 

@@ -20,6 +20,7 @@ class Server:
         self.lengths = lengths
         self.ranges = ranges
         self.requests: list[tuple[str, str]] = []  # path and fault
+        self.logins: set[str] = set()  # that came with requests
         self.faults = itertools.cycle(faults)
         self._lock = threading.Lock()
         owner = self
@@ -56,6 +57,8 @@ class Server:
             fault = next(self.faults) if body and path.suffix == ".tar" else ""
             if body:
                 self.requests.append((path.name, fault))
+            if login := handler.headers.get("Authorization"):
+                self.logins.add(login.removeprefix("Basic "))
         if not path.is_file() or fault == "error":
             handler.send_error(503 if fault else 404)
             return

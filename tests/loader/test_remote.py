@@ -7,6 +7,7 @@ import sys
 import tarfile
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -279,6 +280,17 @@ def test_what_is_missing_is_named_at_the_start(digits: Path, tmp_path: Path) -> 
         with pytest.raises(UserError, match=message) as error:
             open_split(source, "train", cache=cache)
         assert "secret" not in str(error.value)
+
+
+def test_no_error_shows_a_login(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password s3cret")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with Server(files, ["error"]) as server:  # 503
+        with pytest.raises(OSError, match="503, message=") as error:
+            list(remote.read_blocks(f"{server.url}/1.tar", 1000, Patience(seconds=0)))
+        assert server.logins == {b64encode(b"me:s3cret").decode()}
+    assert not any(login in str(error.value) for login in server.logins)
 
 
 def test_the_least_recently_used_makes_room(files: Path, tmp_path: Path) -> None:
