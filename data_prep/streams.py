@@ -4,13 +4,20 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.cli import UserError
 
 CHUNK = 1 << 20  # bytes read at a time
+PATIENCE = 600.0  # seconds without a byte from a server that has answered, after which it is given up
+PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a request is repeated: it doubles
+STALL = 30.0  # seconds without a byte after which a request has failed
+REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # those that it may
 
 
 class Stream:
@@ -90,24 +97,64 @@ def _from_command(command: str) -> Iterator[bytes]:
 
 
 def _from_url(url: str) -> Iterator[bytes]:
-    try:
-        from fsspec.core import url_to_fs  # noqa: PLC0415 only where it is asked for: it is an extra
+    """What fails once the server has answered is asked for again, from where it broke off, with growing pauses."""
+    at, size, blocks, pause = 0, None, 8 << 20, PAUSE
+    last = time.monotonic()  # when bytes came
+    while True:
+        try:
+            from fsspec.core import url_to_fs  # noqa: PLC0415 only where it is asked for: it is an extra
 
-        system, path = url_to_fs(url)
-        with system.open(path, "rb", block_size=8 << 20) as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except ImportError as error:
-        raise UserError(f"INPUT {url!r} needs the remote extra ({error}): pip install 'vit-pipeline[remote]'") from None
-    except Exception as error:  # aiohttp and botocore, below fsspec, have exceptions of their own
-        raise UserError(f"INPUT {url!r} can't be read ({_cause(error)}): check address, keys and network") from None
+            system, path = url_to_fs(url, **_settings(url))
+            with system.open(path, "rb", block_size=blocks) as file:
+                if size and file.size and size != file.size:  # neither is known of all servers
+                    raise UserError(f"INPUT {url!r} had {size} bytes and has {file.size}: it changed while it was read")
+                size = size or file.size
+                if blocks:
+                    file.seek(at)
+                skip = 0 if blocks else at
+                while chunk := file.read(min(skip, CHUNK) or CHUNK):
+                    last, pause = time.monotonic(), PAUSE
+                    if skip:
+                        skip -= len(chunk)
+                        continue
+                    at += len(chunk)
+                    yield chunk
+            return
+        except ImportError as error:
+            raise UserError(
+                f"INPUT {url!r} needs the remote extra ({error}): pip install 'vit-pipeline[remote]'"
+            ) from None
+        except UserError:
+            raise
+        except Exception as error:  # aiohttp and botocore, below fsspec, have exceptions of their own
+            cause = _cause(error)
+            if blocks and "support range requests" in str(cause):  # a server that sends all or nothing
+                blocks = 0
+                continue
+            status = getattr(cause, "status", 0)
+            lasting = status in REFUSED or isinstance(error, PermissionError) or (not at and status not in BUSY)
+            if lasting or time.monotonic() - last + pause > PATIENCE:
+                what = f"{type(cause).__name__} {cause}".strip()
+                raise UserError(f"INPUT {url!r} can't be read ({what}): check address, keys and network") from None
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _cause(error: BaseException) -> str:
+def _settings(url: str) -> dict[str, Any]:
+    """For http: no limit to the time of all of a file, which aiohttp has by default; proxies of the environment."""
+    if not url.startswith("http"):
+        return {}
+    import aiohttp  # noqa: PLC0415
+
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
+    return {"client_kwargs": {"timeout": limits, "trust_env": True}}
+
+
+def _cause(error: BaseException) -> BaseException:
     """The first error of a chain: fsspec says "file not found" of whatever went wrong with a server."""
     while error.__cause__:
         error = error.__cause__
-    return f"{type(error).__name__} {error}".strip()
+    return error
 
 
 def _unpacked(chunks: Iterator[bytes], location: str) -> Iterator[bytes]:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import shard
+from data_prep import shard, streams
 from pipeline import cli
 from tests.data_prep import releases, servers
 from tests.data_prep.releases import Images, contents, write_webdataset
+from tests.loader.flaky_server import Server
 
 OPTIONS = ("--samples-per-shard", "16", "--name", "mini", "--workers", "1")
 
@@ -143,6 +144,20 @@ def test_a_signal_while_a_url_is_read_stops_in_order(
     with servers.serving(folder) as address:
         assert shard.main([f"{address}/whole.tar", str(tmp_path / "out"), *OPTIONS]) == cli.EXIT_REQUEUE
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_fails_on_the_way_is_asked_for_again(
+    ranges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "PAUSE", 0.01)
+    content = bytes(range(1, 241)) * 90_000  # several requests
+    (tmp_path / "whole.tar").write_bytes(content)
+    faults = ("", "cut", "error", "") if ranges else ("", "error", "cut", "cut", "")
+    with Server(tmp_path, faults, ranges=ranges) as server:
+        stream = streams.open_stream(f"{server.url}/whole.tar")
+        assert stream.read(0, len(content) + 1) == content
+        assert {fault for _, fault in server.requests} >= {"cut", "error"}
 
 
 def test_a_download_that_breaks_off_is_said(images: Images, tmp_path: Path) -> None:
