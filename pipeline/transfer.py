@@ -31,6 +31,12 @@ def transfer(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> No
     _check_same_architecture(parent_state, model)
     own = model.state_dict()
     state = {name: parent_state[name] for name in own if not name.startswith("head.")}
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"parent's tensor {broken[0]!r} holds values that are no finite numbers ({len(broken)} such tensors): its "
+            "training has diverged or its file is damaged; name another parent"
+        )
     grid = math.isqrt(own["pos_embed"].shape[1] - 1)
     state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid)
     model.load_state_dict(state, strict=False)

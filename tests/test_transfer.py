@@ -81,6 +81,9 @@ def test_errors_name_field_value_and_remedy() -> None:
         transfer(parent, VisionTransformer(ModelConfig("tiny", 32, pre_logits=True), 10))
     with pytest.raises(UserError, match=r"no tensor 'patch_embed.proj.weight'"):
         transfer({"weight": torch.zeros(1)}, VisionTransformer(ModelConfig("tiny", 32), 10))
+    nan = {**parent, "cls_token": parent["cls_token"] * torch.nan}
+    with pytest.raises(UserError, match=r"tensor 'cls_token' holds values that are no finite numbers \(1 such"):
+        transfer(nan, VisionTransformer(ModelConfig("tiny", 32), 10))
     del parent["blocks.3.norm1.bias"]
     with pytest.raises(UserError, match=r"no tensor 'blocks.3.norm1.bias' \(1 missing\)"):
         transfer(parent, VisionTransformer(ModelConfig("tiny", 32), 10))
