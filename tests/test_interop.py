@@ -17,6 +17,7 @@ from pipeline.interop import huggingface, load_weights, npz, timm
 from pipeline.model import ARCHITECTURES
 from tests.test_model import random_model
 
+KEY = "Transformer/encoderblock_3/MultiHeadDotProductAttention_1/key/kernel"  # of heads x their width, by position
 NORMS = {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2"}
 
 
@@ -104,7 +105,11 @@ def big_vision(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return renamed
 
 
-@pytest.mark.parametrize("layout", [dict, current_flax, big_vision])
+def with_optimizer(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"opt/target/{name}": array for name, array in arrays.items()} | {"opt/state/step": np.array(3)}
+
+
+@pytest.mark.parametrize("layout", [dict, current_flax, big_vision, with_optimizer])
 def test_every_layout_is_read(example: Example, tmp_path: Path, layout) -> None:  # type: ignore[no-untyped-def]
     config, state, arrays = example
     np.savez(tmp_path / "theirs.npz", **layout(arrays))
@@ -134,6 +139,8 @@ def test_bfloat16_arrays_are_read(example: Example, tmp_path: Path) -> None:
         (lambda arrays: arrays.pop("cls"), "no array 'cls'"),
         (lambda arrays: arrays.update({"cls": arrays["cls"][..., :-1]}), "of shape"),
         (lambda arrays: arrays.update({"head/kernel": np.array([{}], dtype=object)}), "download it again"),
+        (lambda arrays: arrays.update({"MAPHead_0/probe": arrays["cls"]}), "1 arrays unknown ['MAPHead_0/probe']"),
+        (lambda arrays: arrays.update({KEY: arrays[KEY].transpose(0, 2, 1)}), f"{KEY} of shape [128, 32, 4] instead"),
     ],
 )
 def test_a_file_that_is_none_is_named(example: Example, tmp_path: Path, change, part: str) -> None:  # type: ignore[no-untyped-def]
@@ -216,6 +223,33 @@ def test_a_training_s_checkpoint_is_no_model(tmp_path: Path) -> None:
     torch.save({"state_dict": load_file(folder / "model.safetensors")}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds more than tensors"):
+        load_weights(folder)
+
+
+def test_a_pickle_that_could_run_code_is_refused_without_advice_to_load_it(tmp_path: Path) -> None:
+    folder, _ = folders_of(tmp_path)
+    torch.save(torch.nn.Linear(2, 2), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="could run code and is not loaded") as error:
+        load_weights(folder)
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_part_that_was_not_downloaded_is_named(tmp_path: Path) -> None:
+    _, folder = folders_of(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"cls_token": "model-1.safetensors"}})
+    )
+    with pytest.raises(UserError, match=r"hf/model-1.safetensors', which .* names, is missing"):
+        load_weights(folder)
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    _, folder = folders_of(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="quantized"):
         load_weights(folder)
 
 

@@ -44,6 +44,7 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     except KeyError as error:
         raise UserError(f"{str(path)!r} has no array {error}: it is no official ViT file") from None
     config, classes = model_config(state, heads=heads, source=str(path))
+    _check_arrays(arrays, _to_arrays(state, heads), str(path))
     return config, state, {"format": "npz", "classes": classes}
 
 
@@ -51,7 +52,8 @@ def write(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Write a state with our names as a published file (202 arrays for B with pre_logits, 200 without), atomically."""
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("wb") as file:
-        np.savez(file, **_to_arrays(state, ARCHITECTURES[config.variant].heads))  # type: ignore[arg-type]
+        arrays = _to_arrays(state, ARCHITECTURES[config.variant].heads)
+        np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
     flush(aside)
     aside.replace(path)
 
@@ -72,7 +74,9 @@ def _decoded(array: NDArray[Any]) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def _published_names(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    arrays = {name.removeprefix("opt/target/").removeprefix("params/"): array for name, array in arrays.items()}
+    for prefix in ("opt/target/", "params/"):  # beside which there may be an optimizer's state
+        own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        arrays = own or arrays
     current = any("/MultiHeadDotProductAttention_0/" in name for name in arrays)
     renamed = {}
     for name, array in arrays.items():
@@ -126,7 +130,23 @@ def _norm(arrays: Arrays, theirs: str, ours: str) -> dict[str, NDArray[Any]]:
     return {f"{ours}.weight": arrays[f"{theirs}/scale"], f"{ours}.bias": arrays[f"{theirs}/bias"]}
 
 
+def _check_arrays(arrays: Arrays, expected: Arrays, source: str) -> None:
+    """Raises UserError where a file's arrays aren't those that its state is written as: reshaping would hide it."""
+    if unknown := sorted(arrays.keys() - expected.keys()):
+        raise UserError(
+            f"{source!r} doesn't hold a ViT as published: {len(unknown)} arrays unknown {unknown[:2]}; choose another "
+            "file"
+        )
+    for name, array in arrays.items():
+        if array.shape != expected[name].shape:
+            raise UserError(
+                f"{source!r} has {name} of shape {list(array.shape)} instead of {list(expected[name].shape)}: choose "
+                "another file"
+            )
+
+
 def _to_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a published file, as views of the state where they can be."""
     tensors = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
     arrays: dict[str, NDArray[Any]] = {
         "cls": tensors["cls_token"],
@@ -162,4 +182,4 @@ def _to_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, NDArray[Any
         dense("pre_logits.fc", "pre_logits")
     if "head.weight" in tensors:
         dense("head", "head")
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return arrays

@@ -41,6 +41,9 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
         parts = sorted(set(read_object(index).get("weight_map", {}).values()))
         if not parts or not all(isinstance(part, str) and part == Path(part).name for part in parts):
             raise UserError(f"{str(index)!r} has no weight_map of files beside it: download it again")
+        missing = next((part for part in parts if not (folder / part).is_file()), None)
+        if missing is not None:
+            raise UserError(f"{str(folder / missing)!r}, which {index.name} names, is missing: download it beside it")
         return {name: tensor for part in parts for name, tensor in read_tensors(folder, [part]).items()}
     if path is None:
         raise UserError(f"{str(folder)!r} has no {' or '.join(names)}: download the weights beside config.json")
@@ -49,12 +52,19 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError as error:  # torch's own text recommends to load it all the same
+        raise UserError(
+            f"{str(path)!r} is damaged, or pickled with more than tensors, which could run code and is not loaded: "
+            "download it again, or save the model's tensors as model.safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{str(path)!r} can't be read ({error}): download it again") from error
-    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(
             f"{str(path)!r} holds more than tensors, as a training's checkpoint does: save the model's alone"
         )
+    if any(tensor.dtype in (torch.int8, torch.uint8) for tensor in tensors.values()):
+        raise UserError(f"{str(path)!r} holds quantized weights: choose the model in float32, float16 or bfloat16")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
