@@ -19,6 +19,7 @@ from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.weights import read_object
 
 Loss = Literal["softmax", "sigmoid"]
+_OF_WEIGHTS = ("variant", "image_size", "pre_logits")  # of the configuration: what the weights themselves show
 AVERAGED = "eval_average/"  # of the names of the running average's metrics
 
 
@@ -77,11 +78,26 @@ def load(path: Path, *, average: bool = False) -> Trained:
                 f"{str(place / DESCRIPTION)!r} names {len(description.classes)} classes, the weights have {classes}: "
                 "export the model again"
             )
+        _check_description(description, config, facts, place)
         return Trained(description, weights)
     wnids = facts.get("labels") or [""] * classes
     names = facts.get("descriptions") or facts.get("labels") or [f"class {index}" for index in range(classes)]
     named = tuple(Named(str(wnid), str(name)) for wnid, name in zip(wnids, names, strict=True))
     return Trained(Description(config, named, facts.get("loss", "softmax"), facts.get("resize", "square")), weights)
+
+
+def _check_description(described: Description, config: ModelConfig, facts: Mapping[str, Any], place: Path) -> None:
+    """Raises UserError where another program has since saved another model beside our model.json."""
+    wnids = [entry.wnid or str(index) for index, entry in enumerate(described.classes)]
+    names = [entry.name for entry in described.classes]
+    differing = [name for name in _OF_WEIGHTS if getattr(described.model, name) != getattr(config, name)]
+    differing += ["resize"] if facts.get("resize", described.resize) != described.resize else []
+    differing += ["classes"] if facts.get("labels") not in (None, wnids, names) else []
+    if differing:
+        raise UserError(
+            f"{str(place / DESCRIPTION)!r} is of another model than lies beside it (other {', '.join(differing)}): "
+            f"remove {DESCRIPTION}, or export the model again"
+        )
 
 
 def is_run(path: Path) -> bool:

@@ -258,3 +258,25 @@ def test_a_description_speaks_only_of_the_model_beside_it(example: Example, tmp_
     np.savez(tmp_path / "out" / "other.npz", **example[2])
     (tmp_path / "out" / "model.json").write_text("{}")
     assert len(trained.load(tmp_path / "out" / "other.npz").description.classes) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda it: it.update(label_names=["c", "b", "a"]), "other classes"),
+        (lambda it: it["pretrained_cfg"].update(crop_mode="center", crop_pct=0.875), "other resize"),
+    ],
+)
+def test_a_model_saved_over_an_export_is_not_described_by_it(tmp_path: Path, change, part: str) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = folders_of(tmp_path)
+    named = tuple(trained.Named(letter, letter) for letter in "abc")
+    described = trained.describe(trained.Description(ModelConfig("tiny", 32), named), "timm")
+    (folder / "model.json").write_text(json.dumps(described))
+    assert trained.load(folder).description.classes == named
+    (folder / "model.json").write_text(json.dumps(described | {"model": {"variant": "tiny", "image_size": 48}}))
+    with pytest.raises(UserError, match="other image_size"):
+        trained.load(folder)
+    (folder / "model.json").write_text(json.dumps(described))
+    changed(folder / "config.json", change)
+    with pytest.raises(UserError, match=f"{part}.* remove model.json"):
+        trained.load(folder)
