@@ -179,6 +179,11 @@ def check(config: EvaluateConfig) -> None:
                 f"--{name.replace('_', '-')} {getattr(config, name)} has no effect with --probe {config.probe}: "
                 f"{remedy}, or leave it out"
             )
+    if config.probe != "none" and config.train_split == config.split:
+        raise UserError(
+            f"--train-split {config.train_split!r} is --split as well, so that the probe would be asked what it was "
+            "shown: name two splits"
+        )
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         raise UserError(f"--out {str(config.out)!r} is a file: name a folder")
     if config.out is not None:

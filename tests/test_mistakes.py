@@ -99,6 +99,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ((*EVALUATE, "--real", "{real}"), ("--real", "ImageNet-2012's validation set")),
         ((*EVALUATE, "--probe", "svm"), ("--probe", "'svm'", "knn")),
         ((*EVALUATE, "--probe", "knn", "--train-split", "test"), ("'test'", "train, val")),
+        ((*EVALUATE, "--probe", "knn", "--train-split", "val"), ("--train-split 'val'", "two splits")),
         ((*EVALUATE, "--dtype", "int8"), ("--dtype", "bfloat16")),
     ],
     "jobs.plan": [
