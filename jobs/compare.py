@@ -54,7 +54,7 @@ class CompareConfig:
     json: bool = False
     latex: bool = False
     all: bool = False
-    """Every row in the terminal, not the best 60."""
+    """Every row in the terminal, not the first 60."""
 
 
 def main() -> int:
@@ -79,7 +79,7 @@ def main() -> int:
         sys.stdout.write((to_csv if config.csv else to_json if config.json else to_latex)(found))
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
-        for table in terminal(found, everything=config.all):
+        for table in terminal(found, width=console.width, everything=config.all):
             console.print(table)
             console.print()
     if config.out is not None or config.html:

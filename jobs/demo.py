@@ -23,6 +23,7 @@ from rich.table import Table
 from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.files import check_can_make
+from pipeline.provenance import without_secrets
 
 DESCRIPTION = """The whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
 
@@ -98,10 +99,9 @@ def main() -> int:
     gain = results["finetune"]["top1"] - results["scratch"]["top1"]
     console.print(f"Pretraining is worth {100 * gain:+.2f} points of top-1 at equal steps.")
     console.print(f"Plots:  {config.folder / 'compare'}", soft_wrap=True)
-    console.print(
-        f"MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///{runs['pretrain'].parent / 'mlflow.db'}",
-        soft_wrap=True,
-    )
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    local = f".venv/bin/mlflow ui --backend-store-uri sqlite:///{runs['pretrain'].parent / 'mlflow.db'}"
+    console.print(f"MLflow: {without_secrets(server) if server else local}", soft_wrap=True)
     return cli.EXIT_DONE
 
 

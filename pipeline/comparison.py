@@ -2,8 +2,10 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from pipeline.run_reader import Run
@@ -26,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in nothing but the seed: the same settings, data, evaluation data and weights to start from."""
+    """Runs that differ in nothing but the seed: the same settings, data, evaluation data, start weights and code."""
 
     name: str
     runs: tuple[Run, ...]
@@ -75,15 +77,21 @@ def select(runs: Iterable[Run], *, recipe: str, tags: Mapping[str, str], parent:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Runs that differ in the seed only become one row; fine-tunes follow their pretrain run, best first."""
-    by_kind: dict[tuple[object, ...], list[Run]] = {}
+    """Runs that differ in the seed only become one row; fine-tunes follow their pretrain run. Best first: of those that
+    follow a run, and of the families by their best member."""
+    runs = _told_apart(runs)
+    by_kind: dict[tuple[object, int], list[Run]] = {}
+    met: Counter[tuple[object, ...]] = Counter()
     for run in sorted(runs, key=lambda run: (run.name, run.path)):  # folders and servers list them differently
-        by_kind.setdefault(_kind(run, runs), []).append(run)
+        kind = _kind(run, runs)
+        seed = (kind, run.parent, run.config.get("train.seed"))
+        by_kind.setdefault((kind, met[seed]), []).append(run)  # a seed run twice, or a copy of a run, is no second seed
+        met[seed] += 1
     found = [
         Row(_name(members), tuple(members), results=spreads(run.final for run in members))
         for members in by_kind.values()
     ]
-    found.sort(key=_rank)
+    found.sort(key=rank)
     where = {run.path: row for row in found for run in row.runs}
     children: dict[int, list[Row]] = {}
     roots = []
@@ -93,15 +101,27 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             roots.append(row)
         else:
             children.setdefault(id(above), []).append(row)
-    ordered = []
-    for root in roots:
-        ordered.append(root)
-        ordered += [Row(row.name, row.runs, 1, row.results) for row in children.get(id(root), [])]
-    return ordered
+    families = [[root, *(replace(row, depth=1) for row in children.get(id(root), []))] for root in roots]
+    families.sort(key=lambda family: min(map(rank, family)))  # a pretrain run may have no evaluation of its own
+    return [row for family in families for row in family]
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one name get the part of their paths in which they differ: ``alice/b16``, ``bob/b16``."""
+    paths: dict[str, list[tuple[str, ...]]] = {}
+    for run in runs:
+        paths.setdefault(run.name, []).append(Path(run.path).parts)
+    found = []
+    for run in runs:
+        same = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*paths[run.name], strict=False))))
+        end = "/".join(Path(run.path).parts[same:])
+        longer = end if end.endswith(run.name) else f"{run.name} ({end})"
+        found.append(replace(run, name=longer) if len(paths[run.name]) > 1 else run)
+    return found
 
 
 def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
-    """Equal for runs of one row: the same configuration and data, from the same weights, trained to the end.
+    """Equal for runs of one row: the same configuration, code and data, from the same weights, trained to the end.
 
     Checkpoints at the same step of parents that are one row are as good as the same: the seeds of a whole pipeline.
     """
@@ -112,7 +132,8 @@ def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
     config = tuple(sorted((key, value) for key, value in run.config.items() if key not in UNLIKE_SEEDS))
     if not run.config or run.state != "finished":  # nothing is known of it, or it is at another step: its own row
         config = (("path", run.path),)
-    return config, run.facts.get("dataset_digest"), run.facts.get("eval_data"), above
+    code = tuple(sorted(item for item in run.facts.items() if item[0].startswith(("code.", "package."))))
+    return config, code, run.facts.get("dataset_digest"), run.facts.get("eval_data"), above
 
 
 def _name(runs: Sequence[Run]) -> str:
@@ -120,7 +141,8 @@ def _name(runs: Sequence[Run]) -> str:
     return f"{runs[0].name} and {others} other seed{'s' if others > 1 else ''}" if others else runs[0].name
 
 
-def _rank(row: Row) -> tuple[float, str]:
+def rank(row: Row) -> tuple[float, str]:
+    """Sorts by top-1, the best first."""
     best = row.results.get("eval/top1")
     return (-best.mean if best else math.inf, row.name)
 

@@ -25,7 +25,7 @@ th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px so
   overflow-wrap: break-word; max-width: 16rem }
 td { white-space: nowrap } .wrap td { white-space: normal }
 td span { display: block; white-space: normal; min-width: 9rem }
-.wrap tbody th { white-space: nowrap }
+.wrap tbody th { overflow-wrap: break-word }
 th { font-weight: 600; border-bottom-color: var(--ink) } .n { text-align: right; white-space: normal }
 tbody th { min-width: 8rem; font-weight: 400; overflow-wrap: anywhere; border-bottom-color: var(--line) }
 tbody th.child { padding-left: 1.4rem }
@@ -48,9 +48,10 @@ figure { margin: 0; break-inside: avoid } svg { width: 100%; height: auto; displ
 def page(rows: Sequence[Row], figures: Mapping[str, Figure], title: str, made: str) -> str:
     """``made``: when and by which command, for the foot of the page."""
     runs = sum(len(row.runs) for row in rows)
+    counts = f"{runs} run{'s' * (runs > 1)} in {len(rows)} row{'s' * (len(rows) > 1)}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{runs} runs in {len(rows)} rows. Runs that differ in the seed only share a row: mean ± deviation. "
+        f"<p>{counts}. Runs that differ in the seed only share a row: mean ± deviation. "
         "A fine-tune stands under the run it started from.</p>",
         _results(rows),
         "<h2>Curves</h2><p>Each seed is a line of its own.</p>",

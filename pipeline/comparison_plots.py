@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from pipeline import drawing
-from pipeline.comparison import Row
+from pipeline.comparison import Row, rank
 from pipeline.comparison_text import COLUMNS
 from pipeline.spool import Line
 
@@ -85,7 +85,12 @@ def draw_run(lines: Sequence[Line], path: Path) -> None:
 
 
 def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
-    """One metric of all rows, every seed its own thin line; the best rows in colour. None where no row has it."""
+    """One metric of all rows, every seed its own thin line; the best rows in colour. None where no row has it.
+
+    A row has one colour in the figures of every metric, whichever rows have that.
+    """
+    best = {id(row) for row in sorted(rows, key=rank)[:MOST_COLOURS]}
+    colours = {row: index for index, row in enumerate(id(row) for row in rows if id(row) in best)}
     drawn = [row for row in rows if any(series(run.lines, name)[0] for run in row.runs)]
     if not drawn:
         return None
@@ -93,8 +98,9 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
     axes = figure.add_subplot()
     handles: list[Any] = []  # given to the legend: what it finds by itself is without names that begin with _
     labels: list[str] = []
-    for index, row in reversed(list(enumerate(drawn))):
-        coloured = index < MOST_COLOURS
+    for row in reversed(drawn):
+        index = colours.get(id(row), 0)
+        coloured = id(row) in colours
         for number, run in enumerate(row.runs):
             xs, ys = series(run.lines, name, AGAINST[against][0])
             (curve,) = axes.plot(
@@ -114,7 +120,8 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300k, 1.2M
     if name in PERCENT:
         axes.yaxis.set_major_formatter(_per_cent)
-    more = f"the best {MOST_COLOURS}; {len(drawn) - MOST_COLOURS} more in grey" if len(drawn) > MOST_COLOURS else None
+    grey = len(drawn) - len(labels)
+    more = f"the best {MOST_COLOURS} by top-1 in colour, {grey} more in grey" if grey else None
     figure.legend(  # below the axes: inside them it would hide curves
         handles[::-1],
         labels[::-1],

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,35 +12,68 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.comparison import Row, differences, published
-from pipeline.comparison_text import COLUMNS, cell, label, published_cell
+from pipeline.comparison_text import COLUMNS, Column, cell, label, published_cell
 
 MOST_ROWS = 60  # in a terminal
+NAME = 16  # characters that a run's name has at least before it is folded
+PUBLISHED = 24  # the same of published figures with their sources
+WIDE = 100  # characters of a window that has room for these
+GAP = 2  # between columns
 
 
-def terminal(rows: Sequence[Row], *, everything: bool = False) -> list[Table]:
-    """The results, then what differs between the rows in configuration, data and code."""
+def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> list[Table]:
+    """The results, then what differs between the rows in configuration, data and code.
+
+    In a window ``width`` characters wide names are folded, figures never: columns without room are named below.
+    """
     shown = rows if everything else rows[:MOST_ROWS]
     columns = [column for column in COLUMNS if any(column.metric in row.results for row in rows)]
-    with_published = any(published(row.first) for row in rows)
-    table = Table(title=f"{sum(len(row.runs) for row in rows)} runs", title_justify="left", box=None, pad_edge=False)
-    for name in ("run", "state", "step"):
-        table.add_column(name, justify="right" if name == "step" else "left", overflow="fold")
-    for column in columns:
-        table.add_column(column.title, justify="right", overflow="fold")
+    any_published = any(published(row.first) for row in rows)
+    with_published = any_published and width >= WIDE
+    heads = [max(map(len, texts)) for texts in zip(("state", "step"), *map(_state, shown), strict=True)]
+    room = width - sum(size + GAP for size in heads) - (PUBLISHED + GAP if with_published else 0)
+    sizes = _fitting(columns, shown, room - NAME)
+    names = min(max(NAME, room - sum(size + GAP for size in sizes.values())), max(len(label(row)) for row in shown))
+    count = sum(len(row.runs) for row in rows)
+    table = Table(title=f"{count} run{'s' * (count > 1)}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("run", width=max(names, len("run")), overflow="fold")
+    for title, size in zip(("state", "step"), heads, strict=True):
+        table.add_column(title, width=size, justify="right" if title == "step" else "left")
+    for column, size in sizes.items():
+        table.add_column(column.title, width=size, justify="right")
     if with_published:
         table.add_column("published", overflow="fold")
     for row in shown:
-        values = [cell(row, column) for column in columns]
+        name = textwrap.fill(label(row), max(names, 8), subsequent_indent="    " * row.depth)
+        values = [cell(row, column) for column in sizes]
         more = [published_cell(row)] if with_published else []
-        table.add_row(*(escape(text) for text in (label(row), *_state(row), *values, *more)))
+        table.add_row(*(escape(text) for text in (name, *_state(row), *values, *more)))
+    notes = []
     if len(rows) > len(shown):
-        table.caption = f"{len(rows) - len(shown)} more rows: --all, or choose with --recipe, --tag, --parent"
+        notes.append(f"{len(rows) - len(shown)} more rows: --all, or choose with --recipe, --tag, --parent")
+    left = [column.title for column in columns[len(sizes) :]]
+    left += ["published"] if any_published and not with_published else []
+    if left:
+        notes.append(f"no room for {', '.join(left)}: a wider window, --csv, --json or --html")
+    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     tables = [table]
     for title, kind in (("Configuration: what differs", "config"), ("Data and code: what differs", "facts")):
         found = differences(rows, kind)
         if found and len(rows) > 1:
             tables.append(_differences(title, found, rows))
     return tables
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Row], room: int) -> dict[Column, int]:
+    """The first of the columns that fit into ``room`` characters, with their widths; titles may be folded."""
+    found: dict[Column, int] = {}
+    for column in columns:
+        size = max(*(len(cell(row, column)) for row in rows), *map(len, column.title.split()), 1)
+        room -= size + GAP
+        if room < 0:
+            break
+        found[column] = size
+    return found
 
 
 def _state(row: Row) -> tuple[str, str]:
@@ -139,5 +173,11 @@ def to_latex(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
+_LATEX = {letter: f"\\{letter}" for letter in "#$%&_{}"} | {
+    "\\": "\\textbackslash{}", "^": "\\textasciicircum{}", "~": "\\textasciitilde{}",
+    "<": "\\textless{}", ">": "\\textgreater{}",
+}  # fmt: skip
+
+
 def _escaped(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in "#$%&_{}" else letter for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in text)

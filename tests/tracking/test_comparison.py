@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import uuid
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from pipeline.comparison import differences, published, rows, select
 from pipeline.comparison_html import page
-from pipeline.comparison_plots import draw_all
+from pipeline.comparison_plots import COLOURS, draw_all
 from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
 from pipeline.config import flatten
 from pipeline.files import write_json
@@ -94,6 +95,52 @@ def test_other_data_are_another_row(family: Path) -> None:
     facts = json.loads((family / "ft-1" / "run.json").read_text())
     write_json(family / "ft-1" / "run.json", facts | {"dataset_digest": "e" * 32})
     assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("code", [{"commit": "b" * 40}, {"dirty": "b" * 32}, {"packages": {"torch": "2.1.0"}}])
+def test_another_code_is_another_row_that_says_so(family: Path, code: dict[str, Any]) -> None:
+    facts = json.loads((family / "ft-1" / "run.json").read_text())
+    write_json(family / "ft-1" / "run.json", facts | {"code": code})
+    found = rows(read(family))
+    assert sorted(len(row.runs) for row in found) == [1, 1, 1, 1, 2]
+    assert any(name.startswith(("code.", "package.")) for name in differences(found, "facts"))
+
+
+def test_a_copy_of_a_run_is_no_second_seed(family: Path) -> None:
+    shutil.copytree(family / "ft-0", family / "backup" / "ft-0")
+    found = rows([*read(family), *read(family / "backup")])
+    assert sorted(len(row.runs) for row in found) == [1, 1, 1, 1, 3]
+    assert {run.name for row in found for run in row.runs} >= {"ft-0", "backup/ft-0"}
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / user / "b16", lr=lr) for user, lr in (("alice", 0.1), ("bob", 0.2))]
+    found = rows([read_run(folder) for folder in folders])
+    figure = draw_all(found, "samples")["eval_top1"]
+    assert {row.name for row in found} == {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {row.name for row in found} == {"alice/b16", "bob/b16"}
+
+
+def test_families_stand_in_the_order_of_their_best_run(family: Path) -> None:
+    write_run(family / "scratch", stage="finetune", top1=0.6, classes=1000, size=384)
+    (family / "b16" / METRICS).write_bytes(line_to_json(Line(1, 8, 101.0, 1, {"train/loss": 2.0})))  # not evaluated
+    found = [row.name for row in rows(read(family))]
+    assert found == ["b16", "ft-0 and 2 other seeds", "ft-fast", "scratch", "b32"]
+
+
+def test_a_run_has_one_colour_in_all_figures_and_the_best_have_one(tmp_path: Path) -> None:
+    parent = write_run(tmp_path / "parent")
+    (parent / METRICS).write_bytes(line_to_json(Line(1, 8, 101.0, 1, {"train/loss": 2.0})))
+    for index in range(8):
+        write_run(
+            tmp_path / f"{index}", top1=0.1 * (index + 1), lr=0.01 * (index + 1), parent=parent if index else None
+        )
+    figures = draw_all(rows(read(tmp_path)), "samples")
+    for name in ("eval_top1", "train_loss"):
+        (legend,) = figures[name].legends
+        shown = {text.get_text(): line.get_color() for text, line in zip(legend.texts, legend.get_lines(), strict=True)}
+        assert shown == {str(index): COLOURS[7 - index] for index in range(7, 0, -1)}
+        assert f"the best 7 by top-1 in colour, {1 if name == 'eval_top1' else 2} more" in legend.get_title().get_text()
 
 
 def test_a_seed_that_isn_t_at_its_end_is_another_row(family: Path) -> None:
@@ -195,7 +242,7 @@ def test_terminal(family: Path) -> None:
     write_json(odd / "config.json", config | {"odd": {"[/lr]": "[/lr]"}})
     console = Console(width=200, record=True, quiet=False)
     with console.capture() as capture:
-        for table in terminal(rows(read(family))):
+        for table in terminal(rows(read(family)), width=200):
             console.print(table)
     text = capture.get()
     assert "odd [bold]x[/odd]" in text
@@ -203,6 +250,21 @@ def test_terminal(family: Path) -> None:
     assert "↳ ft-0 and 2 other seeds" in text
     assert "85.00 ± 1.00" in text
     assert "83.97 (ViT paper, Table 5; +1.03)" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_narrow_terminal_breaks_no_figure(family: Path, width: int) -> None:
+    write_run(family / "a-long-name-of-a-run-lr0.03-wd0.1", top1=0.2, parent=family / "b16")
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(terminal(rows(read(family)), width=width)[0])
+    text = capture.get()
+    figures = [line.split() for line in text.splitlines() if "finished" in line]
+    assert len(figures) == 5
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "85.00 ± 1.00" in text
+    assert "↳ a-long-name" in text
+    assert ("no room for" in text) == (width < 200)
 
 
 def test_csv_and_json_say_the_same(family: Path) -> None:
@@ -220,13 +282,13 @@ def test_csv_and_json_say_the_same(family: Path) -> None:
 
 def test_latex_is_a_table_whose_rows_have_as_many_cells_as_columns(family: Path) -> None:
     (family / "b32").rename(family / "b32_new")
-    write_record(family / "b32_new", Record("k", "vit", "b32_50%&more", {}, {}))
+    write_record(family / "b32_new", Record("k", "vit", "b32_50%&more~\\x^2", {}, {}))
     lines = to_latex(rows(read(family))).splitlines()
     columns = lines[1].count("r", lines[1].index("{l")) - lines[1][lines[1].index("{l") :].count("tabular") + 1
     body = [line for line in lines if line.endswith("\\\\")]
     assert len(body) == 5
     assert all(line.replace("\\&", "").count(" & ") == columns - 1 for line in body)
-    assert "b32\\_50\\%\\&more" in lines[-3]
+    assert "b32\\_50\\%\\&more\\textasciitilde{}\\textbackslash{}x\\textasciicircum{}2" in lines[-3]
     assert "85.00 $\\pm$ 1.00" in "".join(lines)
     assert "83.97 / 85.49" in "".join(lines)
 
@@ -272,7 +334,7 @@ def test_any_number_of_runs(tmp_path: Path, count: int) -> None:
         write_run(tmp_path / "runs" / f"run{index:03d}", lr=1e-3 * (index + 1), top1=0.5 + index / 1000)
     found = rows(read(tmp_path / "runs"))
     assert len(found) == count
-    table = terminal(found)[0]
+    table = terminal(found, width=80)[0]
     assert table.row_count == min(count, 60)
     figures = draw_all(found, "samples")
     text = page(found, figures, "Runs", "made by hand")
