@@ -32,7 +32,7 @@ class Row:
 
     name: str
     runs: tuple[Run, ...]
-    depth: int = 0  # 1 under the pretrain run it was fine-tuned from
+    depth: int = 0  # 1 under the run it was fine-tuned from, 2 under a fine-tune of that
     results: dict[str, Spread] = field(default_factory=dict)  # by metric
 
     @property
@@ -101,7 +101,12 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             roots.append(row)
         else:
             children.setdefault(id(above), []).append(row)
-    families = [[root, *(replace(row, depth=1) for row in children.get(id(root), []))] for root in roots]
+
+    def family(row: Row, depth: int = 0) -> list[Row]:
+        below = [member for child in children.get(id(row), []) for member in family(child, depth + 1)]
+        return [replace(row, depth=depth), *below]
+
+    families = [family(root) for root in roots]
     families.sort(key=lambda family: min(map(rank, family)))  # a pretrain run may have no evaluation of its own
     return [row for family in families for row in family]
 

@@ -28,7 +28,6 @@ td span { display: block; white-space: normal; min-width: 9rem }
 .wrap tbody th { overflow-wrap: break-word }
 th { font-weight: 600; border-bottom-color: var(--ink) } .n { text-align: right; white-space: normal }
 tbody th { min-width: 8rem; font-weight: 400; overflow-wrap: anywhere; border-bottom-color: var(--line) }
-tbody th.child { padding-left: 1.4rem }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem }
 figure { margin: 0; break-inside: avoid } svg { width: 100%; height: auto; display: block }
 @media (max-width: 40rem) {
@@ -89,7 +88,7 @@ def _results(rows: Sequence[Row]) -> str:
         ]
         if with_published:
             cells.append(f'<td data-title="published">{_published(row)}</td>')
-        kind = ' class="child"' if row.depth else ""
+        kind = f' style="padding-left: {1.4 * row.depth:g}rem"' if row.depth else ""
         body.append(f"<tr><th{kind}>{html.escape(label(row).strip())}</th>{''.join(cells)}</tr>")
     return (
         '<div class="wide"><table class="results"><thead><tr><th>run</th><th>recipe</th><th>state</th>'

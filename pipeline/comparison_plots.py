@@ -146,7 +146,7 @@ def draw_bars(rows: Sequence[Row], name: str) -> Figure | None:
     axes = figure.add_subplot()
     means = [row.results[name].mean for row in drawn]
     errors = [0.0 if math.isnan(row.results[name].std) else row.results[name].std for row in drawn]
-    names = [("    " if row.depth else "") + _name(row) for row in drawn]
+    names = ["    " * row.depth + _name(row) for row in drawn]
     bars = axes.barh(range(len(drawn)), means, xerr=errors if any(errors) else None, color=COLOURS[0], height=0.7)
     column = next(column for column in COLUMNS if column.metric == name)
     axes.bar_label(bars, [f" {column.form.format(mean)}" for mean in means], fontsize=8)

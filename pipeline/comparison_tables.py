@@ -44,7 +44,7 @@ def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> li
     if with_published:
         table.add_column("published", overflow="fold")
     for row in shown:
-        name = textwrap.fill(label(row), max(names, 8), subsequent_indent="    " * row.depth)
+        name = textwrap.fill(label(row), max(names, 8), subsequent_indent="  " * (row.depth + 1) if row.depth else "")
         values = [cell(row, column) for column in sizes]
         more = [published_cell(row)] if with_published else []
         table.add_row(*(escape(text) for text in (name, *_state(row), *values, *more)))
@@ -166,7 +166,7 @@ def to_latex(rows: Sequence[Row]) -> str:
         "\\midrule",
     ]
     for row in rows:
-        indent = "\\quad " if row.depth else ""
+        indent = "\\quad " * row.depth
         values = [_escaped(cell(row, column)).replace("±", "$\\pm$") for column in columns]
         figures = " / ".join(f"{value:.2f}" for value in published(row.first).values()) or "--"
         lines.append(" & ".join([indent + _escaped(row.name), figures, *values]) + " \\\\")

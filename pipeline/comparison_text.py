@@ -42,7 +42,7 @@ def cell(row: Row, column: Column) -> str:
 
 
 def label(row: Row) -> str:
-    return ("  ↳ " if row.depth else "") + row.name
+    return "  " * row.depth + ("↳ " if row.depth else "") + row.name
 
 
 def published_cell(row: Row) -> str:

@@ -128,6 +128,15 @@ def test_families_stand_in_the_order_of_their_best_run(family: Path) -> None:
     assert found == ["b16", "ft-0 and 2 other seeds", "ft-fast", "scratch", "b32"]
 
 
+def test_a_fine_tune_of_a_fine_tune_stands_under_it(tmp_path: Path) -> None:
+    parent = None
+    for name in ("b16", "b16-224", "b16-384", "b16-384-birds"):
+        parent = write_run(tmp_path / name, stage="finetune" if parent else "pretrain", parent=parent)
+    assert [(row.name, row.depth) for row in rows(read(tmp_path))] == [
+        ("b16", 0), ("b16-224", 1), ("b16-384", 2), ("b16-384-birds", 3)
+    ]  # fmt: skip
+
+
 def test_a_run_has_one_colour_in_all_figures_and_the_best_have_one(tmp_path: Path) -> None:
     parent = write_run(tmp_path / "parent")
     (parent / METRICS).write_bytes(line_to_json(Line(1, 8, 101.0, 1, {"train/loss": 2.0})))
