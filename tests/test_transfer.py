@@ -45,6 +45,8 @@ def test_backbone_comes_over_and_the_head_starts_at_zero(loss: str) -> None:
     parent = random_model(ModelConfig("tiny", 32, pre_logits=True), classes=7)
     child = VisionTransformer(ModelConfig("tiny", 48), 10, loss="softmax" if loss == "softmax" else "sigmoid")
     initialise(child, 1)
+    torch.nn.init.ones_(child.head.weight)  # whatever stood there
+    torch.nn.init.ones_(child.head.bias)
     transfer(parent.state_dict(), child)
     state, expected = child.state_dict(), parent.state_dict()
     for name in state:
@@ -84,6 +86,10 @@ def test_errors_name_field_value_and_remedy() -> None:
     nan = {**parent, "cls_token": parent["cls_token"] * torch.nan}
     with pytest.raises(UserError, match=r"tensor 'cls_token' holds values that are no finite numbers \(1 such"):
         transfer(nan, VisionTransformer(ModelConfig("tiny", 32), 10))
+    with pytest.raises(UserError, match=r"choose a parent that is one of b16, b32, .*tiny"):
+        transfer(parent | {"patch_embed.proj.weight": torch.zeros(100, 3, 4, 4)}, other)
+    with pytest.raises(UserError, match=r"pos_embed has 18 entries, .* square images"):
+        transfer(parent | {"pos_embed": torch.zeros(1, 18, 128)}, VisionTransformer(ModelConfig("tiny", 32), 10))
     del parent["blocks.3.norm1.bias"]
     with pytest.raises(UserError, match=r"no tensor 'blocks.3.norm1.bias' \(1 missing\)"):
         transfer(parent, VisionTransformer(ModelConfig("tiny", 32), 10))
