@@ -59,3 +59,4 @@ def test_values_of_the_published_schedules() -> None:
 def test_a_run_shorter_than_its_warmup_only_warms_up() -> None:
     config = ScheduleConfig(warmup_steps=500, decay="cosine")
     assert [learning_rate(config, 0.1, step, 20) for step in (0, 10, 20)] == pytest.approx([0.0, 0.002, 0.004])
+    assert [learning_rate(config, 0.1, step, 500) for step in (0, 500)] == [0.0, 0.1], "no step is left to decay"
