@@ -90,7 +90,22 @@ def test_an_account_of_two_attempts() -> None:
     assert (total["data"], total["evaluation"], total["checkpoint"]) == (7, 10, 2)
     assert total["other"] == pytest.approx((100 - 67) + (80 - 57))
     assert sum(total.values()) == pytest.approx(180), "the time between attempts isn't the run's"
-    assert summary(total).startswith("time: training 47%, data 4%")
+    parts = "training 47%, data 4%, evaluation 6%, checkpoint 1%, redone 11%, other 31%"
+    assert summary(total) == f"time: {parts}"
+    assert summary({"training": 99.6, "data": 0.4, "other": 0.0}) == "time: training 100%"
+    assert summary({"training": 0.0}) == "time: ", "a run that has only begun"
+
+
+def test_what_was_undone_or_done_for_nothing_counts_as_redone() -> None:
+    attempts = [Attempt(1, 0, 1000.0, 1, {}, "FAILED", 1050.0), Attempt(2, 0, 1100.0, 1, {})]  # still running
+    lines = [
+        line(10, 1, 1040.0, training=30.0),  # attempt 2 starts from 0 again
+        line(20, 2, 1190.0, training=50.0, undone=15.0),  # a rollback
+        Line(20, 20, 1195.0, 2, {"eval/top1": 0.5}),  # a line that says nothing of time
+    ]
+    total = account(lines, attempts)
+    assert (total["training"], total["redone"]) == (50, 30 + 15)
+    assert total["other"] == (50 - 30) + (90 - 65)
 
 
 def test_an_attempt_that_died_before_its_first_line_counts_as_other() -> None:
