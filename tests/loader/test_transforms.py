@@ -108,6 +108,11 @@ def test_inception_crops_have_the_published_areas_and_aspects() -> None:
     assert aspect.min() >= 0.74
     assert aspect.max() <= 1.35
     assert np.log(aspect).mean() == pytest.approx(0, abs=0.02)  # log-uniform: wide as often as tall
+    for side in (0, 1):  # they lie anywhere, up to the edges
+        free = 400 - boxes[:, side + 2]
+        small = free > 0
+        place = boxes[small, side] / free[small]
+        assert (place.min(), place.max(), place.mean()) == (0, 1, pytest.approx(0.5, abs=0.02))
     # uniform area, as far as crops near the whole image fit it
     assert np.histogram(area, [0.05, 0.25, 0.45])[0] == pytest.approx([950, 950], rel=0.15)
 
@@ -121,6 +126,16 @@ def train(transform: TrainTransform, data: bytes, seed: int) -> Image:
     out = np.empty((transform.size, transform.size, 3), np.uint8)
     transform(data, seed, out)
     return out
+
+
+def test_the_other_crop_is_a_square_of_seven_eighths_anywhere() -> None:
+    data = encode(64, 72)
+    whole = jpeg.decode(data)
+    transform = TrainTransform(56, crop="resize", flip=False)  # 7/8 of 64: nothing is resized
+    squares = {whole[top : top + 56, left : left + 56].tobytes(): (top, left) for top in range(9) for left in range(17)}
+    places = {squares[train(transform, data, seed).tobytes()] for seed in range(300)}
+    assert {top for top, _ in places} == set(range(9))
+    assert {left for _, left in places} == set(range(17))
 
 
 def test_a_sample_is_a_function_of_its_seed() -> None:
@@ -169,6 +184,7 @@ def test_scaled_decoding_shows_the_same_region_with_fewer_pixels() -> None:
     difference, shifted = (np.abs(scaled.astype(int) - np.roll(expected, by, 1)).mean() for by in (0, 1))
     assert difference < shifted / 3  # another filter, the same place
     assert decode_box(data, box, 300, "scaled").shape == full.shape
+    assert decode_box(data, box, 20, "scaled").shape == (60, 50, 3), "JPEGs are decoded at an eighth at the smallest"
 
 
 def test_large_originals_are_decoded_smaller_where_the_run_says_so() -> None:
@@ -181,6 +197,30 @@ def test_large_originals_are_decoded_smaller_where_the_run_says_so() -> None:
         train_transform(config)(photo, 0, images[how])
     assert (images["region"] == images["full"]).all()
     assert (images["region"] != images["scaled"]).any()
+
+
+def test_augmentation_and_erasing_happen_as_often_as_the_run_says() -> None:
+    data = encode(48, 48)
+    whole = jpeg.decode(data)
+
+    def changed(augment: str, erasing: float) -> int:
+        transform = TrainTransform(48, augment, min_area=1.0, flip=False, erasing=erasing)
+        return sum(bool((train(transform, data, seed) != whole).any()) for seed in range(200))
+
+    assert changed("none", 0.0) == 0
+    assert 35 < changed("none", 0.3) < 85
+    assert changed("none", 1.0) == 200
+    assert changed("strong1", 0.0) > 150
+
+
+def test_a_run_transforms_as_it_is_told() -> None:
+    run = tiny()
+    data = dataclasses.replace(
+        run.data, augment="light2", crop="resize", min_area=0.3, flip=not run.data.flip, erasing=0.4, decode="full"
+    )
+    assert train_transform(dataclasses.replace(run, data=data)) == TrainTransform(
+        32, "light2", "resize", 0.3, not run.data.flip, 0.4, "full"
+    )
 
 
 def test_erasing_leaves_most_of_the_image() -> None:
