@@ -131,6 +131,25 @@ def test_the_shares_hold_in_every_stretch() -> None:
         assert (np.abs(found - [0.7, 0.1, 0.2]) < 5 * np.sqrt(np.array([0.21, 0.09, 0.16]) / 4096)).all()
 
 
+def test_rare_samples_come_evenly_not_in_all_streams_at_once() -> None:
+    order = sampling([(100_000,), (5_000,)], 0, [0.995, 0.005])
+    assert isinstance(order, Mixture)
+    which, _ = order.own_positions(np.arange(4096 * 64))
+    rare = which.reshape(-1, 4096).sum(axis=1)  # of each 4096 positions, 20 if it were perfectly even
+    assert rare.sum() == 64 * 20
+    assert 10 <= rare.min() <= rare.max() <= 30
+
+
+def test_whole_epochs_are_those_of_whole_blocks() -> None:
+    order = mixture([(1000,), (10,), (50_000, 50_000)], [0.7, 0.1, 0.2])
+    block = 4096 * 64
+    which, _ = order.own_positions(np.arange(2 * block))
+    seen = [np.bincount(which[: blocks * block], minlength=3) // [1000, 10, 100_000] for blocks in range(3)]
+    assert order.whole_epochs(block - 1) == [0, 0, 0]
+    assert order.whole_epochs(2 * block - 1) == order.whole_epochs(block) == seen[1].tolist()
+    assert order.whole_epochs(2 * block) == seen[2].tolist()
+
+
 def test_near_shards_are_those_that_the_next_positions_take_from() -> None:
     sizes = (4096,) * 40
     for order in (Order(sizes, 3), mixture([sizes, (4096,) * 70], [0.5, 0.5], 3), Order((100, 50, 70), 1)):
