@@ -121,6 +121,18 @@ def test_every_layout_is_read(example: Example, tmp_path: Path, layout) -> None:
         assert torch.equal(ours[name], tensor), name
 
 
+def test_files_without_pre_logits_or_head_are_read(tmp_path: Path) -> None:
+    """As AugReg's and those of features alone are."""
+    model = random_model(ModelConfig("tiny", 32), 7)
+    headless = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    npz.write(tmp_path / "ours.npz", model.config, model.state_dict())
+    npz.write(tmp_path / "headless.npz", model.config, headless)
+    for path, classes in ((tmp_path / "ours.npz", 7), (tmp_path / "headless.npz", 0)):
+        config, state, facts = load_weights(path)
+        assert (config, facts["classes"]) == (model.config, classes)
+        assert state.keys() == (model.state_dict() if classes else headless).keys()
+
+
 def test_bfloat16_arrays_are_read(example: Example, tmp_path: Path) -> None:
     _, state, arrays = example
     halves = {
