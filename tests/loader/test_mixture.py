@@ -40,7 +40,12 @@ def test_shares_are_the_weights_to_the_nearest_part(weights: list[float]) -> Non
         assert abs(part - weight / sum(weights) * BLOCK) < 1
 
 
-@pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")], [9000.0, 1.0]])
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, INFINITE], [INFINITE, 1.0], [9000.0, 1.0]]
+)
 def test_weights_that_give_no_share_are_refused(weights: list[float]) -> None:
     with pytest.raises(UserError, match=r"data\.weights"):
         shares(weights)
