@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def describe(
         DatasetInfo(
             name=name,
             format_version=shards.FORMAT_VERSION,
-            tool_version=version("vit-pipeline"),
+            tool_version=shards.TOOL_VERSION,
             classes=len(wnids),
             classes_digest=shards.classes_digest(wnids),
             samples=dict(samples),

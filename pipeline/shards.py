@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.cli import UserError
 
 FORMAT_VERSION = 1
+TOOL_VERSION = "0.1.0"  # pyproject.toml reads it here: the code also runs where it isn't installed, as in a container
 
 INDEX_SCHEMA = pa.schema(
     [

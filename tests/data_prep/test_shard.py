@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ def make(source: Path, output: Path, *more: object) -> Path:
 def reference(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     return make(releases.make("tar of tars", images, folder), folder / "data", "--workers", 1)
+
+
+def test_it_needs_no_installation(tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that holds constraints.txt's packages, the code is only a folder: pip knows nothing of it."""
+    monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter(()))
+    info = shards.read_info(make(releases.make("folder of tars", images, tmp_path), tmp_path / "data", "--workers", 1))
+    monkeypatch.undo()
+    assert info.tool_version == metadata.version("vit-pipeline")
 
 
 def test_the_data_set_is_the_disk_contract(reference: Path, images: Images) -> None:
