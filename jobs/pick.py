@@ -40,6 +40,8 @@ class PickConfig:
 
 def main() -> int:
     config = cli.parse(PickConfig, prog="python -m jobs.pick", description=DESCRIPTION)
+    if not config.runs:
+        raise UserError("RUN is missing: name one or more run folders (see python -m jobs.pick --help)")
     choose(config)
     return cli.EXIT_DONE
 

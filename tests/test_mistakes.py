@@ -183,7 +183,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (("{run}", "--data", LOGIN), ("URL with a login",)),
     ],
     "jobs.pick": [
-        ((), ("none of the 0 runs finished",)),
+        ((), ("RUN is missing",)),
         (("{file}",), ("not started", "leave it out")),
         (("{unsaved}",), ("not started", "leave it out")),
         (("{stopped}",), ("is not finished (stopped)", "start it again")),
