@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cli import UserError
+from pipeline.files import check_local
 from pipeline.shards import DatasetInfo, ShardInfo, damage_of, open_parquet
 
 
@@ -71,6 +72,7 @@ def check_workers(count: int) -> None:
 
 def check_out(path: Path) -> None:
     """Raise UserError where no file can be written to ``path``: better at once than after hours of reading."""
+    check_local(path, "--out")
     if path.is_dir():
         raise UserError(f"--out {str(path)!r} is a folder: give a file in it")
     folder = path.absolute().parent

@@ -31,6 +31,7 @@ from data_prep.tarscan import DamagedTarError, Read, scan
 from data_prep.tarwalk import RejectRow, split_of
 from pipeline import cli
 from pipeline.cli import UserError, printable
+from pipeline.files import check_local
 from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 DESCRIPTION = """Index the WebDataset tars in FOLDER, by their headers alone, so that the pipeline can train on them.
@@ -165,6 +166,7 @@ class Content:
 
 
 def _tars(options: Options) -> list[Path]:
+    check_local(options.folder, "FOLDER")
     if not options.folder.is_dir():
         what = "is a file" if options.folder.exists() else "does not exist"
         raise UserError(f"FOLDER {str(options.folder)!r} {what}: give the folder that holds the tars")

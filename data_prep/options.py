@@ -15,6 +15,7 @@ from data_prep.plan import SplitRule
 from data_prep.prepare import PlanOptions
 from pipeline import shards
 from pipeline.cli import UserError, printable
+from pipeline.files import check_local
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def check(options: Options) -> None:
             "--restart needs an extension that was not built: install a C compiler and libjpeg-turbo's headers "
             "(Debian: gcc libjpeg-dev) and this package again, or leave it out"
         )
+    check_local(options.output, "OUTPUT")
     if (options.output.exists() or options.output.is_symlink()) and not options.output.is_dir():
         raise UserError(f"OUTPUT {str(options.output)!r} is a file, or a link to nothing: give a folder")
     if printable(str(options.output)) != str(options.output):

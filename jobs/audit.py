@@ -10,7 +10,7 @@ from pipeline import cli, ledger
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, from_dict, total_steps
 from pipeline.damage import Damages
-from pipeline.files import read_json
+from pipeline.files import check_local, read_json
 from pipeline.mixture import sampling
 from pipeline.split import Split, chosen, make_cache, open_split
 
@@ -42,6 +42,7 @@ class AuditConfig:
 def main() -> int:
     options = cli.parse(AuditConfig, prog="python -m jobs.audit", description=DESCRIPTION)
     path = options.run / "config.json"
+    check_local(options.run, "RUN")
     if not path.is_file():
         raise UserError(f"RUN {str(options.run)!r} has no config.json: name a run folder of jobs.pretrain or finetune")
     check(options)

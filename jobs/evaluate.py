@@ -14,7 +14,7 @@ from jobs.sync import send
 from pipeline import cli, evaluations
 from pipeline.cli import UserError
 from pipeline.evaluations import FOLDER, name_of, run_of
-from pipeline.files import check_can_make
+from pipeline.files import check_can_make, check_local
 
 if TYPE_CHECKING:
     import torch
@@ -165,6 +165,7 @@ def main() -> int:
 
 def check(config: EvaluateConfig) -> None:
     """Raises UserError before anything slow is imported."""
+    check_local(config.model, "MODEL")
     if not config.model.exists():
         raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
     for name, least in (("batch", 1), ("workers", 0), ("shots", 0), ("seed", 0)):

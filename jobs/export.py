@@ -10,7 +10,7 @@ import tyro
 
 from pipeline import cli
 from pipeline.cli import UserError
-from pipeline.files import naming
+from pipeline.files import check_local, naming
 
 DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
@@ -40,6 +40,7 @@ class ExportConfig:
 
 def main() -> int:
     config = cli.parse(ExportConfig, prog="python -m jobs.export", description=DESCRIPTION)
+    check_local(config.output, "OUTPUT")
     if config.output.exists() or config.output.is_symlink():
         raise UserError(f"OUTPUT {str(config.output)!r} exists: name a folder that doesn't")
     aside = config.output.with_name(f".{config.output.name}.tmp")

@@ -12,7 +12,7 @@ import tyro
 
 from pipeline import cli
 from pipeline.cli import UserError
-from pipeline.files import check_can_make
+from pipeline.files import check_can_make, check_local
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,6 +111,7 @@ def check(config: PredictConfig) -> None:
     """Raises UserError before anything slow is imported."""
     if not config.images:
         raise UserError("IMAGE is missing: name an image, a folder or a tar after MODEL (see --help)")
+    check_local(config.model, "MODEL")
     if not config.model.exists():
         raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
     for name, least in (("top", 1), ("batch", 1), ("workers", 0)):

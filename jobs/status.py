@@ -19,6 +19,7 @@ from rich.table import Table
 
 from pipeline import cli, spool
 from pipeline.cli import UserError
+from pipeline.files import check_local
 from pipeline.metrics import duration
 from pipeline.rundir import Status, complete, read_status, step_of
 
@@ -91,6 +92,7 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
     """A row for each stage of a campaign and each run, in the folders' order. Raises UserError for a missing folder."""
     rows: dict[Path, Row] = {}  # by the run's or the job's file, wherever it was reached from: it may be in two folders
     for folder in folders:
+        check_local(folder, "FOLDER")
         if not folder.is_dir():
             raise UserError(
                 f"FOLDER {str(folder)!r} does not exist or is no folder: name a run folder or a campaign's folder"

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pipeline import cli, mlflow_client, mlflow_sync, spool
 from pipeline.cli import UserError
+from pipeline.files import check_local
 from pipeline.provenance import without_secrets
 from pipeline.tracking import OFF
 
@@ -36,6 +37,7 @@ def main() -> int:
     if not config.runs:
         raise UserError("RUN is missing: name one or more run folders (see python -m jobs.sync --help)")
     for run_dir in config.runs:
+        check_local(run_dir, "RUN")
         if not run_dir.exists():
             raise UserError(f"RUN {str(run_dir)!r} does not exist: name a run folder of jobs.pretrain or jobs.finetune")
     folders = [run_dir for run_dir in config.runs if (run_dir / spool.RECORD).is_file()]  # runs/* has mlflow.db too

@@ -48,8 +48,20 @@ def readable_as_folder(path: Path) -> None:
         path.chmod(0o600 | (path.parent.stat().st_mode & 0o044))
 
 
+def check_local(path: Path, field: str) -> None:
+    """Raises UserError where ``path``, given as ``field``, is a URL: as a path it would mean a folder named "s3:"."""
+    text = str(path)
+    if re.match(r"pipe:|[a-z][a-z0-9+.-]*:/", text):
+        url = text if text.startswith("pipe:") else text.replace(":/", "://", 1)
+        raise UserError(
+            f"{field} {url!r} is no path: it must lie on this machine or a shared disk: copy what is elsewhere by "
+            "other means, such as 'aws s3 sync'"
+        )
+
+
 def check_can_make(folder: Path, field: str) -> None:
     """Raises UserError where ``folder``, given as ``field``, is neither a folder to write to nor can be made one."""
+    check_local(folder, field)
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{field} {str(folder)!r} can't be made: {str(above)!r} is no folder that you may write to")

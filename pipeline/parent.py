@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import checkpoint
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, RunConfig
+from pipeline.files import check_local
 from pipeline.interop import load_weights
 from pipeline.model import VisionTransformer
 from pipeline.trained import is_run
@@ -28,6 +29,7 @@ def start_from_parent(config: RunConfig, model: VisionTransformer) -> dict[str, 
     if config.parent == SCRATCH:
         return {}
     path = Path(config.parent)
+    check_local(path, "--parent")
     if not path.exists():
         raise UserError(
             f"--parent {config.parent!r} does not exist: name a run folder, an official .npz, a timm or transformers "

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from pipeline import jpeg as jpegs
 from pipeline.cli import UserError, printable
 from pipeline.config import Resize
+from pipeline.files import check_local
 from pipeline.jpeg import Image
 from pipeline.slots import Slots
 from pipeline.transforms import central_crop, eval_image
@@ -53,6 +54,7 @@ def find(inputs: Sequence[Path]) -> list[Picture]:
     """The pictures of files, folders (and the tars in them) and tars, in order. Raises UserError where one has none."""
     pictures: list[Picture] = []
     for path in inputs:
+        check_local(path, "IMAGE")
         if not path.exists():
             raise UserError(f"IMAGE {str(path)!r} does not exist: name an image, a folder of images or a tar of them")
         found = list(_in_folder(path) if path.is_dir() else _in_file(path))

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from pipeline import spool
 from pipeline.cli import UserError
 from pipeline.config import flatten
+from pipeline.files import check_local
 from pipeline.mlflow_client import open_client, reason
 from pipeline.mlflow_describe import read_json
 from pipeline.provenance import without_secrets
@@ -49,6 +50,7 @@ def find_run_folders(paths: Iterable[Path]) -> list[Path]:
     """Run folders among ``paths`` and directly inside them, each once. Raises UserError where a path has none."""
     found: dict[Path, Path] = {}  # as it was named first, by where it is: a link to a run is no other run
     for path in paths:
+        check_local(path, "RUN")
         if not path.exists():
             raise UserError(f"RUN {str(path)!r} does not exist: name a run folder, or a folder of run folders")
         inside = (

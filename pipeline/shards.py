@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cli import UserError
+from pipeline.files import check_local
 
 FORMAT_VERSION = 1
 TOOL_VERSION = "0.1.0"  # pyproject.toml reads it here: the code also runs where it isn't installed, as in a container
@@ -125,6 +126,7 @@ def to_json(info: DatasetInfo) -> str:
 def read_info(folder: Path) -> DatasetInfo:
     """Read and check ``dataset.json``. Raises UserError where the folder is no finished data set."""
     path = folder / "dataset.json"
+    check_local(folder, "data set")
     if folder.is_file():
         raise UserError(f"data set {str(folder)!r} is a file: name the folder that data_prep.shard or .index made")
     if not folder.is_dir():

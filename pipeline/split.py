@@ -22,6 +22,7 @@ from pipeline import remote, shards
 from pipeline.cache import Ahead, Cache, Wanted
 from pipeline.cli import UserError
 from pipeline.config import DataConfig
+from pipeline.files import check_local
 from pipeline.keys import split_keys
 from pipeline.order import Ints
 from pipeline.remote import is_remote
@@ -339,7 +340,9 @@ def open_info(source: str) -> DatasetInfo:
 
 def make_cache(folder: Path | None, gigabytes: float) -> Cache:
     """Of shards behind URLs, in ``folder``, or where the index's records are kept. Made when it is used first."""
-    return Cache((folder or cache_folder()) / "shards", int(gigabytes * 1e9))
+    folder = folder or cache_folder()
+    check_local(folder, "data.cache")
+    return Cache(folder / "shards", int(gigabytes * 1e9))
 
 
 def _share(percent: float, count: int) -> int:

@@ -17,6 +17,7 @@ from pipeline.config import DataConfig, RunConfig, flatten, to_dict, total_steps
 from pipeline.damage import Damages
 from pipeline.distributed import Ranks
 from pipeline.fence import Fence, claim
+from pipeline.files import check_local
 from pipeline.flops import train_flops
 from pipeline.heartbeat import Heartbeat
 from pipeline.metrics import Stopwatch
@@ -73,6 +74,7 @@ def prepare(config: RunConfig) -> Job:
     """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting."""
     if config.run_dir == Path():
         raise UserError("--run-dir is missing, or this very folder: name the folder of a new run, or of one to resume")
+    check_local(config.run_dir, "--run-dir")
     limits.check(config)
     if AUGMENT[config.data.augment].mixup and config.train.micro_batch % 2:
         raise UserError(

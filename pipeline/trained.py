@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, Resize, from_dict, to_dict
+from pipeline.files import check_local
 from pipeline.interop import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.weights import read_object
@@ -62,6 +63,7 @@ def load(path: Path, *, average: bool = False) -> Trained:
     """
     if is_run(path):
         return _load_run(path, average=average)
+    check_local(path, "MODEL")
     if not path.exists():
         raise UserError(f"MODEL {str(path)!r} does not exist: name {KINDS}")
     if average:

@@ -53,6 +53,25 @@ TYPED = {
     "jobs.sweep": ("tiny", "--rates", "high"),
 }  # jobs.pick, jobs.status and jobs.sync have no option of another type than text and switch
 
+URL = "s3://bucket/name"  # where only a path will do
+URLS = {
+    "data_prep.audit": [("{there}", "--against", "{there}", "--out", URL), (URL, "--against", "{there}")],
+    "data_prep.index": [(URL,)],
+    "data_prep.report": [(URL,)],
+    "data_prep.shard": [("{there}", URL), ("{there}", "pipe:cat")],
+    "data_prep.verify": [(URL,)],
+    "jobs.audit": [(URL,)],
+    "jobs.compare": [(URL,)],
+    "jobs.demo": [("--folder", URL)],
+    "jobs.evaluate": [(URL, "--data", "{there}"), ("{there}", "--data", "{there}", "--out", URL)],
+    "jobs.export": [(URL, "{there}/out"), ("{there}", URL)],
+    "jobs.finetune": [("tiny", "--run-dir", URL, "--data.train", "{there}", "--parent", "scratch")],
+    "jobs.predict": [(URL, "{there}"), ("{there}", "{there}", "--rollout", URL)],
+    "jobs.pretrain": [("tiny", "--run-dir", URL, "--data.train", "{there}")],
+    "jobs.status": [(URL,)],
+    "jobs.sync": [(URL,)],
+}
+
 
 def filled(words: tuple[str, ...], folder: Path) -> list[str]:
     return [word.replace("{there}", str(folder)) for word in words]
@@ -82,6 +101,17 @@ def test_a_path_that_is_not_there(
     line = mistake(capsys, monkeypatch, module, *filled(MISSING[module], tmp_path))
     assert "NOWHERE" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", sorted(URLS))
+def test_a_url_for_a_path(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in URLS[module]:
+        line = mistake(capsys, monkeypatch, module, *filled(words, tmp_path))
+        assert any(f"'{word}' is no path" in line for word in words), line
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("module", sorted(TYPED))
