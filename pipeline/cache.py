@@ -12,7 +12,6 @@ what is fetched ahead of need takes the place only of files that nobody has touc
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import threading
@@ -145,8 +144,11 @@ class Cache:
             os.close(descriptor)
             if isinstance(error, FileExistsError) or (isinstance(error, _NoRoomError) and not ahead):
                 return None
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise UserError(f"data.cache {str(self.folder)!r}: its disk is full: lower data.cache_gb") from error
+            if isinstance(error, OSError) and error.errno:  # of the disk: those of the source are in words
+                raise UserError(
+                    f"data.cache {str(self.folder)!r} can't be written ({error.strerror}): lower data.cache_gb where "
+                    "its disk is full, or name another"
+                ) from error
             raise
         return descriptor
 

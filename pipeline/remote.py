@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import xxhash
@@ -29,10 +29,12 @@ from pipeline.cli import UserError
 from pipeline.provenance import secrets_in, without_secrets
 from pipeline.shards import ShardInfo
 
+Item = TypeVar("Item")
 BLOCK = 1 << 24  # bytes of one request: what a failure costs
 _PIPED = 1 << 20  # bytes that are read from a command at a time, at most
 CHECKERS = 16  # requests at a time when the shards are looked for
 REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
+_TABLES = ("index.parquet", "classes.parquet")  # that a run reads
 CHECKED = 600.0  # seconds for which the shards, once found, are not looked for again by processes of this node
 
 
@@ -46,7 +48,7 @@ class Patience:
     stall: float = 30.0  # seconds without a byte after which a request has failed
 
 
-class GoneError(OSError):
+class GoneError(UserError):
     """What isn't there, may not be read or is another file than dataset.json says: trying again doesn't help."""
 
 
@@ -108,7 +110,9 @@ def download(url: str, file: int, size: int, digest: str, patience: Patience) ->
             _write(file, block)
         if not digest or hashed.hexdigest() == digest:
             return
-    raise GoneError(f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}")
+    raise GoneError(
+        f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}: put the data set's own file there again"
+    )
 
 
 def open_folder(source: str, cache: Path, patience: Patience | None = None) -> Path:
@@ -128,16 +132,29 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
     except OSError as error:
         raise UserError(f"data.cache {str(cache)!r} can't be written ({error}): name another folder") from error
     with locked(folder / ".lock"):
-        _fetch(source, folder, "dataset.json", patience)
-        info = shards.read_info(folder)
+        info = _fetch(source, folder, "dataset.json", patience, shards.read_info)
         named = folder / f".of-{info.digest}"  # whose index and classes lie here
-        if not named.exists():
+        if not named.exists() or not _has_tables(folder):  # a crash of the node may have cut them
             for old in folder.glob(".of-*"):
                 old.unlink()
-            for name in ("index.parquet", "classes.parquet"):
-                _fetch(source, folder, name, patience)
+            for name in _TABLES:
+                _fetch(source, folder, name, patience, partial(_open_table, name=name))
             named.touch()
     return folder
+
+
+def _open_table(folder: Path, name: str) -> None:
+    """Raises UserError where it is damaged."""
+    shards.open_parquet(folder / name).close()
+
+
+def _has_tables(folder: Path) -> bool:
+    try:
+        for name in _TABLES:
+            _open_table(folder, name)
+    except UserError:
+        return False
+    return True
 
 
 def mirror(source: str, cache: Path) -> Path:
@@ -159,7 +176,7 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
         def size(shard: ShardInfo) -> int | str:
             try:
                 return _size(join(source, shard.file_name), patience)
-            except OSError as error:
+            except (GoneError, OSError) as error:
                 return str(error)
 
         with ThreadPoolExecutor(CHECKERS) as pool:
@@ -196,19 +213,33 @@ def _size(url: str, patience: Patience) -> int:
     raise AssertionError
 
 
-def _fetch(source: str, folder: Path, name: str, patience: Patience) -> None:
-    """A small file of a data set, whole or not at all."""
-    url, aside = join(source, name), folder / f".{name}.part"
-    try:
-        with aside.open("wb") as file:
-            for block in read_blocks(url, _size(url, patience), patience):
-                file.write(block)
-    except OSError as error:
-        raise UserError(
-            f"data set {source!r}: {name} can't be read ({error}): give the URL of a folder that data_prep.shard has "
-            "finished"
-        ) from error
-    aside.replace(folder / name)
+def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Callable[[Path], Item]) -> Item:
+    """A small file of a data set, and what ``read`` makes of it in its folder; fetched again where it came damaged."""
+    url, aside = join(source, name), folder / ".part" / name
+    for last in (False, True):
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            with aside.open("wb") as file:
+                for block in read_blocks(url, _size(url, patience), patience):
+                    file.write(block)
+        except (GoneError, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the file system: those of the source are in words
+                raise UserError(
+                    f"data.cache {str(folder.parent.parent)!r} can't be written ({error}): make room, or name another"
+                ) from error
+            raise UserError(
+                f"data set {source!r}: {name} can't be read ({error}): give the URL of a folder that data_prep.shard "
+                "has finished"
+            ) from error
+        try:
+            found = read(aside.parent)
+        except UserError as error:
+            if last:
+                raise UserError(str(error).replace(str(aside), url)) from error
+            continue
+        aside.replace(folder / name)
+        return found
+    raise AssertionError
 
 
 def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
@@ -223,7 +254,7 @@ def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
             said = f"{type(error).__name__}: {error}"  # aiohttp's repr shows the request's headers: the login
             refused = getattr(error, "status", 0) in REFUSED
             if refused or isinstance(error, FileNotFoundError | PermissionError):
-                raise GoneError(f"{url}: {said}") from error
+                raise GoneError(f"{url} is not there, or may not be read ({said}): check address and keys") from error
             if time.monotonic() - began + pause > patience.seconds:
                 raise OSError(f"{url} was given up after {patience.seconds:.0f} s: {said}") from error
             time.sleep(pause)

@@ -72,7 +72,10 @@ def load(
         if item is None:
             return
         if isinstance(item, UserError):
-            raise item
+            try:
+                raise item
+            finally:
+                del item  # or the error holds this frame and the frame the error, and both the workers
         yield item
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -280,6 +282,61 @@ def test_what_is_missing_is_named_at_the_start(digits: Path, tmp_path: Path) -> 
         with pytest.raises(UserError, match=message) as error:
             open_split(source, "train", cache=cache)
         assert "secret" not in str(error.value)
+
+
+@pytest.fixture
+def copied(digits: Path, tmp_path: Path) -> Path:
+    """A data set whose files may be replaced."""
+    return Path(shutil.copytree(digits, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "index.parquet", "classes.parquet"])
+def test_a_file_that_came_wrong_once_is_fetched_again(name: str, copied: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache" / "shards", 10**7, QUICK)
+    whole = (copied / name).read_bytes()
+    with Server(copied) as server:
+        for damaged in (b"<html>log in first</html>", whole[:-9]):
+            (copied / name).write_bytes(damaged)
+            before = len(server.requests)
+            with pytest.raises(UserError, match=f"^'{server.url}/{name}' is damaged"):
+                open_split(server.url, "val", cache=cache)
+            assert server.requests[before:].count((name, "")) == 2
+        (copied / name).write_bytes(whole)
+        assert len(open_split(server.url, "val", cache=cache))
+        (kept,) = (tmp_path / "cache" / "sets").glob(f"*/{name}")
+        kept.write_bytes(whole[:-9])  # by a crash of the node
+        assert len(open_split(server.url, "val", cache=cache))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_gone_or_another_is_told_by_one_line(workers: int, copied: Path, tmp_path: Path) -> None:
+    with Server(copied) as server:
+        split = open_split(server.url, "val", cache=Cache(tmp_path / "cache" / "shards", 10**7, QUICK))
+        path = copied / "val-00000.tar"
+        path.write_bytes(bytes(path.stat().st_size))
+        for reason in ("has xxh3_128 .* put the data set's own", "is not there, or may not be read .* check address"):
+            with pytest.raises(UserError, match=f"^{server.url}/{path.name} {reason}"):
+                list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=workers))
+            path.unlink(missing_ok=True)
+
+
+def test_a_full_cache_is_named(digits: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cache = Cache(tmp_path / "cache" / "shards", 10**7, QUICK)
+    with Server(digits) as server:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as a full disk or a quota would
+            with pytest.raises(
+                UserError, match=f"^data.cache '{tmp_path / 'cache'}' can't be written .*File too large"
+            ):
+                open_split(server.url, "val", cache=cache)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            split = open_split(server.url, "val", cache=cache)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            with pytest.raises(UserError, match=f"^data.cache '{cache.folder}' can't be written .*File too large"):
+                split.read(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_no_error_shows_a_login(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
