@@ -108,7 +108,7 @@ def _fingerprint(source: Source) -> list[list[Any]]:
         path = Path(location)
         remote = streams.is_remote(location)
         size = path.stat().st_size if path.is_file() and not remote else 0
-        found.append([location if remote else str(path.resolve()), size])
+        found.append([source.names[location] if remote else str(path.resolve()), size])
     return found
 
 

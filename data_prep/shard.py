@@ -114,7 +114,7 @@ def _make(options: Options, source: Source, identity: dict[str, Any], started: f
     found = prepare.planned(options.output, source, plan_options(options, identity))
     every = all_shards(found.samples, options.samples_per_shard)
     if not options.finalize:
-        _make_shards(options, found, every, loose=source.form == "folder")
+        _make_shards(options, source, found, every)
     if options.task is None:
         made_with = {field: value for field, value in identity.items() if field not in ("name", "seed")}
         info = finish.finalize(
@@ -169,17 +169,18 @@ def all_shards(samples: dict[str, int], samples_per_shard: int) -> list[tuple[st
     return [(split, shard) for split, n in sorted(samples.items()) for shard in range(-(-n // samples_per_shard))]
 
 
-def _make_shards(options: Options, found: Planned, every: list[tuple[str, int]], *, loose: bool) -> None:
+def _make_shards(options: Options, source: Source, found: Planned, every: list[tuple[str, int]]) -> None:
     own = every[options.task :: options.tasks] if options.task is not None else every
     if not own:
         return
     image_options = ImageOptions(
         options.verify, short_side(options.resize), options.quality, options.min_side, options.restart
     )
+    loose = source.form == "folder"
     tasks = [ShardTask(options.output, split, shard, image_options, loose=loose) for split, shard in own]
     _check_room(options, found, tasks, len(every))
     if found.streamed:
-        tasks = _with_stream(options, tasks)
+        tasks = _with_stream(options, source, tasks)
     images = sum(_images(task, found, options.samples_per_shard) for task in tasks)
     allowed = max(FREE_DEFECTS, int(budget(options.failure_budget) * images))
     total = sum(found.samples.values())
@@ -219,14 +220,15 @@ def _check_room(options: Options, found: Planned, tasks: list[ShardTask], shards
         )
 
 
-def _with_stream(options: Options, tasks: list[ShardTask]) -> list[ShardTask]:
+def _with_stream(options: Options, source: Source, tasks: list[ShardTask]) -> list[ShardTask]:
     """Have this task's unfinished shards read from the images that it lays down now."""
     folder = spool.fresh(build.work_folder(options.output).resolve() / f"stream-{options.task}")
     todo = [task for task in tasks if not _is_finished(task)]
     if not todo:
         return tasks
     with progress.Bar("reading the stream again", 0, "images") as bar:
-        spool.lay_down_shards([(task.plan, task.shard, task.locations) for task in todo], folder, bar.report)
+        wanted = [(task.plan, task.shard, task.locations) for task in todo]
+        spool.lay_down_shards(wanted, {name: location for location, name in source.names.items()}, folder, bar.report)
     laid_down = {(task.split, task.shard): spool.group_path(folder, number) for number, task in enumerate(todo)}
     return [replace(task, laid_down=laid_down.get((task.split, task.shard))) for task in tasks]
 

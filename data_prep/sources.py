@@ -5,9 +5,11 @@ and of the rejects. A stream (gzip, a pipe, a URL) is one part, and its images' 
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +42,16 @@ class Source:
     class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, where known
     ours: bool = False  # webdataset: made by data_prep.shard, which escapes characters of names in keys
 
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What is kept of each location: a URL without the query that signs it, anew each time, and may be a secret.
+
+        Where the queries alone tell locations apart they are names.
+        """
+        plain = {location: re.split("[?#]", location)[0] for location in self.locations}
+        signed = all(location.startswith(("https://", "http://")) for location in self.locations)
+        return plain if signed and len(set(plain.values())) == len(plain) else {name: name for name in plain}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -60,7 +72,7 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     if url and (url.username or url.password):
         raise UserError(
             f"INPUT '{url.scheme}://...{url.path}' is a URL with a login, which the plan and the list of rejects would "
-            "keep: put the login into ~/.netrc and give 'pipe:curl -sSfn URL', or, for s3, into the AWS variables"
+            "keep: put the login into ~/.netrc or, for s3, into the AWS variables"
         )
     text = text if remote else str(Path(text).absolute())  # a run may be resumed from another folder
     path = Path(text)
@@ -170,7 +182,8 @@ def parts(source: Source) -> list[Part]:
         return _folder_parts(source)
     if source.form == "tars" and not any(location.startswith("pipe:") for location in source.locations):
         return [
-            Part(source, location, tarwalk.class_of_tar(location), 0, _size(location)) for location in source.locations
+            Part(source, location, tarwalk.class_of_tar(source.names[location]), 0, _size(location))
+            for location in source.locations
         ]
     if not source.seekable or source.form == "webdataset":
         return [Part(source, location, number=number) for number, location in enumerate(source.locations)]
@@ -185,7 +198,7 @@ def splits(source: Source) -> list[str]:
     """The splits that WebDataset tars belong to, sorted: by their data set if it is ours, else by their names."""
     if source.form != "webdataset":
         return []
-    paths = [Path(location) for location in source.locations]
+    paths = [Path(name) for name in source.names.values()]
     known = {info.file_name: info.split for info in shards.read_info(paths[0].parent).shards} if source.ours else {}
     return sorted({known.get(path.name) or tarwalk.split_of(path.name) for path in paths})
 
@@ -197,7 +210,7 @@ def told_apart_by(source: Source) -> list[str]:
     """
     if source.form != "webdataset" or source.ours or len(source.locations) == 1:
         return []
-    names = [tarwalk.class_of_tar(location) for location in source.locations]
+    names = [tarwalk.class_of_tar(source.names[location]) for location in source.locations]
     plain = len(set(names)) == len(names) and not any(location.startswith("pipe:") for location in source.locations)
     return names if plain else [f"{number:05d}" for number in range(len(names))]
 
@@ -262,7 +275,7 @@ def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
             yield from _checked(_tar_rows(part, tar, size), part.location)
     else:
         stream = streams.open_stream(part.location, on_bytes)
-        tar = Tar(stream.read, part.location, streaming=True, number=part.number)
+        tar = Tar(stream.read, source.names[part.location], streaming=True, number=part.number)
         yield from _checked(_tar_rows(part, tar, None), part.location)
         while not stream.ended:  # what follows the tar: its end decides whether gzip's checksum and the command held
             stream.skip()

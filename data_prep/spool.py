@@ -7,7 +7,7 @@ names, and once more to lay down the images of its own shards only: tasks share 
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +53,17 @@ def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:
             os.close(fd)
 
 
-def lay_down_shards(shards: list[tuple[Path, int, Path]], folder: Path, report: Callable[[Report], None]) -> None:
+def lay_down_shards(
+    shards: list[tuple[Path, int, Path]],
+    streams: Mapping[str, str],
+    folder: Path,
+    report: Callable[[Report], None],
+) -> None:
     """Read the streams again and lay down the images of some shards in ``folder``.
 
     ``shards`` are (plan file, batch, file for the locations): the latter get, in the batch's row order, where each
-    image begins in ``group_path(folder, position of the shard in shards)``.
+    image begins in ``group_path(folder, position of the shard in shards)``. ``streams``: where to read what the plan
+    names.
     """
     columns = [_wanted(plan_file, batch) for plan_file, batch, _ in shards]
     counts = [len(sizes) for _, _, sizes in columns]
@@ -77,7 +83,7 @@ def lay_down_shards(shards: list[tuple[Path, int, Path]], folder: Path, report: 
             if files[row] != current or stream is None:
                 _read_out(stream)
                 current = files[row]
-                stream = open_stream(os.fsdecode(names[current]))
+                stream = open_stream(streams[os.fsdecode(names[current])])
             group, size = shard[row] % GROUPS, int(sizes[row])
             data = stream.read(int(offsets[row]), size)
             if len(data) < size:

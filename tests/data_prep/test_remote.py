@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
-from data_prep import shard, streams
+from data_prep import shard, sources, streams
 from pipeline import cli
 from tests.data_prep import releases, servers
+from tests.data_prep.refused import refused
 from tests.data_prep.releases import Images, contents, write_webdataset
 from tests.loader.flaky_server import Server
 
@@ -95,7 +98,13 @@ def one_line(errors: str, *parts: str) -> bool:
     return True
 
 
-def test_what_is_not_there_is_one_line(folder: Path, cloud: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_not_there_is_one_line(
+    folder: Path,
+    cloud: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with servers.serving(folder) as address:
         cases: list[tuple[str, dict[str, str]]] = [
             (f"{address}/none.tar", {}),
@@ -106,10 +115,13 @@ def test_what_is_not_there_is_one_line(folder: Path, cloud: dict[str, str], tmp_
             ("s9://raw-data/whole.tar", {}),
         ]
         for source, env in cases:
-            run = command(source, tmp_path / "out", env)
-            assert run.returncode == 2, (source, run.stderr)
-            assert one_line(run.stderr, "INPUT", source, "can't be read")
+            with monkeypatch.context() as here:
+                for name, value in env.items():
+                    here.setenv(name, value)
+                S3FileSystem.clear_instance_cache()  # it knows no environment
+                assert one_line(refused(capsys, shard.main, source, tmp_path / "out"), "INPUT", source, "can't be read")
             assert not (tmp_path / "out").exists()
+        S3FileSystem.clear_instance_cache()
 
 
 def test_a_login_in_the_address_is_refused_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +133,38 @@ def test_a_login_in_the_address_is_refused_and_not_shown(tmp_path: Path, capsys:
         assert one_line(error, "INPUT", "/whole.tar", ".netrc")
         assert "s3cret" not in error
         assert not (tmp_path / "out").exists()
+
+
+def test_urls_that_are_signed_anew_are_one_input_and_kept_nowhere(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signed(servers.Files):
+        def translate_path(self, path: str) -> str:
+            return super().translate_path("/gone" if path.endswith(expired) else path)
+
+    monkeypatch.setattr(servers, "Files", Signed)
+    write_webdataset(images, tmp_path / "foreign")
+    with tarfile.open(tmp_path / "foreign" / "shard-001.tar", "a") as tar:
+        releases.add(tar, "no_class.jpg", b"no class")
+    expired = "none"
+    with servers.serving(tmp_path / "foreign") as address:
+        url, out = f"{address}/shard-{{000..002}}.tar", tmp_path / "signed"
+        assert shard.main([url, str(tmp_path / "plain"), *OPTIONS]) == 0
+        for count, step in enumerate((("--task", "0"), ("--task", "1"), ("--finalize",))):
+            assert shard.main([f"{url}?test=s3cret{count}", str(out), *OPTIONS, "--tasks", "2", *step]) == 0
+            expired = f"s3cret{count}"
+            assert not any(b"s3cret" in path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert contents(out) == contents(tmp_path / "plain")
+
+
+def test_queries_are_names_only_where_nothing_else_tells_urls_apart() -> None:
+    def classes(url: str) -> list[str]:
+        return [part.wnid for part in sources.parts(sources.find(url, "tars", None, None))]
+
+    assert classes("https://h/n{1,2}.tar?test=a#b") == ["n1", "n2"]
+    assert classes("https://h/get?n={1,2}.tar") == ["get?n=1", "get?n=2"]
+    assert classes("s3://h/n?{1,2}.tar") == ["n?1", "n?2"]
+    assert sources.splits(sources.find("https://h/n{1,2}.tar?test=a", "webdataset", None, None)) == ["train"]
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(cloud: dict[str, str], tmp_path: Path) -> None:
