@@ -5,6 +5,7 @@ COMMAND writes a file to its standard output and ``{}`` stands for the file's na
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -35,6 +36,7 @@ _PIPED = 1 << 20  # bytes that are read from a command at a time, at most
 CHECKERS = 16  # requests at a time when the shards are looked for
 REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
 _TABLES = ("index.parquet", "classes.parquet")  # that a run reads
+BAD_REQUEST = errno.EINVAL  # s3fs's word for HTTP's 400, with which S3 answers expired keys
 CHECKED = 600.0  # seconds for which the shards, once found, are not looked for again by processes of this node
 
 
@@ -252,7 +254,7 @@ def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
             raise
         except Exception as error:  # each of fsspec's file systems has its own
             said = f"{type(error).__name__}: {error}"  # aiohttp's repr shows the request's headers: the login
-            refused = getattr(error, "status", 0) in REFUSED
+            refused = getattr(error, "status", 0) in REFUSED or getattr(error, "errno", 0) == BAD_REQUEST
             if refused or isinstance(error, FileNotFoundError | PermissionError):
                 raise GoneError(f"{url} is not there, or may not be read ({said}): check address and keys") from error
             if time.monotonic() - began + pause > patience.seconds:

@@ -1,5 +1,6 @@
 """Data sets behind URLs: a server that fails, stalls and truncates, and a cache that several processes share."""
 
+import errno
 import hashlib
 import os
 import resource
@@ -447,6 +448,15 @@ def test_patience_ends(files: Path, tmp_path: Path) -> None:
         with pytest.raises(GoneError, match=r"1\.tar"), cache.open(Wanted(f"{server.url}/1.tar", 1000, "")):
             pass
     assert [path.name for path in cache.folder.iterdir()] == [".room"]
+
+
+def test_expired_keys_of_s3_are_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "Bad Request")  # as s3fs does where a HEAD request gets a 400
+
+    monkeypatch.setattr(remote, "_ask", refuse)
+    with pytest.raises(GoneError, match=r"Bad Request.*: check address and keys"):
+        list(remote.read_blocks("s3://bucket/1.tar", 1000, QUICK))
 
 
 def test_blocks_are_asked_for_again_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
