@@ -15,7 +15,7 @@ from pipeline import cli
 from pipeline.cli import UserError
 from pipeline.comparison import Row, rows, select
 from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
-from pipeline.files import check_can_make
+from pipeline.files import check_can_make, naming
 from pipeline.provenance import without_secrets
 from pipeline.run_reader import read_experiment, read_runs
 
@@ -75,6 +75,8 @@ def main() -> int:
             f"{config.parent!r}: there are the recipes {recipes}"
         )
     found = rows(chosen)
+    if config.out is not None or config.html:  # first: a reader of the table who leaves (head) ends the command
+        _write(config, found)
     if config.csv or config.json or config.latex:
         sys.stdout.write((to_csv if config.csv else to_json if config.json else to_latex)(found))
     else:
@@ -82,8 +84,6 @@ def main() -> int:
         for table in terminal(found, width=console.width, everything=config.all):
             console.print(table)
             console.print()
-    if config.out is not None or config.html:
-        _write(config, found)
     return cli.EXIT_DONE
 
 
@@ -110,7 +110,8 @@ def _write(config: CompareConfig, found: list[Row]) -> None:
     if config.html:
         command = without_secrets(" ".join(["python -m jobs.compare", *map(shlex.quote, sys.argv[1:])]))
         made = f"Made {time.strftime('%Y-%m-%d %H:%M')} by {command}"
-        (out / "compare.html").write_text(page(found, figures, config.experiment or "Comparison of runs", made))
+        with naming(out / "compare.html"):
+            (out / "compare.html").write_text(page(found, figures, config.experiment or "Comparison of runs", made))
     print(f"plots: {out}" if config.out is not None else f"page: {out / 'compare.html'}", file=sys.stderr)
 
 

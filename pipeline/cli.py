@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -41,6 +42,14 @@ def run(main: Callable[[], int | None]) -> None:
 
     So is what only its user can put right of a file system: permissions, a full disk, a file for a folder.
     """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed (>&-), which Python and its libraries take badly, so nobody reads it
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+    try:
+        Path.home()
+    except RuntimeError:  # a container's user that has no line in /etc/passwd: HOME as container engines set it
+        os.environ["HOME"] = "/"
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that isn't UTF-8 lacks the letters of tables
     try:
@@ -49,8 +58,9 @@ def run(main: Callable[[], int | None]) -> None:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         code = EXIT_USER
     except BrokenPipeError:  # the reader of our output (head, less) has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
+    except SystemExit as error:  # of --help, or rich's where the reader has left
+        code = EXIT_DONE if isinstance(error.__context__, BrokenPipeError) else error.code  # type: ignore[assignment]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
@@ -61,6 +71,13 @@ def run(main: Callable[[], int | None]) -> None:
         where = "" if name is None else f"{str(name)!r}: "
         print(f"error: {where}{error.strerror}", file=sys.stderr)
         code = EXIT_USER
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again, and would leave with 120
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: the standard output: {error.strerror}", file=sys.stderr)
+            code = EXIT_USER
     sys.exit(code or EXIT_DONE)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -116,6 +117,34 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert writer.wait(timeout=30) == 0
     assert writer.stderr.read() == ""
     writer.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [("| true", 0, ""), (">/dev/full", 2, "error: the standard output: No space left on device\n"), (">&-", 0, "")],
+)
+def test_output_that_nobody_gets(redirection: str, code: int, said: str) -> None:
+    program = (
+        "import sys, time\nfrom pipeline import cli\nimport tyro\nfrom rich.console import Console\n"
+        "def main():\n    time.sleep(0.2)\n    sys.stdout.isatty()\n    print('line')\n    Console().print('line')\n"
+        "cli.run(main)\n"
+    )
+    command = f'set -o pipefail; {shlex.quote(sys.executable)} -c "$PROGRAM" {redirection}'
+    environment = os.environ | {"PROGRAM": program, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (code, said.splitlines())
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setenv("HOME", "")  # put back at the end
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda: int(Path.home() != Path("/")))
+    assert left.value.code == 0
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR])
