@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ def open_client(uri: str) -> Any:
     from mlflow import MlflowClient  # noqa: PLC0415  (seconds, and only after quiet_environment)
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
+    # errors are raised as well, and said in one line; here they come with 100 lines of SQLAlchemy's
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with _alone_with_tables(uri):
         try:
             return MlflowClient(uri)
@@ -66,7 +69,23 @@ def reason(error: Exception) -> str:
     """One line without secrets."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     remedy = ". Start that server with --allowed-hosts and its name" if "Invalid Host header" in str(error) else ""
-    return without_secrets(f"{kind}{error}".splitlines()[0]) + remedy
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]  # SQLAlchemy's
+    return without_secrets(kind + (lines[0] if lines else "")) + remedy
+
+
+def check_writable(uri: str) -> None:
+    """Raises UserError where ``uri`` is an SQLite file that can be read alone: SQLite finds out in the middle."""
+    if uri.startswith("sqlite:///"):
+        for path in (_file(uri).parent, _file(uri)):  # the folder, for the journal
+            if path.exists() and not os.access(path, os.W_OK):
+                raise UserError(
+                    f"the MLflow database {uri} can't be written: get the right to write to {str(path)!r}, or set "
+                    "MLFLOW_TRACKING_URI to another"
+                )
+
+
+def _file(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
 
 
 @contextlib.contextmanager
@@ -75,7 +94,10 @@ def _alone_with_tables(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    database = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
+    database = _file(uri)
+    if database.exists() and not os.access(database.parent, os.W_OK):  # another's, to be read: no table can be made
+        yield
+        return
     database.parent.mkdir(parents=True, exist_ok=True)
     with database.with_name(f".{database.name}.lock").open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -24,7 +24,7 @@ from pipeline import evaluations, spool
 from pipeline import mlflow_describe as describe
 from pipeline.cli import UserError
 from pipeline.files import write_json
-from pipeline.mlflow_client import open_client, quiet_environment, reason, tracking_uri
+from pipeline.mlflow_client import check_writable, open_client, quiet_environment, reason, tracking_uri
 from pipeline.mlflow_points import points
 from pipeline.provenance import without_secrets
 from pipeline.spool import Line, Record
@@ -90,6 +90,7 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
     if record is None:
         raise UserError(f"{str(run_dir)!r} has no {spool.RECORD}: it is no run folder, or its training never started")
     uri = tracking_uri(run_dir)
+    check_writable(uri)
     client = open_client(uri)
     sent = read_sent(run_dir)
     new = sent is None or sent.uri != without_secrets(uri) or (ask and not _is_there(client, run_dir, sent))
@@ -353,7 +354,8 @@ def main() -> int:
     quiet_environment()
 
     def say(text: str) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
+        with contextlib.suppress(OSError):  # on the run's disk, which may be full until somebody makes room
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # they mean the training; it tells us how it ends
         signal.signal(number, signal.SIG_IGN)

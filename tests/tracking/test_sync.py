@@ -337,3 +337,24 @@ def test_runs_that_make_their_sqlite_file_at_the_same_moment(tmp_path: Path) -> 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for run_dir in run_dirs:
         assert on_server(client, only_run(client, run_dir).info.run_id) == in_folder(run_dir)
+
+
+def test_a_database_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for who would write to it; who reads it needs no right to its folder."""
+    run_dir, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run_dir.mkdir()
+    spool.write_record(run_dir, spool.Record("key", "vit", "run", {}, {}, attempts=[spool.Attempt(1, 0, 0.0, 1, {})]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow_client.open_client(uri)
+    (tmp_path / ".mlflow.db.lock").unlink()
+    for others in (tmp_path / "mlflow.db", tmp_path):
+        monkeypatch.setattr("os.access", lambda path, _, others=others: Path(path) != others)
+        with pytest.raises(UserError, match=f"the right to write to '{others}', or set MLFLOW_TRACKING_URI"):
+            mlflow_sync.sync(run_dir)
+    assert mlflow_client.open_client(uri).search_experiments()
+    assert not (tmp_path / ".mlflow.db.lock").exists()
+
+
+def test_the_reason_is_the_databases() -> None:
+    error = RuntimeError("(raised as a result of Query-invoked autoflush; ...)\n(sqlite3) disk is full\n[SQL: ...]")
+    assert mlflow_client.reason(error) == "RuntimeError: (sqlite3) disk is full"
