@@ -13,6 +13,7 @@ from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -95,7 +96,10 @@ def run(
                 break
         else:
             return
-    queue: SimpleQueue[Report] = context.SimpleQueue()
+    from pipeline.files import naming  # noqa: PLC0415  warm_up is called before anything slow is imported
+
+    with naming(Path("/dev/shm")):  # where semaphores lie, though the system's refusal names no file
+        queue: SimpleQueue[Report] = context.SimpleQueue()
     pool = ProcessPoolExecutor(workers, context, _start, (queue,))
     pending: list[Future[Result]] = []
     try:

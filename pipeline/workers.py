@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cli import UserError
+from pipeline.files import naming
 from pipeline.slots import Slots
 
 Item = TypeVar("Item")
@@ -47,6 +49,9 @@ def load(
     ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
     A UserError of a worker is raised as it is.
     """
+    if workers:
+        with naming(Path("/dev/shm")):  # where semaphores lie, though the system's refusal names no file
+            multiprocessing.Lock()
     loader: DataLoader[Any] = DataLoader(
         _UserErrorsToo(batches),
         batch_size=None,

@@ -1,5 +1,6 @@
 """Images in memory shared with the workers: rarely copied, and never overwritten while they are in use."""
 
+import errno
 import gc
 
 import numpy as np
@@ -66,3 +67,13 @@ def test_images_are_copied_only_where_too_many_batches_are_kept() -> None:
     del part
     gc.collect()
     assert is_lent(take())
+
+
+def test_a_system_that_refuses_semaphores_names_their_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.Lock", refuse)
+    slots = slots_for(range(4), 1, 2, 8)
+    with pytest.raises(OSError, match="Read-only file system: '/dev/shm'"):
+        next(load(Numbered(slots), range(4), slots, 1))
