@@ -137,8 +137,11 @@ def show(options: AuditConfig, config: RunConfig, split: Split) -> int:
         top, left = number // columns * side, number % columns * side
         grid[top : top + side, left : left + side] = image
     out = options.out or options.run / f"step-{options.step}.png"
-    if not cv2.imwrite(str(out), cv2.cvtColor(grid, cv2.COLOR_RGB2BGR)):
-        raise UserError(f"--out {str(out)!r} can't be written: see its folder's rights and space")
+    _, picture = cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
+    try:
+        out.write_bytes(picture.tobytes())
+    except OSError as error:  # cv2.imwrite would say nothing of the cause
+        raise UserError(f"--out {str(out)!r} can't be written ({error.strerror}): name another file") from error
     print(f"{len(images_BHWC)} of {config.train.global_batch} crops, row by row: {out}")
     return cli.EXIT_DONE
 

@@ -94,6 +94,8 @@ def main() -> int:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     source = checkpoint.resolve(config.model) if is_run(config.model) else config.model
     run_dir = run_of(source) if config.log else None
+    if run_dir is not None:
+        check_can_make(run_dir / FOLDER, "--log's")
     classifier = open_classifier(source, device=accelerator.device, dtype=dtype, average=config.average)
     classifier = with_classes(classifier, names_of_published(classifier.known.classes))
     known = classifier.known
@@ -147,11 +149,13 @@ def main() -> int:
         if run_dir is not None:
             folders.append(run_dir / FOLDER / result_name(config, split))
         # the numbers first: whatever happens to the tables and pictures, the evaluation was not for nothing
-        if run_dir is not None:
-            evaluations.keep(run_dir, result_name(config, split), facts["step"], facts, scores)
-        print(f"{source}: {result}" + (f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""))
-        finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
-        print(json.dumps({**facts, **finite}), flush=True)  # JSON has no NaN
+        try:
+            if run_dir is not None:
+                evaluations.keep(run_dir, result_name(config, split), facts["step"], facts, scores)
+        finally:  # also where the disk is full by now
+            print(f"{source}: {result}" + (f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""))
+            finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+            print(json.dumps({**facts, **finite}), flush=True)  # JSON has no NaN
         if tally is not None and tables:
             names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
             for folder in folders:

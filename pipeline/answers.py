@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cli import UserError
+from pipeline.files import naming
 from pipeline.trained import Named
 
 
@@ -52,39 +53,49 @@ class Files:
 
     def __init__(self, csv_path: Path | None, parquet_path: Path | None, known: Sequence[Named], top: int) -> None:
         self._known, self._top = known, top
+        self._csv_path, self._parquet_path = csv_path, parquet_path
         self._paths = [path for path in (csv_path, parquet_path) if path is not None]
-        self._csv = self._parquet = None
         try:
             if csv_path is not None:
-                self._csv = _aside(csv_path).open("w", newline="", encoding="utf-8")
-                self._writer = csv.DictWriter(self._csv, schema(top).names)
-                self._writer.writeheader()
+                with naming(csv_path):
+                    self._csv = _aside(csv_path).open("w", newline="", encoding="utf-8")
+                    self._writer = csv.DictWriter(self._csv, schema(top).names)
+                    self._writer.writeheader()
             if parquet_path is not None:
-                self._parquet = pq.ParquetWriter(_aside(parquet_path), schema(top))
+                with naming(parquet_path):
+                    self._parquet = pq.ParquetWriter(_aside(parquet_path), schema(top))
         except OSError as error:
-            raise UserError(
-                f"{str(error.filename or csv_path)!r} can't be written ({error.strerror}): name another file"
-            ) from error
+            self._remove()
+            raise UserError(f"{error.filename!r} can't be written ({error.strerror}): name another file") from error
 
     def __enter__(self) -> "Files":
         return self
 
     def add(self, answers: Sequence[Answer]) -> None:
         rows = [row(answer, self._known, self._top) for answer in answers]
-        if self._csv is not None:
-            self._writer.writerows(rows)
-        if self._parquet is not None and rows:
-            self._parquet.write_table(pa.Table.from_pylist(rows, schema(self._top)))
+        if self._csv_path is not None:
+            with naming(self._csv_path):
+                self._writer.writerows(rows)
+        if self._parquet_path is not None and rows:
+            with naming(self._parquet_path):
+                self._parquet.write_table(pa.Table.from_pylist(rows, schema(self._top)))
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        for file in (self._csv, self._parquet):
-            if file is not None:
-                file.close()
-        for path in self._paths:
-            if kind is None:
+        try:
+            if self._csv_path is not None:
+                with naming(self._csv_path):
+                    self._csv.close()
+            if self._parquet_path is not None:
+                with naming(self._parquet_path):
+                    self._parquet.close()
+            for path in self._paths if kind is None else ():
                 _aside(path).replace(path)
-            else:
-                _aside(path).unlink(missing_ok=True)
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
+        for path in self._paths:
+            _aside(path).unlink(missing_ok=True)
 
 
 def _aside(path: Path) -> Path:

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 from pipeline import drawing
 from pipeline.comparison import Row, rank
 from pipeline.comparison_text import COLUMNS
+from pipeline.files import naming
 from pipeline.spool import Line
 
 # Okabe and Ito, "Color Universal Design" (2008); without the yellow, which vanishes on white paper
@@ -191,7 +192,7 @@ def draw_all(rows: Sequence[Row], against: str) -> dict[str, Figure]:
 def save(figure: Figure, path: Path) -> None:
     """PNG or SVG, by the path's ending."""
     if path.suffix == ".svg":
-        with path.open("w") as out:
+        with naming(path), path.open("w") as out:
             save_svg(figure, out, path.stem)
     else:
         drawing.save(figure, path, dpi=150)

@@ -1,11 +1,14 @@
 """matplotlib with names of runs, classes and files in its pictures: they are text, whatever letters they have."""
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from pipeline.files import naming
 
 mpl.rcParams["text.parse_math"] = False  # a $ in a name is no TeX, which would be refused at its first mistake
 
@@ -14,4 +17,5 @@ def save(figure: Figure, out: Path | IO[str], **options: Any) -> None:
     """As ``figure.savefig``. A letter that the font lacks is a box, without a warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        figure.savefig(out, **options)
+        with naming(out) if isinstance(out, Path) else nullcontext():
+            figure.savefig(out, **options)

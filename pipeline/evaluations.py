@@ -3,6 +3,7 @@
 ``evaluations.jsonl`` has a line an evaluation, as metrics.jsonl a line a step; ``evaluations/NAME/`` the files.
 """
 
+import errno
 import re
 import time
 from collections.abc import Mapping
@@ -41,3 +42,5 @@ def keep(run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: 
     lines = spool.Appender(run_dir / spool.EVALUATIONS)
     lines.append(spool.to_json(Line(step, 0, time.time(), record.attempts[-1].number, metrics)))
     lines.close()
+    if lines.waiting:
+        raise OSError(errno.ENOSPC, lines.fault, str(lines.path))

@@ -146,7 +146,9 @@ def write_torch(path: Path, model: VisionTransformer) -> None:
     program = torch.export.export(model, (_example(model),), dynamic_shapes=_any_batch())
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of this machine
-    torch.export.save(program, path)
+    archive = io.BytesIO()  # torch aborts the process where the disk that it writes to is full
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
     flush(path)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.cli import UserError
 from pipeline.data import Batch
+from pipeline.files import naming
 
 MOST_CLASSES = 2000  # of a confusion matrix: 32 MB
 VALIDATION_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")  # of real.json's entries, in order, from 1
@@ -103,7 +104,8 @@ def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Map
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = per_class(confusion_CC, classes)
-    with (folder / "per_class.csv").open("w", newline="") as file:
+    table = folder / "per_class.csv"
+    with naming(table), table.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)

@@ -16,7 +16,7 @@ from pipeline import card, exporting, trained
 from pipeline.checkpoint import FORMAT_VERSION, Meta
 from pipeline.cli import UserError
 from pipeline.config import DataConfig, ModelConfig, to_dict
-from pipeline.exporting import FORMATS, Format
+from pipeline.exporting import FORMATS, Format, write_torch
 from pipeline.files import xxh3_128
 from pipeline.interop import load_weights
 from pipeline.interop.native import DESCRIPTION
@@ -256,6 +256,13 @@ def test_models_that_are_none(
     for part in parts:
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_ends_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_torch(path, random_model(ModelConfig("tiny", 16), 3).eval())
 
 
 def test_an_output_that_exists_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,14 @@ from PIL import Image
 from jobs import export, predict
 from pipeline import jpeg as jpegs
 from pipeline import pictures
+from pipeline.answers import Answer, Files
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig
 from pipeline.data import normalise
 from pipeline.exporting import FORMATS
 from pipeline.model import ARCHITECTURES, Attention, VisionTransformer
 from pipeline.rollout import attentions, rollout
+from pipeline.trained import Named
 from pipeline.transforms import eval_image
 from tests.e2e.launch import ACCELERATE, last_json, run
 from tests.quick import executable
@@ -395,3 +397,17 @@ def test_square_brackets_are_names(
     assert "b].jpg" in capsys.readouterr().out
     with pytest.raises(UserError, match="name two files"):
         call(monkeypatch, tmp_path / "run", odd, "--csv", tmp_path / "q", "--parquet", os.path.relpath(tmp_path / "q"))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("rows", [0, 10_000])
+def test_a_full_disk_is_named_with_the_file_and_leaves_none(tmp_path: Path, name: str, rows: int) -> None:
+    (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
+    paths = [tmp_path / name if name.endswith(kind) else None for kind in ("csv", "parquet")]
+    known = [Named("n1", "cat")]
+    with (
+        pytest.raises((OSError, UserError), match=rf"{name}.*No space left|No space left.*{name}"),
+        Files(*paths, known, 1) as files,
+    ):
+        files.add([Answer(f"{number}.jpg", (0,), (1.0,)) for number in range(rows)])
+    assert list(tmp_path.iterdir()) == []

@@ -16,13 +16,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from jobs import evaluate as job
 from jobs import export
 from jobs.sync import send
-from pipeline import features
+from pipeline import evaluations, features
 from pipeline.cli import UserError
 from pipeline.data import Batch
 from pipeline.exporting import FORMATS
 from pipeline.mlflow_client import open_client, tracking_uri
 from pipeline.mlflow_sync import read_sent
 from pipeline.split import open_split
+from pipeline.spool import Attempt, Record, write_record
 from pipeline.tally import Tally, per_class, read_real, write
 from pipeline.tracking import OFF
 from pipeline.trained import Named
@@ -60,6 +61,22 @@ def test_files(tmp_path: Path) -> None:
     assert [(row["name"], row["top1"]) for row in rows] == [("cat", "0.75"), ("dog", "1.0"), ("cow", "")]
     with Image.open(tmp_path / "confusion.png") as image:
         assert image.size == (840, 720)
+
+
+@pytest.mark.parametrize("name", ["per_class.csv", "confusion.png"])
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        write(tmp_path, np.eye(3), CLASSES)
+    assert full.value.filename == str(tmp_path / name)
+
+
+def test_an_evaluation_that_a_full_disk_loses_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = Attempt(1, 0, 0.0, 1, {})
+    write_record(tmp_path, Record("key", "vit", "run", {}, {}, attempts=[attempt]))
+    monkeypatch.setattr("os.pwrite", lambda *_: 0)
+    with pytest.raises(OSError, match=r"full.*evaluations\.jsonl"):
+        evaluations.keep(tmp_path, "mine-val", 7, {}, {"top1": 0.5})
 
 
 def test_any_class_name_can_be_drawn(tmp_path: Path) -> None:

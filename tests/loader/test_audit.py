@@ -56,6 +56,15 @@ def test_two_ranks_leave_the_ledger_of_the_order(run: Path, digits: Path) -> Non
 
 
 @pytest.mark.timeout(100)
+def test_a_picture_that_cannot_be_written_is_one_line_with_the_cause(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "grid.png").symlink_to("/dev/full")
+    code, output = audit(run, "--step", 3, "--out", tmp_path / "grid.png")
+    assert code == 2
+    assert f"error: --out '{tmp_path}/grid.png' can't be written (No space left on device): name another" in output
+    assert "libpng" not in output
+
+
+@pytest.mark.timeout(100)
 def test_a_step_is_shown_as_the_model_saw_it(run: Path, digits: Path, tmp_path: Path) -> None:
     code, output = audit(run, "--step", 3, "--out", tmp_path / "grid.png")
     assert code == 0, output
