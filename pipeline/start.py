@@ -31,6 +31,7 @@ from pipeline.split import Choice, Split, chosen, make_cache, open_split
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.transforms import AUGMENT
 
+EXPERIMENT_NAME = 500  # characters that MLflow takes
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
 
 
@@ -75,6 +76,11 @@ def prepare(config: RunConfig) -> Job:
     if config.run_dir == Path():
         raise UserError("--run-dir is missing, or this very folder: name the folder of a new run, or of one to resume")
     check_local(config.run_dir, "--run-dir")
+    if not 0 < len(config.experiment) <= EXPERIMENT_NAME:
+        raise UserError(
+            f"--experiment {config.experiment!r} can be no MLflow experiment: give a name of 1 to {EXPERIMENT_NAME} "
+            "characters"
+        )
     limits.check(config)
     if AUGMENT[config.data.augment].mixup and config.train.micro_batch % 2:
         raise UserError(

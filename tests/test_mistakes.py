@@ -42,6 +42,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ((*PRETRAIN, "--data.eval", "{seven}"), ("data.eval", "another class map", "--classes")),
         ((*PRETRAIN, "--data.percent", "0"), ("data.percent 0", "at most 100")),
         ((*PRETRAIN, "--parent", "{run}"), ("--parent", "is for jobs.finetune")),
+        ((*PRETRAIN, "--experiment", ""), ("--experiment ''", "name of 1 to 500 characters")),
         ((*PRETRAIN, "--data.eval-split", "test"), ("data.eval_split 'test'", "train, val", "'none'")),
         (
             (*PRETRAIN, "--data.eval-split", "none", "--checkpoint.keep-best", "1"),
