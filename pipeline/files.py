@@ -62,7 +62,7 @@ def check_local(path: Path, field: str) -> None:
 def check_can_make(folder: Path, field: str) -> None:
     """Raises UserError where ``folder``, given as ``field``, is neither a folder to write to nor can be made one."""
     check_local(folder, field)
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{field} {str(folder)!r} can't be made: {str(above)!r} is no folder that you may write to")
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from pipeline import cli
 from pipeline.cli import UserError
-from pipeline.files import naming, readable_as_folder
+from pipeline.files import check_can_make, naming, readable_as_folder
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,12 @@ def test_of_a_link_that_cannot_be_made_its_own_name_is_told(tmp_path: Path, caps
     with pytest.raises(SystemExit):
         cli.run(lambda: (file / "link").symlink_to("target"))
     assert capsys.readouterr().err == f"error: {str(file / 'link')!r}: Not a directory\n"
+
+
+def test_a_link_to_nowhere_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"--out '{tmp_path}/link' can't be made: '{tmp_path}/link' is no folder"):
+        check_can_make(tmp_path / "link", "--out")
 
 
 def test_a_terminal_without_the_letters_of_a_name_stops_nothing() -> None:
