@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import provenance
-from pipeline.files import readable_as_folder
 from pipeline.mlflow_describe import read_json
 from pipeline.rundir import complete
 from pipeline.spool import Line, Record
@@ -97,15 +96,13 @@ def _is_better(client: Any, name: str, top1: float, classes_digest: str) -> bool
 
 def write_weights(run_dir: Path, folder: Path) -> None:
     """What mlflow_classifier.py loads: weights.safetensors and model.json."""
-    from safetensors.torch import save_file  # noqa: PLC0415
-
     from pipeline import checkpoint  # noqa: PLC0415
     from pipeline.config import to_dict  # noqa: PLC0415
+    from pipeline.tensors import save_tensors  # noqa: PLC0415
 
     config, _, weights = checkpoint.read_model(run_dir)
     folder.mkdir(parents=True)
-    save_file(weights, folder / "weights.safetensors")
-    readable_as_folder(folder / "weights.safetensors")
+    save_tensors(weights, folder / "weights.safetensors")
     classes = json.loads((run_dir / "classes.json").read_text())
     facts = {
         "model": to_dict(config.model),

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 import torch.distributed
-from safetensors.torch import save_file
 
 from pipeline import engine as ds
 from pipeline.checkpoint import FORMAT_VERSION, Meta, complete, folder_name, read_meta
 from pipeline.cli import UserError
 from pipeline.config import CheckpointConfig, RunConfig, to_dict
 from pipeline.fence import Fence
-from pipeline.files import flush, naming, readable_as_folder, write_json, xxh3_128
+from pipeline.files import flush, write_json, xxh3_128
 from pipeline.rundir import step_of
+from pipeline.tensors import save_tensors
 
 PATIENCE = 1800.0  # seconds that rank 0 waits for the other ranks' files
 BEST = "eval/top1"  # what keep_best compares
@@ -173,10 +173,7 @@ class Saver:
             name = f"state-{self.rank:03d}.safetensors"
             entry = {}
             if mine:
-                with naming(aside / name):
-                    save_file(mine, aside / name, metadata={"format": "pt"})
-                readable_as_folder(aside / name)
-                flush(aside / name)
+                save_tensors(mine, aside / name)
                 entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
             write_json(aside / f"written-{self.rank:03d}.json", entry)
             if self.rank == 0:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from pipeline.data import Batch
-from pipeline.files import naming, readable_as_folder
+from pipeline.tensors import save_tensors
 
 SPIKE_WINDOW = 200  # steps that a loss is compared with
 SPIKE_DEVIATIONS = 6.0  # robust standard deviations above the median: one step in a billion, were the losses normal
@@ -71,9 +70,7 @@ def dump(folder: Path, step: int, rank: int, batches: Sequence[Batch], keys: Seq
         "labels_B": torch.cat([batch.labels_B for batch in batches]),
         "samples_B": torch.cat([batch.samples_B for batch in batches]),
     }
-    with naming(path):
-        save_file(tensors, path, metadata={"keys": "\n".join(keys)})
-    readable_as_folder(path)
+    save_tensors(tensors, path, {"keys": "\n".join(keys)})
     return path
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, Resize
-from pipeline.files import flush, readable_as_folder, write_json
+from pipeline.files import write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_object, read_tensors
 from pipeline.model import ARCHITECTURES
+from pipeline.tensors import save_tensors
 from pipeline.transforms import CENTRAL
 
 _TOP = {
@@ -103,9 +103,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     sizes = ARCHITECTURES[config.variant]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _from_state(state, sizes.depth).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    readable_as_folder(folder / "model.safetensors")
-    flush(folder / "model.safetensors")
+    save_tensors(tensors, folder / "model.safetensors")
     settings = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",

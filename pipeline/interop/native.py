@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, from_dict
-from pipeline.files import flush, readable_as_folder
 from pipeline.interop.architecture import check_tensors
 from pipeline.interop.weights import read_object, read_tensors
+from pipeline.tensors import save_tensors
 
 DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.trained
 
@@ -36,8 +35,5 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
 
 def write(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write the weights; ``model.json`` is pipeline.trained's."""
-    path = folder / "model.safetensors"
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-    readable_as_folder(path)
-    flush(path)
+    save_tensors(tensors, folder / "model.safetensors")

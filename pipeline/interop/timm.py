@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.cli import UserError
 from pipeline.config import ModelConfig, Resize
-from pipeline.files import flush, readable_as_folder, write_json
+from pipeline.files import write_json
 from pipeline.interop.architecture import model_config
 from pipeline.interop.weights import check_normalisation, read_config, read_tensors
 from pipeline.model import ARCHITECTURES
+from pipeline.tensors import save_tensors
 from pipeline.transforms import CENTRAL
 
 # timm's entry points that build our variants. The tiny model is B/16's with other sizes.
@@ -100,13 +100,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     sizes = ARCHITECTURES[config.variant]
     classes = len(state["head.bias"])
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    readable_as_folder(folder / "model.safetensors")
-    flush(folder / "model.safetensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_tensors(tensors, folder / "model.safetensors")
     size = [3, config.image_size, config.image_size]
     settings = {
         "architecture": ENTRY_POINTS[config.variant],
