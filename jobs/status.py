@@ -109,7 +109,7 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "slurm").is_dir()
+    return (folder / "run.json").is_file() or (folder / "slurm").is_dir()  # models of others have a config.json too
 
 
 def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> Row:

@@ -306,7 +306,7 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
     """Sync until the training says it ends (a line on stdin: seconds left) or has died. Returns the exit code."""
     parent = os.getppid()
     sampler = Sampler(run_dir)
-    deadline, died, pause, problem = float("inf"), False, INTERVAL, "not yet"
+    deadline, died, pause, problem, refused = float("inf"), False, INTERVAL, "not yet", False
     due = time.monotonic()
     with _lock_in_time(run_dir):
         while True:
@@ -315,14 +315,15 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
                     count = sync(run_dir, died=died, ask=bool(problem))
                     if problem:
                         say(f"MLflow is up to date ({count} values sent)")
-                    problem, pause = "", INTERVAL
+                    problem, pause, refused = "", INTERVAL, False
                 except Exception as error:  # whatever MLflow does, the training's figures are safe; try again
                     text = reason(error)
                     if text != problem:
                         say(f"not sent to MLflow, trying on: {text}")
                     problem, pause = text, min(LONGEST_PAUSE, pause * 2) if problem else 1.0
+                    refused = isinstance(error, UserError)  # for somebody to mend, which no job waits for
                 due = time.monotonic() + pause
-                if deadline < float("inf") and (not problem or time.monotonic() > deadline):
+                if deadline < float("inf") and (not problem or refused or time.monotonic() > deadline):
                     return 1 if problem else 0
             ready, _, _ = select.select([sys.stdin] if deadline == float("inf") else [], [], [], min(1.0, pause))
             if deadline == float("inf"):

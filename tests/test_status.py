@@ -20,7 +20,7 @@ NOW = 1_800_000_000.0
 def make_run(folder: Path, *, state: str = "running", step: int = 40, host: str = "elsewhere", job: str = "12") -> Path:
     run = folder / "pretrain-l16"
     (run / "slurm").mkdir(parents=True)
-    (run / "config.json").write_text("{}")
+    (run / "run.json").write_text("{}")
     write_status(run, Status(state, step, 100, 2, 0.0, {}))  # type: ignore[arg-type]
     attempts = [
         Attempt(1, 0, NOW - 900, 1, {"host": host}, "FAILED", NOW - 500),

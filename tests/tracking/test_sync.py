@@ -309,6 +309,15 @@ def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
     client.delete_run(first.info.run_id)
     with pytest.raises(UserError, match=f"mlflow runs restore --run-id {first.info.run_id}"):
         mlflow_sync.sync(runs / "moved")
+    reader, writer = os.pipe()
+    os.write(writer, b"600\n")  # a training that ends gives it so many seconds: it holds GPUs
+    said: list[str] = []
+    with os.fdopen(reader) as stdin, monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", stdin)
+        assert mlflow_sync.follow(runs / "moved", said.append) == 1
+    assert signal.alarm(0) > 500, "it waited for somebody to restore the run"
+    os.close(writer)
+    assert len(said) == 1
     client.restore_run(first.info.run_id)
     client.delete_experiment(first.info.experiment_id)
     with pytest.raises(UserError, match=f"mlflow experiments restore --experiment-id {first.info.experiment_id}"):
