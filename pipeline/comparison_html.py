@@ -53,11 +53,13 @@ def page(rows: Sequence[Row], figures: Mapping[str, Figure], title: str, made: s
         f"<p>{counts}. Runs that differ in the seed only share a row: mean ± deviation. "
         "A fine-tune stands under the run it started from.</p>",
         _results(rows),
-        "<h2>Curves</h2><p>Each seed is a line of its own.</p>",
-        _grid({name: figure for name, figure in figures.items() if not name.startswith(BARS)}),
-        "<h2>In the end</h2><p>The mean over the seeds, and their deviation.</p>",
-        _grid({name: figure for name, figure in figures.items() if name.startswith(BARS)}),
     ]
+    curves = {name: figure for name, figure in figures.items() if not name.startswith(BARS)}
+    bars = {name: figure for name, figure in figures.items() if name.startswith(BARS)}
+    if curves:
+        parts += ["<h2>Curves</h2><p>Each seed is a line of its own.</p>", _grid(curves)]
+    if bars:
+        parts += ["<h2>In the end</h2><p>The mean over the seeds, and their deviation.</p>", _grid(bars)]
     if len(rows) > 1:
         parts += _difference("What differs in the configuration", differences(rows), rows)
         parts += _difference("What differs in data and code", differences(rows, "facts"), rows)

@@ -50,7 +50,6 @@ def of_run(run_dir: Path, record: Record, uri: str) -> Description:
     tags = {
         **record.tags,
         "run_dir": str(run_dir.absolute()),
-        "mlflow.runName": record.name,
         "mlflow.user": _user(),
         "mlflow.source.type": "JOB",
         "mlflow.source.name": code.get("command", ""),

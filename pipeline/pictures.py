@@ -65,8 +65,9 @@ def find(inputs: Sequence[Path]) -> list[Picture]:
 
 
 def _in_folder(folder: Path) -> Iterator[Picture]:
-    for path, folders, files in os.walk(folder):
-        folders.sort()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        above = {parent.resolve() for parent in (Path(path), *Path(path).parents) if parent.is_relative_to(folder)}
+        folders[:] = sorted(name for name in folders if Path(path, name).resolve() not in above)  # links to them
         for name in sorted(files):
             file = Path(path, name)
             if name.startswith("."):

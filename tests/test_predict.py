@@ -115,7 +115,10 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     good = (photos / "0.jpg").read_bytes()
     pixels = np.asarray(Image.open(photos / "1.jpg"))
     folder = tmp_path / "mixed"
-    (folder / "b").mkdir(parents=True)
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    (folder / "b" / "round").symlink_to(folder)
     (folder / "a.jpg").write_bytes(good)
     (folder / "cut.jpg").write_bytes(good[: len(good) // 2])
     (folder / "text.png").write_text("this is text")

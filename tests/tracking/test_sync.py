@@ -228,10 +228,12 @@ def test_a_requeued_run_goes_on_in_the_same_mlflow_run_and_steps_done_again_are_
 ) -> None:
     run_program(run_dir, "--steps", 30, "--end", "KILLED", uri=server.uri)
     assert_same(server, run_dir, "KILLED")
-    run_program(run_dir, "--start", 20, "--steps", 40, "--drift", 0.5, uri=server.uri)
     client = MlflowClient(server.uri)
+    client.update_run(only_run(client, run_dir).info.run_id, name="by hand")
+    run_program(run_dir, "--start", 20, "--steps", 40, "--drift", 0.5, uri=server.uri)
     run = only_run(client, run_dir)
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == "by hand"
     assert run.data.tags["attempts"] == "2"
     assert "superseded after step 20" in run.data.tags["attempt.1"]
     assert "from step 20" in run.data.tags["attempt.2"]
