@@ -23,7 +23,7 @@ from pipeline.checkpoint import FORMAT_VERSION, Meta, complete, folder_name, rea
 from pipeline.cli import UserError
 from pipeline.config import CheckpointConfig, RunConfig, to_dict
 from pipeline.fence import Fence
-from pipeline.files import flush, write_json, xxh3_128
+from pipeline.files import flush, naming, write_json, xxh3_128
 from pipeline.rundir import step_of
 from pipeline.tensors import save_tensors
 
@@ -175,7 +175,7 @@ class Saver:
             if mine:
                 save_tensors(mine, aside / name)
                 entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
-            write_json(aside / f"written-{self.rank:03d}.json", entry)
+            announce(aside, self.rank, entry)
             if self.rank == 0:
                 files = self._wait_for_all(aside)
                 write_json(aside / "meta.json", dataclasses.asdict(dataclasses.replace(meta, files=files)))
@@ -213,6 +213,16 @@ class Saver:
             files |= json.loads(path.read_text())
             path.unlink()
         return files
+
+
+def announce(aside: Path, rank: int, entry: Mapping[str, Any]) -> None:
+    """Tell rank 0 that this rank's share is on the disk: its last act in the folder, which rank 0 renames upon it."""
+    note = aside / f"written-{rank:03d}.json"
+    unseen = note.with_suffix(".tmp")
+    with naming(note):
+        unseen.write_text(json.dumps(entry))
+        flush(aside)
+        unseen.replace(note)
 
 
 def delete_old(run_dir: Path, rule: CheckpointConfig, step: int) -> None:
