@@ -13,7 +13,7 @@ from data_prep import classmaps
 from data_prep.images import HAS_RESTARTS
 from data_prep.plan import SplitRule
 from data_prep.prepare import PlanOptions
-from pipeline import shards
+from pipeline import jpeg, shards
 from pipeline.cli import UserError, printable
 from pipeline.files import check_local
 
@@ -92,10 +92,7 @@ def check(options: Options) -> None:
     if not 1 <= options.quality <= 100:
         raise UserError(f"--quality {options.quality} must be from 1 to 100")
     if options.restart and not HAS_RESTARTS:
-        raise UserError(
-            "--restart needs an extension that was not built: install a C compiler and libjpeg-turbo's headers "
-            "(Debian: gcc libjpeg-dev) and this package again, or leave it out"
-        )
+        raise UserError(f"--restart needs an extension that was not built: {jpeg.HOW_TO_BUILD}, or leave it out")
     check_local(options.output, "OUTPUT")
     if (options.output.exists() or options.output.is_symlink()) and not options.output.is_dir():
         raise UserError(f"OUTPUT {str(options.output)!r} is a file, or a link to nothing: give a folder")

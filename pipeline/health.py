@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline import jpeg
+
 # Limits, from what breaks or slows a run; each is named in the verdict that uses it.
 SKEW_LIMIT = 1.0  # seconds: from here on file times and logs of different nodes can't be compared
 SLOW_DEVICE = 0.85  # of the median device's speed: every step waits for the slowest
@@ -214,8 +216,8 @@ def _loader(facts: Sequence[Facts], need: Need) -> Verdict:
     measured = [fact for fact in facts if fact.loader > 0]
     figure = f"{min(fact.loader for fact in measured):,.0f} img/s a rank" if measured else "speed not measured"
     if whole := tuple(sorted({fact.host for fact in facts if not fact.region_decoder})):
-        remedy = "install a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg-dev), and this package again"
-        return Verdict("loader", "warn", f"{figure}; JPEGs are decoded whole: an extension is missing", remedy, whole)
+        figure += "; JPEGs are decoded whole: an extension is missing"
+        return Verdict("loader", "warn", figure, jpeg.HOW_TO_BUILD, whole)
     if not measured:
         return Verdict("loader", "ok", "not measured: name RECIPE and --data")
     slowest = min(fact.loader for fact in measured)

@@ -20,6 +20,9 @@ Box = tuple[int, int, int, int]  # top, left, height, width; pixels
 
 LARGEST_PIXELS = 100_000_000  # width x height; more isn't decoded: a header may promise anything
 HAS_REGION_DECODER = _jpeg is not None
+HOW_TO_BUILD = (  # it and data_prep's extensions
+    "install a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg-dev), and this package again"
+)
 _scratch = np.empty(1 << 22, np.uint8)  # what a region is decoded into: a process decodes one image at a time
 
 

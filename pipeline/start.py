@@ -134,8 +134,7 @@ def remarks(config: RunConfig, job: Job) -> Iterator[str]:
     if config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
         yield (
             f"warning: data.decode {config.data.decode} needs an extension that was not built, so JPEGs are decoded "
-            "whole, which is slower: install a C compiler and libjpeg-turbo's headers (Debian: gcc libjpeg-dev), and "
-            "this package again"
+            f"whole, which is slower: {jpeg.HOW_TO_BUILD}"
         )
 
 
