@@ -15,7 +15,10 @@ from pipeline.cli import UserError
 Config = TypeVar("Config")
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
 Decode = Literal["region", "scaled", "full"]
-Resize = Literal["square", "central"]
+Resize = Literal["square", "central", "bicubic"]
+Augmentation = Literal[
+    "none", "light1", "light2", "medium1", "medium2", "strong1", "strong2", "3-augment", "rand-m9-mstd0.5-inc1"
+]
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,36 @@ class DataConfig:
     ~/.cache/vit-pipeline."""
     cache_gb: float = 100.0
     """Size of the cache; the shards used longest ago make room."""
-    augment: Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] = "none"
-    """RandAugment and mixup on top of crop and flip, by AugReg's names (arXiv 2106.10270, section 3)."""
+    augment: Augmentation = "none"
+    """Augmentation on top of crop and flip. light1 to strong2: RandAugment and mixup by AugReg's names (arXiv
+    2106.10270, section 3). 3-augment: greyscale, solarisation or blur (DeiT III, arXiv 2204.07118).
+    rand-m9-mstd0.5-inc1: RandAugment by timm's name."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation each change by a factor uniform in 1 -+ this, after data.augment."""
+    mixup: float | None = None
+    """Alpha of mixup's Beta distribution; 0 turns mixup off. Default: what data.augment's name includes."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's Beta distribution; 0 turns CutMix off. With mixup, each step has one or the other."""
     min_area: float = 0.05
     """Smallest fraction of the image's area that a random crop covers (Inception crop: 0.05)."""
     flip: bool = True
     """Mirror half of the training images. Turn off where left and right mean something, as in digits."""
-    crop: Literal["inception", "resize"] = "inception"
-    """Of training images. resize: a random square of 7/8 of the short side, for fine-tuning."""
+    crop: Literal["inception", "resize", "simple"] = "inception"
+    """Crop of training images. inception: random area and aspect. resize: a random square of 7/8 of the short side.
+    simple: the short side is resized to the input size, 4 pixels are reflected at each border, and a random square is
+    cut out (DeiT III's simple random crop; always bicubic)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Resizing of training crops. bilinear: from the 2 x 2 nearest pixels, as the published ViT code. bicubic:
+    antialiased, as Pillow, timm and torchvision; slower."""
     erasing: float = 0.0
     """Probability of random erasing (arXiv 1708.04896)."""
     decode: Decode = "region"
     """Of training images. region: only the blocks under the crop, the pixels of a whole decode. full: everything.
     scaled: region, at 1/2, 1/4 or 1/8 where the crop is that much larger than the input: for large originals."""
     eval_resize: Resize = "square"
-    """Of evaluation images. square: straight to the input size. central: the middle square of 7/8 the short side."""
+    """Resizing of evaluation images. square: straight to the input size. central: the middle square of 7/8 of the short
+    side. Both bilinear. bicubic: the short side to the input size, antialiased bicubic, then the middle square (crop
+    ratio 1.0, as DeiT III evaluates)."""
     damage_budget: int = 100
     """Samples of a run that may turn out not to decode; others stand in for them. One more stops the run."""
     workers: int = 2

@@ -41,6 +41,9 @@ RANGES = {
     "data.cache_gb": POSITIVE,
     "data.min_area": Range(0, 1, above=True),
     "data.erasing": SHARE,
+    "data.color_jitter": SHARE,
+    "data.mixup": NONE_OR_MORE,
+    "data.cutmix": NONE_OR_MORE,
     "data.damage_budget": NONE_OR_MORE,
     "data.workers": NONE_OR_MORE,
     "optim.lr": NONE_OR_MORE,
@@ -77,5 +80,5 @@ def check(config: RunConfig) -> None:
     """Raises UserError for the first number that is out of its range."""
     values = flatten(to_dict(config))
     for name, limits in RANGES.items():
-        if not limits.holds(values[name]):
+        if values[name] is not None and not limits.holds(values[name]):
             raise UserError(f"{name} {values[name]} is out of range: give a number of {limits}")

@@ -25,6 +25,7 @@ from pipeline.cli import UserError, printable
 from pipeline.config import Resize
 from pipeline.files import check_local
 from pipeline.jpeg import Image
+from pipeline.resample import bicubic, middle_square, short_side_size
 from pipeline.slots import Slots
 from pipeline.transforms import central_crop, eval_image
 from pipeline.workers import load, slots_for
@@ -136,6 +137,10 @@ def _by_pillow(data: bytes, size: int, resize: Resize) -> Image:
         reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(reason) from None
     height, width = pixels_HWC.shape[:2]
+    if resize == "bicubic":
+        rows, columns = short_side_size(height, width, size)
+        top, left = middle_square(rows, columns, size)
+        return bicubic(pixels_HWC, rows, columns)[top : top + size, left : left + size]
     top, left, rows, columns = (0, 0, height, width) if resize == "square" else central_crop(height, width)
     return cv2.resize(  # type: ignore[return-value]
         pixels_HWC[top : top + rows, left : left + columns], (size, size), interpolation=cv2.INTER_LINEAR

@@ -29,7 +29,7 @@ from pipeline.saver import Saver
 from pipeline.shards import read_classes
 from pipeline.split import Choice, Split, chosen, make_cache, open_split
 from pipeline.tracking import Tracker, open_tracker
-from pipeline.transforms import AUGMENT
+from pipeline.transforms import mixup_alpha
 
 EXPERIMENT_NAME = 500  # characters that MLflow takes
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
@@ -82,9 +82,10 @@ def prepare(config: RunConfig) -> Job:
             "characters"
         )
     limits.check(config)
-    if AUGMENT[config.data.augment].mixup and config.train.micro_batch % 2:
+    if (mixup_alpha(config.data) or config.data.cutmix) and config.train.micro_batch % 2:
+        what = "data.cutmix" if config.data.cutmix else "data.augment" if config.data.mixup is None else "data.mixup"
         raise UserError(
-            f"data.augment {config.data.augment} mixes pairs of images, and train.micro_batch "
+            f"{what} {getattr(config.data, what[5:])} mixes pairs of images, and train.micro_batch "
             f"{config.train.micro_batch} is odd: set an even train.micro_batch, and a train.global_batch that is a "
             "multiple of it times the ranks"
         )

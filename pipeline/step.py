@@ -15,9 +15,9 @@ from pipeline.data import Ahead, Batch, normalise
 from pipeline.distributed import Ranks
 from pipeline.losses import loss as loss_of
 from pipeline.metrics import Stopwatch
-from pipeline.mixing import mixup, mixup_lambda
+from pipeline.mixing import NOTHING, draw_mix, mix
 from pipeline.order import LEDGER_BITS, ledger_hash
-from pipeline.transforms import AUGMENT
+from pipeline.transforms import mixup_alpha
 from pipeline.watch import Step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,7 +46,9 @@ def train_step(
     # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
     _seed(device, ((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank) % 2**63)  # what torch takes
     passes = accumulation(config.train, ranks.world_size)
-    lam = mixup_lambda(config.train.seed, step, AUGMENT[config.data.augment].mixup)
+    how = draw_mix(
+        config.train.seed, step, config.model.image_size, mixup=mixup_alpha(config.data), cutmix=config.data.cutmix
+    )
     total = torch.zeros((), device=device)
     norm, waited, skipped_before = None, 0.0, engine.skipped_steps
     fed: list[Batch] = []
@@ -59,8 +61,8 @@ def train_step(
         fed.append(batch)
         x_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype])
         targets = batch.labels_B.to(device, non_blocking=True)
-        if lam < 1.0:
-            x_BCHW, targets = mixup(x_BCHW, F.one_hot(targets, engine.module.classes).float(), lam)
+        if how != NOTHING:
+            x_BCHW, targets = mix(x_BCHW, F.one_hot(targets, engine.module.classes).float(), how)
         marks.append(_mark(device))
         logits_BC = engine(x_BCHW).float()
         marks.append(_mark(device))

@@ -1,4 +1,4 @@
-"""One JPEG's bytes -> one square uint8 image, for training (crop, flip, RandAugment) or evaluation (resize).
+"""One JPEG's bytes -> one square uint8 image, for training (crop, flip, augmentation) or evaluation (resize).
 
 H height, W width, C the three channels, in pixels; all images are RGB, uint8, HWC. Everything random is a function of
 the sample's seed.
@@ -12,16 +12,20 @@ import cv2
 import numpy as np
 
 from pipeline import jpeg as jpegs
-from pipeline.config import Decode, Resize, RunConfig
+from pipeline.config import Augmentation, DataConfig, Decode, Resize, RunConfig
 from pipeline.draws import Draws
 from pipeline.jpeg import Box, Image
 from pipeline.randaugment import rand_augment
+from pipeline.resample import bicubic, middle_square, resized_window, short_side_size
+from pipeline.three_augment import color_jitter, three_augment
+from pipeline.timm_randaugment import timm_rand_augment
 
 Random = np.random.Generator
 
 ASPECT = (3 / 4, 4 / 3)  # Inception crop: log-uniform; AugReg, arXiv 2106.10270 section 3
 CENTRAL = 8 / 7  # short side over crop: 448 for 384 px and 256 for 224 px, as big_vision and torchvision evaluate
 _LOG_ASPECT = math.log(ASPECT[0]), math.log(ASPECT[1])
+_BORDER = 4  # pixels reflected around the image by the simple random crop (DeiT III's augment.py)
 _ATTEMPTS = 10  # Inception's (and torchvision's) number of tries before the central crop
 
 
@@ -31,8 +35,7 @@ class Augment(NamedTuple):
     mixup: float  # alpha; applied to the batch by pipeline.mixing
 
 
-AUGMENT = {  # AugReg's settings (arXiv 2106.10270, section 3)
-    "none": Augment(0, 0, 0.0),
+AUGREG = {  # its settings (arXiv 2106.10270, section 3)
     "light1": Augment(2, 0, 0.0),
     "light2": Augment(2, 10, 0.2),
     "medium1": Augment(2, 15, 0.2),
@@ -47,30 +50,49 @@ class TrainTransform:
     """What happens to each training image."""
 
     size: int  # side of the result
-    augment: str = "none"  # a key of AUGMENT; mixup is applied to the batch, not here
-    crop: Literal["inception", "resize"] = "inception"  # resize: short side to CENTRAL x size, then a random square
+    augment: Augmentation = "none"  # mixup is applied to the batch, not here
+    crop: Literal["inception", "resize", "simple"] = "inception"  # resize: short side to CENTRAL x size, then a square
     min_area: float = 0.05  # smallest fraction of the image that an Inception crop covers
     flip: bool = True
     erasing: float = 0.0  # probability of random erasing
     decode: Decode = "region"
+    color_jitter: float = 0.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __call__(self, jpeg: bytes, seed: int, out: Image) -> None:
         """Write the image into ``out``, size x size x 3. Raises ValueError where the bytes are no JPEG."""
         draws = Draws(seed)
         height, width = jpegs.size(jpeg)
-        if self.crop == "inception":
-            box = inception_crop(height, width, self.min_area, draws)
+        if self.crop == "simple":
+            out[:] = simple_crop(jpeg, height, width, self.size, draws, scaled=self.decode == "scaled")
         else:
-            box = resized_crop(height, width, draws)
-        cv2.resize(decode_box(jpeg, box, self.size, self.decode), out.shape[:2], out, interpolation=cv2.INTER_LINEAR)
+            if self.crop == "inception":
+                box = inception_crop(height, width, self.min_area, draws)
+            else:
+                box = resized_crop(height, width, draws)
+            pixels = decode_box(jpeg, box, self.size, self.decode)
+            if self.interpolation == "bicubic":
+                out[:] = bicubic(pixels, self.size, self.size)
+            else:
+                cv2.resize(pixels, out.shape[:2], out, interpolation=cv2.INTER_LINEAR)
         if self.flip and draws.random() < 0.5:
             cv2.flip(out, 1, out)
-        layers, magnitude, _ = AUGMENT[self.augment]
-        if not (layers or self.erasing):
+        self._augment(out, draws, seed)
+
+    def _augment(self, out: Image, draws: Draws, seed: int) -> None:
+        """In place, after crop and flip."""
+        if self.augment == "none" and not (self.color_jitter or self.erasing):
             return
         random = np.random.Generator(np.random.SFC64(seed))
-        if layers:
+        if self.augment == "3-augment":
+            out[:] = three_augment(out, draws)
+        elif self.augment == "rand-m9-mstd0.5-inc1":
+            out[:] = timm_rand_augment(out, random)
+        elif self.augment != "none":
+            layers, magnitude, _ = AUGREG[self.augment]
             out[:] = rand_augment(out, layers, magnitude, random)
+        if self.color_jitter > 0:
+            out[:] = color_jitter(out, self.color_jitter, draws)
         if self.erasing > 0 and random.random() < self.erasing:
             erase(out, random)
 
@@ -86,7 +108,16 @@ def train_transform(config: RunConfig) -> TrainTransform:
         flip=data.flip,
         erasing=data.erasing,
         decode=data.decode,
+        color_jitter=data.color_jitter,
+        interpolation=data.interpolation,
     )
+
+
+def mixup_alpha(data: DataConfig) -> float:
+    """data.mixup, or what data.augment's name includes."""
+    if data.mixup is not None:
+        return data.mixup
+    return AUGREG[data.augment].mixup if data.augment in AUGREG else 0.0
 
 
 def decode_box(jpeg: bytes, box: Box, size: int, how: Decode = "region") -> Image:
@@ -107,7 +138,11 @@ def eval_image(jpeg: bytes, size: int, resize: Resize = "square") -> Image:
     """``square``: direct resize to ``size``, as google-research/vision_transformer evaluates.
 
     ``central``: short side to 8/7 of ``size``, then the central square, as big_vision does. Both bilinear.
+    ``bicubic``: short side to ``size``, antialiased, then the central square, as torchvision's Resize and CenterCrop.
     """
+    if resize == "bicubic":
+        rows, columns = short_side_size(*jpegs.size(jpeg), size)
+        return resized_window(jpeg, (*middle_square(rows, columns, size), size, size), size)
     height, width = jpegs.size(jpeg)
     box = (0, 0, height, width) if resize == "square" else central_crop(height, width)
     return cv2.resize(  # type: ignore[return-value]
@@ -136,6 +171,18 @@ def resized_crop(height: int, width: int, draws: Draws) -> Box:
     """The box that a resize of the short side to CENTRAL x size and a random size x size crop would show."""
     side = max(1, round(min(height, width) / CENTRAL))
     return draws.integers(height - side + 1), draws.integers(width - side + 1), side, side
+
+
+def simple_crop(jpeg: bytes, height: int, width: int, size: int, draws: Draws, *, scaled: bool = False) -> Image:
+    """Short side to ``size``, _BORDER pixels reflected at each border, then a random square of ``size``."""
+    rows, columns = short_side_size(height, width, size)
+    top = draws.integers(rows + 2 * _BORDER - size + 1) - _BORDER
+    left = draws.integers(columns + 2 * _BORDER - size + 1) - _BORDER
+    above, below = max(-top, 0), max(top + size - rows, 0)
+    before, behind = max(-left, 0), max(left + size - columns, 0)
+    window = (top + above, left + before, size - above - below, size - before - behind)
+    inside = resized_window(jpeg, window, size, scaled=scaled)
+    return cv2.copyMakeBorder(inside, above, below, before, behind, cv2.BORDER_REFLECT_101)  # type: ignore[return-value]
 
 
 def central_crop(height: int, width: int) -> Box:

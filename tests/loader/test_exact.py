@@ -23,7 +23,9 @@ STEPS, GLOBAL_BATCH = 20, 32  # 404 samples, 30 % of the data set: an epoch and 
 def job(folder: Path, name: str, data: Path, *options: object) -> tuple[object, ...]:
     return (
         "-m", "tests.loader.hashed", folder / f"fed-{name}", "jobs.pretrain", "tiny", "--run-dir", folder / name,
-        "--data.train", data, "--schedule.steps", STEPS, "--data.augment", "medium2", "--model.image-size", 16,
+        "--data.train", data, "--schedule.steps", STEPS, "--data.augment", "rand-m9-mstd0.5-inc1",
+        "--data.crop", "simple", "--data.color-jitter", 0.3, "--data.mixup", 0.8, "--data.cutmix", 1.0,
+        "--data.erasing", 0.2, "--model.image-size", 16,
         "--train.global-batch", GLOBAL_BATCH, "--train.micro-batch", 8, "--train.log-every", 100,
         "--train.dtype", "float32", "--schedule.warmup-steps", 2, "--data.eval-split", "none",
         "--checkpoint.every", 4, "--data.percent", 30, *options,

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import jpeg, transforms
-from pipeline.config import Decode
+from pipeline.config import Augmentation, Decode
 from pipeline.draws import Draws
 from pipeline.jpeg import Image
 from pipeline.recipes import tiny
 from pipeline.transforms import (
-    AUGMENT,
+    AUGREG,
     TrainTransform,
     central_crop,
     decode_box,
@@ -140,8 +140,8 @@ def test_the_other_crop_is_a_square_of_seven_eighths_anywhere() -> None:
 
 def test_a_sample_is_a_function_of_its_seed() -> None:
     data = encode(200, 150)
-    for augment in AUGMENT:
-        transform = TrainTransform(64, augment, erasing=0.5)
+    for augment in get_args(Augmentation):
+        transform = TrainTransform(64, augment, erasing=0.5, color_jitter=0.3)
         assert (train(transform, data, 3) == train(transform, data, 3)).all()
         assert (train(transform, data, 3) != train(transform, data, 4)).any()
 
@@ -231,8 +231,7 @@ def test_erasing_leaves_most_of_the_image() -> None:
 
 
 def test_the_published_settings() -> None:
-    assert {name: tuple(setting) for name, setting in AUGMENT.items()} == {
-        "none": (0, 0, 0.0),
+    assert {name: tuple(setting) for name, setting in AUGREG.items()} == {
         "light1": (2, 0, 0.0),
         "light2": (2, 10, 0.2),
         "medium1": (2, 15, 0.2),
