@@ -11,7 +11,7 @@ setup(
             "pipeline._jpeg",
             ["pipeline/_jpeg.c"],
             depends=["pipeline/_errors.h", "pipeline/_huffman.h"],
-            libraries=["jpeg"],
+            libraries=["jpeg", "dl"],
             extra_compile_args=FLAGS,
             optional=True,
         ),

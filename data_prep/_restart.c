@@ -6,7 +6,8 @@
  * Huffman tables of its own, and a marker behind every few blocks: their number divides those of a row, so that
  * pipeline/_jpeg.c reads only those of the columns and rows that a crop needs.
  *
- * Raises ValueError where libjpeg-turbo finds anything wrong with the bytes, were it only a warning. The GIL is released.
+ * Raises ValueError if libjpeg-turbo finds anything wrong with the bytes, were it only a warning, and for a progressive JPEG
+ * that lacks scans: decoders smooth such an image, but not what would be written. The GIL is released.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -31,6 +32,16 @@ static unsigned int interval_of(const struct jpeg_decompress_struct *jpeg) {
   const unsigned int *interval = INTERVALS;
   while (blocks % *interval) interval++; /* 1 divides all */
   return *interval;
+}
+
+/* Whether all bits of all coefficients have come. Of a progressive JPEG that lacks some libjpeg-turbo guesses them when it
+ * decodes (block smoothing), without a warning. */
+static int is_complete(const struct jpeg_decompress_struct *jpeg) {
+  if (!jpeg->progressive_mode) return 1;
+  for (int component = 0; component < jpeg->num_components; component++)
+    for (int k = 0; k < DCTSIZE2; k++)
+      if (jpeg->coef_bits[component][k]) return 0; /* the position of the last bit that has come, or -1 */
+  return 1;
 }
 
 /* libjpeg writes JFIF's and Adobe's own markers by itself. */
@@ -66,6 +77,10 @@ static int transcode(Transcoder *t, const Py_buffer *data) {
   for (int number = 0; number < 16; number++) jpeg_save_markers(&t->from, JPEG_APP0 + number, 0xFFFF);
   jpeg_read_header(&t->from, TRUE);
   jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&t->from);
+  if (!is_complete(&t->from)) {
+    snprintf(t->errors.message, sizeof t->errors.message, "a progressive JPEG that lacks scans");
+    longjmp(t->errors.escape, FAILED);
+  }
   jpeg_copy_critical_parameters(&t->from, &t->to);
   t->to.optimize_coding = TRUE;
   t->to.restart_interval = interval_of(&t->from);

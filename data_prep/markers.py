@@ -63,7 +63,11 @@ def jpeg_header(data: bytes) -> JpegHeader:
             continue
         if marker == 0xD8:
             raise RejectedError("undecodable", "begins (SOI) a second time before any image data")
-        if marker <= 0x01 or 0xD0 <= marker <= 0xD7:  # stuffing, TEM, RSTn: no segment
+        if marker == 0x00:  # what image data have instead of a marker
+            rubbish.append((at, at + 2))
+            at += 2
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # TEM, RSTn: no segment
             at += 2
             continue
         if marker in _FRAMES:

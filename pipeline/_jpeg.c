@@ -2,6 +2,7 @@
  *
  * decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)
  * is_sound(jpeg) -> bool
+ * library() -> str
  *
  * decode writes RGB, uint8, HWC into the writable buffer `out`. The region is in pixels of the image scaled by
  * 1/denominator (1, 2, 4 or 8). What is written is larger than the region: the result says where the region begins in it,
@@ -11,19 +12,24 @@
  * The Huffman codes are read by _huffman.h, and libjpeg-turbo does the rest. Of a JPEG with restart markers
  * (data_prep.shard --restart), those outside the region aren't read at all.
  *
- * is_sound reads all Huffman codes and decodes nothing. What is odd in any way isn't sound, nor is what needs libjpeg-turbo's own
- * reader (progressive JPEGs), be it damaged or not.
+ * is_sound reads all Huffman codes and decodes nothing. Image data that are odd in any way aren't sound, nor are those that need
+ * libjpeg-turbo's own reader (progressive JPEGs), be they damaged or not. Odd headers don't count: the pixels are the same.
+ *
+ * library is the path of the file that holds libjpeg-turbo's code: pipeline/jpeg.py checks its version before it uses the rest.
  *
  * decode raises ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
  */
 
+#define _GNU_SOURCE /* dladdr */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "_errors.h"
+#include <jerror.h>
 #include "_huffman.h"
 
 #if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 1005000
@@ -33,8 +39,11 @@
 #define MARGIN 4 /* pixels; two samples of halved chroma */
 #define ODD 2    /* as setjmp's result: libjpeg-turbo's own reader must judge */
 
+/* Warnings: decoded all the same, unless the bytes end inside the header, where libjpeg-turbo would make up the rest of it. */
 static void on_message(j_common_ptr info, int level) {
-  if (level < 0) info->err->num_warnings++; /* decoded all the same */
+  if (level >= 0) return;
+  info->err->num_warnings++;
+  if (info->err->msg_code == JWRN_JPEG_EOF && !((j_decompress_ptr)info)->output_width) on_error(info);
 }
 
 typedef struct {
@@ -111,7 +120,8 @@ static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIM
  * result, to call read_mcu. Returns whether the JPEG is one that can be read so: it must be baseline, in one scan. */
 static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSION bottom, JDIMENSION left, JDIMENSION right) {
   if (jpeg->progressive_mode || jpeg->arith_code || jpeg->data_precision != 8) return 0;
-  if (jpeg->Ss || jpeg->Se != DCTSIZE2 - 1 || jpeg->Ah || jpeg->Al) return 0; /* lossless ones say something else there */
+  /* Some phones write 0 for the last coefficient (Se), which says nothing in a baseline JPEG. Lossless ones have Ss > 0. */
+  if (jpeg->Ss || (jpeg->Se && jpeg->Se != DCTSIZE2 - 1) || jpeg->Ah || jpeg->Al) return 0;
   if (jpeg->comps_in_scan != jpeg->num_components) return 0;
   for (int k = 0; k < jpeg->comps_in_scan; k++) {
     int dc = jpeg->cur_comp_info[k]->dc_tbl_no, ac = jpeg->cur_comp_info[k]->ac_tbl_no;
@@ -251,6 +261,7 @@ static int check(const Py_buffer *data, ErrorManager *errors, Scan *scan) {
     jpeg_mem_src(&jpeg, data->buf, (unsigned long)data->len);
     jpeg_read_header(&jpeg, TRUE);
     if (jpeg_has_multiple_scans(&jpeg)) longjmp(errors->escape, ODD); /* all of them would be read */
+    jpeg.out_color_space = JCS_RGB; /* as when decoding: fails for CMYK */
     jpeg_start_decompress(&jpeg);
     JDIMENSION count = jpeg.MCUs_per_row * jpeg.MCU_rows_in_scan, done = 0;
     int good = take_over(scan, &jpeg, 0, jpeg.output_height, 0, jpeg.output_width) && scan->ending == 0xD9;
@@ -259,7 +270,7 @@ static int check(const Py_buffer *data, ErrorManager *errors, Scan *scan) {
       for (JDIMENSION k = 0; good && k < scan->interval_size && done < count; k++, done++) good = read_blocks(scan, NULL);
       if (bits_left(scan) >= 8) good = 0; /* the last byte is filled up */
     }
-    sound = good && !errors->base.num_warnings;
+    sound = good;
   }
   jpeg_destroy_decompress(&jpeg);
   return sound;
@@ -284,6 +295,13 @@ static PyObject *is_sound(PyObject *module, PyObject *argument) {
   free(scan);
   PyBuffer_Release(&data);
   return PyBool_FromLong(sound);
+}
+
+static PyObject *library(PyObject *module, PyObject *nothing) {
+  (void)module, (void)nothing;
+  Dl_info found;
+  if (!dladdr((void *)jpeg_std_error, &found) || !found.dli_fname) return PyUnicode_FromString("");
+  return PyUnicode_DecodeFSDefault(found.dli_fname);
 }
 
 static PyObject *decode(PyObject *module, PyObject *args) {
@@ -323,6 +341,7 @@ static PyObject *decode(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS,
      "decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)"},
+    {"library", library, METH_NOARGS, "library() -> path of the file that holds libjpeg-turbo, \"\" if unknown"},
     {"is_sound", is_sound, METH_O, "is_sound(jpeg) -> whether every code of it is as it should be"},
     {NULL, NULL, 0, NULL},
 };

@@ -5,14 +5,52 @@ are. Without it simplejpeg decodes the whole image: the same pixels, bit for bit
 """
 
 import math
+import multiprocessing
+import re
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from pipeline.jpeg_header import without_oddities
+
 try:
     from pipeline import _jpeg
 except ImportError:
+    _jpeg = None  # type: ignore[assignment]
+
+# Versions of libjpeg-turbo that _jpeg.c was tested with: it replaces a method of a struct that jpeglib.h doesn't show.
+TESTED = (1, 5), (3, 2)
+
+
+def library_version(library: Path) -> tuple[int, ...]:
+    """Of a file that holds libjpeg-turbo's code, from a string in it; empty if there is none."""
+    try:
+        found = re.search(rb"libjpeg-turbo version (\d+)\.(\d+)", library.read_bytes())
+    except OSError:
+        return ()
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def _is_tested(extension: Any) -> bool:
+    """Whether the extension may be used; if not, say so, once for all processes of a command."""
+    version = library_version(Path(extension.library()))
+    if TESTED[0] <= version <= TESTED[1]:
+        return True
+    if multiprocessing.parent_process() is None:
+        name = f"libjpeg-turbo {'.'.join(map(str, version)) or 'of unknown version'}"
+        print(
+            f"warning: {extension.library()} is {name}, and the fast region decoder was tested with 1.5 to 3.2: whole "
+            "images are decoded, which is slower",
+            file=sys.stderr,
+        )
+    return False
+
+
+if _jpeg is not None and not _is_tested(_jpeg):
     _jpeg = None  # type: ignore[assignment]
 
 Image = npt.NDArray[np.uint8]  # HWC
@@ -27,12 +65,19 @@ _scratch = np.empty(1 << 22, np.uint8)  # what a region is decoded into: a proce
 
 
 def size(jpeg: bytes) -> tuple[int, int]:
-    """Height and width, from the header. Raises ValueError where the bytes are no JPEG, or one of too many pixels."""
+    """Height and width, from the header. Raises ValueError for what can't be decoded to RGB by all of our decoders.
+
+    That is: bytes that are not a JPEG, too many pixels, CMYK, lossless JPEGs, chroma sampling that TurboJPEG lacks.
+    """
     try:
-        height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
     except KeyError:  # simplejpeg's table of colour spaces, which bytes without a header don't reach
         raise ValueError("no JPEG header") from None
     check_size(height, width)
+    if colour in ("CMYK", "YCCK"):
+        raise ValueError(f"its colours are {colour}, not RGB or grey")
+    if is_lossless(jpeg):
+        raise ValueError("a lossless JPEG, which not every decoder can read")
     return int(height), int(width)
 
 
@@ -43,21 +88,29 @@ def check_size(height: int, width: int) -> None:
 
 
 def decode(jpeg: bytes) -> Image:
-    """The whole image. Raises ValueError where the bytes are no JPEG."""
-    return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)  # type: ignore[no-any-return]
+    """The whole image. Raises ValueError as :func:`size` does."""
+    size(jpeg)
+    return _simplejpeg(jpeg, "RGB")
 
 
 def decode_small(jpeg: bytes, colour: str, height: int = 1, width: int = 1, *, strict: bool = False) -> Image:
     """The whole image, scaled in the DCT domain to no less than ``height`` and ``width``, where it is larger.
 
-    ``strict``: what libjpeg warns of is an error. Raises ValueError where the bytes are no JPEG, or a lossless one:
-    libjpeg-turbo doesn't scale those, and simplejpeg would have it write behind the end of a smaller buffer.
+    ``strict``: what libjpeg warns of is an error, unless it is in the header. Raises ValueError if the bytes are not a
+    JPEG, or a lossless one: libjpeg-turbo doesn't scale those, and simplejpeg would have it write behind the end of a
+    smaller buffer.
     """
     if is_lossless(jpeg):
         raise ValueError("a lossless JPEG, which can't be decoded to a smaller size")
-    return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
-        jpeg, colour, min_height=height, min_width=width, min_factor=1, strict=strict
-    )
+    return _simplejpeg(jpeg, colour, min_height=height, min_width=width, min_factor=1, strict=strict)
+
+
+def _simplejpeg(jpeg: bytes, colour: str, *, strict: bool = False, **options: int) -> Image:
+    """Decode, and if TurboJPEG refuses, decode what it could not refuse for the header alone."""
+    try:
+        return simplejpeg.decode_jpeg(jpeg, colour, strict=strict, **options)  # type: ignore[no-any-return]
+    except ValueError:
+        return simplejpeg.decode_jpeg(without_oddities(jpeg), colour, strict=strict, **options)  # type: ignore[no-any-return]
 
 
 def is_lossless(jpeg: bytes) -> bool:
@@ -103,19 +156,27 @@ def is_sound(jpeg: bytes) -> bool:
     return _jpeg is not None and _jpeg.is_sound(jpeg)
 
 
-def is_cut(jpeg: bytes) -> bool:
-    """Whether the image's data end early: what is missing would be grey. An end marker may be a thumbnail's."""
-    if is_sound(jpeg):
-        return False
+def defect(jpeg: bytes) -> str:
+    """Why a JPEG can't be used, or "": the one judge of sharding, verifying and predicting.
+
+    Evaluation and training read whatever has no defect. They also read images with damaged or missing data, which is
+    grey or wrong there: it takes a full decode to notice. What is odd in the header alone is no defect.
+    """
     try:
         size(jpeg)
-    except ValueError:  # of unusual chroma sampling, say, which TurboJPEG takes for cut
-        return jpeg.rfind(b"\xff\xd9") < 0
-    try:
-        decode_small(jpeg, "GRAY", strict=True)
+        if not is_sound(jpeg):
+            # The entropy-coded data is what breaks, and it is read in full at any scale: 1/8 saves most of the rest.
+            decode_small(jpeg, "RGB", strict=True)
     except ValueError as error:
-        return "premature end" in str(error).lower()
-    return False
+        message = " ".join(str(error).split())
+        if "extraneous bytes before marker 0xd9" not in message:  # behind all image data, and the first that is wrong
+            return message
+    return ""
+
+
+def is_cut(defect: str) -> bool:
+    """Whether a defect is that the image's data end early: what is missing would be grey."""
+    return "premature end" in defect.lower()
 
 
 def scaled_size(height: int, width: int, denominator: int) -> tuple[int, int]:

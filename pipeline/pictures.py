@@ -118,12 +118,17 @@ def prepared(data: bytes, size: int, resize: Resize) -> Image:
     """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole."""
     if data[:2] != b"\xff\xd8":
         return _by_pillow(data, size, resize)
-    if jpegs.is_cut(data):
-        raise ValueError("the JPEG is cut short: its image data end early")
     try:
-        return eval_image(data, size, resize)
+        jpegs.size(data)
     except ValueError:  # CMYK or odd chroma sampling, which evaluation never meets: data_prep.shard recodes such
         return _by_pillow(data, size, resize)
+    if defect := jpegs.defect(data):
+        raise ValueError(
+            "the JPEG is cut short: its image data end early"
+            if jpegs.is_cut(defect)
+            else f"the JPEG is damaged: {defect}"
+        )
+    return eval_image(data, size, resize)
 
 
 def _by_pillow(data: bytes, size: int, resize: Resize) -> Image:

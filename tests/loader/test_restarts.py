@@ -103,6 +103,26 @@ def test_what_libjpeg_warns_of_is_refused() -> None:
             with_restarts(bad)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_progressive_jpeg_that_lacks_scans_is_left_as_it_is(mode: str, subsampling: int) -> None:
+    """libjpeg-turbo guesses what is missing when it decodes one, without a warning; not so in a baseline JPEG."""
+    buffer = io.BytesIO()
+    pixels = simplejpeg.decode_jpeg(written(100, 140, "420"))
+    Pillow.fromarray(pixels).convert(mode).save(buffer, "JPEG", progressive=True, subsampling=subsampling)
+    data = buffer.getvalue()
+    scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for scan in scans[1:]:
+        incomplete = data[: data.rindex(b"\xff\xc4", 0, scan)] + b"\xff\xd9"  # with its Huffman tables
+        assert jpeg.defect(incomplete) == ""
+        with pytest.raises(ValueError, match="lacks scans"):
+            with_restarts(incomplete)
+        prepared = images.prepare(incomplete, images.ImageOptions(restart=True))
+        assert (prepared.data, prepared.recoded) == (incomplete, "")
+    assert (simplejpeg.decode_jpeg(with_restarts(data)) == simplejpeg.decode_jpeg(data)).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interval_divides_the_rows(kind: str) -> None:
     for width in (1, 16, 17, 300, 333, 496, 500):
