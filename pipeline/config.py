@@ -99,7 +99,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    kind: Literal["adamw", "sgd"] = "adamw"
+    kind: Literal["adamw", "lamb", "sgd"] = "adamw"
+    """lamb: Adam's update, for each weight matrix scaled to the matrix's norm (arXiv 1904.00962; DeiT III)."""
     lr: float = 1e-3
     """Peak learning rate, at the declared global batch size: never scaled behind your back."""
     weight_decay: float = 0.0
@@ -107,6 +108,9 @@ class OptimConfig:
     current learning rate; SGD's is added to the gradient (L2)."""
     beta1: float = 0.9
     beta2: float = 0.999
+    layer_decay: float = 1.0
+    """Each layer's learning rate is this times that of the layer above, from the head down (0.65 to 0.75 are usual for
+    fine-tuning). 1: the same rate for all."""
     momentum: float = 0.9
     """Of SGD."""
     clip: float = 0.0

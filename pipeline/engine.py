@@ -13,14 +13,18 @@ from typing import Any
 
 import torch
 
-from pipeline import optim, zero_gradients
+from pipeline import lamb, optim, zero_gradients
 from pipeline.cli import UserError
 from pipeline.config import RunConfig, TrainConfig, accumulation
 from pipeline.quick_deepspeed import deepspeed
 
 MASTER = "param"  # the first part of a state key: "param/blocks.0.attn.qkv.weight"
 AVERAGE = "average"  # of the running average of the weights, kept beside the moments
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch.optim's names
+MOMENTS = {  # torch.optim's names
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "lamb": ("exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+}
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
@@ -52,14 +56,17 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> 
     """Wrap ``model`` (float32, the same on each rank) in a DeepSpeed engine with our optimizer."""
     # of torch's SGD, with which the papers fine-tune; that the stages agree is tested (tests/distributed)
     deepspeed.utils.logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    optimizer = optim.build(config.optim, model)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=optim.build(config.optim, model),
+        optimizer=optimizer,
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
     if config.train.zero_stage in (1, 2) and not config.train.offload:
         zero_gradients.quicken(engine.optimizer)
+    if isinstance(optimizer, lamb.Lamb):
+        lamb.follow_zero(optimizer, engine)
     if compiles(config.train, model):
         if torch.distributed.get_rank() == 0:
             print("compiling the model: the first step takes about a minute (--train.compile off: none)", flush=True)
@@ -81,8 +88,9 @@ def uncompiled(engine: Any) -> AbstractContextManager[None]:
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
+    """The head's learning rate; layers below it have less under optim.layer_decay."""
     for group in _torch_optimizer(engine).param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
 
 
 def grad_norm(engine: Any) -> float | None:

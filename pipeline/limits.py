@@ -50,6 +50,7 @@ RANGES = {
     "optim.weight_decay": NONE_OR_MORE,
     "optim.beta1": LESS_THAN_ONE,
     "optim.beta2": LESS_THAN_ONE,
+    "optim.layer_decay": Range(0, 1, above=True),
     "optim.momentum": Range(0, 1, above=True, below=True),  # without one, SGD keeps nothing to save
     "optim.clip": NONE_OR_MORE,
     "schedule.steps": Range(0, MANY),

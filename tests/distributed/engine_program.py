@@ -21,8 +21,12 @@ from pipeline.saver import Saver
 
 GLOBAL_BATCH = 8
 CLASSES = 5
-LR = {"adamw": 1e-3, "sgd": 0.05}
-DECAY = {"adamw": 5.0, "sgd": 0.1}  # lr x decay is 0.5 % a step: decaying the wrong tensors shows in two steps
+LR = {"adamw": 1e-3, "lamb": 2e-3, "sgd": 0.05}
+DECAY = {
+    "adamw": 5.0,
+    "lamb": 0.1,
+    "sgd": 0.1,
+}  # adamw, sgd: lr x decay is 0.5 % a step: decaying the wrong tensors shows in two steps
 
 
 def main() -> None:
@@ -34,7 +38,13 @@ def main() -> None:
         config = RunConfig(
             run_dir=Path(folder, name),
             model=ModelConfig(variant="tiny", image_size=16),
-            optim=OptimConfig(kind=kind, lr=LR[kind], weight_decay=DECAY[kind], clip=1.0),  # type: ignore[arg-type]
+            optim=OptimConfig(
+                kind=kind,  # type: ignore[arg-type]
+                lr=LR[kind],
+                weight_decay=DECAY[kind],
+                clip=1.0,
+                layer_decay=0.75 if kind == "lamb" else 1.0,
+            ),
             train=TrainConfig(
                 global_batch=GLOBAL_BATCH,
                 micro_batch=GLOBAL_BATCH // ranks.world_size,
@@ -47,21 +57,15 @@ def main() -> None:
 
 
 def train(config: RunConfig, ranks: distributed.Ranks, device: torch.device, first: int, last: int) -> None:
-    model = VisionTransformer(config.model, CLASSES)
-    initialise(model, seed=0)
-    torch.manual_seed(0)
-    torch.nn.init.normal_(model.head.weight, std=0.1)  # a zero head gives the layers below no gradient at first
-    engine = ds.build_engine(config, model.to(device), ranks.world_size)
+    engine = ds.build_engine(config, new_model(config.model).to(device), ranks.world_size)
     if first:
         assert checkpoint.load(checkpoint_of(config.run_dir, first), engine, config).step == first
     saver = Saver(config, {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"})
     compute = next(engine.module.parameters()).dtype
     for step in range(first, last):
         ds.set_learning_rate(engine, config.optim.lr * (1 - step / 100))
-        generator = torch.Generator().manual_seed(step)
-        x = torch.randn(GLOBAL_BATCH, 3, 16, 16, generator=generator)[ranks.rank :: ranks.world_size].to(compute)
-        y = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)[ranks.rank :: ranks.world_size]
-        loss = loss_of("softmax", engine(x).float(), y)
+        x, y = (part[ranks.rank :: ranks.world_size] for part in global_batch(step))
+        loss = loss_of("softmax", engine(x.to(compute)).float(), y)
         engine.backward(loss)
         saver.settle()
         engine.step()
@@ -73,6 +77,21 @@ def train(config: RunConfig, ranks: distributed.Ranks, device: torch.device, fir
             saver.save(engine, step + 1)
     saver.finish()
     engine.destroy()
+
+
+def new_model(config: ModelConfig) -> VisionTransformer:
+    model = VisionTransformer(config, CLASSES)
+    initialise(model, seed=0)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.head.weight, std=0.1)  # a zero head gives the layers below no gradient at first
+    return model
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels of all ranks."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(GLOBAL_BATCH, 3, 16, 16, generator=generator)
+    return x, torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)
 
 
 def checkpoint_of(run_dir: Path, step: int) -> Path:

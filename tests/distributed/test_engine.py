@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from pipeline import checkpoint
+from pipeline.config import ModelConfig
+from pipeline.optim import layer_scale
+from tests.distributed.engine_program import DECAY, LR, global_batch, new_model
 from tests.ranks import run_ranks
 
-KINDS = ("adamw", "sgd")
+KINDS = ("adamw", "lamb", "sgd")
 STAGES = (0, 1, 2, 3)  # in this order: DeepSpeed's stage 3 puts its own F.linear into a process, for good
-TOLERANCE = {"adamw": 1e-4, "sgd": 1e-5}  # absolute and relative, of weights and moments after 20 steps
+TOLERANCE = {"adamw": 1e-4, "lamb": 1e-6, "sgd": 1e-5}  # absolute and relative, of weights and moments after 20 steps
 Losses = dict[str, list[float]]  # by name of the run folder, in order of the steps
 State = dict[str, torch.Tensor]
 
@@ -48,7 +51,7 @@ def assert_close(ours: State, theirs: State, tolerance: float) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
-    """One rank without ZeRO: 20 steps with either optimizer, and a checkpoint after the first 10."""
+    """One rank without ZeRO: 20 steps with each optimizer, and a checkpoint after the first 10."""
     folder = tmp_path_factory.mktemp("alone")
     return folder, train(folder, 1, *(f"{kind}:0:float32:{kind}:0:20" for kind in KINDS))
 
@@ -60,7 +63,7 @@ def test_twenty_steps_on_any_ranks_and_stage_and_from_another_ones_checkpoint(
     """... are those of one rank without ZeRO: losses, weights, moments. A group decays (0.5 % a step), one doesn't."""
     reference, losses = alone
     half = Path("checkpoints", checkpoint.folder_name(10))
-    kinds = KINDS if world == 2 else ("sgd",)  # one tells as much, and in half the time
+    kinds = KINDS if world == 2 else ("lamb",)  # one tells as much, and in a third of the time
     work = []
     for stage in STAGES:
         work += [f"{kind}-{stage}:{stage}:float32:{kind}:0:20" for kind in kinds]
@@ -76,8 +79,43 @@ def test_twenty_steps_on_any_ranks_and_stage_and_from_another_ones_checkpoint(
         assert found[f"resumed-{stage}"] == pytest.approx(losses["adamw"][10:], abs=1e-5)
         assert_close(state_of(tmp_path / f"resumed-{stage}", 20), state_of(reference / "adamw", 20), TOLERANCE["adamw"])
     if world == 1:
-        assert found["sgd-0"] == losses["sgd"]
+        assert found["lamb-0"] == losses["lamb"]
         assert found["resumed-0"] == losses["adamw"][10:]
+
+
+def test_lamb_is_the_plain_one(alone: tuple[Path, Losses]) -> None:
+    """Twenty steps of algorithm 2 of arXiv 1904.00962 on whole tensors, with layer decay 0.75 and clipping to 1."""
+    reference, losses = alone
+    model = new_model(ModelConfig(variant="tiny", image_size=16))
+    named = dict(model.named_parameters())
+    first, second = ({name: torch.zeros_like(value) for name, value in named.items()} for _ in range(2))
+    found = []
+    for step in range(20):
+        x, y = global_batch(step)
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        found.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for name, value in named.items():
+            rate = LR["lamb"] * (1 - step / 100) * layer_scale(name, 6, 0.75)
+            decays = value.ndim > 1 and name not in ("cls_token", "pos_embed")
+            with torch.no_grad():
+                assert value.grad is not None
+                first[name] = 0.9 * first[name] + 0.1 * value.grad
+                second[name] = 0.999 * second[name] + 0.001 * value.grad**2
+                update = first[name] / (1 - 0.9 ** (step + 1))
+                update /= (second[name] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-6
+                if decays:
+                    update += DECAY["lamb"] * value
+                    update *= value.norm() / update.norm()
+                value.sub_(rate * update)
+    assert losses["lamb"] == pytest.approx(found, abs=1e-6)
+    ours = state_of(reference / "lamb", 20)
+    plain = {f"param/{name}": value.detach() for name, value in named.items()}
+    plain |= {f"exp_avg/{name}": value for name, value in first.items()}
+    plain |= {f"exp_avg_sq/{name}": value for name, value in second.items()}
+    assert_close(ours, plain, 1e-6)
 
 
 def test_world_size_and_stage_change_again_and_again_in_a_run(alone: tuple[Path, Losses], tmp_path: Path) -> None:

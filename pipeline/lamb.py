@@ -1,0 +1,110 @@
+"""LAMB (arXiv 1904.00962), right under ZeRO: each tensor's trust ratio is that of the whole tensor over all ranks.
+
+DeepSpeed's FusedLamb takes what ZeRO gives it, a flat partition of many tensors, for one tensor. This one knows which
+part of which tensor lies where. The update is that of apex's FusedLAMB and timm's Lamb: weight decay inside the update,
+bias correction, and no trust ratio for tensors that don't decay.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+EPS = 1e-6  # apex's and timm's default
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What one rank's flat tensor holds of whole tensors."""
+
+    tensors: int  # whole tensors in the flat tensor's group, on all ranks
+    held: tuple[tuple[int, int, int], ...]  # of this rank: which of them, first element, number of elements
+
+
+class Lamb(torch.optim.Optimizer):
+    """``pieces`` and ``group``: set by :func:`follow_zero`; without them each parameter is a whole tensor."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = EPS):
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self.pieces: dict[Tensor, Pieces] = {}
+        self.sum_over_ranks: Callable[[Tensor], Tensor] = lambda sums: sums
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update each parameter that has a gradient; collective under ZeRO."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        grad, state = parameter.grad, self.state[parameter]
+        assert grad is not None
+        if "exp_avg" not in state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step, (beta1, beta2) = float(state["step"]), group["betas"]
+        state["exp_avg"].lerp_(grad, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        scale = state["exp_avg_sq"].sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        update = state["exp_avg"].div(1 - beta1**step).div_(scale)
+        if group["weight_decay"] != 0:
+            update.add_(parameter, alpha=group["weight_decay"])
+            self._trust(parameter, update)
+        parameter.add_(update, alpha=-group["lr"])
+
+    def _trust(self, parameter: Tensor, update: Tensor) -> None:
+        """Multiply each tensor's part of ``update`` by |tensor| / |update|; by 1 when either is 0."""
+        pieces = self.pieces.get(parameter, Pieces(1, ((0, 0, parameter.numel()),)))
+        values, updates = (_cut(tensor, pieces) for tensor in (parameter, update))
+        slots = [slot for slot, _, _ in pieces.held]
+        squares = torch.zeros(2, pieces.tensors, device=parameter.device)
+        if slots:
+            squares[0, slots] = torch.stack(torch._foreach_norm(values)).square()
+            squares[1, slots] = torch.stack(torch._foreach_norm(updates)).square()
+        weights, steps = self.sum_over_ranks(squares).sqrt()
+        ratios = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
+        if slots:
+            torch._foreach_mul_(updates, list(ratios[slots].unbind()))
+
+
+def _cut(tensor: Tensor, pieces: Pieces) -> list[Tensor]:
+    flat = tensor.detach().view(-1)
+    return [flat[start : start + length] for _, start, length in pieces.held]
+
+
+def follow_zero(lamb: Lamb, engine: Any) -> None:
+    """Tell ``lamb`` what lies in the flat tensors that DeepSpeed has put in the place of its parameters."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return
+    zero = engine.optimizer
+    if stage == 3:
+        for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+            held, start = [], 0
+            for slot, parameter in enumerate(parameters):  # an equal share of each, zero-padded at its end
+                held.append((slot, start, parameter.partition_numel()))
+                start += parameter.partition_numel()
+            lamb.pieces[flat] = Pieces(len(parameters), tuple(held))
+    else:
+        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            addresses = [
+                (slot, parameter._hp_mapping.hp_fragment_address)
+                for slot, parameter in enumerate(parameters)
+                if parameter._hp_mapping is not None
+            ]
+            held = [(slot, address.start, address.numel) for slot, address in addresses]
+            lamb.pieces[flat] = Pieces(len(parameters), tuple(held))
+
+    def sum_over_ranks(sums: Tensor) -> Tensor:
+        moved = sums.to(engine.device)  # offloaded partitions lie in the host's memory
+        torch.distributed.all_reduce(moved, group=zero.dp_process_group)
+        return moved.to(sums.device)
+
+    lamb.sum_over_ranks = sum_over_ranks
