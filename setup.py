@@ -6,26 +6,31 @@ FLAGS = ["-O3", "-std=c99", "-Wall", "-Wextra"]
 
 setup(
     ext_modules=[
-        # needs a C compiler and libjpeg-turbo's headers (Debian: libjpeg-dev); pipeline.jpeg does without it otherwise
+        # needs a C compiler and libjpeg-turbo's headers (Debian: libjpeg-dev); imaging/jpeg.py can do without
         Extension(
-            "pipeline._jpeg",
-            ["pipeline/_jpeg.c"],
-            depends=["pipeline/_errors.h", "pipeline/_huffman.h"],
+            "pipeline.imaging._jpeg",
+            ["pipeline/imaging/_jpeg.c"],
+            depends=["pipeline/imaging/_libjpeg_errors.h", "pipeline/imaging/_huffman.h"],
             libraries=["jpeg", "dl"],
             extra_compile_args=FLAGS,
             optional=True,
         ),
         # the same; data_prep.shard --restart needs it
         Extension(
-            "data_prep._restart",
-            ["data_prep/_restart.c"],
-            depends=["pipeline/_errors.h"],
+            "data_prep.images._restart",
+            ["data_prep/images/_restart.c"],
+            depends=["pipeline/imaging/_libjpeg_errors.h"],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        # these need a C compiler; data_prep.images, writer and tarscan do without them otherwise
+        # these need a C compiler
         Extension("data_prep._sample", ["data_prep/_sample.c"], extra_compile_args=FLAGS, optional=True),
-        Extension("data_prep._tarscan", ["data_prep/_tarscan.c"], extra_compile_args=FLAGS, optional=True),
+        Extension(
+            "data_prep.sources._tar_headers",
+            ["data_prep/sources/_tar_headers.c"],
+            extra_compile_args=FLAGS,
+            optional=True,
+        ),
     ]
 )

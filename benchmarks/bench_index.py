@@ -22,9 +22,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import classmaps
-from data_prep.writer import header
-from pipeline.shards import INDEX_SCHEMA
+from data_prep.writing.tar_writer import header
+from pipeline.dataset import class_lists
+from pipeline.dataset.format import INDEX_SCHEMA
 
 CORES = len(os.sched_getaffinity(0))
 TARS = 16
@@ -76,7 +76,7 @@ def foreign_tars(folder: Path, samples: int, rounds: int) -> None:
 def large_plan(folder: Path, rows: int) -> None:
     """Scan and plan a tar of class folders whose images have no bytes, in a process of its own."""
     source = folder / "whole.tar"
-    wnids = classmaps.listed("fall11") or []
+    wnids = class_lists.listed("fall11") or []
     per_class = -(-rows // len(wnids))
     with source.open("wb") as file:
         left = rows
@@ -86,11 +86,12 @@ def large_plan(folder: Path, rows: int) -> None:
             file.write(header(f"{wnid}.tar", len(own)) + own)
         file.write(bytes(1024))
     program = (
-        "import sys; from pathlib import Path; from data_prep import arrow, options, prepare, sources\n"
+        "import sys; from pathlib import Path; from data_prep import pyarrow_setup, shard_options\n"
+        "from data_prep.planning import make_plan; from data_prep.sources import inputs\n"
         "if __name__ == '__main__':\n"
-        "    arrow.without_pandas()\n"
-        "    chosen = options.Options(sys.argv[1], Path(sys.argv[2]))\n"
-        "    found = sources.find(chosen.input, 'auto', None, None)\n"
+        "    pyarrow_setup.without_pandas()\n"
+        "    chosen = shard_options.Options(sys.argv[1], Path(sys.argv[2]))\n"
+        "    found = inputs.find(chosen.input, 'auto', None, None)\n"
         "    plan = options.plan_options(chosen, options.content_options(chosen))\n"
         "    print(sum(prepare.planned(chosen.output, found, plan).samples.values()))\n"
     )
@@ -138,10 +139,11 @@ def large_index(folder: Path, rows: int) -> None:
     """Write index.parquet of ImageNet-21K's names with random places, hashes and sizes, as finalize does."""
     path = folder / "index.parquet"
     program = (
-        "import sys; from pathlib import Path; from data_prep import arrow, finish; from pipeline import shards\n"
-        "arrow.without_pandas(); sys.path.insert(0, sys.argv[3]); import bench_index\n"
+        "import sys; from pathlib import Path; from data_prep import pyarrow_setup\n"
+        "from data_prep.writing import finalize; from pipeline.dataset import format as dataset_format\n"
+        "pyarrow_setup.without_pandas(); sys.path.insert(0, sys.argv[3]); import bench_index\n"
         "rows = bench_index.shards_rows(int(sys.argv[2]))\n"
-        "print(finish.write_parquet(Path(sys.argv[1]), shards.INDEX_SCHEMA, rows))\n"
+        "print(finalize.write_parquet(Path(sys.argv[1]), dataset_format.INDEX_SCHEMA, rows))\n"
     )
     line = [sys.executable, "-c", program, str(path), str(rows), str(Path(__file__).parent)]
     seconds, peak, _, _ = watched(line)
@@ -155,7 +157,7 @@ def large_index(folder: Path, rows: int) -> None:
 def shards_rows(rows: int) -> Iterator[pa.Table]:
     """The rows of one shard of 4,096 after another."""
     random = np.random.default_rng(0)
-    wnids = classmaps.listed("fall11") or []
+    wnids = class_lists.listed("fall11") or []
     for shard, start in enumerate(range(0, rows, 4096)):
         count = min(4096, rows - start)
         labels = random.integers(0, len(wnids), count)

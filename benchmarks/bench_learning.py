@@ -16,19 +16,19 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.peers import import_peer
 from data_prep import shard
 from jobs.demo import write_raw
-from pipeline import optim
-from pipeline.config import Variant
-from pipeline.data import normalise, train_batches
-from pipeline.evaluate import evaluate
-from pipeline.interop.peers import import_peer
-from pipeline.losses import loss as loss_of
-from pipeline.model import ARCHITECTURES, VisionTransformer, initialise
-from pipeline.recipes import tiny
-from pipeline.schedule import learning_rate
-from pipeline.split import Split, open_split
-from pipeline.transforms import TrainTransform
+from pipeline.config.recipes import tiny
+from pipeline.config.schedule import learning_rate
+from pipeline.config.schema import Variant
+from pipeline.dataset.split import Split, open_split
+from pipeline.engine import optimizer as optim
+from pipeline.evaluation.accuracy import evaluate
+from pipeline.loader.batches import normalise, train_batches
+from pipeline.loader.transforms import TrainTransform
+from pipeline.model.losses import loss as loss_of
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer, initialise
 
 OURS = "ours"
 PEERS = ("timm, the same weights", "timm, its own")  # at the start

@@ -28,11 +28,12 @@ from torch.utils.data import get_worker_info
 
 from benchmarks import loader_peers
 from data_prep import shard
-from pipeline import jpeg, transforms
-from pipeline.data import train_batches
-from pipeline.draws import Draws
-from pipeline.split import Split, open_split
-from pipeline.transforms import TrainTransform, inception_crop
+from pipeline.dataset.split import Split, open_split
+from pipeline.imaging import jpeg
+from pipeline.loader import transforms
+from pipeline.loader.batches import train_batches
+from pipeline.loader.splitmix import Draws
+from pipeline.loader.transforms import TrainTransform, inception_crop
 
 SIZE, BATCH, WORKERS = 224, 50, 2
 Reader = Callable[[], Iterator[Any]]  # batches of BATCH images without end, or at least as many as are asked for

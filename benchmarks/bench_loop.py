@@ -25,15 +25,15 @@ import torch
 
 from benchmarks.bench_learning import digits
 from benchmarks.bench_loader import data_set
-from pipeline.data import normalise, train_batches
-from pipeline.examine import Progress
-from pipeline.losses import loss as loss_of
-from pipeline.preempt import StopRequest
-from pipeline.recipes import tiny
-from pipeline.report import Screen
-from pipeline.start import Run, prepare, start
-from pipeline.train import loop
-from pipeline.transforms import train_transform
+from pipeline.config.recipes import tiny
+from pipeline.loader.batches import normalise, train_batches
+from pipeline.loader.transforms import train_transform
+from pipeline.model.losses import loss as loss_of
+from pipeline.train.anomalies import Progress
+from pipeline.train.console import Screen
+from pipeline.train.loop import loop
+from pipeline.train.setup import Run, prepare, start
+from pipeline.train.stop_signals import StopRequest
 
 REFERENCE = 0.1  # seconds of a step
 BATCH = 8

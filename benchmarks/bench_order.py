@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep import finish
-from pipeline import shards
-from pipeline.order import Order, micro_batch_positions
+from data_prep.writing import finalize
+from pipeline.dataset import format as dataset_format
+from pipeline.loader.order import Order, micro_batch_positions
 
 SAMPLES, SHARD = 14_197_122, 4096  # ImageNet-21K, fall 2011; the default of data_prep.shard
 RANKS, GLOBAL_BATCH, MICRO_BATCH = 1024, 4096, 4
@@ -33,9 +33,9 @@ OPEN = """
 import sys, time
 from pathlib import Path
 import numpy as np
-import pipeline.data
-from pipeline.order import Order
-from pipeline.rows import read_rows
+import pipeline.loader.batches
+from pipeline.loader.order import Order
+from pipeline.dataset.index import read_rows
 
 def memory(what):
     return next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith(what))
@@ -177,9 +177,9 @@ def make_index(folder: Path) -> Path:
                 "recoded": pa.DictionaryArray.from_arrays(pa.array(np.zeros(samples, np.int8)), pa.array([""])),
                 "xxh3_64": pa.array(random.integers(0, 2**63, samples).astype(np.uint64)),
             }
-            yield pa.table(columns, schema=shards.INDEX_SCHEMA)
+            yield pa.table(columns, schema=dataset_format.INDEX_SCHEMA)
 
-    finish.write_parquet(folder / "index.parquet", shards.INDEX_SCHEMA, tables())
+    finalize.write_parquet(folder / "index.parquet", dataset_format.INDEX_SCHEMA, tables())
     return folder
 
 

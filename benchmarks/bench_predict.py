@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.bench_shard import CORES, crops
 from data_prep import shard
-from pipeline import pictures
-from pipeline.data import eval_batches
-from pipeline.split import open_split
+from pipeline.dataset.split import open_split
+from pipeline.inference import image_files
+from pipeline.loader.batches import eval_batches
 
 BATCH, WORKERS = 32, 2
 
@@ -31,10 +31,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = data_set(Path(folder), arguments.images)
         split = open_split(str(data), "train")
-        found = pictures.find(sorted(data.glob("*.tar")))
+        found = image_files.find(sorted(data.glob("*.tar")))
         assert len(found) == len(split) == arguments.images
         readers: dict[str, Callable[[], Iterator[Any]]] = {
-            "predict": lambda: pictures.batches(
+            "predict": lambda: image_files.batches(
                 found, batch=BATCH, size=arguments.size, resize="square", workers=WORKERS, rank=0, world_size=1
             ),
             "evaluate": lambda: eval_batches(

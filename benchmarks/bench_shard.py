@@ -29,7 +29,7 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 
-from data_prep.writer import header
+from data_prep.writing.tar_writer import header
 
 CORES = len(os.sched_getaffinity(0))
 PER_CLASS = 100  # images of a class's tar
@@ -82,8 +82,8 @@ def members(tar_bytes: bytes) -> Iterator[bytes]:
 
 def crops(count: int) -> list[bytes]:
     """Random crops of two photographs, enlarged to the size of ImageNet's files (about 100 KB)."""
-    import cv2  # noqa: PLC0415
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415  (slow to import)
+    import cv2
+    from sklearn.datasets import load_sample_images  # slow to import
 
     random = np.random.default_rng(0)
     pictures = load_sample_images().images

@@ -26,7 +26,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(start(arguments.child)))
         return
-    from benchmarks.bench_learning import digits  # noqa: PLC0415  (torch)
+    from benchmarks.bench_learning import digits  # torch
 
     rounds: list[dict[str, list[float]]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,7 +53,7 @@ def main() -> None:
 
 def start(scratch: Path) -> dict[str, list[float]]:
     """Seconds by part, by the wall and by this process's CPU."""
-    import psutil  # noqa: PLC0415
+    import psutil
 
     marks = [(psutil.Process().create_time(), 0.0)]
 
@@ -61,16 +61,16 @@ def start(scratch: Path) -> dict[str, list[float]]:
         marks.append((time.time(), time.process_time()))
 
     os.environ["VIT_MLFLOW"] = "off"
-    import dataclasses  # noqa: PLC0415
+    import dataclasses
 
-    import torch._dynamo  # noqa: F401, PLC0415
+    import torch._dynamo  # noqa: F401
 
-    from pipeline import train as loop  # noqa: PLC0415
-    from pipeline.examine import Progress  # noqa: PLC0415
-    from pipeline.preempt import StopRequest  # noqa: PLC0415
-    from pipeline.recipes import tiny  # noqa: PLC0415
-    from pipeline.report import Screen  # noqa: PLC0415
-    from pipeline.start import prepare, start  # noqa: PLC0415
+    from pipeline.config.recipes import tiny
+    from pipeline.train import loop
+    from pipeline.train.anomalies import Progress
+    from pipeline.train.console import Screen
+    from pipeline.train.setup import prepare, start
+    from pipeline.train.stop_signals import StopRequest
 
     mark()
     recipe = tiny()

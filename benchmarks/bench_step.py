@@ -13,12 +13,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import ModelConfig, Variant
-from pipeline.flops import forward_macs
-from pipeline.interop.peers import import_peer
+from benchmarks.peers import import_peer
+from pipeline.config.schema import ModelConfig, Variant
+from pipeline.distributed.malloc import keep_freed_memory
 from pipeline.interop.timm import ENTRY_POINTS
-from pipeline.memory import keep_freed_memory
-from pipeline.model import ARCHITECTURES, VisionTransformer, initialise
+from pipeline.model.flops import forward_macs
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer, initialise
 
 CLASSES = 1000
 GEMM = 2048

@@ -18,7 +18,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import mlflow
 from accelerate.tracking import MLflowTracker
 
-from pipeline.tracking import open_tracker
+from pipeline.tracking.tracker import open_tracker
 
 STEP = 0.05  # seconds
 LIMIT = 0.005  # share of the step's time

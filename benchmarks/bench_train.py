@@ -29,17 +29,17 @@ import torch.nn.functional as F
 
 from benchmarks.bench_learning import timms
 from benchmarks.bench_loader import data_set
-from pipeline.config import RunConfig, flatten, to_dict
-from pipeline.data import Batch, normalise, train_batches
-from pipeline.flops import forward_macs
-from pipeline.interop.peers import import_peer
-from pipeline.losses import loss as loss_of
-from pipeline.probe import best_flops
-from pipeline.recipes import PRETRAIN
-from pipeline.spool import METRICS, Line, read_lines
-from pipeline.start import prepare, start
-from pipeline.step import DTYPES
-from pipeline.transforms import train_transform
+from benchmarks.peers import import_peer
+from pipeline.config.recipes import PRETRAIN
+from pipeline.config.schema import RunConfig, flatten, to_dict
+from pipeline.loader.batches import Batch, normalise, train_batches
+from pipeline.loader.transforms import train_transform
+from pipeline.model.flops import forward_macs
+from pipeline.model.losses import loss as loss_of
+from pipeline.preflight.measurements import best_flops
+from pipeline.runs.records import METRICS, Line, read_lines
+from pipeline.train.setup import prepare, start
+from pipeline.train.step import DTYPES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PARTS = ("train", "step", "loader", "timm")

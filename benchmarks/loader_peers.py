@@ -1,4 +1,3 @@
-# ruff: noqa: PLC0415  (a peer is imported where it is measured)
 """The peers of bench_loader.py, each with its usual image transforms: a function of (split, size, batch, workers) that
 makes a function that starts the reader. One that isn't installed raises ImportError.
 """
@@ -18,8 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline import jpeg
-from pipeline.split import Split
+from pipeline.dataset.split import Split
+from pipeline.imaging import jpeg
 
 Reader = Callable[[], Iterator[Any]]
 

@@ -1,6 +1,10 @@
-"""From raw image releases to WebDataset shards. Never imports torch."""
+"""From raw image releases to WebDataset shards with an index. Never imports torch.
+
+A file at the top is a command or used by several rooms: sources/ finds images, images/ checks them, planning/ orders
+them, writing/ writes them. Read shard.py first.
+"""
 
 import os
 
-# NumPy's OpenBLAS starts a thread a core in every process, which spin for a while. Nothing here multiplies matrices.
+# NumPy's OpenBLAS starts one spinning thread per core in every process. Nothing here multiplies matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -6,7 +6,7 @@
  *     What surrounds the `size` bytes of <key>.jpg in a WebDataset tar: its header; the padding, and all of <key>.cls.
  *     None where the name needs more than a USTAR header.
  *
- * After None, data_prep.images and data_prep.writer do it themselves, and say what is wrong; without this extension they
+ * After None, data_prep.images.prepare and data_prep.writing.tar_writer do it themselves, and say what is wrong; without this extension they
  * do all of it. So nothing here has to be an error, and what is answered here is what they would answer.
  */
 

@@ -10,9 +10,9 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cli import UserError
-from pipeline.files import check_local
-from pipeline.shards import DatasetInfo, ShardInfo, damage_of, open_parquet
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.dataset.format import DatasetInfo, ShardInfo, damage_of, open_parquet
 
 
 @dataclass(frozen=True)

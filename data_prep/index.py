@@ -5,7 +5,7 @@ widths, heights and hashes are 0. Two versions of the same tars are told apart b
 labels.
 """
 
-from data_prep import workers
+from data_prep import process_pool as workers
 
 if __name__ == "__main__":
     workers.warm_up()
@@ -23,16 +23,20 @@ import pyarrow.compute as pc
 import tyro
 import xxhash
 
-from data_prep import catalogue, classmaps, finish, progress, sources
-from data_prep.arrow import without_pandas
-from data_prep.datasets import check_workers
-from data_prep.images import LARGEST_FILE
-from data_prep.tarscan import DamagedTarError, Read, scan
-from data_prep.tarwalk import RejectRow, split_of
-from pipeline import cli
-from pipeline.cli import UserError, printable
-from pipeline.files import check_local
-from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
+from data_prep import progress
+from data_prep import tables as catalogue
+from data_prep.dataset_reader import check_workers
+from data_prep.images.prepare import LARGEST_FILE
+from data_prep.pyarrow_setup import without_pandas
+from data_prep.sources import inputs
+from data_prep.sources.tar_headers import DamagedTarError, Read, scan
+from data_prep.sources.tar_images import RejectRow, split_of
+from data_prep.writing import finalize
+from pipeline.core import cli
+from pipeline.core.cli import UserError, printable
+from pipeline.core.files import check_local
+from pipeline.dataset import class_lists
+from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 DESCRIPTION = """Index the WebDataset tars in FOLDER, by their headers alone, so that the pipeline can train on them.
 Writes index.parquet, classes.parquet, rejects.parquet and dataset.json beside the tars, which stay as they are.
@@ -93,7 +97,7 @@ def main(args: list[str] | None = None) -> int:
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
     tars = _tars(options)
-    listed = None if options.classes == "derive" else classmaps.listed(options.classes)
+    listed = None if options.classes == "derive" else class_lists.listed(options.classes)
     if listed is None and options.classes != "derive":
         raise UserError(f"--classes {options.classes} isn't a fixed list: give derive, a list's name or a file")
     names = [path.name for path in tars]
@@ -123,17 +127,17 @@ def main(args: list[str] | None = None) -> int:
         texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
         content = Content()
         tables = content.seen(_labelled(table, texts, labels) for table in catalogue.batches(rows))
-        finish.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
+        finalize.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
     finally:
         rows.unlink(missing_ok=True)
     reject_table = catalogue.table(rejects, REJECTS_SCHEMA)
-    finish.write_parquet(options.folder / "rejects.parquet", REJECTS_SCHEMA, [reject_table])
-    info = finish.describe(
+    finalize.write_parquet(options.folder / "rejects.parquet", REJECTS_SCHEMA, [reject_table])
+    info = finalize.describe(
         options.folder,
         name=options.name or options.folder.resolve().name,
         seed=0,
         options={"made_by": "data_prep.index", "classes": options.classes, "rows": content.digest()},
-        classes=finish.classes_table(wnids, [classmaps.name_of(wnid) for wnid in wnids]),
+        classes=finalize.classes_table(wnids, [class_lists.name_of(wnid) for wnid in wnids]),
         made=made,
         rejects=len(rejects),
     )
@@ -175,7 +179,7 @@ def _tars(options: Options) -> list[Path]:
     if (options.folder / "dataset.json").exists():
         if not options.force:
             raise UserError(f"FOLDER {str(options.folder)!r} has a dataset.json already: --force makes a new index")
-        if sources.is_ours(options.folder):
+        if inputs.is_ours(options.folder):
             raise UserError(
                 f"FOLDER {str(options.folder)!r} was made by data_prep.shard, whose index says more than a new one "
                 "would: move its dataset.json away first"

@@ -1,4 +1,4 @@
-"""``python -m data_prep.audit DATASET --against OTHER``: which images of one data set are also in another?"""
+"""``python -m data_prep.overlap DATASET --against OTHER``: which images of one data set are also in another?"""
 
 import collections
 import json
@@ -15,11 +15,17 @@ import pyarrow as pa
 import tyro
 import xxhash
 
-from data_prep import finish, phash, plan, progress, sources, workers
-from data_prep.arrow import without_pandas
-from data_prep.datasets import OpenTar, Piece, check_out, check_workers, pieces, rows_of
-from pipeline import cli, shards
-from pipeline.cli import UserError
+from data_prep import process_pool as workers
+from data_prep import progress
+from data_prep.dataset_reader import OpenTar, Piece, check_out, check_workers, pieces, rows_of
+from data_prep.images import perceptual_hash
+from data_prep.planning import assignment
+from data_prep.pyarrow_setup import without_pandas
+from data_prep.sources import inputs
+from data_prep.writing import finalize
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.dataset import format as dataset_format
 
 DESCRIPTION = """Find the images of DATASET that are also in OTHER, such as the test images that a training set holds:
 equal bytes by their hash, near-equal pictures (resized, recompressed) by a perceptual hash, confirmed by comparing the
@@ -29,8 +35,8 @@ Writes a removal list, a line each: key, key in OTHER, exact or near, correlatio
 With DATASET and OTHER the same, finds its own duplicates and lists all but the first of each.
 
 Examples:
-  python -m data_prep.audit data/imagenet21k --against data/imagenet1k-val
-  python -m data_prep.audit data/imagenet21k --against data/imagenet1k-val --distance 0 --out leaks.tsv
+  python -m data_prep.overlap data/imagenet21k --against data/imagenet1k-val
+  python -m data_prep.overlap data/imagenet21k --against data/imagenet1k-val --distance 0 --out leaks.tsv
   python -m data_prep.shard fall11_whole.tar data/imagenet21k-clean --exclude leaks.tsv
 """
 BLOCK = 4096  # images compared at a time
@@ -71,7 +77,7 @@ class Match(NamedTuple):
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="python -m data_prep.audit", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="python -m data_prep.overlap", description=DESCRIPTION, args=args)
     if not -1 <= options.distance <= 7:
         raise UserError(f"--distance {options.distance} must be from 0 to 7, or -1 for equal bytes only")
     if not 0 < options.correlation <= 1:
@@ -79,17 +85,17 @@ def main(args: list[str] | None = None) -> int:
     check_workers(options.workers)
     out = options.out or Path(f"{options.dataset.resolve().name}-in-{options.against.resolve().name}.tsv")
     check_out(out)
-    own = pieces(options.dataset, shards.read_info(options.dataset))
-    other = pieces(options.against, shards.read_info(options.against))
+    own = pieces(options.dataset, dataset_format.read_info(options.dataset))
+    other = pieces(options.against, dataset_format.read_info(options.against))
     itself = options.dataset.resolve() == options.against.resolve()
     other_prints = _prints(other, options, "reading OTHER")
     own_prints = other_prints if itself else _prints(own, options, "reading DATASET")
     matches = _exact(own_prints.exact, other_prints.exact, itself)
     if options.distance >= 0:
         matches |= _near(own, other, own_prints.perceptual, other_prints.perceptual, options, itself, set(matches))
-    wnids = [] if sources.is_ours(options.dataset) else shards.read_classes(options.dataset)["wnid"].to_pylist()
+    wnids = [] if inputs.is_ours(options.dataset) else dataset_format.read_classes(options.dataset)["wnid"].to_pylist()
     lines = list(_lines(own, other, [matches[row] for row in sorted(matches)], wnids))
-    finish.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
+    finalize.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
     kinds = collections.Counter(match.kind for match in matches.values())
     count = len(own_prints.exact)
     if options.json:
@@ -123,7 +129,7 @@ def prints_of(item: tuple[Piece, bool]) -> Prints:
                 exact[row] = exact[row] or xxhash.xxh3_64_intdigest(data)
             if perceptual:
                 try:
-                    seen[row] = phash.of_thumbnail(phash.thumbnail(data))
+                    seen[row] = perceptual_hash.of_thumbnail(perceptual_hash.thumbnail(data))
                 except ValueError:
                     seen[row] = 0  # undecodable: like nothing else
             workers.report({"images": 1, "bytes": size})
@@ -154,11 +160,11 @@ def _near(
     found: dict[int, Match] = {}
     mine, theirs = Pictures(own), Pictures(other)
     for start in range(0, len(own_hashes), BLOCK):
-        queries, others = phash.neighbours(own_hashes[start : start + BLOCK], other_hashes, options.distance)
+        queries, others = perceptual_hash.neighbours(own_hashes[start : start + BLOCK], other_hashes, options.distance)
         for row, other_row in zip((queries + start).tolist(), others.tolist(), strict=True):
             if row in known or (itself and other_row >= row):
                 continue
-            correlation = phash.similarity(mine.thumbnail(row), theirs.thumbnail(other_row))
+            correlation = perceptual_hash.similarity(mine.thumbnail(row), theirs.thumbnail(other_row))
             if correlation >= max(options.correlation, found[row].correlation if row in found else 0):
                 found[row] = Match(row, other_row, "near", correlation)
     return found
@@ -181,7 +187,7 @@ class Pictures:
                 self._rows = number, rows_of(piece, ["offset", "size"])
             place = self._rows[1].slice(row - piece.first_row, 1).to_pylist()[0]
             with OpenTar(piece) as tar:
-                self._kept[row] = phash.thumbnail(tar.read(place["offset"], place["size"]))
+                self._kept[row] = perceptual_hash.thumbnail(tar.read(place["offset"], place["size"]))
             if len(self._kept) > BLOCK:
                 self._kept.popitem(last=False)
         return self._kept[row]
@@ -204,7 +210,7 @@ def _keys(work: list[Piece], rows: set[int], wnids: Sequence[str] = ()) -> dict[
             keys = table["key"].to_pylist()
             if wnids:
                 labels = table["label"].to_pylist()
-                keys = [plan.key_of(wnids[label], f"{key}.jpg") for key, label in zip(keys, labels, strict=True)]
+                keys = [assignment.key_of(wnids[label], f"{key}.jpg") for key, label in zip(keys, labels, strict=True)]
             found.update(zip(here, keys, strict=True))
     return found
 

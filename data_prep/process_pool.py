@@ -63,7 +63,7 @@ def warm_up() -> ForkServerContext:
     # instead has imported what the work needs, and what the command imports that each new process runs again (not the
     # command itself: runpy would warn of it).
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.build", "data_prep.progress", "pipeline.cli"])
+    context.set_forkserver_preload(["data_prep.writing.build_shard", "data_prep.progress", "pipeline.core.cli"])
     resource_tracker.ensure_running()  # which ends by unblocking SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the server: Ctrl-C is the parent's to answer
     try:
@@ -96,7 +96,7 @@ def run(
                 break
         else:
             return
-    from pipeline.files import naming  # noqa: PLC0415  warm_up is called before anything slow is imported
+    from pipeline.core.files import naming  # warm_up is called before anything slow is imported
 
     with naming(Path("/dev/shm")):  # where semaphores lie, though the system's refusal names no file
         queue: SimpleQueue[Report] = context.SimpleQueue()
@@ -123,7 +123,7 @@ def run(
         _drain(queue, on_report)
         pool.shutdown()
     except BrokenProcessPool:
-        from pipeline.cli import UserError  # noqa: PLC0415  warm_up is called before anything slow is imported
+        from pipeline.core.cli import UserError  # warm_up is called before anything slow is imported
 
         raise UserError(
             "a worker was killed, as the system does where memory runs out: give fewer --workers, and run again"
@@ -149,7 +149,7 @@ def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) ->
 def _start(queue: "SimpleQueue[Report]") -> None:
     global _reports  # noqa: PLW0603 what a process pool has instead of arguments
     _reports = queue
-    from data_prep.arrow import without_pandas  # noqa: PLC0415  warm_up is called before anything slow is imported
+    from data_prep.pyarrow_setup import without_pandas  # warm_up is called before anything slow is imported
 
     # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
     # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.

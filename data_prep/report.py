@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 import simplejpeg
 import tyro
 
-from data_prep import figures, finish, progress
-from data_prep.arrow import without_pandas
-from data_prep.datasets import OpenTar, batches, check_out, pieces, rows_of
-from pipeline import cli, shards
-from pipeline.jpeg import decode_small
-from pipeline.shards import DatasetInfo
+from data_prep import progress, report_figures
+from data_prep.dataset_reader import OpenTar, batches, check_out, pieces, rows_of
+from data_prep.pyarrow_setup import without_pandas
+from data_prep.writing import finalize
+from pipeline.core import cli
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset.format import DatasetInfo
+from pipeline.imaging.jpeg import decode_small
 
 DESCRIPTION = """Write a page about a data set: counts, classes, sizes of images and files, what was left out and why
 (with what can still be seen of it), and a sample of the images. The page is one file that needs nothing else.
@@ -86,16 +88,16 @@ def main(args: list[str] | None = None) -> int:
         raise cli.UserError(f"--samples {options.samples} must be 0 or more")
     if options.seed < 0:
         raise cli.UserError(f"--seed {options.seed} must be 0 or more")
-    info = shards.read_info(options.dataset)
+    info = dataset_format.read_info(options.dataset)
     out = options.out or options.dataset / "report.html"
     check_out(out)
-    finish.write_text(out, page(options, info))
+    finalize.write_text(out, page(options, info))
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return cli.EXIT_DONE
 
 
 def page(options: Options, info: DatasetInfo) -> str:
-    names: list[str] = shards.read_classes(options.dataset)["name"].to_pylist()
+    names: list[str] = dataset_format.read_classes(options.dataset)["name"].to_pylist()
     found = totals(options.dataset, info)
     sections = [
         f"<h1>{escape(info.name)}</h1>",
@@ -118,15 +120,15 @@ def page(options: Options, info: DatasetInfo) -> str:
 def totals(folder: Path, info: DatasetInfo) -> Totals:
     """Read the index once, a row group at a time."""
     classes = np.zeros(info.classes, np.int64)
-    sides = np.zeros(len(figures.SIDES) - 1, np.int64)
-    kilobytes = np.zeros(len(figures.KILOBYTES) - 1, np.int64)
+    sides = np.zeros(len(report_figures.SIDES) - 1, np.int64)
+    kilobytes = np.zeros(len(report_figures.KILOBYTES) - 1, np.int64)
     recoded: collections.Counter[str] = collections.Counter()
     turned = 0
     for batch in batches(folder, ["label", "size", "width", "height", "orientation", "recoded"]):
         width, height = batch["width"].to_numpy(), batch["height"].to_numpy()
         classes += np.bincount(batch["label"].to_numpy(), minlength=info.classes)
-        sides += np.histogram(np.minimum(width, height)[width > 0], figures.SIDES)[0]
-        kilobytes += np.histogram(batch["size"].to_numpy() / 1000, figures.KILOBYTES)[0]
+        sides += np.histogram(np.minimum(width, height)[width > 0], report_figures.SIDES)[0]
+        kilobytes += np.histogram(batch["size"].to_numpy() / 1000, report_figures.KILOBYTES)[0]
         recoded.update(batch["recoded"].to_pylist())
         turned += int((batch["orientation"].to_numpy() != 1).sum())
     del recoded[""]
@@ -159,7 +161,10 @@ def _classes(found: Totals, names: list[str]) -> list[str]:
         table = _table(("class", "images"), [row[1:] for row in rows], numbers={1})
     else:
         table = _table(("", "class", "images"), rows, numbers={2})
-    charts = {"Images a class": figures.class_sizes(counts), "Classes by size": figures.classes_by_size(counts)}
+    charts = {
+        "Images a class": report_figures.class_sizes(counts),
+        "Classes by size": report_figures.classes_by_size(counts),
+    }
     return ["<h2>Classes</h2>", _figures(charts), table]
 
 
@@ -167,16 +172,16 @@ def _sizes(found: Totals) -> list[str]:
     charts = {}
     if found.short_sides.sum():
         title = "Short side of the images"
-        charts[title] = figures.histogram(found.short_sides, figures.SIDES, title, "pixels")
+        charts[title] = report_figures.histogram(found.short_sides, report_figures.SIDES, title, "pixels")
     title = "Size of the JPEGs"
-    charts[title] = figures.histogram(found.kilobytes, figures.KILOBYTES, title, "kilobytes")
+    charts[title] = report_figures.histogram(found.kilobytes, report_figures.KILOBYTES, title, "kilobytes")
     return ["<h2>Sizes</h2>", _figures(charts)]
 
 
 def _rejects(folder: Path, info: DatasetInfo) -> list[str]:
     if not info.rejects:
         return ["<h2>Left out</h2><p>Nothing.</p>"]
-    table = shards.read_rejects(folder)
+    table = dataset_format.read_rejects(folder)
     reasons = collections.Counter(table["reason"].to_pylist())
     share = max(4, MOST_REJECTS // len(reasons))
     chosen: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
 """``python -m data_prep.shard INPUT OUTPUT``: raw images -> a shuffled, checked data set of WebDataset tars."""
 
-from data_prep import workers
+from data_prep import process_pool
 
 if __name__ == "__main__":
-    workers.warm_up()
+    process_pool.warm_up()
 
 import collections
 import json
@@ -15,18 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import build, classmaps, finish, prepare, progress, sources, spool, streams
-from data_prep.alone import alone
-from data_prep.arrow import without_pandas
-from data_prep.build import ShardTask
-from data_prep.devkit import read_devkit
-from data_prep.images import ImageOptions
-from data_prep.options import Options, budget, check, content_options, plan_options, short_side, split_rule
-from data_prep.plan import SplitRule
-from data_prep.prepare import NOT_DEFECTS, Planned
-from data_prep.sources import Source
-from pipeline import cli, shards
-from pipeline.cli import UserError
+from data_prep import progress
+from data_prep.images.prepare import ImageOptions
+from data_prep.planning import make_plan, stream_buckets
+from data_prep.planning.assignment import SplitRule
+from data_prep.planning.make_plan import NOT_DEFECTS, Planned
+from data_prep.pyarrow_setup import without_pandas
+from data_prep.shard_options import Options, budget, check, content_options, plan_options, short_side, split_rule
+from data_prep.sources import inputs, streams
+from data_prep.sources.devkit import read_devkit
+from data_prep.sources.inputs import Source
+from data_prep.work_folder import alone
+from data_prep.writing import build_shard, finalize
+from data_prep.writing.build_shard import ShardTask
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.dataset import class_lists
+from pipeline.dataset import format as dataset_format
 
 DESCRIPTION = """Turn a raw image release into a data set: every image checked, all of them shuffled, written as
 WebDataset tars with an index, a class list, and a list of what was left out and why.
@@ -88,7 +93,7 @@ def run(options: Options) -> None:
     if _finished(options, identity, started):
         return
     devkit = read_devkit(options.devkit) if options.devkit else None
-    source = sources.find(options.input, options.source, devkit, classmaps.listed(options.classes))
+    source = inputs.find(options.input, options.source, devkit, class_lists.listed(options.classes))
     check_apart(options.input, options.output, source)
     check_splits(options, source)
     with alone(options.output, options.task):
@@ -100,29 +105,31 @@ def _finished(options: Options, identity: dict[str, Any], started: float) -> boo
     """Whether the data set is there; says what it holds. Raises UserError where it is another one, or incomplete."""
     if not (options.output / "dataset.json").is_file():
         return False
-    info = shards.read_info(options.output)
-    prepare.same_options(options.output, {"name": info.name, "seed": info.seed, **info.options}, identity, "a finished")
-    finish.check_sizes(options.output, info)
+    info = dataset_format.read_info(options.output)
+    make_plan.same_options(
+        options.output, {"name": info.name, "seed": info.seed, **info.options}, identity, "a finished"
+    )
+    finalize.check_sizes(options.output, info)
     print(f"{options.output} is finished: nothing to do (INPUT was not looked at)", file=sys.stderr)
-    shutil.rmtree(build.work_folder(options.output), ignore_errors=True)
+    shutil.rmtree(build_shard.work_folder(options.output), ignore_errors=True)
     _summarise(options, info, time.monotonic() - started)
     return True
 
 
 def _make(options: Options, source: Source, identity: dict[str, Any], started: float) -> None:
     check_ours(options.output)
-    found = prepare.planned(options.output, source, plan_options(options, identity))
+    found = make_plan.planned(options.output, source, plan_options(options, identity))
     every = all_shards(found.samples, options.samples_per_shard)
     if not options.finalize:
         _make_shards(options, source, found, every)
     if options.task is None:
         made_with = {field: value for field, value in identity.items() if field not in ("name", "seed")}
-        info = finish.finalize(
+        info = finalize.finalize(
             options.output,
             name=identity["name"],
             seed=options.seed,
             options=made_with,
-            classes=finish.classes_table(found.wnids, found.names),
+            classes=finalize.classes_table(found.wnids, found.names),
             expected=every,
         )
         _summarise(options, info, time.monotonic() - started)
@@ -142,7 +149,7 @@ def check_apart(given: str, output: Path, source: Source) -> None:
 
 def check_splits(options: Options, source: Source) -> None:
     """Raise UserError where images held out once would be trained on."""
-    held = sources.splits(source)
+    held = inputs.splits(source)
     if len(held) > 1 and split_rule(options) == SplitRule(options.split):
         raise UserError(
             f"INPUT {options.input!r} holds the splits {', '.join(held)}: shard one after another, such as "
@@ -153,7 +160,7 @@ def check_splits(options: Options, source: Source) -> None:
 
 def check_ours(output: Path) -> None:
     """Raise UserError where files of OUTPUT that aren't this run's would be replaced."""
-    if (build.work_folder(output) / "plan").is_dir():
+    if (build_shard.work_folder(output) / "plan").is_dir():
         return
     ours = ("*.tar", "index.parquet", "classes.parquet", "rejects.parquet", "_info.json")
     foreign = sorted(path.name for pattern in ours for path in output.glob(pattern))
@@ -187,7 +194,7 @@ def _make_shards(options: Options, source: Source, found: Planned, every: list[t
     defects = collections.Counter({reason: count * images // total for reason, count in found.defects.items()})
     with progress.Bar("writing", images, "images") as bar:
 
-        def on_report(counts: workers.Report) -> None:
+        def on_report(counts: process_pool.Report) -> None:
             bar.report(counts)
             known = {"images", "bytes", "kept", *NOT_DEFECTS}
             defects.update({reason: count for reason, count in counts.items() if reason not in known})
@@ -198,7 +205,7 @@ def _make_shards(options: Options, source: Source, found: Planned, every: list[t
                     f"{options.failure_budget} allows ({reasons}): check INPUT, or allow more"
                 )
 
-        for _ in workers.run(build.keep_or_make, tasks, min(options.workers, len(tasks)), on_report):
+        for _ in process_pool.run(build_shard.keep_or_make, tasks, min(options.workers, len(tasks)), on_report):
             pass
 
 
@@ -222,24 +229,28 @@ def _check_room(options: Options, found: Planned, tasks: list[ShardTask], shards
 
 def _with_stream(options: Options, source: Source, tasks: list[ShardTask]) -> list[ShardTask]:
     """Have this task's unfinished shards read from the images that it lays down now."""
-    folder = spool.fresh(build.work_folder(options.output).resolve() / f"stream-{options.task}")
+    folder = stream_buckets.fresh(build_shard.work_folder(options.output).resolve() / f"stream-{options.task}")
     todo = [task for task in tasks if not _is_finished(task)]
     if not todo:
         return tasks
     with progress.Bar("reading the stream again", 0, "images") as bar:
         wanted = [(task.plan, task.shard, task.locations) for task in todo]
-        spool.lay_down_shards(wanted, {name: location for location, name in source.names.items()}, folder, bar.report)
-    laid_down = {(task.split, task.shard): spool.group_path(folder, number) for number, task in enumerate(todo)}
+        stream_buckets.lay_down_shards(
+            wanted, {name: location for location, name in source.names.items()}, folder, bar.report
+        )
+    laid_down = {
+        (task.split, task.shard): stream_buckets.group_path(folder, number) for number, task in enumerate(todo)
+    }
     return [replace(task, laid_down=laid_down.get((task.split, task.shard))) for task in tasks]
 
 
 def _is_finished(task: ShardTask) -> bool:
-    info = build.read_done(task.done)
-    return info is not None and build.is_intact(task.output, info)
+    info = build_shard.read_done(task.done)
+    return info is not None and build_shard.is_intact(task.output, info)
 
 
-def _summarise(options: Options, info: shards.DatasetInfo, seconds: float) -> None:
-    reasons = collections.Counter(shards.read_rejects(options.output, ["reason"])["reason"].to_pylist())
+def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: float) -> None:
+    reasons = collections.Counter(dataset_format.read_rejects(options.output, ["reason"])["reason"].to_pylist())
     size = sum(shard.bytes for shard in info.shards)
     if options.json:
         facts = {"dataset": str(options.output), "samples": info.samples, "classes": info.classes, "bytes": size}

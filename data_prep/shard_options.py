@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from data_prep import classmaps
-from data_prep.images import HAS_RESTARTS
-from data_prep.plan import SplitRule
-from data_prep.prepare import PlanOptions
-from pipeline import jpeg, shards
-from pipeline.cli import UserError, printable
-from pipeline.files import check_local
+from data_prep.images.prepare import HAS_RESTARTS
+from data_prep.planning.assignment import SplitRule
+from data_prep.planning.make_plan import PlanOptions
+from pipeline.core.cli import UserError, printable
+from pipeline.core.files import check_local
+from pipeline.dataset import class_lists
+from pipeline.dataset import format as dataset_format
+from pipeline.imaging import jpeg
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Options:
     the heads of the official checkpoints), 21k-p (classes of more than 500 images, the first 50 of each to `val`),
     imagenet1k (1,000), or a file with a wnid a line in index order. Images of other classes are left out."""
     exclude: Path | None = None
-    """A file with a key a line, such as data_prep.audit writes: these images are left out."""
+    """A file with a key a line, such as data_prep.overlap writes: these images are left out."""
     seed: int = 0
     """Of the shuffle and of val_fraction."""
     name: str = ""
@@ -133,14 +134,14 @@ def split_rule(options: Options) -> SplitRule:
 def content_options(options: Options) -> dict[str, Any]:
     """All that changes the data set's bytes, as plain values; class and exclusion lists by their digests."""
     rule = split_rule(options)
-    listed, excluded = classmaps.listed(options.classes), _excluded(options)
+    listed, excluded = class_lists.listed(options.classes), _excluded(options)
     return {
         "name": options.name or options.output.resolve().name,
         "seed": options.seed,
         "split": options.split,
         "val_fraction": rule.fraction,
         "val_first": rule.first,
-        "classes": options.classes if listed is None else shards.classes_digest(listed),
+        "classes": options.classes if listed is None else dataset_format.classes_digest(listed),
         "exclude": hashlib.sha256("\n".join(sorted(excluded)).encode()).hexdigest()[:32] if excluded else "",
         "verify": options.verify,
         "resize": options.resize,
@@ -168,7 +169,7 @@ def _excluded(options: Options) -> frozenset[str]:
     if options.exclude is None:
         return frozenset()
     if not options.exclude.is_file():
-        raise UserError(f"--exclude {str(options.exclude)!r} does not exist: make it with data_prep.audit")
+        raise UserError(f"--exclude {str(options.exclude)!r} does not exist: make it with data_prep.overlap")
     try:
         lines = options.exclude.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError:

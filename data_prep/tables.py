@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import xxhash
 from pyarrow import ipc
 
-from data_prep import plan, progress
-from data_prep.plan import CATALOGUE, PLAN, SplitRule
-from pipeline.files import naming
-from pipeline.shards import REJECTS_SCHEMA
+from data_prep import progress
+from data_prep.planning import assignment
+from data_prep.planning.assignment import CATALOGUE, PLAN, SplitRule
+from pipeline.core.files import naming
+from pipeline.dataset.format import REJECTS_SCHEMA
 
 BUCKET_ROWS = 65_536  # about 100 MB while a bucket is sorted, and 217 files open for 14.2 million images
 BATCH_ROWS = 65_536
@@ -143,13 +144,13 @@ def make_plan(
 
     def keyed() -> Iterator[pa.Table]:
         for path in by_class:
-            table = plan.by_class(whole(path))
+            table = assignment.by_class(whole(path))
             path.unlink()
-            table = plan.told_apart(table, tars) if tars else table
-            table = leave_out(table, plan.overwritten(table), "duplicate_name", "a later entry has the same name")
+            table = assignment.told_apart(table, tars) if tars else table
+            table = leave_out(table, assignment.overwritten(table), "duplicate_name", "a later entry has the same name")
             unlisted = pa.array([wnid not in labels for wnid in table["wnid"].to_pylist()], pa.bool_())
             table = leave_out(table, unlisted, "class_not_listed", "not a class of --classes")
-            table = plan.with_keys(table, labels, rule, seed)
+            table = assignment.with_keys(table, labels, rule, seed)
             yield leave_out(table, pc.is_in(table["key"], excluded), "excluded", "named by --exclude")
 
     splits = [rule.split, rule.held_out] if rule.fraction or rule.first else [rule.split]
@@ -166,7 +167,7 @@ def make_plan(
         for split in splits:
             path, size = folder / f"plan-{split}.arrow", 0
             with Writer(path, PLAN, 1) as writer:
-                sorted_rows = (plan.shuffled(_split_of(whole(bucket), split)) for bucket in by_hash)
+                sorted_rows = (assignment.shuffled(_split_of(whole(bucket), split)) for bucket in by_hash)
                 for shard in _cut(reported(sorted_rows), samples_per_shard):
                     size += pc.sum(shard["size"]).as_py()
                     writer.add(shard)

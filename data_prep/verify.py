@@ -16,13 +16,16 @@ import pyarrow.parquet as pq
 import tyro
 import xxhash
 
-from data_prep import progress, workers
-from data_prep.arrow import without_pandas
-from data_prep.datasets import OpenTar, Piece, batches, check_workers, pieces, rows_of
-from data_prep.tarscan import DamagedTarError, scan
-from pipeline import cli, jpeg, shards
-from pipeline.files import xxh3_128
-from pipeline.shards import DatasetInfo, read_classes
+from data_prep import process_pool as workers
+from data_prep import progress
+from data_prep.dataset_reader import OpenTar, Piece, batches, check_workers, pieces, rows_of
+from data_prep.pyarrow_setup import without_pandas
+from data_prep.sources.tar_headers import DamagedTarError, scan
+from pipeline.core import cli
+from pipeline.core.files import xxh3_128
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset.format import DatasetInfo, read_classes
+from pipeline.imaging import jpeg
 
 DESCRIPTION = """Check a finished data set: the hash of every tar and of every image, tar headers and class members
 against the index, every image decoded, counts, the balance of the classes, and whether the order is random.
@@ -54,7 +57,7 @@ class Options:
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.verify", description=DESCRIPTION, args=args)
     check_workers(options.workers)
-    info = shards.read_info(options.dataset)
+    info = dataset_format.read_info(options.dataset)
     findings = check_counts(options.dataset, info)
     order: dict[str, float] = {}
     balance: dict[str, int] = {}
@@ -106,9 +109,9 @@ def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
             continue
         if metadata.num_rows != count:
             findings.append(f"{name} has {metadata.num_rows} rows, dataset.json says {count}")
-        if lacking := shards.lacking_columns(folder / name, metadata.schema.names):
+        if lacking := dataset_format.lacking_columns(folder / name, metadata.schema.names):
             findings.append(f"{name} lacks the columns {lacking}")
-    if not findings and shards.classes_digest(read_classes(folder)["wnid"].to_pylist()) != info.classes_digest:
+    if not findings and dataset_format.classes_digest(read_classes(folder)["wnid"].to_pylist()) != info.classes_digest:
         findings.append("classes.parquet lists other classes, or in another order, than dataset.json's digest is of")
     known = {shard.file_name for shard in info.shards}
     findings += [

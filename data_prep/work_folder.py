@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep import build
-from pipeline.cli import UserError
+from data_prep.writing import build_shard
+from pipeline.core.cli import UserError
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
     Two at once would delete each other's unfinished files. The kernel lets go of a killed one's. A file system without
     locks is taken at its word.
     """
-    folder, made = build.work_folder(output), not output.exists()
+    folder, made = build_shard.work_folder(output), not output.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         lock = held.enter_context(_lock(folder / "lock", output, shared=task is not None))

@@ -1,1 +1,4 @@
-"""The commands: each parses its command line and calls into pipeline once."""
+"""The commands: each parses its command line, makes one call into pipeline and prints the result.
+
+No command imports another, and nothing imports a command. Read pretrain.py first; vit.py lists them all.
+"""

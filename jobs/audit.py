@@ -6,13 +6,14 @@ from typing import Annotated
 
 import tyro
 
-from pipeline import cli, ledger
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, from_dict, total_steps
-from pipeline.damage import Damages
-from pipeline.files import check_local, read_json
-from pipeline.mixture import sampling
-from pipeline.split import Split, chosen, make_cache, open_split
+from pipeline.config.schema import RunConfig, from_dict, total_steps
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local, read_json
+from pipeline.dataset.split import Split, chosen, make_cache, open_split
+from pipeline.loader.damage import Damages
+from pipeline.loader.mixture import sampling
+from pipeline.runs import sample_ledger
 
 DESCRIPTION = """Prove from a run's ledger that each sample came exactly once an epoch, across kills and resumes.
 
@@ -50,12 +51,14 @@ def main() -> int:
     split = open_again(options, config)
     if options.step:
         return show(options, config, split)
-    if not (options.run / ledger.LEDGER).is_file():
-        raise UserError(f"RUN {str(options.run)!r} has no {ledger.LEDGER}: no step was trained, or by an old version")
+    if not (options.run / sample_ledger.LEDGER).is_file():
+        raise UserError(
+            f"RUN {str(options.run)!r} has no {sample_ledger.LEDGER}: no step was trained, or by an old version"
+        )
     order = sampling(split.samples, config.train.seed, config.data.weights)
-    found = ledger.audit(ledger.read(options.run), order, config.train.global_batch)
+    found = sample_ledger.audit(sample_ledger.read(options.run), order, config.train.global_batch)
     if not found.steps:
-        raise UserError(f"RUN {str(options.run)!r} has no step in its {ledger.LEDGER}: no step was trained")
+        raise UserError(f"RUN {str(options.run)!r} has no step in its {sample_ledger.LEDGER}: no step was trained")
     print(
         f"{options.run}: {found.steps:,} steps of {config.train.global_batch:,} samples, {found.repeated:,} done again "
         f"after a resume; {', '.join(f'{size:,}' for size in found.samples)} samples an epoch"
@@ -103,12 +106,12 @@ def open_again(options: AuditConfig, config: RunConfig) -> Split:
 
 def show(options: AuditConfig, config: RunConfig, split: Split) -> int:
     """List the samples of a step and save their crops."""
-    import cv2  # noqa: PLC0415  (after the command line is known to be good)
-    import numpy as np  # noqa: PLC0415
+    import cv2  # after the command line is known to be good
+    import numpy as np
 
-    from pipeline.data import train_batches  # noqa: PLC0415
-    from pipeline.shards import read_classes  # noqa: PLC0415
-    from pipeline.transforms import train_transform  # noqa: PLC0415
+    from pipeline.dataset.format import read_classes
+    from pipeline.loader.batches import train_batches
+    from pipeline.loader.transforms import train_transform
 
     steps = total_steps(config.schedule, len(split), config.train.global_batch)
     if options.step > steps:

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from pipeline import cli
-from pipeline.cli import UserError
-from pipeline.comparison import Row, rows, select
-from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
-from pipeline.files import check_can_make, naming
-from pipeline.provenance import without_secrets
-from pipeline.run_reader import read_experiment, read_runs
+from pipeline.compare.read_runs import read_experiment, read_runs
+from pipeline.compare.rows import Row, rows, select
+from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_can_make, naming
+from pipeline.runs.provenance import without_secrets
 
 DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures.
 
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def _mlflow(config: CompareConfig) -> str:
-    from pipeline.mlflow_client import quiet_environment  # noqa: PLC0415
+    from pipeline.tracking.client import quiet_environment
 
     quiet_environment()
     uri = config.mlflow or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -98,8 +98,8 @@ def _mlflow(config: CompareConfig) -> str:
 
 
 def _write(config: CompareConfig, found: list[Row]) -> None:
-    from pipeline.comparison_html import page  # noqa: PLC0415  (matplotlib)
-    from pipeline.comparison_plots import draw_all, save  # noqa: PLC0415
+    from pipeline.compare.html import page  # matplotlib
+    from pipeline.compare.plots import draw_all, save
 
     out = config.out or Path()
     out.mkdir(parents=True, exist_ok=True)

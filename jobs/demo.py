@@ -20,10 +20,10 @@ import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cli
-from pipeline.cli import UserError
-from pipeline.files import check_can_make
-from pipeline.provenance import without_secrets
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_can_make
+from pipeline.runs.provenance import without_secrets
 
 DESCRIPTION = """The whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
 
@@ -146,7 +146,7 @@ def write_raw(path: Path, classes: int) -> None:
     """scikit-learn's digits as real JPEGs in ImageNet-21K's form: a tar of ``digit<d>.tar``, each of ``*.JPEG``."""
     if path.exists():
         return
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (a demo's dependency, slow to import)
+    from sklearn.datasets import load_digits  # a demo's dependency, slow to import
 
     images, labels = load_digits(return_X_y=True)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.plan import DATA
-from pipeline import cli
-from pipeline.cli import UserError
-from pipeline.config import RunConfig
-from pipeline.health import Facts, Need, Verdict, judge
-from pipeline.recipes import FINETUNE, PRETRAIN
+from pipeline.config.recipes import FINETUNE, PRETRAIN
+from pipeline.config.schema import RunConfig
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.preflight.verdicts import Facts, Need, Verdict, judge
 
 if TYPE_CHECKING:
-    from pipeline.split import Split
+    from pipeline.dataset.split import Split
 
 DESCRIPTION = """Check what training needs, on all ranks: rendezvous, all-reduce, same code and packages, clocks,
 GPUs and their speed, CPUs, the shared folder and its speed, free space, and the loader against what the recipe needs.
@@ -91,11 +91,13 @@ def parse(arguments: list[str]) -> tuple[DoctorConfig, RunConfig | None]:
 
 def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
     """Every rank's facts, on rank 0; None elsewhere. Collective. Raises UserError where the ranks don't meet."""
-    import torch  # noqa: PLC0415  (after the command line is known to be good)
+    import torch  # after the command line is known to be good
 
-    from pipeline import distributed, jpeg, probe  # noqa: PLC0415
+    from pipeline.distributed import process_group
+    from pipeline.imaging import jpeg
+    from pipeline.preflight import measurements
 
-    ranks = distributed.ranks_from_environment(os.environ)
+    ranks = process_group.ranks_from_environment(os.environ)
     data = open_data(plan) if plan and plan.data.train else ""
     if isinstance(data, UserError):
         if ranks.world_size == 1:
@@ -103,7 +105,7 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
         data = str(data)
     began = time.perf_counter()
     try:
-        device = distributed.start(ranks, RENDEZVOUS_LIMIT)
+        device = process_group.start(ranks, RENDEZVOUS_LIMIT)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -118,11 +120,11 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
     hosts: list[str] = [""] * ranks.world_size
     torch.distributed.all_gather_object(hosts, socket.gethostname())
     local_ranks = hosts.count(socket.gethostname())
-    skew = probe.clock_skew()
-    exact, bus = probe.all_reduce(device)
-    seen, fault, write, opening = probe.shared_folder(config.folder, ranks)
-    free_bytes, free_inodes = probe.free_space(config.folder)
-    gemm = probe.gemm(device)
+    skew = measurements.clock_skew()
+    exact, bus = measurements.all_reduce(device)
+    seen, fault, write, opening = measurements.shared_folder(config.folder, ranks)
+    free_bytes, free_inodes = measurements.free_space(config.folder)
+    gemm = measurements.gemm(device)
     torch.distributed.barrier()  # the loaders are measured while all of them load
     facts = Facts(
         rank=ranks.rank,
@@ -131,9 +133,9 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         gpus_given=int(os.environ.get("SLURM_GPUS_ON_NODE", "0")),
         local_ranks=local_ranks,
-        cpus=probe.cpus_of_this_rank(local_ranks),
-        code=probe.code_digest(),
-        packages=probe.package_versions(),
+        cpus=measurements.cpus_of_this_rank(local_ranks),
+        code=measurements.code_digest(),
+        packages=measurements.package_versions(),
         skew=skew,
         rendezvous=rendezvous,
         sum_is_right=exact,
@@ -145,19 +147,19 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
         open=opening,
         free_bytes=free_bytes,
         free_inodes=free_inodes,
-        loader=probe.loader_speed(data, plan, ranks) if plan and not isinstance(data, str) else 0.0,
+        loader=measurements.loader_speed(data, plan, ranks) if plan and not isinstance(data, str) else 0.0,
         loader_fault=data if isinstance(data, str) else "",
         region_decoder=jpeg.HAS_REGION_DECODER,
     )
     everyone: list[Any] = [None] * ranks.world_size
     torch.distributed.all_gather_object(everyone, asdict(facts))
-    distributed.finish()
+    process_group.finish()
     return [Facts(**fact) for fact in everyone] if ranks.rank == 0 else None
 
 
 def open_data(plan: RunConfig) -> "Split | UserError":
     """The training data as this rank sees it, or why it doesn't: the other ranks wait for it in either case."""
-    from pipeline.split import chosen, make_cache, open_split  # noqa: PLC0415
+    from pipeline.dataset.split import chosen, make_cache, open_split
 
     try:
         cache = make_cache(plan.data.cache, plan.data.cache_gb)
@@ -168,9 +170,9 @@ def open_data(plan: RunConfig) -> "Split | UserError":
 
 def needed(plan: RunConfig, ranks: int) -> Need:
     """What a run on ``ranks`` ranks asks of a cluster."""
-    from pipeline import planning  # noqa: PLC0415
-    from pipeline.flops import train_flops  # noqa: PLC0415
-    from pipeline.split import open_info  # noqa: PLC0415
+    from pipeline.dataset.split import open_info
+    from pipeline.model.flops import train_flops
+    from pipeline.preflight import estimates
 
     _, classes = DATA[plan.stage]
     with contextlib.suppress(UserError):  # rank 0 doesn't see the data set: the loader's verdict says so
@@ -179,7 +181,7 @@ def needed(plan: RunConfig, ranks: int) -> Need:
     return Need(
         recipe=f"{plan.stage} {plan.recipe}",
         workers=plan.data.workers,
-        checkpoint_bytes=planning.checkpoint_bytes(plan, classes),
+        checkpoint_bytes=estimates.checkpoint_bytes(plan, classes),
         checkpoints=kept,
         files=kept * (ranks + 2) + ranks,  # a checkpoint: a folder, meta.json and a file a rank
         flops_per_image=train_flops(plan.model, classes),

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jobs.sync import send
-from pipeline import cli, evaluations
-from pipeline.cli import UserError
-from pipeline.evaluations import FOLDER, name_of, run_of
-from pipeline.files import check_can_make, check_local
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_can_make, check_local
+from pipeline.runs import evaluations
+from pipeline.runs.evaluations import FOLDER, name_of, run_of
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.config import Resize
-    from pipeline.model import VisionTransformer
-    from pipeline.split import Split
-    from pipeline.trained import Named
+    from pipeline.config.schema import Resize
+    from pipeline.dataset.split import Split
+    from pipeline.interop.trained_model import Named
+    from pipeline.model.vit import VisionTransformer
 
 DESCRIPTION = """Evaluate a model on a data set: top-1, top-5 and loss, each image once on any number of processes.
 
@@ -74,17 +75,17 @@ class EvaluateConfig:
 def main() -> int:
     config = cli.parse(EvaluateConfig, prog="python -m jobs.evaluate", description=DESCRIPTION)
     check(config)
-    import torch  # noqa: PLC0415  (after the command line is known to be good)
+    import torch  # after the command line is known to be good
 
-    from jobs.published import names_of_published  # noqa: PLC0415
-    from pipeline import checkpoint  # noqa: PLC0415
-    from pipeline.distributed import make_accelerator  # noqa: PLC0415
-    from pipeline.evaluate import evaluate  # noqa: PLC0415
-    from pipeline.inference import open_classifier, with_classes  # noqa: PLC0415
-    from pipeline.shards import read_classes  # noqa: PLC0415
-    from pipeline.split import open_split  # noqa: PLC0415
-    from pipeline.tally import MOST_CLASSES, Tally, read_real, write  # noqa: PLC0415
-    from pipeline.trained import is_run  # noqa: PLC0415
+    from pipeline.checkpoint import format as checkpoint
+    from pipeline.dataset.format import read_classes
+    from pipeline.dataset.split import open_split
+    from pipeline.distributed.process_group import make_accelerator
+    from pipeline.evaluation.accuracy import evaluate
+    from pipeline.evaluation.confusion import MOST_CLASSES, Tally, read_real, write
+    from pipeline.inference.classifier import open_classifier, with_classes
+    from pipeline.interop.published_classes import names_of_published
+    from pipeline.interop.trained_model import is_run
 
     split = open_split(config.data, config.split)
     real = read_real(config.real, split.sample_keys()) if config.real else None
@@ -227,7 +228,7 @@ def check_classes(config: EvaluateConfig, classes: "Sequence[Named]", data: list
 
 def check_real(config: EvaluateConfig, wnids: list[str]) -> None:
     """Raises UserError where the class numbers aren't those of real.json's labels."""
-    from data_prep.classmaps import listed  # noqa: PLC0415  (pyarrow)
+    from pipeline.dataset.class_lists import listed  # pyarrow
 
     if wnids != listed("imagenet1k"):
         raise UserError(
@@ -244,10 +245,10 @@ def probe(
     resize: "Resize",
 ) -> float:
     """Top-1 of frozen features on the split."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from pipeline.features import choose_shots, extract, linear_probe, nearest_neighbours  # noqa: PLC0415
-    from pipeline.split import open_split  # noqa: PLC0415
+    from pipeline.dataset.split import open_split
+    from pipeline.evaluation.feature_probes import choose_shots, extract, linear_probe, nearest_neighbours
 
     train = open_split(config.data, config.train_split)
     rows = torch.from_numpy(choose_shots(train.label, config.shots, config.seed)).to(device)

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline import cli
-from pipeline.cli import UserError
-from pipeline.files import check_local, naming
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local, naming
 
 DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
@@ -63,12 +63,13 @@ def main() -> int:
 
 def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
     """Write the model and its card; what was checked. Raises UserError above TOLERANCE."""
-    from jobs.published import names_of_published  # noqa: PLC0415 - torch, which --help does without
-    from pipeline import exporting, trained  # noqa: PLC0415
-    from pipeline.card import card  # noqa: PLC0415
+    from pipeline.interop import export as exporting
+    from pipeline.interop import trained_model
+    from pipeline.interop.model_card import card
+    from pipeline.interop.published_classes import names_of_published  # torch, which --help does without
 
-    model = trained.load(config.model, average=config.average)
-    model = trained.with_classes(model, names_of_published(model.description.classes))
+    model = trained_model.load(config.model, average=config.average)
+    model = trained_model.with_classes(model, names_of_published(model.description.classes))
     known = model.description
     with naming(folder):
         exporting.write(folder, config.format, model)

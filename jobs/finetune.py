@@ -1,7 +1,7 @@
 """python -m jobs.finetune RECIPE --parent RUN|FILE.npz|FOLDER|scratch --run-dir RUN --data.train DATASET ..."""
 
-from pipeline import cli
-from pipeline.recipes import FINETUNE
+from pipeline.config.recipes import FINETUNE
+from pipeline.core import cli
 
 DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or published weights, at a higher resolution.
 
@@ -16,7 +16,7 @@ def main() -> int:
     config = cli.parse_recipe(FINETUNE, prog="python -m jobs.finetune", description=DESCRIPTION)
     if config.stage != "finetune":
         raise cli.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
-    from pipeline.train import train  # noqa: PLC0415  (torch and DeepSpeed take seconds; --help shouldn't)
+    from pipeline.train.loop import train  # torch and DeepSpeed take seconds; --help shouldn't
 
     return train(config)
 

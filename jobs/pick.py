@@ -11,10 +11,11 @@ from typing import Annotated
 import tyro
 
 from jobs.sync import send
-from pipeline import cli, sweep
-from pipeline.cli import UserError
-from pipeline.run_reader import evaluated_on
-from pipeline.rundir import read_status
+from pipeline.compare.read_runs import evaluated_on
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.runs import sweep_record as sweep
+from pipeline.runs.folder import read_status
 
 DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held out of the training set
 (data_prep.shard --val-fraction), and report on the validation set.

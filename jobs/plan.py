@@ -13,11 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cli, limits
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, accumulation, total_steps
-from pipeline.recipes import FINETUNE, PRETRAIN
-from pipeline.schedule import learning_rate
+from pipeline.config import ranges
+from pipeline.config.recipes import FINETUNE, PRETRAIN
+from pipeline.config.schedule import learning_rate
+from pipeline.config.schema import RunConfig, accumulation, total_steps
+from pipeline.core import cli
+from pipeline.core.cli import UserError
 
 DESCRIPTION = """Show a recipe's steps, learning rates, memory a GPU, FLOPs, checkpoints and hours, without GPU or data.
 
@@ -91,7 +92,7 @@ def recipes(arguments: list[str]) -> dict[str, Callable[[], PlanConfig]]:
 
 def memory_of(device: str) -> int | None:
     """A GPU's memory: as its name says, such as A100-SXM4-40GB, or by the table; None where neither knows."""
-    from pipeline.flops import is_device  # noqa: PLC0415
+    from pipeline.model.flops import is_device
 
     if said := re.search(r"(\d+) ?GB", device):
         return int(said[1])
@@ -101,10 +102,10 @@ def memory_of(device: str) -> int | None:
 def make_plan(config: PlanConfig) -> dict[str, Any]:
     """Everything that is shown. Raises UserError for what can't be run at all."""
     check(config)
-    from pipeline import planning  # noqa: PLC0415  (torch takes seconds; --help shouldn't)
-    from pipeline.engine import deepspeed_config  # noqa: PLC0415
-    from pipeline.flops import forward_macs, peak_flops, train_flops  # noqa: PLC0415
-    from pipeline.split import chosen, open_split  # noqa: PLC0415
+    from pipeline.dataset.split import chosen, open_split
+    from pipeline.engine.deepspeed_engine import deepspeed_config
+    from pipeline.model.flops import forward_macs, peak_flops, train_flops
+    from pipeline.preflight import estimates  # torch takes seconds; --help shouldn't
 
     samples, classes = DATA[config.stage]
     if config.data.train:
@@ -116,10 +117,10 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         raise UserError(f"--device {config.device!r} is unknown: name one of {', '.join(GIGABYTES)}")
     ranks = config.nodes * config.gpus_per_node
     deepspeed_config(config, ranks)
-    memory = planning.memory(config, classes, ranks)
+    memory = estimates.memory(config, classes, ranks)
     steps = total_steps(config.schedule, samples, config.train.global_batch)
-    hours = planning.hours(config, classes, steps, ranks, peak=peak, mfu=config.mfu)
-    one = planning.checkpoint_bytes(config, classes)
+    hours = estimates.hours(config, classes, steps, ranks, peak=peak, mfu=config.mfu)
+    one = estimates.checkpoint_bytes(config, classes)
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
     if config.checkpoint.keep_every:
         kept += steps // config.checkpoint.keep_every
@@ -127,7 +128,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "samples": samples,
         "classes": classes,
         "gpus": ranks,
-        "parameters": planning.count_parameters(config, classes),
+        "parameters": estimates.count_parameters(config, classes),
         "steps": steps,
         "epochs": steps * config.train.global_batch / samples,
         "accumulation": accumulation(config.train, ranks),
@@ -148,7 +149,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
 
 def check(config: PlanConfig) -> None:
     """Raises UserError for numbers that no run has, and a picture that can't be drawn."""
-    limits.check(config)
+    ranges.check(config)
     for name in ("nodes", "gpus_per_node"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least 1")
@@ -213,10 +214,10 @@ def gigabytes(size: float) -> str:
 
 
 def draw(config: PlanConfig, steps: int, path: Path) -> None:
-    import matplotlib as mpl  # noqa: PLC0415
+    import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     at = [min(steps - 1, round(steps * point / 999)) for point in range(1000)]
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")

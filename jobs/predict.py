@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipeline import cli
-from pipeline.cli import UserError
-from pipeline.files import check_can_make, check_local
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_can_make, check_local
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from pipeline.answers import Answer
-    from pipeline.inference import Classifier
-    from pipeline.pictures import Picture
+    from pipeline.inference.classifier import Classifier
+    from pipeline.inference.image_files import Picture
+    from pipeline.inference.predictions import Answer
 
 DESCRIPTION = """Classify pictures: the five likeliest classes of each, with names and probabilities.
 
@@ -64,13 +64,13 @@ class PredictConfig:
 def main() -> int:
     config = cli.parse(PredictConfig, prog="python -m jobs.predict", description=DESCRIPTION)
     check(config)
-    import torch  # noqa: PLC0415  (after the command line is known to be good)
+    import torch  # after the command line is known to be good
 
-    from jobs.published import names_of_published  # noqa: PLC0415
-    from pipeline.answers import Files  # noqa: PLC0415
-    from pipeline.distributed import make_accelerator  # noqa: PLC0415
-    from pipeline.inference import open_classifier, with_classes  # noqa: PLC0415
-    from pipeline.pictures import find  # noqa: PLC0415
+    from pipeline.distributed.process_group import make_accelerator
+    from pipeline.inference.classifier import open_classifier, with_classes
+    from pipeline.inference.image_files import find
+    from pipeline.inference.predictions import Files
+    from pipeline.interop.published_classes import names_of_published
 
     pictures = find(config.images)
     accelerator = make_accelerator()
@@ -133,9 +133,9 @@ def predictions(
     config: PredictConfig, accelerator: "Accelerator", classifier: "Classifier", pictures: "Sequence[Picture]"
 ) -> "Iterator[list[Answer]]":
     """The answers in the order of the pictures, a list for each round of batches; collective over the processes."""
-    from accelerate.utils import gather_object  # noqa: PLC0415
+    from accelerate.utils import gather_object
 
-    from pipeline.pictures import batches  # noqa: PLC0415
+    from pipeline.inference.image_files import batches
 
     mine = batches(
         pictures,
@@ -162,7 +162,7 @@ def predictions(
 
 def answer(config: PredictConfig, classifier: "Classifier", pictures: "Sequence[Picture]", batch: Any) -> list[Any]:
     """Answers of one batch, in order, the bad pictures' among them; draws the roll-outs."""
-    from pipeline.answers import Answer  # noqa: PLC0415
+    from pipeline.inference.predictions import Answer
 
     answers = {place: Answer(pictures[place].name, error=reason) for place, reason in batch.bad}
     if batch.kept:
@@ -180,8 +180,8 @@ def answer(config: PredictConfig, classifier: "Classifier", pictures: "Sequence[
 
 def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: dict[int, Any]) -> None:
     """``000012-name.png`` for picture 12, a very long name cut: with the number it still is a name of its own."""
-    from pipeline.data import normalise  # noqa: PLC0415
-    from pipeline.rollout import attentions, draw, rollout  # noqa: PLC0415
+    from pipeline.inference.attention_rollout import attentions, draw, rollout
+    from pipeline.loader.batches import normalise
 
     assert classifier.model is not None
     x_BCHW = normalise(batch.images_BHWC.to(classifier.device), classifier.dtype)
@@ -198,8 +198,8 @@ def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: d
 
 def progress(*, shown: bool) -> Any:
     """Pictures done, their rate and the time that remains, on stderr."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown, transient=True)
@@ -207,9 +207,9 @@ def progress(*, shown: bool) -> Any:
 
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:
     """A table of the first pictures, by the ends of their names."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("image", "class", "name", "probability"):

@@ -1,7 +1,7 @@
 """python -m jobs.pretrain RECIPE --run-dir RUN --data.train DATASET [--any.field value ...]"""
 
-from pipeline import cli
-from pipeline.recipes import PRETRAIN
+from pipeline.config.recipes import PRETRAIN
+from pipeline.core import cli
 
 DESCRIPTION = """Pretrain a Vision Transformer, alone or as one rank of many (srun, torchrun, accelerate launch).
 
@@ -16,7 +16,7 @@ def main() -> int:
     config = cli.parse_recipe(PRETRAIN, prog="python -m jobs.pretrain", description=DESCRIPTION)
     if config.stage != "pretrain":
         raise cli.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
-    from pipeline.train import train  # noqa: PLC0415  (torch and DeepSpeed take seconds; --help shouldn't)
+    from pipeline.train.loop import train  # torch and DeepSpeed take seconds; --help shouldn't
 
     return train(config)
 

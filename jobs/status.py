@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import cli, spool
-from pipeline.cli import UserError
-from pipeline.files import check_local
-from pipeline.metrics import duration
-from pipeline.rundir import Status, complete, read_status, step_of
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.runs import records
+from pipeline.runs.folder import Status, complete, read_status, step_of
+from pipeline.train.stopwatch import duration
 
 DESCRIPTION = """Show runs and a campaign's other jobs as a table, from their folders and Slurm's queue.
 
@@ -138,14 +139,14 @@ def _row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:
 def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> Row:
     status, (job, starts) = read_status(run), _slurm_starts(run)
     queued = queue.get(job)
-    record = spool.read_record(run)
-    lines, _ = spool.read_lines(run / spool.METRICS)
-    kept = spool.effective(lines, record.attempts if record else [])
+    record = records.read_record(run)
+    lines, _ = records.read_lines(run / records.METRICS)
+    kept = records.effective(lines, record.attempts if record else [])
     latest: dict[str, float] = {}
     for line in kept:
         latest |= line.metrics
     last = next(reversed(complete(run)), None)
-    state = run_state(status, queued, alive=record is not None and spool.alive(run, record.attempts[-1]))
+    state = run_state(status, queued, alive=record is not None and records.alive(run, record.attempts[-1]))
     eta = None
     if status and state == "running" and "speed/step_seconds" in latest:
         eta = (status.steps - status.step) * latest["speed/step_seconds"]

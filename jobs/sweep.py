@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import tyro
 
 from jobs.pick import PickConfig, choose
-from pipeline import cli
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, flatten, to_dict
-from pipeline.files import read_json
-from pipeline.recipes import FINETUNE, FINETUNE_RATES
-from pipeline.rundir import read_status
-from pipeline.split import open_info
+from pipeline.config.recipes import FINETUNE, FINETUNE_RATES
+from pipeline.config.schema import RunConfig, flatten, to_dict
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import read_json
+from pipeline.dataset.split import open_info
+from pipeline.runs.folder import read_status
 
 DESCRIPTION = """Fine-tune by each of several learning rates, one after another on this machine, and pick the best by
 the held-out split of the training data set (data_prep.shard --val-fraction), as the paper does.

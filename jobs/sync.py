@@ -9,11 +9,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from pipeline import cli, mlflow_client, mlflow_sync, spool
-from pipeline.cli import UserError
-from pipeline.files import check_local
-from pipeline.provenance import without_secrets
-from pipeline.tracking import OFF
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.runs import records
+from pipeline.runs.provenance import without_secrets
+from pipeline.tracking import client as mlflow_client
+from pipeline.tracking import sync as mlflow_sync
+from pipeline.tracking.tracker import OFF
 
 DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
 
@@ -40,9 +43,11 @@ def main() -> int:
         check_local(run_dir, "RUN")
         if not run_dir.exists():
             raise UserError(f"RUN {str(run_dir)!r} does not exist: name a run folder of jobs.pretrain or jobs.finetune")
-    folders = [run_dir for run_dir in config.runs if (run_dir / spool.RECORD).is_file()]  # runs/* has mlflow.db too
+    folders = [run_dir for run_dir in config.runs if (run_dir / records.RECORD).is_file()]  # runs/* has mlflow.db too
     if not folders:
-        raise UserError(f"RUN {str(config.runs[0])!r} has no {spool.RECORD}: it is no run folder, or was never started")
+        raise UserError(
+            f"RUN {str(config.runs[0])!r} has no {records.RECORD}: it is no run folder, or was never started"
+        )
     mlflow_client.quiet_environment()
     failed = 0
     for run_dir in folders:
@@ -65,12 +70,12 @@ def sync(run_dir: Path) -> str:
     with mlflow_sync.locked(run_dir) as mine:
         if not mine:
             return "its training is syncing it now"
-        record = spool.read_record(run_dir)
+        record = records.read_record(run_dir)
         assert record is not None
-        died = record.attempts[-1].state == "RUNNING" and not spool.alive(run_dir, record.attempts[-1])
+        died = record.attempts[-1].state == "RUNNING" and not records.alive(run_dir, record.attempts[-1])
         if died:
-            record = spool.close_dead(run_dir, record)
-            spool.write_record(run_dir, record)
+            record = records.close_dead(run_dir, record)
+            records.write_record(run_dir, record)
         with Console().status(f"{run_dir} -> {without_secrets(mlflow_client.tracking_uri(run_dir))}"):
             before = mlflow_sync.read_sent(run_dir)
             count = mlflow_sync.sync(run_dir)

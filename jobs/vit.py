@@ -3,15 +3,15 @@
 import runpy
 import sys
 
-from pipeline import cli
-from pipeline.cli import UserError
+from pipeline.core import cli
+from pipeline.core.cli import UserError
 
 COMMANDS = {  # in the order in which a campaign meets them
     "shard": ("data_prep.shard", "raw images -> a shuffled, checked data set of WebDataset tars"),
     "index": ("data_prep.index", "make WebDataset tars that somebody else wrote a data set, where they lie"),
     "verify": ("data_prep.verify", "is the data set on this disk the one that was made?"),
     "report": ("data_prep.report", "one HTML page that shows what a data set holds"),
-    "overlap": ("data_prep.audit", "which images of one data set are also in another?"),
+    "overlap": ("data_prep.overlap", "which images of one data set are also in another?"),
     "doctor": ("jobs.doctor", "is this machine or cluster fit to train?"),
     "plan": ("jobs.plan", "what a run takes, without a GPU"),
     "pretrain": ("jobs.pretrain", "pretrain from a recipe"),

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep import shard
 from jobs.demo import write_raw
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # time says nothing here: others may be at work
 hypothesis.settings.load_profile("any machine")
@@ -43,7 +43,7 @@ def seven_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 60 steps on the ten digits, with a running average of its weights. Read only."""
-    from tests.distributed.test_faults import job  # noqa: PLC0415
+    from tests.train.test_faults import job
 
     run = tmp_path_factory.mktemp("trained") / "run"
     command = job(run, digits, "--train.average", 0.8, "--train.log-every", 20, steps=60)

@@ -4,7 +4,7 @@
  *
  * The coefficients stay what they are, and so do EXIF and all other markers. What comes out is baseline, in one scan, with
  * Huffman tables of its own, and a marker behind every few blocks: their number divides those of a row, so that
- * pipeline/_jpeg.c reads only those of the columns and rows that a crop needs.
+ * pipeline/imaging/_jpeg.c reads only those of the columns and rows that a crop needs.
  *
  * Raises ValueError if libjpeg-turbo finds anything wrong with the bytes, were it only a warning, and for a progressive JPEG
  * that lacks scans: decoders smooth such an image, but not what would be written. The GIL is released.
@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../pipeline/_errors.h"
+#include "../../pipeline/imaging/_libjpeg_errors.h"
 
 /* Blocks (MCUs) between markers, by preference: of 4, 64 pixels of a photograph, the markers take 3 % of a file. Rows of
  * a prime number of blocks have a marker behind each. */

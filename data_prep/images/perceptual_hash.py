@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.jpeg import decode_small
+from pipeline.imaging.jpeg import decode_small
 
 SIDE = 32  # pixels of the picture that is hashed
 FLATTEST = 2.0  # grey levels of standard deviation; flatter pictures all look alike and get no hash

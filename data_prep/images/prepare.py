@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from data_prep.markers import JpegHeader, RejectedError, jpeg_header
-from pipeline import jpeg
+from data_prep.images.jpeg_header import JpegHeader, RejectedError, jpeg_header
+from pipeline.imaging import jpeg
 
 if TYPE_CHECKING:
     from PIL import Image
 
 try:
-    from data_prep import _restart
+    from data_prep.images import _restart
 except ImportError:
     _restart = None  # type: ignore[assignment]
 
@@ -189,7 +189,7 @@ def _gunzip(data: bytes) -> bytes:
 
 def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
     """An RGB JPEG of the picture and its EXIF orientation. The size is looked at before anything is decoded."""
-    from PIL import Image  # noqa: PLC0415  few images need it
+    from PIL import Image  # few images need it
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata in pictures that it reads well
@@ -210,7 +210,7 @@ def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
 
 
 def _rgb(image: "Image.Image") -> "Image.Image":
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255
         high_HW = np.asarray(image).astype(np.uint32) >> 8
@@ -235,7 +235,7 @@ def _resized(data: bytes, width: int, height: int, options: ImageOptions) -> tup
 
 def _area_averaged(pixels_HWC: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Resized to width and height, in this thread alone: there are other processes for the other cores."""
-    import cv2  # noqa: PLC0415  most runs don't resize, and start 60 ms earlier without it
+    import cv2  # most runs don't resize, and start 60 ms earlier without it
 
     cv2.setNumThreads(1)
     return cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

@@ -17,12 +17,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep import build, catalogue, classmaps, finish, progress, sources, spool, streams, workers
-from data_prep.plan import CATALOGUE, SplitRule
-from data_prep.sources import Source
-from data_prep.tarwalk import ENDINGS, ImageRow, Row
-from pipeline.cli import UserError
-from pipeline.shards import REJECTS_SCHEMA
+from data_prep import process_pool as workers
+from data_prep import progress, tables
+from data_prep.planning import stream_buckets
+from data_prep.planning.assignment import CATALOGUE, SplitRule
+from data_prep.sources import inputs, streams
+from data_prep.sources.inputs import Source
+from data_prep.sources.tar_images import ENDINGS, ImageRow, Row
+from data_prep.writing import build_shard, finalize
+from pipeline.core.cli import UserError
+from pipeline.dataset import class_lists
+from pipeline.dataset.format import REJECTS_SCHEMA
 
 NOT_DEFECTS = frozenset({"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small"})
 STREAM_BATCH = 20_000  # rows
@@ -58,11 +63,11 @@ class Planned:
 
 def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
     """The plan in OUTPUT's work folder, made now unless it is there. Raises UserError where it is another run's."""
-    folder = build.work_folder(output) / "plan"
+    folder = build_shard.work_folder(output) / "plan"
     if not (folder / "plan.json").is_file():
-        aside = catalogue.temporary(folder)
-        spool.fresh(aside)
-        (build.work_folder(output) / "done").mkdir(exist_ok=True)
+        aside = tables.temporary(folder)
+        stream_buckets.fresh(aside)
+        (build_shard.work_folder(output) / "done").mkdir(exist_ok=True)
         try:
             _make(output, source, options, aside)
             if not (folder / "plan.json").is_file():  # else another task was faster
@@ -76,7 +81,7 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
                 if options.tasks == 1:
                     shutil.rmtree(stream_folder(output), ignore_errors=True)
                 with contextlib.suppress(OSError):  # somebody else works there
-                    (build.work_folder(output) / "done").rmdir()
+                    (build_shard.work_folder(output) / "done").rmdir()
     found = Planned(**json.loads((folder / "plan.json").read_text()))
     same_options(output, found.identity, options.identity, "an unfinished")
     if found.input != _fingerprint(source):
@@ -99,7 +104,7 @@ def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what
 
 def stream_folder(output: Path) -> Path:
     """Where the one task of a run lays down the images of a stream."""
-    return build.work_folder(output).resolve() / "stream"
+    return build_shard.work_folder(output).resolve() / "stream"
 
 
 def _fingerprint(source: Source) -> list[list[Any]]:
@@ -115,8 +120,8 @@ def _fingerprint(source: Source) -> list[list[Any]]:
 def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> None:
     counts: collections.Counter[str] = collections.Counter()
     defects: collections.Counter[str] = collections.Counter()
-    with catalogue.Writer(folder / "rejects.arrow", REJECTS_SCHEMA) as rejects:
-        with catalogue.Writer(folder / "catalogue.arrow", CATALOGUE) as images:
+    with tables.Writer(folder / "rejects.arrow", REJECTS_SCHEMA) as rejects:
+        with tables.Writer(folder / "catalogue.arrow", CATALOGUE) as images:
             for found, rejected in _scanned(output, source, options):
                 images.add(found)
                 rejects.add(rejected)
@@ -129,11 +134,11 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
                 f"INPUT {source.locations[0]!r} holds no images (files ending in {', '.join(sorted(ENDINGS))}; it has "
                 f"{what}): is it the right path?{hint}"
             )
-        wnids = classmaps.listed(options.classes)
-        wnids = classmaps.derived(options.classes, counts) if wnids is None else wnids
+        wnids = class_lists.listed(options.classes)
+        wnids = class_lists.derived(options.classes, counts) if wnids is None else wnids
         if not counts.keys() & set(wnids):
             raise UserError(f"INPUT has no image of the {len(wnids)} classes of --classes {options.classes}")
-        sums = catalogue.make_plan(
+        sums = tables.make_plan(
             folder / "catalogue.arrow",
             folder,
             labels={wnid: index for index, wnid in enumerate(wnids)},
@@ -142,11 +147,11 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
             seed=options.seed,
             samples_per_shard=options.samples_per_shard,
             rejects=rejects,
-            tars=sources.told_apart_by(source),
+            tars=inputs.told_apart_by(source),
         )
     (folder / "catalogue.arrow").unlink()
     if options.exclude:
-        reasons = catalogue.whole(folder / "rejects.arrow")["reason"].to_pylist()
+        reasons = tables.whole(folder / "rejects.arrow")["reason"].to_pylist()
         count = len(options.exclude)
         if (unknown := count - reasons.count("excluded")) == count:
             raise UserError(
@@ -163,33 +168,33 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
         samples={split: sums[split]["samples"] for split in sums},
         bytes={split: sums[split]["bytes"] for split in sums},
         wnids=wnids,
-        names=[known.get(wnid) or classmaps.name_of(wnid) for wnid in wnids],
+        names=[known.get(wnid) or class_lists.name_of(wnid) for wnid in wnids],
         defects={reason: count for reason, count in defects.items() if reason not in NOT_DEFECTS},
         streamed=not source.seekable and options.tasks > 1,
     )
-    finish.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    finalize.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
 
 
 def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tuple[pa.Table, pa.Table]]:
     """(images, rejects) tables of the whole source."""
-    parts = sources.parts(source)
+    parts = inputs.parts(source)
     if source.seekable:
         with progress.Bar("scanning", len(parts), "parts") as bar:
-            for found in workers.run(sources.scan_part, parts, options.workers, begin_here=True):
+            for found in workers.run(inputs.scan_part, parts, options.workers, begin_here=True):
                 bar.report({"images": 1})
                 yield found
         return
     size = sum(item[1] for item in _fingerprint(source))
     with progress.Bar("reading the stream", size, "bytes") as bar:
         rows: Iterator[Row] = (
-            row for part in parts for row in sources.rows(part, lambda count: bar.report({"images": count}))
+            row for part in parts for row in inputs.rows(part, lambda count: bar.report({"images": count}))
         )
         if options.tasks == 1:
-            rows = spool.lay_down(rows, spool.fresh(stream_folder(output)), options.seed)
+            rows = stream_buckets.lay_down(rows, stream_buckets.fresh(stream_folder(output)), options.seed)
         batch: list[Row] = []
         for row in rows:
             batch.append(row._replace(data=b"") if isinstance(row, ImageRow) else row)
             if len(batch) >= STREAM_BATCH:
-                yield sources.tables(batch)
+                yield inputs.tables(batch)
                 batch = []
-        yield sources.tables(batch)
+        yield inputs.tables(batch)

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep import catalogue, plan
-from data_prep.streams import Stream, open_stream
-from data_prep.tarwalk import ImageRow, Row
-from data_prep.workers import Report
-from data_prep.writer import write_all
-from pipeline.cli import UserError
+from data_prep import tables
+from data_prep.planning import assignment
+from data_prep.process_pool import Report
+from data_prep.sources.streams import Stream, open_stream
+from data_prep.sources.tar_images import ImageRow, Row
+from data_prep.writing.tar_writer import write_all
+from pipeline.core.cli import UserError
 
 BUCKETS = 128  # files open at once; 1.2 TB of ImageNet-21K make buckets of about 10 GB, 25 shards each
 GROUPS = 256
@@ -41,8 +42,8 @@ def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:
     try:
         for row in rows:
             if isinstance(row, ImageRow):
-                key = plan.key_of(row.wnid, row.name)
-                bucket = int(plan.hashes([key], seed)[0]) * BUCKETS >> 64
+                key = assignment.key_of(row.wnid, row.name)
+                bucket = int(assignment.hashes([key], seed)[0]) * BUCKETS >> 64
                 write_all(fds[bucket], row.data)
                 yield row._replace(file=str(paths[bucket]), offset=ends[bucket], data=b"")
                 ends[bucket] += row.size
@@ -118,5 +119,5 @@ def _group_paths(folder: Path, shards: int) -> list[Path]:
 
 
 def _wanted(plan_file: Path, batch: int) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    rows = catalogue.batch(plan_file, batch)
+    rows = tables.batch(plan_file, batch)
     return rows["file"], rows["offset"].to_numpy(), rows["size"].to_numpy().astype(np.int32)

@@ -9,7 +9,7 @@
  * another, for some hundred members at most.
  *
  * They stop before each header that isn't wholly there, that is more than a regular ustar or GNU member with a short name,
- * an octal size and a valid checksum, or whose payload passes `end`: data_prep.tarscan.scan reads those, and says what is
+ * an octal size and a valid checksum, or whose payload passes `end`: data_prep.sources.tar_headers.scan reads those, and says what is
  * wrong with them, or with the file. So nothing here has to be an error, and all that is accepted here is read there alike.
  */
 

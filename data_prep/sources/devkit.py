@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import UserError
+from pipeline.core.cli import UserError
 
 META = "meta.mat"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -38,7 +38,7 @@ def read_devkit(path: Path) -> Devkit:
     """Read the kit's tar (.tar.gz as released) or the folder it was unpacked to. Raises UserError."""
     if not path.exists():
         raise UserError(f"--devkit {str(path)!r} does not exist: give ILSVRC2012_devkit_t12.tar.gz or its folder")
-    import scipy.io  # noqa: PLC0415 half a second that only this release needs
+    import scipy.io  # half a second that only this release needs
 
     try:
         files = _from_folder(path) if path.is_dir() else _from_tar(path)

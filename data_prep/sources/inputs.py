@@ -18,15 +18,16 @@ from urllib.parse import unquote, urlsplit
 import braceexpand
 import pyarrow as pa
 
-from data_prep import catalogue, streams, tarwalk
-from data_prep.devkit import Devkit
-from data_prep.images import LARGEST_FILE
-from data_prep.plan import CATALOGUE
-from data_prep.tarscan import BLOCK, DamagedTarError, looks_like_tar, scan
-from data_prep.tarwalk import ENDINGS, ImageRow, RejectRow, Row, Tar
-from pipeline import shards
-from pipeline.cli import UserError, printable
-from pipeline.shards import REJECTS_SCHEMA
+from data_prep import tables as catalogue
+from data_prep.images.prepare import LARGEST_FILE
+from data_prep.planning.assignment import CATALOGUE
+from data_prep.sources import streams, tar_images
+from data_prep.sources.devkit import Devkit
+from data_prep.sources.tar_headers import BLOCK, DamagedTarError, looks_like_tar, scan
+from data_prep.sources.tar_images import ENDINGS, ImageRow, RejectRow, Row, Tar
+from pipeline.core.cli import UserError, printable
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset.format import REJECTS_SCHEMA
 
 Form = Literal["tar", "tars", "folder", "webdataset"]
 
@@ -131,7 +132,7 @@ def _classes_beside(location: str) -> Sequence[str]:
     folder = Path(location).parent
     if streams.is_remote(location) or not (folder / "classes.parquet").is_file():
         return ()
-    wnids: list[str] = shards.read_classes(folder)["wnid"].to_pylist()
+    wnids: list[str] = dataset_format.read_classes(folder)["wnid"].to_pylist()
     return wnids
 
 
@@ -144,7 +145,7 @@ def _meaning(beside: Sequence[str], asked: Sequence[str] | None) -> tuple[str, .
 def is_ours(folder: Path) -> bool:
     """Whether data_prep.shard has made the data set in ``folder``; not where what says so is damaged."""
     try:
-        return (folder / "dataset.json").is_file() and "made_by" not in shards.read_info(folder).options
+        return (folder / "dataset.json").is_file() and "made_by" not in dataset_format.read_info(folder).options
     except UserError:
         return False
 
@@ -169,7 +170,7 @@ def _has_samples(location: str, seekable: bool) -> bool:
             for member in islice(scan(read, 0, None), 64):
                 if member.name.endswith(".cls"):
                     return True
-                if tarwalk.is_class_tar(member):  # gigabytes of a stream, to look behind a few of these
+                if tar_images.is_class_tar(member):  # gigabytes of a stream, to look behind a few of these
                     return False
         except DamagedTarError:
             pass
@@ -182,7 +183,7 @@ def parts(source: Source) -> list[Part]:
         return _folder_parts(source)
     if source.form == "tars" and not any(location.startswith("pipe:") for location in source.locations):
         return [
-            Part(source, location, tarwalk.class_of_tar(source.names[location]), 0, _size(location))
+            Part(source, location, tar_images.class_of_tar(source.names[location]), 0, _size(location))
             for location in source.locations
         ]
     if not source.seekable or source.form == "webdataset":
@@ -199,8 +200,10 @@ def splits(source: Source) -> list[str]:
     if source.form != "webdataset":
         return []
     paths = [Path(name) for name in source.names.values()]
-    known = {info.file_name: info.split for info in shards.read_info(paths[0].parent).shards} if source.ours else {}
-    return sorted({known.get(path.name) or tarwalk.split_of(path.name) for path in paths})
+    known = (
+        {info.file_name: info.split for info in dataset_format.read_info(paths[0].parent).shards} if source.ours else {}
+    )
+    return sorted({known.get(path.name) or tar_images.split_of(path.name) for path in paths})
 
 
 def told_apart_by(source: Source) -> list[str]:
@@ -210,7 +213,7 @@ def told_apart_by(source: Source) -> list[str]:
     """
     if source.form != "webdataset" or source.ours or len(source.locations) == 1:
         return []
-    names = [tarwalk.class_of_tar(source.names[location]) for location in source.locations]
+    names = [tar_images.class_of_tar(source.names[location]) for location in source.locations]
     plain = len(set(names)) == len(names) and not any(location.startswith("pipe:") for location in source.locations)
     return names if plain else [f"{number:05d}" for number in range(len(names))]
 
@@ -221,10 +224,10 @@ def _tar_parts(source: Source) -> list[Part]:
     loose = False
     with _opened(location) as (tar, size):
         for member in _checked(scan(tar.read, 0, size, whole=True), location):
-            if tarwalk.is_class_tar(member):
-                wnid = tarwalk.class_of_tar(member.name)
+            if tar_images.is_class_tar(member):
+                wnid = tar_images.class_of_tar(member.name)
                 found.append(Part(source, location, wnid, member.offset, member.offset + member.size))
-            elif not tarwalk.is_ignored(member):
+            elif not tar_images.is_ignored(member):
                 loose = True
     if loose:
         found.append(Part(source, location))
@@ -236,7 +239,7 @@ def _tar_parts(source: Source) -> list[Part]:
 def _folder_parts(source: Source) -> list[Part]:
     (location,) = source.locations
     folders = _subfolders(location)
-    splits = [name for name in folders if name in tarwalk.SPLITS]
+    splits = [name for name in folders if name in tar_images.SPLITS]
     if source.devkit:  # which knows the classes by the images' names
         return [Part(source, location)]
     if splits and len(splits) == len(folders):
@@ -285,10 +288,10 @@ def _tar_rows(part: Part, tar: Tar, size: int | None) -> Iterator[Row]:
     source = part.source
     if source.form == "webdataset":
         name_of = unquote if source.ours else str
-        return tarwalk.samples(tar, size, lambda label: _class_name(source, label), name_of)
+        return tar_images.samples(tar, size, lambda label: _class_name(source, label), name_of)
     if part.wnid:
-        return tarwalk.class_tar(tar, part.start, part.end, part.wnid, whole=source.form == "tars")
-    return tarwalk.release_tar(tar, size, source.devkit, nested=not source.seekable)
+        return tar_images.class_tar(tar, part.start, part.end, part.wnid, whole=source.form == "tars")
+    return tar_images.release_tar(tar, size, source.devkit, nested=not source.seekable)
 
 
 def _class_name(source: Source, label: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import UserError
+from pipeline.core.cli import UserError
 
 CHUNK = 1 << 20  # bytes read at a time
 PATIENCE = 600.0  # seconds without a byte from a server that has answered, after which it is given up
@@ -102,7 +102,7 @@ def _from_url(url: str) -> Iterator[bytes]:
     last = time.monotonic()  # when bytes came
     while True:
         try:
-            from fsspec.core import url_to_fs  # noqa: PLC0415 only where it is asked for: it is an extra
+            from fsspec.core import url_to_fs  # only where it is asked for: it is an extra
 
             system, path = url_to_fs(url, **_settings(url))
             with system.open(path, "rb", block_size=blocks) as file:
@@ -144,7 +144,7 @@ def _settings(url: str) -> dict[str, Any]:
     """For http: no limit to the time of all of a file, which aiohttp has by default; proxies of the environment."""
     if not url.startswith("http"):
         return {}
-    import aiohttp  # noqa: PLC0415
+    import aiohttp
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
     return {"client_kwargs": {"timeout": limits, "trust_env": True}}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from zlib import adler32
 
 try:
-    from data_prep import _tarscan
+    from data_prep.sources import _tar_headers as _tarscan
 except ImportError:
     _tarscan = None  # type: ignore[assignment]
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from data_prep.devkit import Devkit
-from data_prep.images import LARGEST_FILE
-from data_prep.tarscan import Member, Read, scan
-from pipeline.cli import UserError, printable
+from data_prep.images.prepare import LARGEST_FILE
+from data_prep.sources.devkit import Devkit
+from data_prep.sources.tar_headers import Member, Read, scan
+from pipeline.core.cli import UserError, printable
 
 ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
 SPLITS = ("train", "val", "test", "validation")  # folders of these names aren't classes
@@ -26,7 +26,7 @@ class ImageRow(NamedTuple):
 
 
 class RejectRow(NamedTuple):
-    """Something found that can't be an image of the data set (pipeline.shards.REJECTS_SCHEMA)."""
+    """Something found that can't be an image of the data set (pipeline.dataset.format.REJECTS_SCHEMA)."""
 
     source: str
     wnid: str

@@ -18,15 +18,16 @@ import pyarrow as pa
 import xxhash
 from pyarrow import ipc
 
-from data_prep import catalogue, images, workers
-from data_prep.images import ImageOptions
-from data_prep.markers import RejectedError
-from data_prep.tarwalk import RejectRow
-from data_prep.writer import ShardWriter
-from pipeline import shards
-from pipeline.cli import UserError
-from pipeline.files import xxh3_128
-from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
+from data_prep import process_pool, tables
+from data_prep.images import prepare
+from data_prep.images.jpeg_header import RejectedError
+from data_prep.images.prepare import ImageOptions
+from data_prep.sources.tar_images import RejectRow
+from data_prep.writing.tar_writer import ShardWriter
+from pipeline.core.cli import UserError
+from pipeline.core.files import xxh3_128
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 READ_AHEAD = 32  # images whose bytes the kernel is asked to fetch before they are needed
 THUMBNAILS = 8  # rejected images of a shard of which a thumbnail is kept
@@ -45,7 +46,7 @@ class ShardTask:
 
     @property
     def tar(self) -> Path:
-        return self.output / shards.shard_file_name(self.split, self.shard)
+        return self.output / dataset_format.shard_file_name(self.split, self.shard)
 
     @property
     def plan(self) -> Path:
@@ -76,15 +77,15 @@ def keep_or_make(task: ShardTask) -> ShardInfo:
     """The shard as it is, where it is finished and intact; else made anew. Reports images, bytes and rejects."""
     info = read_done(task.done)
     if info and is_intact(task.output, info):
-        rejects = catalogue.whole(task.done.with_suffix(".rejects"))["reason"].to_pylist()
-        workers.report({"images": info.samples + len(rejects), "kept": 1, **collections.Counter(rejects)})
+        rejects = tables.whole(task.done.with_suffix(".rejects"))["reason"].to_pylist()
+        process_pool.report({"images": info.samples + len(rejects), "kept": 1, **collections.Counter(rejects)})
         return info
     return make_shard(task)
 
 
 def make_shard(task: ShardTask) -> ShardInfo:
     """Read, check and write the images of one shard; its index rows and rejects go beside it."""
-    rows = catalogue.batch(task.plan, task.shard)
+    rows = tables.batch(task.plan, task.shard)
     wnids, names, keys, labels = (rows[name].to_pylist() for name in ("wnid", "name", "key", "label"))
     files, offsets, sizes = (rows[name].to_pylist() for name in ("file", "offset", "size"))
     if task.laid_down:
@@ -103,12 +104,12 @@ def make_shard(task: ShardTask) -> ShardInfo:
                 if key in seen:
                     raise RejectedError("duplicate_key", f"another image of this shard has the key {key!r}")
                 data = source.read(files[row], offsets[row], sizes[row])
-                picture = images.prepare(data, task.options)
+                picture = prepare.prepare(data, task.options)
             except RejectedError as error:
                 where = f"{wnids[row]}/{names[row]}"
-                seen_of_it = images.remains(data) if len(rejects) < THUMBNAILS else None
+                seen_of_it = prepare.remains(data) if len(rejects) < THUMBNAILS else None
                 rejects.append(RejectRow(where, wnids[row], sizes[row], error.reason, error.detail, seen_of_it))
-                workers.report({error.reason: 1})
+                process_pool.report({error.reason: 1})
             else:
                 seen.add(key)
                 at = writer.add(key, picture.data, labels[row])
@@ -119,11 +120,11 @@ def make_shard(task: ShardTask) -> ShardInfo:
                         *(picture.width, picture.height, picture.orientation, picture.recoded, digest),
                     )
                 )
-            workers.report({"images": 1, "bytes": sizes[row]})
+            process_pool.report({"images": 1, "bytes": sizes[row]})
     info = ShardInfo(task.split, task.shard, len(written), writer.bytes, writer.xxh3_128)
-    catalogue.write(task.done.with_suffix(".rejects"), catalogue.table(rejects, REJECTS_SCHEMA), REJECTS_SCHEMA)
+    tables.write(task.done.with_suffix(".rejects"), tables.table(rejects, REJECTS_SCHEMA), REJECTS_SCHEMA)
     schema = INDEX_SCHEMA.with_metadata({"shard": json.dumps(dataclasses.asdict(info))})
-    catalogue.write(task.done, catalogue.table(written, INDEX_SCHEMA), schema)
+    tables.write(task.done, tables.table(written, INDEX_SCHEMA), schema)
     return info
 
 

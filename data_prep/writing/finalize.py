@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import build, catalogue
-from pipeline import shards
-from pipeline.cli import UserError
-from pipeline.files import naming
-from pipeline.shards import INDEX_SCHEMA, REJECTS_SCHEMA, DatasetInfo, ShardInfo
+from data_prep import tables as catalogue
+from data_prep.writing import build_shard
+from pipeline.core.cli import UserError
+from pipeline.core.files import naming
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, DatasetInfo, ShardInfo
 
 ROW_GROUP = 131_072  # rows of index.parquet
 # Columns of few values, and those whose neighbours are alike: half the size and twice the speed of parquet's defaults.
@@ -28,9 +29,9 @@ def finalize(
     output: Path, *, name: str, seed: int, options: dict[str, Any], classes: pa.Table, expected: list[tuple[str, int]]
 ) -> DatasetInfo:
     """Merge what ``expected`` (split, shard) left in the work folder. Raises UserError where one is missing."""
-    infos = [build.read_done(build.done_path(output, *where)) for where in expected]
+    infos = [build_shard.read_done(build_shard.done_path(output, *where)) for where in expected]
     missing = [
-        shards.shard_file_name(*where)
+        dataset_format.shard_file_name(*where)
         for where, info in zip(expected, infos, strict=True)
         if info is None or not _has_size(output / info.file_name, info.bytes)
     ]
@@ -46,13 +47,13 @@ def finalize(
     for info in finished:
         if not info.samples:  # every image was rejected
             (output / info.file_name).unlink()
-    rows = (catalogue.whole(build.done_path(output, info.split, info.shard)) for info in kept)
+    rows = (catalogue.whole(build_shard.done_path(output, info.split, info.shard)) for info in kept)
     write_parquet(output / "index.parquet", INDEX_SCHEMA, rows)
     rejects = write_parquet(output / "rejects.parquet", REJECTS_SCHEMA, _rejects(output, expected))
     dataset = describe(output, name=name, seed=seed, options=options, classes=classes, made=kept, rejects=rejects)
     for left in output.glob(".*.tmp"):  # of killed runs
         left.unlink()
-    shutil.rmtree(build.work_folder(output), ignore_errors=True)
+    shutil.rmtree(build_shard.work_folder(output), ignore_errors=True)
     return dataset
 
 
@@ -77,18 +78,18 @@ def describe(
     rejects: int,
 ) -> DatasetInfo:
     """Write classes.parquet, _info.json and, last of all, dataset.json."""
-    write_parquet(output / "classes.parquet", shards.CLASSES_SCHEMA, [classes])
+    write_parquet(output / "classes.parquet", dataset_format.CLASSES_SCHEMA, [classes])
     samples: collections.Counter[str] = collections.Counter()
     for info in made:
         samples[info.split] += info.samples
     wnids: list[str] = classes["wnid"].to_pylist()
-    dataset = shards.with_digest(
+    dataset = dataset_format.with_digest(
         DatasetInfo(
             name=name,
-            format_version=shards.FORMAT_VERSION,
-            tool_version=shards.TOOL_VERSION,
+            format_version=dataset_format.FORMAT_VERSION,
+            tool_version=dataset_format.TOOL_VERSION,
             classes=len(wnids),
-            classes_digest=shards.classes_digest(wnids),
+            classes_digest=dataset_format.classes_digest(wnids),
             samples=dict(samples),
             rejects=rejects,
             seed=seed,
@@ -98,12 +99,12 @@ def describe(
         )
     )
     write_text(output / "_info.json", json.dumps(timm_info(dataset), indent=1) + "\n")
-    write_text(output / "dataset.json", shards.to_json(dataset))
+    write_text(output / "dataset.json", dataset_format.to_json(dataset))
     return dataset
 
 
 def classes_table(wnids: list[str], names: list[str]) -> pa.Table:
-    return pa.table([pa.array(range(len(wnids)), pa.int32()), wnids, names], schema=shards.CLASSES_SCHEMA)
+    return pa.table([pa.array(range(len(wnids)), pa.int32()), wnids, names], schema=dataset_format.CLASSES_SCHEMA)
 
 
 def timm_info(dataset: DatasetInfo) -> dict[str, Any]:
@@ -125,9 +126,9 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _rejects(output: Path, expected: list[tuple[str, int]]) -> Iterator[pa.Table]:
-    yield from catalogue.batches(build.work_folder(output) / "plan" / "rejects.arrow")
+    yield from catalogue.batches(build_shard.work_folder(output) / "plan" / "rejects.arrow")
     for split, shard in expected:
-        yield catalogue.whole(build.done_path(output, split, shard).with_suffix(".rejects"))
+        yield catalogue.whole(build_shard.done_path(output, split, shard).with_suffix(".rejects"))
 
 
 def _reasons(output: Path, expected: list[tuple[str, int]]) -> str:

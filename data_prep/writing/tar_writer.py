@@ -7,7 +7,7 @@ from types import TracebackType
 
 import xxhash
 
-from data_prep.tarscan import BLOCK, ZERO_BLOCK
+from data_prep.sources.tar_headers import BLOCK, ZERO_BLOCK
 
 try:
     from data_prep import _sample

@@ -1,4 +1,4 @@
-"""Checkpoints: their files, which are complete or broken, and reading them. pipeline.saver writes them.
+"""Checkpoints: their files, which are complete or broken, and reading them. pipeline.checkpoint.saver writes them.
 
 ``RUN/checkpoints/step-00001000/`` holds ``meta.json`` and ``state-000.safetensors`` ...: float32 master weights as
 ``param/<name>`` and optimizer moments as ``exp_avg/<name>`` and so on, full-sized, dealt over the files. Nothing in it
@@ -15,11 +15,11 @@ from typing import Any
 import safetensors
 import torch
 
-from pipeline import engine as ds
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, from_dict
-from pipeline.files import xxh3_128
-from pipeline.rundir import complete as complete  # noqa: PLC0414 - looked for here
+from pipeline.config.schema import RunConfig, from_dict
+from pipeline.core.cli import UserError
+from pipeline.core.files import xxh3_128
+from pipeline.engine import deepspeed_engine as ds
+from pipeline.runs.folder import complete as complete  # noqa: PLC0414 - looked for here
 
 FORMAT_VERSION = 1
 
@@ -32,7 +32,7 @@ class Meta:
     step: int  # optimizer steps done
     samples: int  # training samples seen
     optimizer_steps: int  # the optimizer's own counter: lower than step where steps were skipped
-    config: dict[str, Any]  # pipeline.config.to_dict of the run
+    config: dict[str, Any]  # pipeline.config.schema.to_dict of the run
     classes: int
     classes_digest: str
     dataset_digest: str  # of the training data set

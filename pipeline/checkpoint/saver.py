@@ -18,14 +18,14 @@ from typing import Any
 import torch
 import torch.distributed
 
-from pipeline import engine as ds
-from pipeline.checkpoint import FORMAT_VERSION, Meta, complete, folder_name, read_meta
-from pipeline.cli import UserError
-from pipeline.config import CheckpointConfig, RunConfig, to_dict
-from pipeline.fence import Fence
-from pipeline.files import flush, naming, write_json, xxh3_128
-from pipeline.rundir import step_of
-from pipeline.tensors import save_tensors
+from pipeline.checkpoint.format import FORMAT_VERSION, Meta, complete, folder_name, read_meta
+from pipeline.config.schema import CheckpointConfig, RunConfig, to_dict
+from pipeline.core.cli import UserError
+from pipeline.core.files import flush, naming, write_json, xxh3_128
+from pipeline.core.tensor_files import save_tensors
+from pipeline.engine import deepspeed_engine as ds
+from pipeline.runs.folder import step_of
+from pipeline.runs.ownership import Fence
 
 PATIENCE = 1800.0  # seconds that rank 0 waits for the other ranks' files
 BEST = "eval/top1"  # what keep_best compares

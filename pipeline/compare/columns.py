@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from pipeline.comparison import Row, published
+from pipeline.compare.rows import Row, published
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from pipeline.comparison import Row, differences, published
-from pipeline.comparison_plots import BARS_PREFIX as BARS
-from pipeline.comparison_plots import save_svg
-from pipeline.comparison_text import COLUMNS, Column, cell, label, published_texts
+from pipeline.compare.columns import COLUMNS, Column, cell, label, published_texts
+from pipeline.compare.plots import BARS_PREFIX as BARS
+from pipeline.compare.plots import save_svg
+from pipeline.compare.rows import Row, differences, published
 
 STYLE = """
 :root { color-scheme: light; --ink: #1a1a1a; --line: #d5d5d5; --soft: #5a5a5a }

@@ -9,11 +9,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from pipeline import drawing
-from pipeline.comparison import Row, rank
-from pipeline.comparison_text import COLUMNS
-from pipeline.files import naming
-from pipeline.spool import Line
+from pipeline.compare.columns import COLUMNS
+from pipeline.compare.rows import Row, rank
+from pipeline.core import plotting
+from pipeline.core.files import naming
+from pipeline.runs.records import Line
 
 # Okabe and Ito, "Color Universal Design" (2008); without the yellow, which vanishes on white paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -82,7 +82,7 @@ def draw_run(lines: Sequence[Line], path: Path) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if name in PERCENT:
             axes.yaxis.set_major_formatter(_per_cent)
-    drawing.save(figure, path, dpi=100)
+    plotting.save(figure, path, dpi=100)
 
 
 def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
@@ -195,10 +195,10 @@ def save(figure: Figure, path: Path) -> None:
         with naming(path), path.open("w") as out:
             save_svg(figure, out, path.stem)
     else:
-        drawing.save(figure, path, dpi=150)
+        plotting.save(figure, path, dpi=150)
 
 
 def save_svg(figure: Figure, out: IO[str], salt: str) -> None:
     """The same figure gives the same text. ``salt`` keeps the ids of several figures on one page apart."""
     with mpl.rc_context({"svg.hashsalt": salt}):
-        drawing.save(figure, out, format="svg", metadata={"Date": None})
+        plotting.save(figure, out, format="svg", metadata={"Date": None})

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline import spool
-from pipeline.cli import UserError
-from pipeline.config import flatten
-from pipeline.files import check_local
-from pipeline.mlflow_client import open_client, reason
-from pipeline.mlflow_describe import read_json
-from pipeline.provenance import without_secrets
-from pipeline.spool import Line
-from pipeline.sweep import STAGE, is_sweep
+from pipeline.config.schema import flatten
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.runs import records
+from pipeline.runs.provenance import without_secrets
+from pipeline.runs.records import Line
+from pipeline.runs.sweep_record import STAGE, is_sweep
+from pipeline.tracking.client import open_client, reason
+from pipeline.tracking.description import read_json
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def find_run_folders(paths: Iterable[Path]) -> list[Path]:
         )
         if not inside and path.is_dir():
             raise UserError(
-                f"RUN {str(path)!r} holds no run (no {spool.METRICS} in it or one level below): name a run folder of "
+                f"RUN {str(path)!r} holds no run (no {records.METRICS} in it or one level below): name a run folder of "
                 "jobs.pretrain or jobs.finetune"
             )
         for folder in inside:
@@ -85,16 +85,16 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def is_run(folder: Path) -> bool:
-    return not is_sweep(folder) and ((folder / spool.METRICS).is_file() or (folder / spool.RECORD).is_file())
+    return not is_sweep(folder) and ((folder / records.METRICS).is_file() or (folder / records.RECORD).is_file())
 
 
 def read_run(run_dir: Path) -> Run:
-    record = spool.read_record(run_dir)
+    record = records.read_record(run_dir)
     attempts = record.attempts if record else []
-    lines, _ = spool.read_lines(run_dir / spool.METRICS)
+    lines, _ = records.read_lines(run_dir / records.METRICS)
     facts = read_json(run_dir / "run.json")
     state = attempts[-1].state if attempts else "FINISHED"
-    if attempts and state == "RUNNING" and not spool.alive(run_dir, attempts[-1]):
+    if attempts and state == "RUNNING" and not records.alive(run_dir, attempts[-1]):
         state = "FAILED"
     parent = facts.get("parent") or {}
     config = {key: str(value) for key, value in flatten(read_json(run_dir / "config.json")).items()}
@@ -105,7 +105,7 @@ def read_run(run_dir: Path) -> Run:
         config=config,
         facts=_facts(facts) | beginnings(config, parent, eval_digest(facts)),
         tags=record.tags if record else {},
-        lines=spool.effective(lines, attempts),
+        lines=records.effective(lines, attempts),
         attempts=len(attempts) or 1,
         parent=str(Path(parent["run_dir"]).resolve()) if parent.get("run_dir") else "",
         parent_step=str(parent.get("step", "")),
@@ -152,8 +152,8 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
 
 def read_experiment(name: str, uri: str) -> list[Run]:
     """The runs of an MLflow experiment, from folders where those are here. Raises UserError where there is none."""
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415  (seconds)
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException  # seconds
+    from sqlalchemy.exc import SQLAlchemyError
 
     shown = without_secrets(uri)
     database = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
@@ -185,7 +185,7 @@ def _search(client: Any, experiment_id: str) -> list[Any]:
 def _from_mlflow(client: Any, run: Any) -> Run:
     tags, params = run.data.tags, run.data.params
     folder = Path(tags.get("run_dir", ""))
-    record = spool.read_record(folder) if tags.get("run_dir") else None
+    record = records.read_record(folder) if tags.get("run_dir") else None
     if record is not None and record.key == tags.get("run_key"):
         return read_run(folder)
     values: dict[tuple[int, str], tuple[int, float]] = {}  # the value with the latest time counts

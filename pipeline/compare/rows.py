@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
-from pipeline.run_reader import Run
+from pipeline.compare.read_runs import Run
 
 # May differ between the seeds of one row; the data are compared by their digest, the parent by the origin (facts).
 PLACES = frozenset({"data.train", "data.eval", "data.cache", "data.cache_gb"})

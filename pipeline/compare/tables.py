@@ -11,8 +11,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.comparison import Row, differences, published
-from pipeline.comparison_text import COLUMNS, Column, cell, label, published_cell
+from pipeline.compare.columns import COLUMNS, Column, cell, label, published_cell
+from pipeline.compare.rows import Row, differences, published
 
 MOST_ROWS = 60  # in a terminal
 NAME = 16  # characters that a run's name has at least before it is folded

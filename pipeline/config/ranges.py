@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, flatten, to_dict
+from pipeline.config.schema import RunConfig, flatten, to_dict
+from pipeline.core.cli import UserError
 
 
 @dataclass(frozen=True)

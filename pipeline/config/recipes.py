@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from pipeline.config import (
+from pipeline.config.schema import (
     CheckpointConfig,
     DataConfig,
     ModelConfig,

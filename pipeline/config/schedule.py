@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.config import ScheduleConfig
+from pipeline.config.schema import ScheduleConfig
 
 
 def learning_rate(config: ScheduleConfig, peak: float, step: int, steps: int) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from pipeline.cli import UserError
+from pipeline.core.cli import UserError
 
 Config = TypeVar("Config")
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from pipeline.cli import UserError
+from pipeline.core.cli import UserError
 
 _CHUNK = 1 << 20  # bytes: few enough to be in the processor's cache when they are hashed
 

@@ -8,7 +8,7 @@ from typing import IO, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from pipeline.files import naming
+from pipeline.core.files import naming
 
 mpl.rcParams["text.parse_math"] = False  # a $ in a name is no TeX, which would be refused at its first mistake
 

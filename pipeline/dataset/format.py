@@ -22,8 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cli import UserError
-from pipeline.files import check_local
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
 
 FORMAT_VERSION = 1
 TOOL_VERSION = "0.1.0"  # pyproject.toml reads it here: the code also runs where it isn't installed, as in a container

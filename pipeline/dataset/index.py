@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cli import UserError
-from pipeline.files import readable_as_folder
-from pipeline.shards import damage_of, open_parquet
+from pipeline.core.cli import UserError
+from pipeline.core.files import readable_as_folder
+from pipeline.dataset.format import damage_of, open_parquet
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
 CACHED = 1 << 20  # samples from which on a split's records are worth a file: 20 MB

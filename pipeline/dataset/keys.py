@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.shards import read_index
+from pipeline.dataset.format import read_index
 
 
 def split_keys(folder: Path, split: str) -> list[str]:

@@ -25,10 +25,10 @@ from urllib.parse import quote, urlsplit
 
 import xxhash
 
-from pipeline import shards
-from pipeline.cli import UserError
-from pipeline.provenance import secrets_in, without_secrets
-from pipeline.shards import ShardInfo
+from pipeline.core.cli import UserError
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset.format import ShardInfo
+from pipeline.runs.provenance import secrets_in, without_secrets
 
 Item = TypeVar("Item")
 BLOCK = 1 << 24  # bytes of one request: what a failure costs
@@ -134,7 +134,7 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
     except OSError as error:
         raise UserError(f"data.cache {str(cache)!r} can't be written ({error}): name another folder") from error
     with locked(folder / ".lock"):
-        info = _fetch(source, folder, "dataset.json", patience, shards.read_info)
+        info = _fetch(source, folder, "dataset.json", patience, dataset_format.read_info)
         named = folder / f".of-{info.digest}"  # whose index and classes lie here
         if not named.exists() or not _has_tables(folder):  # a crash of the node may have cut them
             for old in folder.glob(".of-*"):
@@ -147,7 +147,7 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
 
 def _open_table(folder: Path, name: str) -> None:
     """Raises UserError where it is damaged."""
-    shards.open_parquet(folder / name).close()
+    dataset_format.open_parquet(folder / name).close()
 
 
 def _has_tables(folder: Path) -> bool:
@@ -275,7 +275,7 @@ def _block(url: str, at: int, wanted: int, size: int, patience: Patience) -> byt
 
 def _ask(url: str, patience: Patience, what: str, **options: Any) -> Any:
     """Call a method of the URL's file system. Raises UserError where its package is missing."""
-    import fsspec  # noqa: PLC0415  (most runs need no network)
+    import fsspec  # most runs need no network
 
     scheme = url.partition("://")[0]
     try:
@@ -290,7 +290,7 @@ def _ask(url: str, patience: Patience, what: str, **options: Any) -> Any:
 def _options(scheme: str, patience: Patience) -> dict[str, Any]:
     """Time limits, in each file system's own words."""
     if scheme in ("http", "https"):
-        import aiohttp  # noqa: PLC0415
+        import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_connect=patience.stall, sock_read=patience.stall)
         return {"client_kwargs": {"timeout": limits, "trust_env": True}, "use_listings_cache": False}

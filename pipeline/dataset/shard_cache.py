@@ -23,10 +23,10 @@ from pathlib import Path
 
 import xxhash
 
-from pipeline import remote
-from pipeline.cli import UserError
-from pipeline.files import xxh3_128
-from pipeline.remote import Patience, locked
+from pipeline.core.cli import UserError
+from pipeline.core.files import xxh3_128
+from pipeline.dataset import remote
+from pipeline.dataset.remote import Patience, locked
 
 POLL = 0.05  # seconds between looks at what another process does
 

@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline import remote, shards
-from pipeline.cache import Ahead, Cache, Wanted
-from pipeline.cli import UserError
-from pipeline.config import DataConfig
-from pipeline.files import check_local
-from pipeline.keys import split_keys
-from pipeline.order import Ints
-from pipeline.remote import is_remote
-from pipeline.rows import Rows, cache_folder, read_rows
-from pipeline.shards import DatasetInfo, ShardInfo
+from pipeline.config.schema import DataConfig
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset import remote
+from pipeline.dataset.format import DatasetInfo, ShardInfo
+from pipeline.dataset.index import Rows, cache_folder, read_rows
+from pipeline.dataset.keys import split_keys
+from pipeline.dataset.remote import is_remote
+from pipeline.dataset.shard_cache import Ahead, Cache, Wanted
+from pipeline.loader.order import Ints
 
 _OPEN = 400  # tars of all parts that a process keeps open: 1,024 files are the usual limit
 _open: OrderedDict[tuple[object, int], int] = OrderedDict()  # part and shard -> descriptor; the one used last is last
@@ -48,7 +49,7 @@ class Part:
         self.source = source
         self.split = split
         self.folder = remote.open_folder(source, cache.folder.parent)
-        self.info = shards.read_info(self.folder)
+        self.info = dataset_format.read_info(self.folder)
         every = self.info.split_shards(split)
         rows = read_rows(self.folder, split, self.info.samples[split], self.info.digest)
         self.kept = _choose(rows, choice, self.folder)  # rows of the whole split; None: all of them
@@ -335,7 +336,7 @@ def chosen(config: DataConfig) -> Choice:
 
 def open_info(source: str) -> DatasetInfo:
     """dataset.json of a folder or a URL."""
-    return shards.read_info(remote.open_folder(source, cache_folder()))
+    return dataset_format.read_info(remote.open_folder(source, cache_folder()))
 
 
 def make_cache(folder: Path | None, gigabytes: float) -> Cache:
@@ -356,7 +357,7 @@ def _choose(rows: Rows, choice: Choice, folder: Path) -> Ints | None:
         raise UserError(f"data.percent {choice.percent:g} is no share: give more than 0 and at most 100")
     kept = np.arange(_share(choice.percent, len(rows))) if choice.percent < 100 else None
     if choice.classes:
-        wnids = shards.read_classes(folder)["wnid"].to_pylist()
+        wnids = dataset_format.read_classes(folder)["wnid"].to_pylist()
         missing = sorted(set(choice.classes) - set(wnids))
         if missing:
             raise UserError(

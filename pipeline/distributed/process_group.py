@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed
 
-from pipeline.cli import UserError
-from pipeline.memory import keep_freed_memory
+from pipeline.core.cli import UserError
+from pipeline.distributed.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,7 +93,7 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     device = local_device(ranks.local_rank)
     if device.type == "cpu":
         keep_freed_memory()
-    from pipeline.quick_deepspeed import deepspeed  # noqa: PLC0415  (evaluation needs this module, but no DeepSpeed)
+    from pipeline.engine.import_deepspeed import deepspeed  # evaluation needs this module, but no DeepSpeed
 
     # DeepSpeed compiles a shared-memory all-reduce for CPU ranks at the first start: half a minute, and a failure
     # where there is no compiler. gloo does the same work. Asking for the table of all such operators would try each
@@ -134,7 +134,7 @@ def finish() -> None:
 
 def make_accelerator() -> "Accelerator":
     """accelerate's view of the processes, for jobs that only evaluate."""
-    from accelerate import Accelerator  # noqa: PLC0415  (training does without)
+    from accelerate import Accelerator  # training does without
 
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from pipeline import lamb, optim, zero_gradients
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, TrainConfig, accumulation
-from pipeline.quick_deepspeed import deepspeed
+from pipeline.config.schema import RunConfig, TrainConfig, accumulation
+from pipeline.core.cli import UserError
+from pipeline.engine.deepspeed_engine import lamb, optim, zero_gradients
+from pipeline.engine.import_deepspeed import deepspeed
 
 MASTER = "param"  # the first part of a state key: "param/blocks.0.attn.qkv.weight"
 AVERAGE = "average"  # of the running average of the weights, kept beside the moments

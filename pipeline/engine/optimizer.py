@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import OptimConfig
-from pipeline.lamb import Lamb
+from pipeline.config.schema import OptimConfig
+from pipeline.engine.deepspeed_engine.lamb import Lamb
 
 NEVER_DECAYED = ("cls_token", "pos_embed")
 

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from pipeline.config import Resize
-from pipeline.data import Batch, eval_batches, normalise
-from pipeline.losses import loss as loss_of
-from pipeline.split import Split
+from pipeline.config.schema import Resize
+from pipeline.dataset.split import Split
+from pipeline.loader.batches import Batch, eval_batches, normalise
+from pipeline.model.losses import loss as loss_of
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # x_BCHW -> logits_BC
 

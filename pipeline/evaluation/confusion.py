@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.cli import UserError
-from pipeline.data import Batch
-from pipeline.files import naming
+from pipeline.core.cli import UserError
+from pipeline.core.files import naming
+from pipeline.loader.batches import Batch
 
 MOST_CLASSES = 2000  # of a confusion matrix: 32 MB
 VALIDATION_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")  # of real.json's entries, in order, from 1
@@ -98,9 +98,9 @@ def per_class(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, 
 
 def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> None:
     """FOLDER/per_class.csv and confusion.png."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  (slow to import)
+    from matplotlib.figure import Figure  # slow to import
 
-    from pipeline import drawing  # noqa: PLC0415
+    from pipeline.core import plotting
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = per_class(confusion_CC, classes)
@@ -119,4 +119,4 @@ def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Map
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     figure.colorbar(image)
-    drawing.save(figure, folder / "confusion.png", dpi=120)
+    plotting.save(figure, folder / "confusion.png", dpi=120)

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import Resize
-from pipeline.data import eval_batches, normalise
-from pipeline.model import VisionTransformer
-from pipeline.split import Split
+from pipeline.config.schema import Resize
+from pipeline.dataset.split import Split
+from pipeline.loader.batches import eval_batches, normalise
+from pipeline.model.vit import VisionTransformer
 
 NEIGHBOURS = 20  # and
 TEMPERATURE = 0.07  # as DINO's k-NN (arXiv 2104.14294, appendix)

@@ -28,7 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "_errors.h"
+#include "_libjpeg_errors.h"
 #include <jerror.h>
 #include "_huffman.h"
 

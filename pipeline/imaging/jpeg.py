@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from pipeline.jpeg_header import without_oddities
+from pipeline.imaging.jpeg_header import without_oddities
 
 try:
-    from pipeline import _jpeg
+    from pipeline.imaging import _jpeg
 except ImportError:
     _jpeg = None  # type: ignore[assignment]
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.jpeg import Image
-from pipeline.model import Attention, Block, QueryKeyValue, VisionTransformer
+from pipeline.imaging.jpeg import Image
+from pipeline.model.vit import Attention, Block, QueryKeyValue, VisionTransformer
 
 Map = npt.NDArray[np.float32]  # GG or HW, of shares that sum to one
 
@@ -65,9 +65,9 @@ def rollout(attention: Sequence[Tensor]) -> Tensor:
 
 def draw(image_HWC: Image, map_GG: Map, title: str, answers: Sequence[tuple[str, float]], path: Path) -> None:
     """A PNG: the image as the model sees it, where it looks, and its answers (name, probability)."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and few look at pictures
+    from matplotlib.figure import Figure  # slow to import, and few look at pictures
 
-    from pipeline import drawing  # noqa: PLC0415
+    from pipeline.core import plotting
 
     size = (image_HWC.shape[1], image_HWC.shape[0])
     heat_HW = cv2.resize(map_GG, size, interpolation=cv2.INTER_CUBIC).clip(0)
@@ -88,4 +88,4 @@ def draw(image_HWC: Image, map_GG: Map, title: str, answers: Sequence[tuple[str,
     bars.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.save(figure, path, dpi=120)
+    plotting.save(figure, path, dpi=120)

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline import exporting, trained
-from pipeline.cli import UserError
-from pipeline.data import normalise
-from pipeline.exporting import Forward
-from pipeline.interop import GRAPHS
+from pipeline.core.cli import UserError
+from pipeline.interop import export as exporting
+from pipeline.interop import trained_model
+from pipeline.interop.export import Forward
+from pipeline.interop.load import GRAPHS
 from pipeline.interop.native import DESCRIPTION
-from pipeline.model import VisionTransformer
-from pipeline.trained import Description, Named
+from pipeline.interop.trained_model import Description, Named
+from pipeline.loader.batches import normalise
+from pipeline.model.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Classifier:
 
     @torch.inference_mode()
     def classify(self, images_BHWC: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """uint8 images as pipeline.pictures prepares them -> the likeliest classes_BK and their probabilities_BK."""
+        """uint8 images as image_files.py prepares them -> the likeliest classes_BK and their probabilities_BK."""
         x_BCHW = normalise(images_BHWC.to(self.device, non_blocking=True), self.dtype)
         logits_BC = self.forward(x_BCHW).float()
         scores_BC = logits_BC.sigmoid() if self.known.loss == "sigmoid" else logits_BC.softmax(-1)
@@ -43,7 +44,7 @@ def open_classifier(path: Path, *, device: torch.device, dtype: torch.dtype, ave
     """Raises UserError."""
     graph = _graph(path)
     if graph is None:
-        found = trained.load(path, average=average)
+        found = trained_model.load(path, average=average)
         model = exporting.build(found).to(device, dtype)
         return Classifier(found.description, model, device, dtype, model)
     if average or dtype != torch.float32:
@@ -55,7 +56,7 @@ def open_classifier(path: Path, *, device: torch.device, dtype: torch.dtype, ave
             f"MODEL {str(graph)!r} has no {DESCRIPTION} beside it, which names its classes: name a folder that "
             "jobs.export wrote"
         )
-    known = trained.read_description(graph.parent)
+    known = trained_model.read_description(graph.parent)
     if graph.suffix == ".onnx":
         return Classifier(known, exporting.open_onnx(graph, device), device, dtype, None)
     cpu = torch.device("cpu")  # where the graph was traced

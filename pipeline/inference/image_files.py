@@ -20,15 +20,15 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from pipeline import jpeg as jpegs
-from pipeline.cli import UserError, printable
-from pipeline.config import Resize
-from pipeline.files import check_local
-from pipeline.jpeg import Image
-from pipeline.resample import bicubic, middle_square, short_side_size
-from pipeline.slots import Slots
-from pipeline.transforms import central_crop, eval_image
-from pipeline.workers import load, slots_for
+from pipeline.config.schema import Resize
+from pipeline.core.cli import UserError, printable
+from pipeline.core.files import check_local
+from pipeline.imaging import jpeg as jpegs
+from pipeline.imaging.jpeg import Image
+from pipeline.loader.resample import bicubic, middle_square, short_side_size
+from pipeline.loader.shared_memory import Slots
+from pipeline.loader.transforms import central_crop, eval_image
+from pipeline.loader.workers import load, slots_for
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 

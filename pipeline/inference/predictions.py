@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cli import UserError
-from pipeline.files import naming
-from pipeline.trained import Named
+from pipeline.core.cli import UserError
+from pipeline.core.files import naming
+from pipeline.interop.trained_model import Named
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.files import flush, write_json
-from pipeline.interop import huggingface, load_weights, native, npz, timm
-from pipeline.model import VisionTransformer
-from pipeline.trained import Description, Trained, describe
+from pipeline.core.cli import UserError
+from pipeline.core.files import flush, write_json
+from pipeline.interop import huggingface, native, npz, timm
+from pipeline.interop.load import load_weights
+from pipeline.interop.trained_model import Description, Trained, describe
+from pipeline.model.vit import VisionTransformer
 
 Format = Literal["timm", "huggingface", "npz", "safetensors", "onnx", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -94,8 +95,8 @@ def difference(one: Forward, other: Forward, size: int) -> tuple[float, float]:
 def write_onnx(path: Path, model: VisionTransformer) -> None:
     """``images`` -> ``logits``, any batch size, in one file. Raises UserError where the packages are missing."""
     try:
-        import onnx  # noqa: F401, PLC0415
-        import onnxscript  # noqa: F401, PLC0415
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"--format onnx needs {error.name!r}: pip install 'vit-pipeline[export]'") from error
     with warnings.catch_warnings():
@@ -121,7 +122,7 @@ def write_onnx(path: Path, model: VisionTransformer) -> None:
 def open_onnx(path: Path, device: torch.device) -> Forward:
     """Run by onnxruntime, on the GPU where ``device`` and the installed package have one. Raises UserError."""
     try:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
     except ImportError as error:
         raise UserError("an .onnx model needs onnxruntime: pip install 'vit-pipeline[export]'") from error
     offered = onnxruntime.get_available_providers()

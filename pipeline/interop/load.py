@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig
+from pipeline.config.schema import ModelConfig
+from pipeline.core.cli import UserError
 from pipeline.interop import huggingface, native, npz, timm
-from pipeline.interop.weights import read_config
+from pipeline.interop.read_files import read_config
 
 GRAPHS = ("model.onnx", "model.pt2")  # exports that can run, and nothing else
 Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pipeline.config import Resize
-from pipeline.trained import AVERAGED, Trained
+from pipeline.config.schema import Resize
+from pipeline.interop.trained_model import AVERAGED, Trained
 
 _PATHS = ("run_dir", "data.train", "data.eval", "parent")  # fields of the configuration
 _LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them

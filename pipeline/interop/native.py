@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, from_dict
-from pipeline.interop.architecture import check_tensors
-from pipeline.interop.weights import read_object, read_tensors
-from pipeline.tensors import save_tensors
+from pipeline.config.schema import ModelConfig, from_dict
+from pipeline.core.cli import UserError
+from pipeline.core.tensor_files import save_tensors
+from pipeline.interop.read_files import read_object, read_tensors
+from pipeline.model.state_dict import check_tensors
 
-DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.trained
+DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.interop.trained_model
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
@@ -34,6 +34,6 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
 
 
 def write(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the weights; ``model.json`` is pipeline.trained's."""
+    """Write the weights; ``model.json`` is pipeline.interop.trained_model's."""
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     save_tensors(tensors, folder / "model.safetensors")

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig
-from pipeline.files import flush
-from pipeline.interop.architecture import model_config
-from pipeline.model import ARCHITECTURES
+from pipeline.config.schema import ModelConfig
+from pipeline.core.cli import UserError
+from pipeline.core.files import flush
+from pipeline.model.state_dict import model_config
+from pipeline.model.vit import ARCHITECTURES
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -1,7 +1,7 @@
 """The classes of published heads, which their files leave out."""
 
-from data_prep.classmaps import listed, name_of
-from pipeline.trained import Named
+from pipeline.dataset.class_lists import listed, name_of
+from pipeline.interop.trained_model import Named
 
 _LISTS = {1000: "imagenet1k", 21843: "google21k", 21841: "fall11"}
 

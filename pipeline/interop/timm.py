@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, Resize
-from pipeline.files import write_json
-from pipeline.interop.architecture import model_config
-from pipeline.interop.weights import check_normalisation, read_config, read_tensors
-from pipeline.model import ARCHITECTURES
-from pipeline.tensors import save_tensors
-from pipeline.transforms import CENTRAL
+from pipeline.config.schema import ModelConfig, Resize
+from pipeline.core.cli import UserError
+from pipeline.core.files import write_json
+from pipeline.core.tensor_files import save_tensors
+from pipeline.interop.read_files import check_normalisation, read_config, read_tensors
+from pipeline.loader.transforms import CENTRAL
+from pipeline.model.state_dict import model_config
+from pipeline.model.vit import ARCHITECTURES
 
 # timm's entry points that build our variants. The tiny model is B/16's with other sizes.
 ENTRY_POINTS = {
@@ -90,7 +90,7 @@ def write(
 ) -> None:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads. Raises UserError.
 
-    ``resize``: what the run does to evaluation images (pipeline.transforms.eval_image), in timm's words.
+    ``resize``: what the run does to evaluation images (pipeline.loader.transforms.eval_image), in timm's words.
     """
     if config.pre_logits:
         raise UserError(

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, Resize, from_dict, to_dict
-from pipeline.files import check_local
-from pipeline.interop import KINDS, load_weights
+from pipeline.config.schema import ModelConfig, Resize, from_dict, to_dict
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.interop.load import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION
-from pipeline.interop.weights import read_object
+from pipeline.interop.read_files import read_object
 
 Loss = Literal["softmax", "sigmoid"]
 _OF_WEIGHTS = ("variant", "image_size", "pre_logits")  # of the configuration: what the weights themselves show
@@ -39,7 +39,7 @@ class Description:
     model: ModelConfig
     classes: tuple[Named, ...]  # in index order
     loss: Loss = "softmax"  # sigmoid: a probability a class, which don't sum to one
-    resize: Resize = "square"  # of images, before the model: pipeline.transforms.eval_image
+    resize: Resize = "square"  # of images, before the model: pipeline.loader.transforms.eval_image
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class Trained:
     step: int = 0
     dataset_digest: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)  # of an evaluation at this very step
-    config: Mapping[str, Any] = field(default_factory=dict)  # pipeline.config.to_dict of the run, {} where unknown
+    config: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # pipeline.config.schema.to_dict of the run, {} where unknown
     parent: Mapping[str, Any] = field(default_factory=dict)  # lineage
     average: bool = False  # the weights are the running average of a run's, not its last ones
 
@@ -108,7 +110,7 @@ def is_run(path: Path) -> bool:
 
 
 def _load_run(path: Path, *, average: bool) -> Trained:
-    from pipeline import checkpoint  # noqa: PLC0415 - DeepSpeed, which the other sources do without
+    from pipeline.checkpoint import format as checkpoint  # DeepSpeed, which the other sources do without
 
     source = checkpoint.resolve(path)
     run, count, weights = checkpoint.read_model(source, average=average)

@@ -1,4 +1,4 @@
-"""The loader: the samples that pipeline.order names, read at their offsets in the tars, decoded in worker processes.
+"""The loader: the samples that order.py names, read at their offsets in the tars, decoded in worker processes.
 
 B batch, H W pixels, C channels.
 """
@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline import order
-from pipeline.cli import UserError
-from pipeline.config import Resize
-from pipeline.damage import Damage
-from pipeline.jpeg import Image
-from pipeline.mixture import Mixture, sampling
-from pipeline.order import Ints, Order
-from pipeline.slots import Slots
-from pipeline.split import Split
-from pipeline.transforms import TrainTransform, eval_image
-from pipeline.workers import load, slots_for
+from pipeline.config.schema import Resize
+from pipeline.core.cli import UserError
+from pipeline.dataset.split import Split
+from pipeline.imaging.jpeg import Image
+from pipeline.loader import order
+from pipeline.loader.damage import Damage
+from pipeline.loader.mixture import Mixture, sampling
+from pipeline.loader.order import Ints, Order
+from pipeline.loader.shared_memory import Slots
+from pipeline.loader.transforms import TrainTransform, eval_image
+from pipeline.loader.workers import load, slots_for
 
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next

@@ -4,7 +4,7 @@ Positions that are congruent modulo LANES form a stream of their own. A stream i
 which each data set gets its share, spread evenly and shuffled over STRETCH positions. The seed chooses how, once for
 all blocks, so that what stands where can be looked up.
 
-Each data set goes through its own positions in order. Those of a small one (of one lane: pipeline.order) follow each
+Each data set goes through its own positions in order. Those of a small one (of one lane: order.py) follow each
 other over all streams. Those of a large one do so in each stream by itself, so that a rank reads the lanes of a data
 set that it would read of that data set alone; the streams keep in step, but for some places.
 """
@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cli import UserError
-from pipeline.order import LANES, Ints, Order, key_of
+from pipeline.core.cli import UserError
+from pipeline.loader.order import LANES, Ints, Order, key_of
 
 BLOCK = 4096  # positions of a stream in which the shares are exact
 STRETCH = 32  # of them, that are shuffled together

@@ -129,7 +129,7 @@ def micro_batch_positions(
     """Global positions of one rank's ``part``-th micro-batch of an optimizer step: congruent to the rank.
 
     An even micro-batch holds pairs: its elements i and i + micro_batch/2 are half a global batch apart, whatever the
-    number of ranks, so that mixup (pipeline.mixing) needs no other rank's images.
+    number of ranks, so that mixup (pipeline.train.mixup) needs no other rank's images.
     """
     assert global_batch % (micro_batch * world_size) == 0
     first = step * global_batch + rank

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from pipeline.jpeg import Image
+from pipeline.imaging.jpeg import Image
 
 Random = np.random.Generator
 

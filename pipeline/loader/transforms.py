@@ -11,14 +11,14 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from pipeline import jpeg as jpegs
-from pipeline.config import Augmentation, DataConfig, Decode, Resize, RunConfig
-from pipeline.draws import Draws
-from pipeline.jpeg import Box, Image
-from pipeline.randaugment import rand_augment
-from pipeline.resample import bicubic, middle_square, resized_window, short_side_size
-from pipeline.three_augment import color_jitter, three_augment
-from pipeline.timm_randaugment import timm_rand_augment
+from pipeline.config.schema import Augmentation, DataConfig, Decode, Resize, RunConfig
+from pipeline.imaging import jpeg as jpegs
+from pipeline.imaging.jpeg import Box, Image
+from pipeline.loader.randaugment import rand_augment
+from pipeline.loader.resample import bicubic, middle_square, resized_window, short_side_size
+from pipeline.loader.splitmix import Draws
+from pipeline.loader.three_augment import color_jitter, three_augment
+from pipeline.loader.timm_randaugment import timm_rand_augment
 
 Random = np.random.Generator
 
@@ -32,7 +32,7 @@ _ATTEMPTS = 10  # Inception's (and torchvision's) number of tries before the cen
 class Augment(NamedTuple):
     layers: int  # of RandAugment
     magnitude: int
-    mixup: float  # alpha; applied to the batch by pipeline.mixing
+    mixup: float  # alpha; applied to the batch by pipeline.train.mixup
 
 
 AUGREG = {  # its settings (arXiv 2106.10270, section 3)

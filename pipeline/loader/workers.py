@@ -18,9 +18,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.cli import UserError
-from pipeline.files import naming
-from pipeline.slots import Slots
+from pipeline.core.cli import UserError
+from pipeline.core.files import naming
+from pipeline.loader.shared_memory import Slots
 
 Item = TypeVar("Item")
 _AHEAD = 2  # batches that each worker prepares before they are asked for; more would not fit the processor's cache

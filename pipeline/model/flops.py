@@ -5,8 +5,8 @@ A multiply-accumulate (MAC) is two floating-point operations; a training step is
 
 import re
 
-from pipeline.config import ModelConfig
-from pipeline.model import ARCHITECTURES, grid_size
+from pipeline.config.schema import ModelConfig
+from pipeline.model.vit import ARCHITECTURES, grid_size
 
 # Dense bfloat16 FLOP/s by a part of the device's name; the makers' data sheets (SXM where the name doesn't say PCIe).
 PEAKS = {

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig
-from pipeline.model import ARCHITECTURES, VisionTransformer
+from pipeline.config.schema import ModelConfig
+from pipeline.core.cli import UserError
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:

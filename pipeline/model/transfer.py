@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.interop.architecture import sizes_of
-from pipeline.model import ARCHITECTURES, VisionTransformer, zero_head
+from pipeline.core.cli import UserError
+from pipeline.model.state_dict import sizes_of
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer, zero_head
 
 
 @torch.no_grad()

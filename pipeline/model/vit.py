@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, Variant
-from pipeline.linear import Linear, linear
+from pipeline.config.schema import ModelConfig, Variant
+from pipeline.core.cli import UserError
+from pipeline.model.linear import Linear, linear
 
 SIGMOID_HEAD_BIAS = -10.0  # released ImageNet-21K models start with every class improbable (e^-10 = 4.5e-5)
 MOST_SCORED = 256  # tokens; the scores of more would take more memory than everything else
@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
     """Images to class scores.
 
     ``loss`` only decides the bias that :func:`initialise` gives the head. The weights are torch's defaults until
-    :func:`initialise`, :func:`pipeline.transfer.transfer` or ``load_state_dict`` sets them.
+    :func:`initialise`, :func:`pipeline.model.transfer.transfer` or ``load_state_dict`` sets them.
     """
 
     def __init__(self, config: ModelConfig, classes: int, *, loss: Literal["sigmoid", "softmax"] = "softmax") -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.config import RunConfig
-from pipeline.engine import MOMENTS
-from pipeline.flops import train_flops
-from pipeline.model import ARCHITECTURES, VisionTransformer, grid_size
+from pipeline.config.schema import RunConfig
+from pipeline.engine.deepspeed_engine import MOMENTS
+from pipeline.model.flops import train_flops
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size
 
 BYTES = {"float32": 4, "bfloat16": 2}
 BUCKET = 500_000_000  # elements of DeepSpeed's buffer for reducing gradients (reduce_bucket_size), at most the model's

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from pipeline.config import RunConfig
-from pipeline.data import train_batches
-from pipeline.distributed import Ranks
-from pipeline.flops import peak_flops
-from pipeline.split import Split
-from pipeline.transforms import train_transform
+from pipeline.config.schema import RunConfig
+from pipeline.core.source import SOURCE
+from pipeline.dataset.split import Split
+from pipeline.distributed.process_group import Ranks
+from pipeline.loader.batches import train_batches
+from pipeline.loader.transforms import train_transform
+from pipeline.model.flops import peak_flops
 
 REDUCE_BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
 # The ranks add up whole numbers whose sum stays below 2^24 for up to 16,384 ranks: float32 then holds every partial sum
@@ -31,11 +32,10 @@ LOADER_BATCH = 16  # images: small, so that the batches under way at the start a
 
 def code_digest() -> str:
     """SHA-256 of our Python sources, by name and content: 32 hexadecimal digits."""
-    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for folder in ("pipeline", "jobs", "data_prep"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+        for path in sorted((SOURCE / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(SOURCE)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:32]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline import jpeg
+from pipeline.imaging import jpeg
 
 # Limits, from what breaks or slows a run; each is named in the verdict that uses it.
 SKEW_LIMIT = 1.0  # seconds: from here on file times and logs of different nodes can't be compared
@@ -43,7 +43,7 @@ class Facts:
     free_inodes: int  # -1 where the file system doesn't count them
     loader: float  # images/s of this rank's loader
     loader_fault: str  # why the data set can't be read here; empty where it can
-    region_decoder: bool  # pipeline/_jpeg.c was built here
+    region_decoder: bool  # pipeline/imaging/_jpeg.c was built here
 
 
 @dataclass(frozen=True)

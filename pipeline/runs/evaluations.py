@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import spool
-from pipeline.cli import UserError
-from pipeline.files import write_json
-from pipeline.spool import Line
+from pipeline.core.cli import UserError
+from pipeline.core.files import write_json
+from pipeline.runs import records
+from pipeline.runs.records import Line
 
 FOLDER = "evaluations"
 
@@ -21,7 +21,7 @@ FOLDER = "evaluations"
 def run_of(checkpoint: Path) -> Path:
     """The run folder of ``RUN/checkpoints/step-...``. Raises UserError where that isn't one."""
     run_dir = checkpoint.absolute().parent.parent
-    if not (run_dir / spool.RECORD).is_file():
+    if not (run_dir / records.RECORD).is_file():
         raise UserError(f"--log keeps the result with the run, and MODEL {str(checkpoint)!r} lies in no run folder")
     return run_dir
 
@@ -33,14 +33,14 @@ def name_of(dataset: str, split: str, *, average: bool) -> str:
 
 def keep(run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
     """Write down the scores of the checkpoint of ``step``; a later evaluation under this name replaces the files."""
-    record = spool.read_record(run_dir)
+    record = records.read_record(run_dir)
     assert record is not None, run_dir
     folder = run_dir / FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", {**facts, **scores})
     metrics = {f"evaluation/{name}/{key}": value for key, value in scores.items()}
-    lines = spool.Appender(run_dir / spool.EVALUATIONS)
-    lines.append(spool.to_json(Line(step, 0, time.time(), record.attempts[-1].number, metrics)))
+    lines = records.Appender(run_dir / records.EVALUATIONS)
+    lines.append(records.to_json(Line(step, 0, time.time(), record.attempts[-1].number, metrics)))
     lines.close()
     if lines.waiting:
         raise OSError(errno.ENOSPC, lines.fault, str(lines.path))

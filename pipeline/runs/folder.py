@@ -1,6 +1,6 @@
 """The run folder, which explains itself: config.json, run.json, classes.json, status.json, metrics.jsonl, checkpoints/.
 
-- ``config.json``: pipeline.config.to_dict of the run, as it first started (anew where no checkpoint was kept).
+- ``config.json``: pipeline.config.schema.to_dict of the run, as it first started (anew where no checkpoint was kept).
 - ``run.json``: what the configuration resolved to: steps, classes, digests of the data sets, parent, code, packages.
 - ``classes.json``: the class map, ``[{"wnid": ..., "name": ...}, ...]`` in index order.
 - ``status.json``: state (running, stopped, finished, failed), step, steps, attempt and the latest metrics.
@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, flatten, to_dict
-from pipeline.files import check_can_make, read_json, write_json
+from pipeline.config.schema import RunConfig, flatten, to_dict
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_can_make, read_json, write_json
 
 FIXED_FILES = ("config.json", "run.json", "classes.json")  # written at the first start
 RETUNED = frozenset({"optim.lr", "optim.clip"})  # what may rescue a run that diverged; said aloud when it changes

@@ -6,7 +6,7 @@ again, or what a rollback has undone, counts as redone, not as training.
 
 from collections.abc import Iterable, Sequence
 
-from pipeline.spool import Attempt, Line, last_steps
+from pipeline.runs.records import Attempt, Line, last_steps
 
 PARTS = ("training", "data", "evaluation", "checkpoint")
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.cli import UserError
-from pipeline.files import read_json, write_json
+from pipeline.core.cli import UserError
+from pipeline.core.files import read_json, write_json
 
 
 class FencedError(RuntimeError):

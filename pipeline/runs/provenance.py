@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.source import SOURCE
+
 PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "mlflow", "numpy", "simplejpeg", "opencv-python-headless")
 _HIDDEN = "<hidden>"
 _SECRETS = (
@@ -38,10 +40,9 @@ def secrets_in(text: str) -> list[str]:
 
 def describe_code() -> dict[str, Any]:
     """Git commit and digest of uncommitted changes, Python, packages, host, command, Slurm job. JSON values only."""
-    source = Path(__file__).resolve().parent.parent
-    diff = git_diff(source)
+    diff = git_diff(SOURCE)
     return {
-        "commit": _git(source, "rev-parse", "HEAD").strip(),
+        "commit": _git(SOURCE, "rev-parse", "HEAD").strip(),
         "dirty": hashlib.sha256(diff.encode()).hexdigest()[:32] if diff else "",
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := version(name))},
@@ -62,18 +63,17 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
     Returns the files: ``packages-<attempt>.txt`` (for ``pip install -r``), and ``changes-<attempt>.diff`` where there
     are any; files that git doesn't know are named in its head, not copied.
     """
-    source = Path(__file__).resolve().parent.parent
     folder.mkdir(parents=True, exist_ok=True)
     packages = folder / f"packages-{attempt}.txt"
     each = (one.metadata for one in importlib.metadata.distributions())  # read once: .name and .version both read it
     found = {f"{one['Name']}=={one['Version']}" for one in each}
     packages.write_text("\n".join(sorted(found, key=str.lower)) + "\n")
-    changes = git_diff(source)
-    unknown = _git(source, "ls-files", "--others", "--exclude-standard").splitlines()
+    changes = git_diff(SOURCE)
+    unknown = _git(SOURCE, "ls-files", "--others", "--exclude-standard").splitlines()
     if not changes and not unknown:
         return [packages]
     head = [
-        f"# on commit {_git(source, 'rev-parse', 'HEAD').strip()}",
+        f"# on commit {_git(SOURCE, 'rev-parse', 'HEAD').strip()}",
         *(f"# unknown to git: {name}" for name in unknown),
     ]
     patch = folder / f"changes-{attempt}.diff"
@@ -83,8 +83,7 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
 
 def describe_place(devices: int) -> dict[str, str]:
     """Host, Slurm job, nodes, devices and code of this attempt."""
-    source = Path(__file__).resolve().parent.parent
-    commit = _git(source, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip()
+    commit = _git(SOURCE, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip()
     place = {
         "host": socket.gethostname(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),

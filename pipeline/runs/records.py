@@ -19,16 +19,16 @@ from typing import Any, Literal
 
 import psutil
 
-from pipeline.cli import UserError
-from pipeline.files import read_json, write_json
+from pipeline.core.cli import UserError
+from pipeline.core.files import read_json, write_json
 
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
 EVALUATIONS = "evaluations.jsonl"  # the same lines, of jobs.evaluate
 RECORD = "tracking.json"
 SILENCE = 300.0  # seconds without a write after which a run on another host counts as dead
-# system.jsonl grows every 10 s, beside a sync to MLflow alone; ledger.txt (pipeline.ledger) with each step; status.json
-# (pipeline.rundir) with each save
+# system.jsonl grows every 10 s, beside a sync to MLflow alone; ledger.txt (sample_ledger.py) with each step;
+# status.json (folder.py) with each save
 SIGNS = (METRICS, SYSTEM, "ledger.txt", "status.json")
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.mixture import Mixture
-from pipeline.order import Order, ledger_hash
-from pipeline.spool import Appender
+from pipeline.loader.mixture import Mixture
+from pipeline.loader.order import Order, ledger_hash
+from pipeline.runs.records import Appender
 
 LEDGER = "ledger.txt"
 _CHUNK = 1 << 20  # positions at a time

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import provenance, spool
-from pipeline.cli import UserError
-from pipeline.config import flatten
-from pipeline.files import write_json
-from pipeline.spool import Attempt, Line, Record
+from pipeline.config.schema import flatten
+from pipeline.core.cli import UserError
+from pipeline.core.files import write_json
+from pipeline.runs import provenance, records
+from pipeline.runs.records import Attempt, Line, Record
 
 TABLE = "sweep.csv"
 STAGE = "sweep"  # what MLflow's tag "stage" says of it
@@ -29,7 +29,7 @@ NAMES = frozenset({"run_dir", "name"})  # settings that name a run
 def start(folder: Path, *, experiment: str, tags: Mapping[str, str]) -> None:
     """Make the sweep's record where there is none; the runs of a job array may all try. ``tags``: those of its runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    if spool.read_record(folder) is not None:
+    if records.read_record(folder) is not None:
         return
     record = Record(
         key=uuid.uuid4().hex,
@@ -43,12 +43,12 @@ def start(folder: Path, *, experiment: str, tags: Mapping[str, str]) -> None:
     aside = folder / f".{record.key}.json"
     write_json(aside, dataclasses.asdict(record))
     with contextlib.suppress(FileExistsError):  # another was first
-        os.link(aside, folder / spool.RECORD)
+        os.link(aside, folder / records.RECORD)
     aside.unlink()
 
 
 def is_sweep(folder: Path) -> bool:
-    record = spool.read_record(folder)
+    record = records.read_record(folder)
     return record is not None and record.tags.get("stage") == STAGE
 
 
@@ -57,11 +57,11 @@ def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) 
 
     May be called again: MLflow then shows the later values. Raises UserError where ``folder`` is a run's.
     """
-    record = spool.read_record(folder)
-    first = spool.read_record(next(iter(scores)))
+    record = records.read_record(folder)
+    first = records.read_record(next(iter(scores)))
     if record is None and first is not None:  # none of the runs knew that they were a sweep
         start(folder, experiment=first.experiment, tags=first.tags)
-        record = spool.read_record(folder)
+        record = records.read_record(folder)
     if record is None or record.tags.get("stage") != STAGE:
         raise UserError(f"--sweep {str(folder)!r} is a run's folder: name another one, which the sweep is to have")
     attempts = record.attempts
@@ -70,7 +70,7 @@ def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) 
     now = time.time()
     configs = {run: flatten(json.loads((run / "config.json").read_text())) for run in scores}
     names = differing(list(configs.values()))
-    lines = spool.Appender(folder / spool.METRICS)
+    lines = records.Appender(folder / records.METRICS)
     with (folder / TABLE).open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["run", *names, by, ""])
@@ -81,12 +81,12 @@ def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) 
             )
             metrics = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
             metrics |= {} if score is None else {by: score}
-            lines.append(spool.to_json(Line(number, 0, now, attempts[-1].number, metrics)))
+            lines.append(records.to_json(Line(number, 0, now, attempts[-1].number, metrics)))
     lines.close()
     tags = {"best": best.name, "best_run_dir": str(best.absolute()), f"best.{by}": str(scores[best])}
     tags |= {f"best.{name}": str(configs[best].get(name, "")) for name in names}
     attempts = [*attempts[:-1], dataclasses.replace(attempts[-1], state="FINISHED", ended=now)]
-    spool.write_record(folder, dataclasses.replace(record, tags=record.tags | tags, attempts=attempts))
+    records.write_record(folder, dataclasses.replace(record, tags=record.tags | tags, attempts=attempts))
 
 
 def note(folder: Path) -> str:

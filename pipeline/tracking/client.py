@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from pipeline.cli import UserError
-from pipeline.provenance import without_secrets
+from pipeline.core.cli import UserError
+from pipeline.runs.provenance import without_secrets
 
 
 def tracking_uri(run_dir: Path) -> str:
@@ -34,8 +34,8 @@ def open_client(uri: str) -> Any:
     Opening a database makes its tables, or those that a new version adds. MLflow asks for ``mlflow db upgrade`` only
     where all tables are there and their columns are old.
     """
-    from mlflow import MlflowClient  # noqa: PLC0415  (seconds, and only after quiet_environment)
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from mlflow import MlflowClient  # seconds, and only after quiet_environment
+    from mlflow.exceptions import MlflowException
 
     # errors are raised as well, and said in one line; here they come with 100 lines of SQLAlchemy's
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -50,8 +50,8 @@ def open_client(uri: str) -> Any:
 
 
 def _refusal(uri: str, revision: str) -> str:
-    import mlflow  # noqa: PLC0415
-    from mlflow.store import db_migrations  # noqa: PLC0415
+    import mlflow
+    from mlflow.store import db_migrations
 
     versions = Path(db_migrations.__path__[0], "versions")
     if not any(versions.glob(f"{revision}_*.py")):

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import files, spool, sweep
-from pipeline.config import flatten, to_dict
-from pipeline.metrics import duration
-from pipeline.provenance import without_secrets
-from pipeline.recipes import FINETUNE, PRETRAIN
-from pipeline.rundir import FREE_FIELDS, RETUNED, complete
-from pipeline.spool import Attempt, Line, Record
+from pipeline.config.recipes import FINETUNE, PRETRAIN
+from pipeline.config.schema import flatten, to_dict
+from pipeline.core import files
+from pipeline.runs import records, sweep_record
+from pipeline.runs.folder import FREE_FIELDS, RETUNED, complete
+from pipeline.runs.provenance import without_secrets
+from pipeline.runs.records import Attempt, Line, Record
+from pipeline.train.stopwatch import duration
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit (MAX_PARAM_VAL_LENGTH)
 LONGEST_TAG = 8000  # (MAX_TAG_VAL_LENGTH)
@@ -94,7 +95,7 @@ def recipe_changes(config: dict[str, Any]) -> str:
 def attempt_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
     """One tag an attempt, and which steps were done again."""
     tags = {"attempts": str(len(attempts))}
-    limits = spool.last_steps(attempts)
+    limits = records.last_steps(attempts)
     for attempt in attempts:
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(attempt.started))
         words = [f"from step {attempt.start_step}", f"started {begun} UTC", attempt.state]
@@ -124,8 +125,8 @@ def parent_run_id(tags: dict[str, str], uri: str) -> str:
 
 def note(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, state: str) -> str:
     """The run's description in Markdown, with its curves."""
-    if sweep.is_sweep(run_dir):
-        return sweep.note(run_dir)
+    if sweep_record.is_sweep(run_dir):
+        return sweep_record.note(run_dir)
     latest: dict[str, float] = {}
     for line in lines:
         latest.update(line.metrics)
@@ -164,7 +165,7 @@ def _shown(name: str, value: float) -> str:
 
 
 def _datasets(run: dict[str, Any]) -> list[Dataset]:
-    """Those that run.json names (pipeline.start)."""
+    """Those that run.json names (pipeline.train.setup)."""
     found = []
     for item in run.get("datasets", ()):
         profile = dict(item)
@@ -175,8 +176,8 @@ def _datasets(run: dict[str, Any]) -> list[Dataset]:
 
 def dataset_inputs(datasets: Sequence[Dataset]) -> list[Any]:
     """MLflow's entities."""
-    from mlflow.entities import Dataset as Entity  # noqa: PLC0415
-    from mlflow.entities import DatasetInput, InputTag  # noqa: PLC0415
+    from mlflow.entities import Dataset as Entity
+    from mlflow.entities import DatasetInput, InputTag
 
     found = []
     for dataset in datasets:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.spool import Line
+from pipeline.runs.records import Line
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import ModelConfig, from_dict
-from pipeline.data import normalise
-from pipeline.model import VisionTransformer
-from pipeline.pictures import prepared
+from pipeline.config.schema import ModelConfig, from_dict
+from pipeline.inference.image_files import prepared
+from pipeline.loader.batches import normalise
+from pipeline.model.vit import VisionTransformer
 
 TOP = 5  # classes returned an image
 CHUNK = 64  # images a forward pass

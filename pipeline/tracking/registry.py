@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import provenance
-from pipeline.mlflow_describe import read_json
-from pipeline.rundir import complete
-from pipeline.spool import Line, Record
+from pipeline.core.source import PACKAGE
+from pipeline.runs import provenance
+from pipeline.runs.folder import complete
+from pipeline.runs.records import Line, Record
+from pipeline.tracking.description import read_json
 
 CHAMPION = "champion"
 REQUIREMENTS = (  # of what mlflow_classifier.py imports
@@ -28,7 +29,7 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
         return None
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process only copies weights: the GPUs are the training's
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import mlflow  # noqa: PLC0415
+    import mlflow
 
     client = mlflow.MlflowClient(uri)
     name = registered_name(run_dir, record)
@@ -66,9 +67,9 @@ def _register(mlflow: Any, run_dir: Path, run_id: str, name: str) -> tuple[str, 
         with mlflow.start_run(run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(Path(__file__).with_name("mlflow_classifier.py")),
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"model": str(folder)},
-                code_paths=[str(Path(__file__).parent)],
+                code_paths=[str(PACKAGE)],
                 pip_requirements=[f"{package}=={provenance.version(package)}" for package in REQUIREMENTS],
                 signature=signature(),
                 input_example=example(config["model"]["image_size"]),
@@ -85,7 +86,7 @@ def registered_name(run_dir: Path, record: Record) -> str:
 
 def _is_better(client: Any, name: str, top1: float, classes_digest: str) -> bool:
     """Than the champion; there is none yet, or it knows the same classes and has a lower top-1."""
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException
 
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION).tags
@@ -96,9 +97,9 @@ def _is_better(client: Any, name: str, top1: float, classes_digest: str) -> bool
 
 def write_weights(run_dir: Path, folder: Path) -> None:
     """What mlflow_classifier.py loads: weights.safetensors and model.json."""
-    from pipeline import checkpoint  # noqa: PLC0415
-    from pipeline.config import to_dict  # noqa: PLC0415
-    from pipeline.tensors import save_tensors  # noqa: PLC0415
+    from pipeline.checkpoint import format as checkpoint
+    from pipeline.config.schema import to_dict
+    from pipeline.core.tensor_files import save_tensors
 
     config, _, weights = checkpoint.read_model(run_dir)
     folder.mkdir(parents=True)
@@ -115,8 +116,8 @@ def write_weights(run_dir: Path, folder: Path) -> None:
 
 def signature() -> Any:
     """Image bytes -> lists of the likeliest classes."""
-    from mlflow.models import ModelSignature  # noqa: PLC0415
-    from mlflow.types.schema import Array, ColSpec, Schema  # noqa: PLC0415
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, Schema
 
     outputs = [("class", "long"), ("wnid", "string"), ("name", "string"), ("probability", "double")]
     return ModelSignature(
@@ -127,9 +128,9 @@ def signature() -> Any:
 
 def example(size: int) -> Any:
     """A JPEG of a smooth colour gradient, ``size`` pixels square."""
-    import numpy as np  # noqa: PLC0415
-    import pandas as pd  # noqa: PLC0415
-    import simplejpeg  # noqa: PLC0415
+    import numpy as np
+    import pandas as pd
+    import simplejpeg
 
     ramp = np.linspace(0, 255, size).astype(np.uint8)
     image_HWC = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)

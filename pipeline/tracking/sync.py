@@ -1,8 +1,8 @@
-"""python -m pipeline.mlflow_sync RUN [--follow]: copy a run folder's tracking to MLflow, each value exactly once.
+"""python -m pipeline.tracking.sync RUN [--follow]: copy a run folder's tracking to MLflow, each value exactly once.
 
 Idempotent: MLflow stores a value once for each (run, name, step, timestamp, value), so sending a line again, after a
 crash or a lost answer, changes nothing; the run is found again by the key in tracking.json. ``RUN/mlflow.json`` keeps
-what has been sent only to save work. With ``--follow`` it runs beside a training, started by pipeline.tracking.
+what has been sent only to save work. With ``--follow`` it runs beside a training, started by pipeline.tracking.tracker.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluations, spool
-from pipeline import mlflow_describe as describe
-from pipeline.cli import UserError
-from pipeline.files import write_json
-from pipeline.mlflow_client import check_writable, open_client, quiet_environment, reason, tracking_uri
-from pipeline.mlflow_points import points
-from pipeline.provenance import without_secrets
-from pipeline.spool import Line, Record
-from pipeline.sweep import is_sweep
-from pipeline.system_metrics import Sampler
+from pipeline.core.cli import UserError
+from pipeline.core.files import write_json
+from pipeline.runs import evaluations, records
+from pipeline.runs.provenance import without_secrets
+from pipeline.runs.records import Line, Record
+from pipeline.runs.sweep_record import is_sweep
+from pipeline.tracking import description as describe
+from pipeline.tracking.client import check_writable, open_client, quiet_environment, reason, tracking_uri
+from pipeline.tracking.points import points
+from pipeline.tracking.system_metrics import Sampler
 
 STATE = "mlflow.json"
 LOCK = ".mlflow.lock"
@@ -38,7 +38,7 @@ INTERVAL = 5.0  # seconds between two passes beside a training
 LONGEST_PAUSE = 60.0  # seconds between two tries against a server that fails
 BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
 TEXTS = (".json", ".txt", ".diff")
-SENT_FILES = (spool.METRICS, spool.SYSTEM, spool.EVALUATIONS)  # of lines
+SENT_FILES = (records.METRICS, records.SYSTEM, records.EVALUATIONS)  # of lines
 PARAMS = 100  # parameters or tags a call: MLflow's limit
 EXPERIMENT_TAGS = {  # what MLflow's pages show an experiment as
     "mlflow.experimentKind": "custom_model_development",
@@ -86,9 +86,9 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
     ``died``: the last attempt is known to be dead though it never said so. ``ask``: whether the server still has what
     mlflow.json says that it has; where it lost the run, a new one gets everything.
     """
-    record = spool.read_record(run_dir)
+    record = records.read_record(run_dir)
     if record is None:
-        raise UserError(f"{str(run_dir)!r} has no {spool.RECORD}: it is no run folder, or its training never started")
+        raise UserError(f"{str(run_dir)!r} has no {records.RECORD}: it is no run folder, or its training never started")
     uri = tracking_uri(run_dir)
     check_writable(uri)
     client = open_client(uri)
@@ -117,7 +117,7 @@ def _sync_sweep(record: Record, uri: str, *, new: bool) -> None:
     ``new``: nor has it the run, as after its database was lost, whatever the sweep's mlflow.json says.
     """
     folder = Path(record.tags.get("sweep_dir", ""))
-    if "sweep_dir" not in record.tags or not (folder / spool.RECORD).is_file():
+    if "sweep_dir" not in record.tags or not (folder / records.RECORD).is_file():
         return
     sent = read_sent(folder)
     if new or sent is None or sent.uri != without_secrets(uri):
@@ -128,7 +128,7 @@ def _sync_sweep(record: Record, uri: str, *, new: bool) -> None:
 
 def _is_there(client: Any, run_dir: Path, sent: Sent) -> bool:
     """Whether the server has the run: not after its database was lost. Raises UserError where it is deleted."""
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException
 
     try:
         run = client.get_run(sent.run_id)
@@ -177,13 +177,13 @@ def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sen
 
 
 def _send_lines(client: Any, run_dir: Path, record: Record, sent: Sent, name: str) -> int:
-    from mlflow.entities import Metric  # noqa: PLC0415
+    from mlflow.entities import Metric
 
     offset = sent.offsets.get(name, 0)
-    lines, end = spool.read_lines(run_dir / name, offset)
+    lines, end = records.read_lines(run_dir / name, offset)
     if not lines:
         return 0
-    resumed = name == spool.METRICS and len(record.attempts) > 1
+    resumed = name == records.METRICS and len(record.attempts) > 1
     values = points(lines, _done_again(run_dir / name, record) if resumed else [])
     for start in range(0, len(values), BATCH):
         client.log_batch(
@@ -198,14 +198,14 @@ def _send_lines(client: Any, run_dir: Path, record: Record, sent: Sent, name: st
     return len(values)
 
 
-def _done_again(path: Path, record: Record) -> list[spool.Line]:
-    limits = spool.last_steps(record.attempts)
-    return [line for line in spool.read_lines(path)[0] if line.step > limits.get(line.attempt, float("inf"))]
+def _done_again(path: Path, record: Record) -> list[records.Line]:
+    limits = records.last_steps(record.attempts)
+    return [line for line in records.read_lines(path)[0] if line.step > limits.get(line.attempt, float("inf"))]
 
 
 def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> bool:
     """Send parameters, tags and data sets where they changed; whether they did."""
-    from mlflow.entities import Param, RunTag  # noqa: PLC0415
+    from mlflow.entities import Param, RunTag
 
     wanted = describe.of_run(run_dir, record, sent.uri)
     if wanted.digest() == sent.described:
@@ -272,9 +272,9 @@ def _without_secrets(file: Path) -> Iterator[Path]:
 
 def _illustrate(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> list[Line]:
     """Send the description with the curves so far; returns the lines that count."""
-    from pipeline.comparison_plots import draw_run  # noqa: PLC0415  (matplotlib)
+    from pipeline.compare.plots import draw_run  # matplotlib
 
-    lines = spool.effective(spool.read_lines(run_dir / spool.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(run_dir / records.METRICS)[0], record.attempts)
     if lines and not is_sweep(run_dir):  # a sweep's lines are no curve
         draw_run(lines, run_dir / "curves.png")
         client.log_artifact(sent.run_id, str(run_dir / "curves.png"))
@@ -286,7 +286,7 @@ def _close(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -
     last = record.attempts[-1]
     lines = _illustrate(client, run_dir, record, sent, state)
     if state == "FINISHED" and not sent.model_id:
-        from pipeline.mlflow_model import log_model  # noqa: PLC0415  (torch)
+        from pipeline.tracking.registry import log_model  # torch
 
         sent.model_id = log_model(run_dir, record, lines, sent.run_id, tracking_uri(run_dir)) or "none"
         _save(run_dir, sent)

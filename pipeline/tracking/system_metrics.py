@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import spool
-from pipeline.spool import Line
+from pipeline.runs import records
+from pipeline.runs.records import Line
 
 PERIOD = 10.0  # seconds, as MLflow's own default
 
@@ -15,22 +15,22 @@ class Sampler:
     """CPU, memory, disk, network and, where nvidia-ml-py finds one, GPUs of rank 0's node."""
 
     def __init__(self, run_dir: Path) -> None:
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor  # noqa: PLC0415
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor  # noqa: PLC0415
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # noqa: PLC0415
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor  # noqa: PLC0415
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
         kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]
         self._monitors = [kind() for kind in kinds]
         gpu: Any = GPUMonitor
         with contextlib.suppress(ImportError, RuntimeError):  # no GPU
             self._monitors.append(gpu())
-        record = spool.read_record(run_dir)
+        record = records.read_record(run_dir)
         assert record is not None
         self._attempt = record.attempts[-1].number
-        lines, _ = spool.read_lines(run_dir / spool.SYSTEM)
+        lines, _ = records.read_lines(run_dir / records.SYSTEM)
         self._step = lines[-1].step + 1 if lines else 0
-        self._file = spool.Appender(run_dir / spool.SYSTEM)
+        self._file = records.Appender(run_dir / records.SYSTEM)
         self._due = time.monotonic()
 
     def sample_if_due(self) -> None:
@@ -42,5 +42,5 @@ class Sampler:
             monitor.clear_metrics()
             monitor.collect_metrics()
             metrics.update({f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()})
-        self._file.append(spool.to_json(Line(self._step, 0, time.time(), self._attempt, metrics)))
+        self._file.append(records.to_json(Line(self._step, 0, time.time(), self._attempt, metrics)))
         self._step += 1

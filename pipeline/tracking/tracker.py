@@ -1,6 +1,6 @@
 """Tracking a run: metrics go to the run folder at once, and from there to MLflow by a process of their own.
 
-Training never waits for MLflow and never fails from it: this module doesn't even import it. ``pipeline.mlflow_sync``
+Training never waits for MLflow and never fails from it: this module doesn't even import it. ``pipeline.tracking.sync``
 runs beside the training, follows the folder, and survives servers that are down, slow or broken; ``jobs.sync`` sends
 what it could not.
 """
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import evaluations, provenance, spool
-from pipeline.spool import Attempt, Line, Record
+from pipeline.runs import evaluations, provenance, records
+from pipeline.runs.records import Attempt, Line, Record
 
 OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
 CODE = "code"  # folder of the run folder: packages and uncommitted changes, by attempt
@@ -33,11 +33,11 @@ class Tracker:
         self._attempt = record.attempts[-1]
         self._devices = devices
         self._epoch_samples = epoch_samples
-        self._file = spool.Appender(run_dir / spool.METRICS)
-        lines, _ = spool.read_lines(run_dir / spool.METRICS)
+        self._file = records.Appender(run_dir / records.METRICS)
+        lines, _ = records.read_lines(run_dir / records.METRICS)
         self._spent = max((line.metrics.get("progress/device_hours", 0.0) for line in lines), default=0.0)
         self._useful = 0.0  # device-hours in steps that count
-        if standing := spool.effective(lines, record.attempts):
+        if standing := records.effective(lines, record.attempts):
             metrics = standing[-1].metrics
             self._useful = metrics.get("progress/device_hours", 0.0) * metrics.get("progress/goodput", 0.0)
         self._step = self._attempt.start_step
@@ -48,7 +48,7 @@ class Tracker:
         """Append one line to metrics.jsonl, with the run's progress added. Never raises, never waits for MLflow."""
         now = time.time()
         line = Line(step, samples, now, self._attempt.number, metrics | self._progress(step, samples, now, metrics))
-        if not self._file.append(spool.to_json(line)) and not self._warned:
+        if not self._file.append(records.to_json(line)) and not self._warned:
             self._warned = True
             _say(
                 f"warning: {self._file.path} can't be written ({self._file.fault}): its lines wait in memory until "
@@ -96,9 +96,9 @@ class Tracker:
     def _save(self, record: Record) -> None:
         self._record = record
         try:
-            spool.write_record(self.run_dir, record)
+            records.write_record(self.run_dir, record)
         except OSError as error:
-            _say(f"warning: {self.run_dir / spool.RECORD} can't be written: {error}")
+            _say(f"warning: {self.run_dir / records.RECORD} can't be written: {error}")
 
 
 def open_tracker(
@@ -122,8 +122,8 @@ def open_tracker(
     The MLflow server is ``MLFLOW_TRACKING_URI``, or the file ``mlflow.db`` beside the run folder.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    old = spool.read_record(run_dir)
-    attempts = spool.close_dead(run_dir, old).attempts if old else []
+    old = records.read_record(run_dir)
+    attempts = records.close_dead(run_dir, old).attempts if old else []
     attempt = Attempt(len(attempts) + 1, start_step, time.time(), os.getpid(), provenance.describe_place(devices))
     record = Record(
         key=old.key if old else uuid.uuid4().hex,
@@ -137,7 +137,7 @@ def open_tracker(
         attempts=[*attempts, attempt],
     )
     provenance.write_code(run_dir / CODE, attempt.number)
-    spool.write_record(run_dir, record)
+    records.write_record(run_dir, record)
     return Tracker(run_dir, record, devices=devices, epoch_samples=epoch_samples)
 
 
@@ -152,7 +152,7 @@ def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:
 
     In a session of its own: signals meant for the training (Ctrl-C, Slurm's) leave it time for the last sync.
     """
-    command = [sys.executable, "-m", "pipeline.mlflow_sync", str(run_dir.absolute()), "--follow"]
+    command = [sys.executable, "-m", "pipeline.tracking.sync", str(run_dir.absolute()), "--follow"]
     try:
         with (run_dir / "mlflow.log").open("ab") as log:
             return subprocess.Popen(

@@ -1,6 +1,6 @@
 """What a step's numbers lead to: the run goes on, leaves the step out, goes back to a checkpoint, or stops.
 
-Every rank knows the same of a step (:class:`pipeline.watch.Step`) and so comes to the same end without asking.
+Every rank knows the same of a step (:class:`pipeline.train.watch.Step`) and so comes to the same end without asking.
 """
 
 import math
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import torch.distributed
 
-from pipeline import watch
-from pipeline.cli import UserError
-from pipeline.damage import Damage
-from pipeline.report import Screen
-from pipeline.start import Run, resume
-from pipeline.watch import Spikes, Step
+from pipeline.core.cli import UserError
+from pipeline.loader.damage import Damage
+from pipeline.train import watch
+from pipeline.train.console import Screen
+from pipeline.train.setup import Run, resume
+from pipeline.train.watch import Spikes, Step
 
 
 @dataclass

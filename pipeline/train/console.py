@@ -6,9 +6,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.config import accumulation
-from pipeline.metrics import duration
-from pipeline.start import Run
+from pipeline.config.schema import accumulation
+from pipeline.train.setup import Run
+from pipeline.train.stopwatch import duration
 
 
 class Screen:

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, RunConfig
-from pipeline.files import check_local
-from pipeline.interop import load_weights
-from pipeline.model import VisionTransformer
-from pipeline.trained import is_run
-from pipeline.transfer import transfer
+from pipeline.checkpoint import format as checkpoint
+from pipeline.config.schema import ModelConfig, RunConfig
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.interop.load import load_weights
+from pipeline.interop.trained_model import is_run
+from pipeline.model.transfer import transfer
+from pipeline.model.vit import VisionTransformer
 
 SCRATCH = "scratch"
 

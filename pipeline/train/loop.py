@@ -12,25 +12,28 @@ from typing import Literal, NoReturn
 import torch
 import torch.distributed
 
-from pipeline import distributed, ledger, rundir, watch
-from pipeline import engine as ds
-from pipeline.cli import EXIT_DONE, EXIT_REQUEUE, UserError
-from pipeline.config import RunConfig
-from pipeline.damage import DAMAGE
-from pipeline.data import Ahead, train_batches
-from pipeline.evaluate import evaluate
-from pipeline.examine import Progress, examine
-from pipeline.files import flush
-from pipeline.goodput import account, summary
-from pipeline.preempt import StopRequest
-from pipeline.profiling import profile
-from pipeline.report import Screen, finished_line, headline, progress_line
-from pipeline.schedule import learning_rate
-from pipeline.spool import METRICS, read_lines, read_record
-from pipeline.start import Run, prepare, start
-from pipeline.step import DTYPES, train_step
-from pipeline.transforms import train_transform
-from pipeline.watch import Step
+from pipeline.config.schedule import learning_rate
+from pipeline.config.schema import RunConfig
+from pipeline.core.cli import EXIT_DONE, EXIT_REQUEUE, UserError
+from pipeline.core.files import flush
+from pipeline.distributed import process_group
+from pipeline.engine import deepspeed_engine as ds
+from pipeline.evaluation.accuracy import evaluate
+from pipeline.loader.batches import Ahead, train_batches
+from pipeline.loader.damage import DAMAGE
+from pipeline.loader.transforms import train_transform
+from pipeline.runs import folder as run_folder
+from pipeline.runs import sample_ledger
+from pipeline.runs.goodput import account, summary
+from pipeline.runs.records import METRICS, read_lines, read_record
+from pipeline.train import watch
+from pipeline.train.anomalies import Progress, examine
+from pipeline.train.console import Screen, finished_line, headline, progress_line
+from pipeline.train.profiler import profile
+from pipeline.train.setup import Run, prepare, start
+from pipeline.train.step import DTYPES, train_step
+from pipeline.train.stop_signals import StopRequest
+from pipeline.train.watch import Step
 
 Outcome = Literal["finished", "stopped", "failed"]
 TOLD_EVERY = 5.0  # seconds between writes of status.json, which wait for the disk
@@ -74,7 +77,7 @@ def train(config: RunConfig) -> int:
     heartbeat.stop()
     run.engine.destroy()
     del run
-    distributed.finish()
+    process_group.finish()
     return EXIT_DONE if outcome == "finished" else EXIT_REQUEUE
 
 
@@ -100,7 +103,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
     result: dict[str, float] | None = {}
     with (
         profile(config.run_dir, config.train.profile if run.tracker else 0) as tick,
-        ledger.appending(config.run_dir, wanted=run.tracker is not None) as note,
+        sample_ledger.appending(config.run_dir, wanted=run.tracker is not None) as note,
     ):
         while progress.step < steps:
             watchdog.feed()
@@ -156,7 +159,7 @@ def save(run: Run, progress: Progress, result: dict[str, float]) -> None:
     counts = {"skipped": progress.skipped, "rollbacks": progress.rollbacks, "undone": progress.undone}
     with run.clock.time("checkpoint"):
         if run.tracker is not None:  # a resumed run doesn't repeat what lies before the checkpoint
-            flush(run.config.run_dir / ledger.LEDGER)
+            flush(run.config.run_dir / sample_ledger.LEDGER)
             write_status(run, progress, "running")
         run.saver.save(run.engine, progress.step, counts=counts, metrics=result)
 
@@ -253,9 +256,9 @@ def record(run: Run, progress: Progress, fresh: dict[str, float]) -> None:
 def write_status(run: Run, progress: Progress, state: Literal["running", "stopped", "finished", "failed"]) -> None:
     """For people who look; where it can't be written, training goes on, and a failure stays the one that it was."""
     if run.fence is not None and run.fence.holds():
-        status = rundir.Status(state, progress.step, run.job.steps, run.attempt, 0.0, progress.metrics)
+        status = run_folder.Status(state, progress.step, run.job.steps, run.attempt, 0.0, progress.metrics)
         with suppress(OSError) if state in ("running", "failed") else nullcontext():
-            rundir.write_status(run.config.run_dir, status)
+            run_folder.write_status(run.config.run_dir, status)
 
 
 def close(run: Run, progress: Progress, outcome: Outcome) -> None:

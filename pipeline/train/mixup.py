@@ -1,7 +1,8 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) on a device batch, the same for any number of ranks.
 
-Position p of a global batch of G is mixed with position p + G/2 mod G, and pipeline.order puts both into the same
-micro-batch, half a micro-batch apart: so no rank needs another's images. B batch, C channels or classes, H W pixels.
+Position p of a global batch of G is mixed with position p + G/2 mod G, and pipeline.loader.order puts both into the
+same micro-batch, half a micro-batch apart: so no rank needs another's images.
+B batch, C channels or classes, H W pixels.
 """
 
 import math

@@ -9,27 +9,33 @@ from typing import Any
 import torch
 import torch.distributed
 
-from pipeline import checkpoint, distributed, jpeg, limits, probe, rundir, sweep
-from pipeline import engine as ds
-from pipeline.checkpoint import Meta
-from pipeline.cli import UserError
-from pipeline.config import DataConfig, RunConfig, flatten, to_dict, total_steps
-from pipeline.damage import Damages
-from pipeline.distributed import Ranks
-from pipeline.fence import Fence, claim
-from pipeline.files import check_local
-from pipeline.flops import train_flops
-from pipeline.heartbeat import Heartbeat
-from pipeline.metrics import Stopwatch
-from pipeline.mixture import sampling
-from pipeline.model import VisionTransformer, initialise
-from pipeline.parent import start_from_parent
-from pipeline.provenance import describe_code
-from pipeline.saver import Saver
-from pipeline.shards import read_classes
-from pipeline.split import Choice, Split, chosen, make_cache, open_split
-from pipeline.tracking import Tracker, open_tracker
-from pipeline.transforms import mixup_alpha
+from pipeline.checkpoint import format as checkpoint
+from pipeline.checkpoint.format import Meta
+from pipeline.checkpoint.saver import Saver
+from pipeline.config import ranges
+from pipeline.config.schema import DataConfig, RunConfig, flatten, to_dict, total_steps
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_local
+from pipeline.dataset.format import read_classes
+from pipeline.dataset.split import Choice, Split, chosen, make_cache, open_split
+from pipeline.distributed import process_group
+from pipeline.distributed.heartbeat import Heartbeat
+from pipeline.distributed.process_group import Ranks
+from pipeline.engine import deepspeed_engine as ds
+from pipeline.imaging import jpeg
+from pipeline.loader.damage import Damages
+from pipeline.loader.mixture import sampling
+from pipeline.loader.transforms import mixup_alpha
+from pipeline.model.flops import train_flops
+from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.preflight import measurements
+from pipeline.runs import folder as run_folder
+from pipeline.runs import sweep_record
+from pipeline.runs.ownership import Fence, claim
+from pipeline.runs.provenance import describe_code
+from pipeline.tracking.tracker import Tracker, open_tracker
+from pipeline.train.initial_weights import start_from_parent
+from pipeline.train.stopwatch import Stopwatch
 
 EXPERIMENT_NAME = 500  # characters that MLflow takes
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
@@ -44,7 +50,7 @@ class Job:
     steps: int
     ranks: Ranks
     facts: dict[str, Any]  # of the training data, for run.json and each checkpoint
-    status: rundir.Status | None  # of the attempt before
+    status: run_folder.Status | None  # of the attempt before
 
     @property
     def all_facts(self) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def prepare(config: RunConfig) -> Job:
             f"--experiment {config.experiment!r} can be no MLflow experiment: give a name of 1 to {EXPERIMENT_NAME} "
             "characters"
         )
-    limits.check(config)
+    ranges.check(config)
     if (mixup_alpha(config.data) or config.data.cutmix) and config.train.micro_batch % 2:
         what = "data.cutmix" if config.data.cutmix else "data.augment" if config.data.mixup is None else "data.mixup"
         raise UserError(
@@ -100,17 +106,17 @@ def prepare(config: RunConfig) -> Job:
             f"checkpoint.keep_best {config.checkpoint.keep_best} needs evaluations, and there is no held-out split: "
             "name one by data.eval and data.eval_split, or set checkpoint.keep_best 0"
         )
-    ranks = distributed.ranks_from_environment(os.environ)
+    ranks = process_group.ranks_from_environment(os.environ)
     ds.deepspeed_config(config, ranks.world_size)
     facts = {
         "classes": data.info.classes,
         "classes_digest": data.info.classes_digest,
         "dataset_digest": data.digest,
     }
-    rundir.check_config(config)
+    run_folder.check_config(config)
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
-    job = Job(data, held_out, steps, ranks, facts, rundir.read_status(config.run_dir))
-    rundir.check_facts(config.run_dir, job.all_facts)
+    job = Job(data, held_out, steps, ranks, facts, run_folder.read_status(config.run_dir))
+    run_folder.check_facts(config.run_dir, job.all_facts)
     if ranks.rank == 0:
         for remark in remarks(config, job):
             print(remark, flush=True)
@@ -119,7 +125,7 @@ def prepare(config: RunConfig) -> Job:
 
 def remarks(config: RunConfig, job: Job) -> Iterator[str]:
     """What is no mistake, but hardly what was meant."""
-    began = rundir.as_begun(config).parent
+    began = run_folder.as_begun(config).parent
     if Path(began).resolve() != Path(config.parent).resolve():
         yield (
             f"warning: --parent {config.parent!r} is not looked at: the run in {str(config.run_dir)!r} began from "
@@ -168,13 +174,13 @@ def open_data(config: RunConfig) -> tuple[Split, Split | None]:
 def start(config: RunConfig, job: Job) -> Run:
     """Meet the other ranks, build the engine, load the newest checkpoint or the parent, open the records."""
     ranks = job.ranks
-    config = rundir.as_begun(config)
+    config = run_folder.as_begun(config)
     model = VisionTransformer(config.model, job.data.info.classes, loss=config.train.loss)
     initialise(model, config.train.seed)
     resuming = bool(checkpoint.complete(config.run_dir))
     lineage = start_from_parent(config, model) if config.stage == "finetune" and not resuming else {}
     fence = claim(config.run_dir, os.environ) if ranks.rank == 0 else None
-    device = distributed.start(ranks)
+    device = process_group.start(ranks)
     heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
     try:
         engine = ds.build_engine(config, model.to(device), ranks.world_size)
@@ -187,9 +193,9 @@ def start(config: RunConfig, job: Job) -> Run:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}
         facts["datasets"] = [*describe_data(job.data, "train"), *describe_data(job.held_out, "eval")]
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
-        if meta is not None and (changed := rundir.retuned(config, meta.config)):
+        if meta is not None and (changed := run_folder.retuned(config, meta.config)):
             print(f"from step {start_step} on: {', '.join(changed)}", flush=True)
-        record = rundir.start(config, {**job.all_facts, **facts}, classes, resumed=meta is not None)
+        record = run_folder.start(config, {**job.all_facts, **facts}, classes, resumed=meta is not None)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
     return Run(
         config=config,
@@ -202,7 +208,7 @@ def start(config: RunConfig, job: Job) -> Run:
             config.train.global_batch,
             ranks.world_size,
             train_flops(config.model, job.data.info.classes),
-            probe.best_flops(device),
+            measurements.best_flops(device),
         ),
         start_step=start_step,
         meta=meta,
@@ -254,7 +260,7 @@ def start_tracking(config: RunConfig, data: Path, run: dict[str, Any], start_ste
     lineage = {f"parent_{key}": str(value) for key, value in run["parent"].items()}
     tags = {"recipe": config.recipe, "stage": config.stage, "dataset_digest": run["dataset_digest"], **lineage}
     if config.sweep:
-        sweep.start(Path(config.sweep), experiment=config.experiment, tags=tags)
+        sweep_record.start(Path(config.sweep), experiment=config.experiment, tags=tags)
         tags["sweep_dir"] = str(Path(config.sweep).absolute())
     return open_tracker(
         config.run_dir,

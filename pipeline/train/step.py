@@ -9,16 +9,16 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 
-from pipeline import engine as ds
-from pipeline.config import RunConfig, accumulation
-from pipeline.data import Ahead, Batch, normalise
-from pipeline.distributed import Ranks
-from pipeline.losses import loss as loss_of
-from pipeline.metrics import Stopwatch
-from pipeline.mixing import NOTHING, draw_mix, mix
-from pipeline.order import LEDGER_BITS, ledger_hash
-from pipeline.transforms import mixup_alpha
-from pipeline.watch import Step
+from pipeline.config.schema import RunConfig, accumulation
+from pipeline.distributed.process_group import Ranks
+from pipeline.engine import deepspeed_engine as ds
+from pipeline.loader.batches import Ahead, Batch, normalise
+from pipeline.loader.order import LEDGER_BITS, ledger_hash
+from pipeline.loader.transforms import mixup_alpha
+from pipeline.model.losses import loss as loss_of
+from pipeline.train.mixup import NOTHING, draw_mix, mix
+from pipeline.train.stopwatch import Stopwatch
+from pipeline.train.watch import Step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data import Batch
-from pipeline.tensors import save_tensors
+from pipeline.core.tensor_files import save_tensors
+from pipeline.loader.batches import Batch
 
 SPIKE_WINDOW = 200  # steps that a loss is compared with
 SPIKE_DEVIATIONS = 6.0  # robust standard deviations above the median: one step in a billion, were the losses normal
@@ -40,7 +40,7 @@ class Step:
     stopping: list[int]  # ranks that were asked to stop
     save: bool  # rank 0 asks for a checkpoint
     fed: list[Batch] = field(repr=False)  # of this rank
-    ledger: int = 0  # hash of the global batch's samples (pipeline.ledger)
+    ledger: int = 0  # hash of the global batch's samples (pipeline.runs.sample_ledger)
     damaged: int = 0  # times that a sample didn't decode, on all ranks
 
     @property

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint, rundir
-from pipeline.cli import UserError
-from pipeline.config import CheckpointConfig, RunConfig, from_dict, to_dict
-from pipeline.saver import announce, delete_old
-from tests.distributed.test_faults import job
-from tests.ranks import run_ranks
+from pipeline.checkpoint import format as checkpoint
+from pipeline.checkpoint.saver import announce, delete_old
+from pipeline.config.schema import CheckpointConfig, RunConfig, from_dict, to_dict
+from pipeline.core.cli import UserError
+from pipeline.runs import folder as run_folder
+from tests.helpers.ranks import run_ranks
+from tests.train.test_faults import job
 
 NINE = (
     "--train.average", 0.8, "--data.eval-split", "val", "--model.dropout", 0.1, "--model.stochastic-depth", 0.1,
@@ -38,9 +39,9 @@ def copy(run_of_nine: Path, tmp_path: Path) -> Path:
     shutil.copytree(run_of_nine, run)
     for path in checkpoint.complete(run)[-2:]:
         shutil.rmtree(path)
-    status = rundir.read_status(run)
+    status = run_folder.read_status(run)
     assert status is not None
-    rundir.write_status(run, dataclasses.replace(status, state="running", step=8))
+    run_folder.write_status(run, dataclasses.replace(status, state="running", step=8))
     return run
 
 
@@ -121,7 +122,7 @@ def test_a_run_goes_on_from_the_newest_sound_one(copy: Path, digits: Path, run_o
     assert "resumes after step 6" in finished[0].output
     assert "passed over" in finished[0].output
     assert not unfinished.exists()
-    assert [rundir.step_of(path) for path in checkpoint.complete(copy)] == [9, 30]
+    assert [run_folder.step_of(path) for path in checkpoint.complete(copy)] == [9, 30]
     shutil.rmtree(ghost)
     ours, theirs = (dict(checkpoint.State(checkpoint.complete(run)[-1])) for run in (copy, run_of_nine))
     assert ours.keys() == theirs.keys()
@@ -157,7 +158,7 @@ def test_evaluating_the_average_leaves_the_weights_alone(digits: Path, tmp_path:
         run_ranks(
             2, ("-m", *job(run, digits, *options, "--train.eval-every", every, steps=5)), tmp_path / f"log{every}"
         )
-        results.append((dict(checkpoint.State(checkpoint.complete(run)[-1])), rundir.read_status(run)))
+        results.append((dict(checkpoint.State(checkpoint.complete(run)[-1])), run_folder.read_status(run)))
     (without, status), (often, _) = results
     for key, tensor in without.items():
         assert torch.equal(often[key], tensor), key
@@ -174,7 +175,7 @@ def test_which_checkpoints_stay(copy: Path) -> None:
     best = max(evaluated, key=lambda path: (evaluated[path], path.name))
     half_a_meta(checkpoint.complete(copy)[0])
     delete_old(copy, CheckpointConfig(keep_last=1, keep_every=4, keep_best=1), 7)
-    assert {rundir.step_of(path) for path in checkpoint.complete(copy)} == {7, 4, rundir.step_of(best)}
+    assert {run_folder.step_of(path) for path in checkpoint.complete(copy)} == {7, 4, run_folder.step_of(best)}
     delete_old(copy, CheckpointConfig(keep_last=2), 7)
     assert len(checkpoint.complete(copy)) == 2
 
@@ -201,30 +202,30 @@ def test_a_changed_configuration_is_refused_with_the_difference(
 ) -> None:
     part, name, value = change
     config = dataclasses.replace(from_dict(RunConfig, json.loads((copy / "config.json").read_text())), run_dir=copy)
-    rundir.check_config(config)
+    run_folder.check_config(config)
     changed = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{name: value})})
     with pytest.raises(UserError) as error:
-        rundir.check_config(changed)
+        run_folder.check_config(changed)
     assert said in str(error.value)
 
 
 def test_fields_that_change_no_result_may_change(copy: Path) -> None:
     config = dataclasses.replace(from_dict(RunConfig, json.loads((copy / "config.json").read_text())), run_dir=copy)
     train = dataclasses.replace(config.train, zero_stage=3, micro_batch=2, profile=4)
-    rundir.check_config(dataclasses.replace(config, train=train, checkpoint=CheckpointConfig(every=7)))
+    run_folder.check_config(dataclasses.replace(config, train=train, checkpoint=CheckpointConfig(every=7)))
     rescued = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5))
-    rundir.check_config(rescued)
-    assert rundir.retuned(rescued, to_dict(config)) == ["optim.lr 0.001 -> 0.5"]
-    assert rundir.retuned(config, to_dict(config)) == []
+    run_folder.check_config(rescued)
+    assert run_folder.retuned(rescued, to_dict(config)) == ["optim.lr 0.001 -> 0.5"]
+    assert run_folder.retuned(config, to_dict(config)) == []
     other = dataclasses.replace(config, parent="other")
-    rundir.check_config(other)
-    assert rundir.as_begun(other) == config  # and what it did begin from stays known
+    run_folder.check_config(other)
+    assert run_folder.as_begun(other) == config  # and what it did begin from stays known
     fresh = dataclasses.replace(other, run_dir=copy / "fresh")
-    assert rundir.as_begun(fresh) == fresh
+    assert run_folder.as_begun(fresh) == fresh
     tree = json.loads((copy / "config.json").read_text())
     del tree["train"]["label_smoothing"]  # written by a version that had no such field
     (copy / "config.json").write_text(json.dumps(tree))
-    rundir.check_config(config)
+    run_folder.check_config(config)
 
 
 DATA = ("classes", "classes_digest", "dataset_digest", "eval_digest")
@@ -234,9 +235,9 @@ DATA = ("classes", "classes_digest", "dataset_digest", "eval_digest")
 def test_changed_data_are_refused(copy: Path, name: str) -> None:
     record = json.loads((copy / "run.json").read_text())
     facts = {key: record[key] for key in DATA}
-    rundir.check_facts(copy, facts)
+    run_folder.check_facts(copy, facts)
     with pytest.raises(UserError, match=f"{name} was"):
-        rundir.check_facts(copy, facts | {name: "another"})
+        run_folder.check_facts(copy, facts | {name: "another"})
 
 
 def test_a_rank_is_done_with_the_folder_when_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

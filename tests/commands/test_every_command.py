@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from jobs.vit import COMMANDS
-from tests.e2e.test_bad_input import mistake
+from tests.commands.test_training_mistakes import mistake
 
 MODULES = sorted(module for module, _ in COMMANDS.values())
 
 # arguments that name a path that isn't there, and an option whose value has a wrong type; {there} is a folder that is
 MISSING = {
-    "data_prep.audit": ("NOWHERE", "--against", "{there}"),
+    "data_prep.overlap": ("NOWHERE", "--against", "{there}"),
     "data_prep.index": ("NOWHERE",),
     "data_prep.report": ("NOWHERE",),
     "data_prep.shard": ("NOWHERE", "{there}/out"),
@@ -35,7 +35,7 @@ MISSING = {
     "jobs.sync": ("NOWHERE",),
 }
 TYPED = {
-    "data_prep.audit": ("{there}", "--against", "{there}", "--distance", "far"),
+    "data_prep.overlap": ("{there}", "--against", "{there}", "--distance", "far"),
     "data_prep.index": ("{there}", "--workers", "many"),
     "data_prep.report": ("{there}", "--samples", "many"),
     "data_prep.shard": ("{there}", "{there}/out", "--seed", "lucky"),
@@ -55,7 +55,7 @@ TYPED = {
 
 URL = "s3://bucket/name"  # where only a path will do
 URLS = {
-    "data_prep.audit": [("{there}", "--against", "{there}", "--out", URL), (URL, "--against", "{there}")],
+    "data_prep.overlap": [("{there}", "--against", "{there}", "--out", URL), (URL, "--against", "{there}")],
     "data_prep.index": [(URL,)],
     "data_prep.report": [(URL,)],
     "data_prep.shard": [("{there}", URL), ("{there}", "pipe:cat")],
@@ -145,5 +145,5 @@ def test_vit_runs_each_command_by_name(monkeypatch: pytest.MonkeyPatch, capsys: 
     line = mistake(capsys, monkeypatch, "jobs.vit", "export", "NOWHERE", "out")
     assert "NOWHERE" in line
     assert "there are shard" in mistake(capsys, monkeypatch, "jobs.vit", "exprot")
-    sources = {path.stem for path in Path(__file__).parents[1].glob("jobs/*.py")} - {"__init__", "vit", "published"}
+    sources = {path.stem for path in Path(__file__).parents[2].glob("jobs/*.py")} - {"__init__", "vit", "published"}
     assert sources == {module.removeprefix("jobs.") for module in MODULES if module.startswith("jobs.")}

@@ -1,7 +1,7 @@
 """What users get wrong at each job's command: one line that names field, value and remedy, exit code 2, no traceback.
 
-tests/test_commands.py has the mistakes that every command meets alike; jobs.export's and jobs.predict's are in their
-own tests, data_prep's in tests/data_prep/test_mistakes.py.
+tests/commands/test_every_command.py has the mistakes common to all commands; those of jobs.export and jobs.predict are
+in their own tests, data_prep's in tests/data_prep/test_mistakes.py.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import jpeg
-from pipeline.recipes import PRETRAIN as PRETRAIN_RECIPES
-from pipeline.start import prepare
-from tests.e2e.test_bad_input import mistake
+from pipeline.config.recipes import PRETRAIN as PRETRAIN_RECIPES
+from pipeline.imaging import jpeg
+from pipeline.train.setup import prepare
+from tests.commands.test_training_mistakes import mistake
 
 LOGIN = "https://alice:hunter2@lab.example/in21k"
 PRETRAIN = ("tiny", "--run-dir", "{new}", "--data.train", "{digits}")

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from jobs import sweep as job
-from pipeline import mlflow_sync, spool, sweep
-from pipeline.cli import UserError
-from pipeline.mlflow_client import open_client, quiet_environment, tracking_uri
-from pipeline.recipes import finetune_b16
-from pipeline.run_reader import find_run_folders
-from pipeline.rundir import read_status
-from tests.distributed.test_faults import OPTIONS
-from tests.ranks import VARIABLES
+from pipeline.compare.read_runs import find_run_folders
+from pipeline.config.recipes import finetune_b16
+from pipeline.core.cli import UserError
+from pipeline.runs import records, sweep_record
+from pipeline.runs.folder import read_status
+from pipeline.tracking import sync as mlflow_sync
+from pipeline.tracking.client import open_client, quiet_environment, tracking_uri
+from tests.helpers.ranks import VARIABLES
+from tests.train.test_faults import OPTIONS
 
 RATES = ("1e-05", "0.03", "1e+30")
 
@@ -57,14 +58,14 @@ def test_the_held_out_split_decides_and_a_rate_that_diverges_is_left_out(swept: 
     }
     assert scores[runs[1]] > scores[runs[0]], "25 steps of a rate of 1e-5 teach nothing"
     assert (folder / "best").resolve() == runs[1].resolve()
-    with (folder / sweep.TABLE).open(newline="") as file:
+    with (folder / sweep_record.TABLE).open(newline="") as file:
         head, *rows = csv.reader(file)
     assert head == ["run", "optim.lr", "eval/top1", ""]
     assert [(row[0], float(row[1])) for row in rows] == [
         (run.name, float(rate)) for run, rate in zip(runs, RATES, strict=True)
     ]
     assert [row[2:] for row in rows] == [[str(scores[runs[0]]), ""], [str(scores[runs[1]]), "best"], ["failed", ""]]
-    assert sweep.is_sweep(folder)
+    assert sweep_record.is_sweep(folder)
     assert find_run_folders([folder.parent]) == sorted(runs), "a sweep is no run to compare"
 
 
@@ -88,24 +89,24 @@ def test_mlflow_shows_the_runs_under_the_sweep(swept: tuple[Path, str]) -> None:
     assert points == {number: float(rate) for number, rate in enumerate(RATES, 1)}
     scores = {point.step: point.value for point in client.get_metric_history(above.run_id, "eval/top1")}
     assert scores.keys() == {1, 2}
-    assert [item.path for item in client.list_artifacts(above.run_id)] == [sweep.TABLE]
+    assert [item.path for item in client.list_artifacts(above.run_id)] == [sweep_record.TABLE]
 
 
 def test_choosing_again_adds_to_the_record(swept: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = swept
     scores = {folder.with_name(f"ft-lr{rate}"): score for rate, score in zip(RATES, (0.5, 0.25, None), strict=True)}
-    sweep.end(folder, scores, next(iter(scores)), "eval/top5")
-    record = spool.read_record(folder)
+    sweep_record.end(folder, scores, next(iter(scores)), "eval/top5")
+    record = records.read_record(folder)
     assert record is not None
     assert [attempt.state for attempt in record.attempts] == ["FINISHED", "FINISHED"]
-    lines = spool.effective(spool.read_lines(folder / spool.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(folder / records.METRICS)[0], record.attempts)
     assert [line.metrics.get("eval/top5") for line in lines] == [0.5, 0.25, None]
     assert record.tags["best"] == "ft-lr1e-05"
     late = tmp_path / "late"  # its runs were not told of it
-    sweep.end(late, scores, next(iter(scores)), "eval/top5")
-    assert sweep.is_sweep(late)
+    sweep_record.end(late, scores, next(iter(scores)), "eval/top5")
+    assert sweep_record.is_sweep(late)
     with pytest.raises(UserError, match="is a run's folder"):
-        sweep.end(next(iter(scores)), scores, next(iter(scores)), "eval/top1")
+        sweep_record.end(next(iter(scores)), scores, next(iter(scores)), "eval/top1")
 
 
 def test_each_run_gets_the_settings_that_differ_from_the_recipe(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.launch import REPOSITORY, environment
+from tests.helpers.launch import REPOSITORY, environment
 
 
 def mistake(

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.comparison import rows
-from pipeline.comparison_plots import MOST_COLOURS, draw_curves, save_svg
-from tests.tracking.test_comparison import read, write_run
+from pipeline.compare.plots import MOST_COLOURS, draw_curves, save_svg
+from pipeline.compare.rows import rows
+from tests.compare.test_comparison import read, write_run
 
 Floats = npt.NDArray[np.float64]
 

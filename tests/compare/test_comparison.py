@@ -19,17 +19,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipeline.comparison import differences, published, rows, select
-from pipeline.comparison_html import page
-from pipeline.comparison_plots import COLOURS, draw_all
-from pipeline.comparison_tables import terminal, to_csv, to_json, to_latex
-from pipeline.config import flatten
-from pipeline.files import write_json
-from pipeline.run_reader import Run, find_run_folders, read_run
-from pipeline.spool import METRICS, Attempt, Line, Record, read_record, write_record
-from pipeline.spool import to_json as line_to_json
-from tests.quick import executable
-from tests.tracking.server import Server
+from pipeline.compare.html import page
+from pipeline.compare.plots import COLOURS, draw_all
+from pipeline.compare.read_runs import Run, find_run_folders, read_run
+from pipeline.compare.rows import differences, published, rows, select
+from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
+from pipeline.config.schema import flatten
+from pipeline.core.files import write_json
+from pipeline.runs.records import METRICS, Attempt, Line, Record, read_record, write_record
+from pipeline.runs.records import to_json as line_to_json
+from tests.helpers.mlflow_server import Server
+from tests.helpers.quick_python import executable
 from tests.tracking.test_sync import jobs_sync
 
 

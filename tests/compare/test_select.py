@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from jobs import pick
-from pipeline.cli import UserError
-from pipeline.files import write_json
-from pipeline.rundir import Status, write_status
+from pipeline.core.cli import UserError
+from pipeline.core.files import write_json
+from pipeline.runs.folder import Status, write_status
 
 
 def make_run(folder: Path, name: str, state: str = "finished", **metrics: float) -> Path:

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from pipeline.cli import UserError
-from pipeline.config import RunConfig, flatten, from_dict, to_dict
-from pipeline.limits import RANGES, Range, check
-from pipeline.recipes import FINETUNE, PRETRAIN
+from pipeline.config.ranges import RANGES, Range, check
+from pipeline.config.recipes import FINETUNE, PRETRAIN
+from pipeline.config.schema import RunConfig, flatten, from_dict, to_dict
+from pipeline.core.cli import UserError
 
 
 def with_value(name: str, value: float) -> RunConfig:

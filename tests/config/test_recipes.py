@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.config import RunConfig, accumulation, flatten, to_dict, total_steps
-from pipeline.engine import deepspeed_config
-from pipeline.model import grid_size
-from pipeline.planning import count_parameters
-from pipeline.recipes import FINETUNE, FINETUNE_RATES, PRETRAIN
+from pipeline.config.recipes import FINETUNE, FINETUNE_RATES, PRETRAIN
+from pipeline.config.schema import RunConfig, accumulation, flatten, to_dict, total_steps
+from pipeline.engine.deepspeed_engine import deepspeed_config
+from pipeline.model.vit import grid_size
+from pipeline.preflight.estimates import count_parameters
 
 IMAGENET_21K = 12_400_000  # images left after the broken ones; the steps below are those of the published runs
 

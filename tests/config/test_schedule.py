@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ScheduleConfig
-from pipeline.schedule import learning_rate
+from pipeline.config.schedule import learning_rate
+from pipeline.config.schema import ScheduleConfig
 
 PEAKS = st.floats(1e-5, 1.0)
 

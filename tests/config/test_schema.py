@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cli import UserError
-from pipeline.config import (
+from pipeline.config.recipes import FINETUNE, PRETRAIN
+from pipeline.config.schema import (
     RunConfig,
     ScheduleConfig,
     TrainConfig,
@@ -19,7 +19,7 @@ from pipeline.config import (
     to_dict,
     total_steps,
 )
-from pipeline.recipes import FINETUNE, PRETRAIN
+from pipeline.core.cli import UserError
 
 
 @pytest.mark.parametrize("recipe", [*PRETRAIN.values(), *FINETUNE.values()])

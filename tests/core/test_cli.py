@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from pipeline import cli
-from pipeline.cli import UserError
-from pipeline.files import check_can_make, naming, readable_as_folder
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.core.files import check_can_make, naming, readable_as_folder
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,8 @@ def test_a_user_error_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    program = (
-        "from pipeline import cli\ndef main():\n    for _ in range(100_000): print('line', flush=True)\ncli.run(main)\n"
-    )
+    program = "from pipeline.core import cli\n"
+    program += "def main():\n    for _ in range(100_000): print('line', flush=True)\ncli.run(main)\n"
     writer = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -125,7 +124,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 )
 def test_output_that_nobody_gets(redirection: str, code: int, said: str) -> None:
     program = (
-        "import sys, time\nfrom pipeline import cli\nimport tyro\nfrom rich.console import Console\n"
+        "import sys, time\nfrom pipeline.core import cli\nimport tyro\nfrom rich.console import Console\n"
         "def main():\n    time.sleep(0.2)\n    sys.stdout.isatty()\n    print('line')\n    Console().print('line')\n"
         "cli.run(main)\n"
     )
@@ -202,7 +201,7 @@ def test_a_link_to_nowhere_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_the_letters_of_a_name_stops_nothing() -> None:
-    program = "from pipeline import cli; cli.run(lambda: print('r\u00fcn'))"
+    program = "from pipeline.core import cli; cli.run(lambda: print('r\u00fcn'))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, b"r\\xfcn\n")

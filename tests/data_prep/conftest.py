@@ -13,7 +13,7 @@ WNIDS = ("n01440764", "n02119789", "n04557648", "n15075141")
 @pytest.fixture(scope="session")
 def photos() -> list[bytes]:
     """96 different JPEGs of 24 to 120 pixels, of scikit-learn's two photographs."""
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415  (slow to import)
+    from sklearn.datasets import load_sample_images  # slow to import
 
     random = np.random.default_rng(0)
     pictures = load_sample_images().images

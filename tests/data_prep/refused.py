@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline import cli
+from pipeline.core import cli
 
 Main = Callable[[list[str]], int]
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import plan
-from data_prep.plan import CATALOGUE, SplitRule
+from data_prep.planning import assignment
+from data_prep.planning.assignment import CATALOGUE, SplitRule
 
 WNID = "n01440764"
 STEMS = st.one_of(
@@ -23,11 +23,11 @@ def test_every_image_of_a_class_has_a_key_of_its_own_made_of_its_name(names: lis
     names.sort()
     rows = [[WNID] * len(names), names, [b"x.tar"] * len(names), [0] * len(names), [1] * len(names), [0] * len(names)]
     table = pa.table([pa.array(column, field.type) for column, field in zip(rows, CATALOGUE, strict=True)], CATALOGUE)
-    keys = plan.with_keys(table, {WNID: 3}, SplitRule(), 0)["key"].to_pylist()
+    keys = assignment.with_keys(table, {WNID: 3}, SplitRule(), 0)["key"].to_pylist()
     taken: set[str] = set()
     for name, key in zip(names, keys, strict=True):
-        own = plan.key_of(WNID, name)
-        assert key == (own if own not in taken else plan.key_of(WNID, f"{name}.jpg"))
+        own = assignment.key_of(WNID, name)
+        assert key == (own if own not in taken else assignment.key_of(WNID, f"{name}.jpg"))
         taken.add(key)
 
 
@@ -35,19 +35,19 @@ def test_images_of_different_classes_have_different_keys() -> None:
     classes = ("a", "a_b", "a_b_1", "b", WNID, f"{WNID}_1", f"{WNID}5", "é")
     names = {f"{stem}{between}1.jpg" for stem in (*classes, "b_1", "") for between in ("", "_", "/", "_1_")}
     images = list(itertools.product(classes, names))
-    assert len({plan.key_of(wnid, name) for wnid, name in images}) == len(images)
+    assert len({assignment.key_of(wnid, name) for wnid, name in images}) == len(images)
 
 
 def test_folders_inside_a_class_are_not_taken_for_another_class() -> None:
-    assert plan.key_of("a", "a_b/1.jpg") == "a/a_b/1"
-    assert plan.key_of("a_b", "1.jpg") == "a_b/1"
-    assert plan.key_of("a_b", "a_b_1.jpg") == "a_b_1"
-    assert plan.key_of("a", "a_b_1.jpg") == "a/a_b_1"
+    assert assignment.key_of("a", "a_b/1.jpg") == "a/a_b/1"
+    assert assignment.key_of("a_b", "1.jpg") == "a_b/1"
+    assert assignment.key_of("a_b", "a_b_1.jpg") == "a_b_1"
+    assert assignment.key_of("a", "a_b_1.jpg") == "a/a_b_1"
 
 
 def test_keys_of_the_releases() -> None:
-    assert plan.key_of(WNID, "n01440764_10026.JPEG") == "n01440764_10026"
-    assert plan.key_of("n01440764", "ILSVRC2012_val_00000293.JPEG") == "ILSVRC2012_val_00000293"
-    assert plan.key_of("cats", "a/tom.v2.jpg") == "cats/a/tom%2Ev2"
-    assert plan.key_of("cats", "noending") == "cats/noending"
-    assert plan.key_of("cats", "50%.jpg") == "cats/50%25"
+    assert assignment.key_of(WNID, "n01440764_10026.JPEG") == "n01440764_10026"
+    assert assignment.key_of("n01440764", "ILSVRC2012_val_00000293.JPEG") == "ILSVRC2012_val_00000293"
+    assert assignment.key_of("cats", "a/tom.v2.jpg") == "cats/a/tom%2Ev2"
+    assert assignment.key_of("cats", "noending") == "cats/noending"
+    assert assignment.key_of("cats", "50%.jpg") == "cats/50%25"

@@ -19,8 +19,10 @@ import simplejpeg
 import webdataset
 from scipy import stats
 
-from data_prep import audit, index, phash, report, shard, verify, writer
-from pipeline import shards
+from data_prep import index, overlap, report, shard, verify
+from data_prep.images import perceptual_hash
+from data_prep.writing import tar_writer
+from pipeline.dataset import format as dataset_format
 from tests.data_prep import releases
 from tests.data_prep.refused import Main, refused
 from tests.data_prep.releases import Images, class_tar
@@ -53,7 +55,7 @@ def test_verify_finds_nothing_in_what_was_made(finished: Path, capsys: pytest.Ca
 
 
 def flip_a_byte_of_an_image(folder: Path) -> None:
-    row = shards.read_index(folder).to_pylist()[0]
+    row = dataset_format.read_index(folder).to_pylist()[0]
     tar = folder / f"{row['split']}-{row['shard']:05d}.tar"
     data = bytearray(tar.read_bytes())
     data[row["offset"] + row["size"] // 2] ^= 0x10
@@ -63,7 +65,7 @@ def flip_a_byte_of_an_image(folder: Path) -> None:
 def change_a_class(folder: Path) -> None:
     tar = folder / "train-00000.tar"
     data = bytearray(tar.read_bytes())
-    row = next(row for row in shards.read_index(folder).to_pylist() if row["split"] == "train")
+    row = next(row for row in dataset_format.read_index(folder).to_pylist() if row["split"] == "train")
     at = row["offset"] + -(-row["size"] // 512) * 512 + 512
     assert data[at] == ord(str(row["label"]))
     data[at] = ord("9")
@@ -142,11 +144,11 @@ def test_index_of_foreign_tars(images: Images, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "wnids").write_text("\n".join(sorted(images)))
     arguments = [str(folder), "--classes", str(tmp_path / "wnids"), "--workers", "1"]
     assert index.main(arguments) == 0
-    info = shards.read_info(folder)
+    info = dataset_format.read_info(folder)
     assert info.samples == {"train": 96, "val": 1}
     assert info.rejects == 2
-    wnids = shards.read_classes(folder)["wnid"].to_pylist()
-    for row in shards.read_index(folder).to_pylist():
+    wnids = dataset_format.read_classes(folder)["wnid"].to_pylist()
+    for row in dataset_format.read_index(folder).to_pylist():
         name = info.split_shards(row["split"])[row["shard"]].file_name
         data = (folder / name).read_bytes()[row["offset"] : row["offset"] + row["size"]]
         if row["split"] == "val":
@@ -176,12 +178,12 @@ def test_index_of_names_and_sizes_that_no_table_holds(
         end = tar.offset
     with (folder / "train.tar").open("r+b") as file:
         file.seek(end)
-        file.write(writer.header("big.cls", 1) + b"0".ljust(512, b"\0") + writer.header("big.jpg", 3 << 30))
+        file.write(tar_writer.header("big.cls", 1) + b"0".ljust(512, b"\0") + tar_writer.header("big.jpg", 3 << 30))
         file.truncate(file.tell() + (3 << 30))
     assert index.main([str(folder), "--workers", "1"]) == 0
-    keys = shards.read_index(folder)["key"].to_pylist()
+    keys = dataset_format.read_index(folder)["key"].to_pylist()
     assert keys == [f"caf%E9 {number}" for number in range(len(images["n01440764"]))]
-    rejects = shards.read_rejects(folder).to_pylist()
+    rejects = dataset_format.read_rejects(folder).to_pylist()
     assert [(row["source"], row["reason"]) for row in rejects] == [
         ("train.tar/%E9", "incomplete"),
         ("train.tar/big", "too_large"),
@@ -195,10 +197,13 @@ def test_the_index_of_our_own_tars_is_the_one_they_came_with(finished: Path, tmp
     for tar in finished.glob("*.tar"):
         shutil.copy(tar, folder)
     wnids = tmp_path / "wnids"
-    wnids.write_text("\n".join(shards.read_classes(finished)["wnid"].to_pylist()))
+    wnids.write_text("\n".join(dataset_format.read_classes(finished)["wnid"].to_pylist()))
     assert index.main([str(folder), "--classes", str(wnids), "--workers", "2"]) == 0
     columns = ["key", "split", "shard", "offset", "size", "label"]
-    assert shards.read_index(folder, columns).to_pylist() == shards.read_index(finished, columns).to_pylist()
+    assert (
+        dataset_format.read_index(folder, columns).to_pylist()
+        == dataset_format.read_index(finished, columns).to_pylist()
+    )
 
 
 def full(_: int) -> None:
@@ -206,7 +211,7 @@ def full(_: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("main", [index.main, report.main, audit.main])
+@pytest.mark.parametrize("main", [index.main, report.main, overlap.main])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     main: Main, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,7 +220,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         index.main([str(folder)])
     monkeypatch.setattr(os, "fsync", full)
     before = sorted(tmp_path.rglob("*"))
-    more: list[object] = ["--against", folder, "--out", tmp_path / "list"] if main is audit.main else []
+    more: list[object] = ["--against", folder, "--out", tmp_path / "list"] if main is overlap.main else []
     assert refused(capsys, main, folder, *more).endswith(f": {os.strerror(errno.ENOSPC)}")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -224,7 +229,7 @@ def test_a_page_shows_the_data_set_and_needs_nothing_else(finished: Path, tmp_pa
     out = tmp_path / "page.html"
     assert report.main([str(finished), "--out", str(out), "--samples", "20"]) == 0
     page = out.read_text()
-    info = shards.read_info(finished)
+    info = dataset_format.read_info(finished)
     assert f"{info.samples['train']} train + {info.samples['val']} val images of 4 classes" in page
     for text in (info.digest, "truncated", "n15075141_cut.JPEG", "tench, Tinca tinca"):
         assert text in page
@@ -260,7 +265,7 @@ def near_duplicates(photos: list[bytes]) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def large(images: Images) -> list[bytes]:  # noqa: ARG001
     """24 different crops of 160 px: too much detail to be near one another."""
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415  (slow to import)
+    from sklearn.datasets import load_sample_images  # slow to import
 
     pictures = load_sample_images().images
     places = [(picture, top, left) for picture in (0, 1) for top in (0, 130, 260) for left in (0, 160, 320, 480)]
@@ -283,7 +288,7 @@ def test_audit_finds_leaks_and_shard_leaves_them_out(
     leaks = tmp_path / "leaks.tsv"
     arguments = [str(own), "--against", str(other), "--out", str(leaks), "--workers", "1", "--json"]
     capsys.readouterr()
-    assert audit.main(arguments) == 0
+    assert overlap.main(arguments) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["exact"], facts["near"]) == (2, 3)
     lines = [line.split("\t") for line in leaks.read_text().splitlines() if not line.startswith("#")]
@@ -294,10 +299,10 @@ def test_audit_finds_leaks_and_shard_leaves_them_out(
         *(("n00000001/" + name, "n00000002/x", "near") for name in near),
     }
     clean = sharded(tmp_path / "train", tmp_path / "clean", "--exclude", leaks)
-    keys = set(shards.read_index(clean, ["key"])["key"].to_pylist())
+    keys = set(dataset_format.read_index(clean, ["key"])["key"].to_pylist())
     assert keys == {f"n00000001/{number}" for number in range(16)} - {"n00000001/0", "n00000001/5"}
     capsys.readouterr()
-    assert audit.main([str(clean), *arguments[1:]]) == 0
+    assert overlap.main([str(clean), *arguments[1:]]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["exact"], facts["near"]) == (0, 0)
 
@@ -311,7 +316,7 @@ def test_audit_against_itself_keeps_the_first_of_each(
     own = sharded(tmp_path / "in", tmp_path / "own")
     capsys.readouterr()
     out = tmp_path / "twice.tsv"
-    assert audit.main([str(own), "--against", str(own), "--out", str(out), "--workers", "1", "--json"]) == 0
+    assert overlap.main([str(own), "--against", str(own), "--out", str(out), "--workers", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exact"] == 2
 
 
@@ -325,5 +330,5 @@ def test_neighbours_are_those_of_brute_force() -> None:
     for distance in (0, 2, 3, 4, 7):
         apart = np.bitwise_count(queries[:, None] ^ others[None, :])
         expected = set(zip(*map(np.ndarray.tolist, np.nonzero(apart <= distance)), strict=True))
-        found = phash.neighbours(queries, others, distance)
+        found = perceptual_hash.neighbours(queries, others, distance)
         assert set(zip(found[0].tolist(), found[1].tolist(), strict=True)) == expected

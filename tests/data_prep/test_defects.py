@@ -17,8 +17,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep import images, phash, report, shard, verify, writer
-from pipeline import cli, jpeg, shards
+from data_prep import report, shard, verify
+from data_prep.images import perceptual_hash, prepare
+from data_prep.writing import tar_writer
+from pipeline.core import cli
+from pipeline.dataset import format as dataset_format
+from pipeline.imaging import jpeg
 from tests.data_prep.conftest import WNIDS
 from tests.data_prep.releases import add, class_tar, unpack
 
@@ -181,11 +185,11 @@ def run(source: Path, output: Path, *more: object) -> dict[str, dict[str, object
     arguments = [source, output, "--failure-budget", "100%", "--workers", 1, *more]
     assert shard.main([str(argument) for argument in arguments]) == 0
     assert verify.main([str(output), "--workers", "1"]) == 0
-    return {row["key"]: row for row in shards.read_index(output).to_pylist()}
+    return {row["key"]: row for row in dataset_format.read_index(output).to_pylist()}
 
 
 def rejects(output: Path) -> dict[str, str]:
-    return {row["source"]: row["reason"] for row in shards.read_rejects(output).to_pylist()}
+    return {row["source"]: row["reason"] for row in dataset_format.read_rejects(output).to_pylist()}
 
 
 def stored(output: Path, row: dict[str, object]) -> bytes:
@@ -214,7 +218,7 @@ def test_every_defect_of_images(defective: dict[str, tuple[bytes, str]], tmp_pat
         found[name.removeprefix(f"{WNID}/").removesuffix(".JPEG")] = reason
     assert found == {stem: outcome for stem, (_, outcome) in defective.items()}
     assert rows[f"{WNID}/turned"]["orientation"] == 6
-    thumbnails = shards.read_rejects(tmp_path / "out", ["reason", "thumbnail"]).to_pylist()
+    thumbnails = dataset_format.read_rejects(tmp_path / "out", ["reason", "thumbnail"]).to_pylist()
     assert any(row["reason"] == "truncated" and row["thumbnail"] for row in thumbnails)
 
 
@@ -237,7 +241,7 @@ def test_a_picture_that_is_encoded_anew_looks_as_before(
 ) -> None:
     for photo in photos[:8]:
         before = simplejpeg.decode_jpeg(photo).astype(int)
-        after = simplejpeg.decode_jpeg(images.prepare(change(photo), images.ImageOptions()).data).astype(int)
+        after = simplejpeg.decode_jpeg(prepare.prepare(change(photo), prepare.ImageOptions()).data).astype(int)
         assert np.abs(after - before).mean() < most
 
 
@@ -251,8 +255,8 @@ def test_header_verification_trusts_the_data_between_header_and_end(
     run(tmp_path / "in", tmp_path / "decoded", "--min-side", 8)
     arguments = [tmp_path / "in", tmp_path / "read", "--min-side", 8, "--verify", "header", "--failure-budget", "100%"]
     assert shard.main([str(argument) for argument in arguments]) == 0
-    kept = set(shards.read_index(tmp_path / "read")["key"].to_pylist())
-    strict = set(shards.read_index(tmp_path / "decoded")["key"].to_pylist())
+    kept = set(dataset_format.read_index(tmp_path / "read")["key"].to_pylist())
+    strict = set(dataset_format.read_index(tmp_path / "decoded")["key"].to_pylist())
     assert kept - strict == {f"{WNID}/cut_but_ended"}
     assert strict <= kept
 
@@ -263,8 +267,8 @@ def test_nobody_scales_a_lossless_jpeg(colour: str, photos: list[bytes]) -> None
     data = lossless(simplejpeg.decode_jpeg(photos[13], colour))
     assert jpeg.is_lossless(data)
     assert not any(jpeg.is_lossless(photo) for photo in photos)
-    assert images.remains(data) is None
-    for scales in (phash.thumbnail, report.thumbnail, lambda data: jpeg.decode_small(data, colour)):
+    assert prepare.remains(data) is None
+    for scales in (perceptual_hash.thumbnail, report.thumbnail, lambda data: jpeg.decode_small(data, colour)):
         with pytest.raises(ValueError, match="lossless"):
             scales(data)
 
@@ -281,7 +285,7 @@ def test_of_several_exif_segments_the_first_one_counts(options: dict[str, str], 
         + more
         + data[data.index(b"\xff\xdb") :]
     )
-    assert images.prepare(data, images.ImageOptions(**options)).orientation == 6  # type: ignore[arg-type]
+    assert prepare.prepare(data, prepare.ImageOptions(**options)).orientation == 6  # type: ignore[arg-type]
 
 
 def odd_tar(path: Path, photos: list[bytes]) -> None:
@@ -366,10 +370,10 @@ def everything(folder: Path) -> set[str]:
 def test_a_file_larger_than_any_image_is_not_read(photos: list[bytes], tmp_path: Path) -> None:
     source = tmp_path / "whole.tar"
     with source.open("wb") as file:
-        file.write(writer.header(f"{WNID}/huge.JPEG", (256 << 20) + 512))
+        file.write(tar_writer.header(f"{WNID}/huge.JPEG", (256 << 20) + 512))
         file.seek((256 << 20) + 512, io.SEEK_CUR)
         file.write(
-            writer.header(f"{WNID}/good.JPEG", len(photos[0])) + photos[0].ljust(-(-len(photos[0]) // 512) * 512)
+            tar_writer.header(f"{WNID}/good.JPEG", len(photos[0])) + photos[0].ljust(-(-len(photos[0]) // 512) * 512)
         )
         file.write(bytes(1024))
     assert set(run(source, tmp_path / "out")) == {f"{WNID}/good"}
@@ -398,11 +402,11 @@ def test_very_many_tiny_files(count: int, tmp_path: Path) -> None:
     padding = bytes(-len(jpeg) % 512)
     with (tmp_path / "whole.tar").open("wb") as file:
         for number in range(count):
-            file.write(writer.header(f"n{number % 500:08d}/{number}.JPEG", len(jpeg)) + jpeg + padding)
+            file.write(tar_writer.header(f"n{number % 500:08d}/{number}.JPEG", len(jpeg)) + jpeg + padding)
         file.write(bytes(1024))
     arguments = [tmp_path / "whole.tar", tmp_path / "out", "--verify", "header", "--workers", 2]
     assert shard.main([str(argument) for argument in arguments]) == 0
-    index = shards.read_index(tmp_path / "out", ["key", "label"])
+    index = dataset_format.read_index(tmp_path / "out", ["key", "label"])
     assert len(set(index["key"].to_pylist())) == count
     assert len(index["label"].unique()) == 500
 
@@ -457,4 +461,4 @@ def test_the_failure_budget_stops_a_rotten_input(
     facts = json.loads(capsys.readouterr().out)
     assert facts["rejects"] == {"truncated": 20}
     assert facts["samples"] == {"train": 40}
-    assert pa.types.is_integer(shards.read_index(tmp_path / "out").schema.field("label").type)
+    assert pa.types.is_integer(dataset_format.read_index(tmp_path / "out").schema.field("label").type)

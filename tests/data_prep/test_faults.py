@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import shards
+from pipeline.dataset import format as dataset_format
 from tests.data_prep import releases
 from tests.data_prep.releases import Images, contents
 
@@ -86,7 +86,7 @@ def test_a_signal_stops_in_order_and_asks_to_be_requeued(images: Images, tmp_pat
     assert process.returncode == 75
     assert "run the same command again to go on" in errors
     subprocess.run(line, check=True, capture_output=True)
-    assert shards.read_info(tmp_path / "out").rejects == 0
+    assert dataset_format.read_info(tmp_path / "out").rejects == 0
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import audit, index, report, shard, verify
+from data_prep import index, overlap, report, shard, verify
 from tests.data_prep import releases
 from tests.data_prep.refused import Main, refused
 from tests.data_prep.releases import Images, contents
@@ -177,4 +177,4 @@ def test_report(
 def test_audit(
     arguments: list[str], parts: list[str], places: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check(capsys, places, audit.main, arguments, parts)
+    check(capsys, places, overlap.main, arguments, parts)

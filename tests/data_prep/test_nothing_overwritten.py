@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from data_prep import index, shard, verify
-from data_prep.alone import alone
-from data_prep.images import ImageOptions, prepare
-from data_prep.markers import RejectedError
-from pipeline import jpeg, shards
-from pipeline.cli import UserError
+from data_prep.images.jpeg_header import RejectedError
+from data_prep.images.prepare import ImageOptions, prepare
+from data_prep.work_folder import alone
+from pipeline.core.cli import UserError
+from pipeline.dataset import format as dataset_format
+from pipeline.imaging import jpeg
 from tests.data_prep import releases
 from tests.data_prep.releases import Images, add, contents
 
@@ -34,11 +35,11 @@ def folders(path: Path, photos: list[bytes], *classes: str, each: int = 2) -> Pa
 
 
 def keys(dataset: Path) -> set[str]:
-    return set(shards.read_index(dataset, ["key"])["key"].to_pylist())
+    return set(dataset_format.read_index(dataset, ["key"])["key"].to_pylist())
 
 
 def wnids(dataset: Path) -> list[str]:
-    found: list[str] = shards.read_classes(dataset)["wnid"].to_pylist()
+    found: list[str] = dataset_format.read_classes(dataset)["wnid"].to_pylist()
     return found
 
 
@@ -58,7 +59,7 @@ def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
-    code = "import os, sys; from pathlib import Path; from data_prep.alone import alone\n"
+    code = "import os, sys; from pathlib import Path; from data_prep.work_folder import alone\n"
     code += "with alone(Path(sys.argv[1]), None): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False).returncode == 9
     with alone(tmp_path, None):
@@ -101,7 +102,7 @@ def test_images_at_another_depth_than_the_first_have_no_class(photos: list[bytes
             add(tar, name, photos[place])
     out = run(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
     assert wnids(out) == ["lynx", "tabby"]
-    assert shards.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"] * 2
+    assert dataset_format.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"] * 2
 
 
 def test_excluded_keys_of_any_name(photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +139,7 @@ def test_an_empty_class_member_is_no_class(photos: list[bytes], tmp_path: Path) 
             add(tar, f"{number}.cls", label)
     out = run(tmp_path / "in.tar", tmp_path / "out", "--workers", 1)
     assert wnids(out) == ["cat", "dog"]
-    assert shards.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"]
+    assert dataset_format.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"]
 
 
 def test_a_command_s_backslashes_stay(images: Images, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_the_split_is_a_word_of_the_name(photos: list[bytes], tmp_path: Path) ->
             add(tar, f"{name}.jpg", photos[0])
             add(tar, f"{name}.cls", b"0")
     assert index.main([str(tmp_path), "--workers", "1"]) == 0
-    assert shards.read_info(tmp_path).samples == {"train": 2, "val": 1, "test": 1}
+    assert dataset_format.read_info(tmp_path).samples == {"train": 2, "val": 1, "test": 1}
 
 
 @pytest.mark.parametrize("spoilt", ["index.parquet", "classes.parquet"])

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import scipy.io
 
-from data_prep import classmaps, shard
-from pipeline import cli, shards
-from pipeline.interop.peers import import_peer
+from benchmarks.peers import import_peer
+from data_prep import shard
+from pipeline.core import cli
+from pipeline.dataset import class_lists
+from pipeline.dataset import format as dataset_format
 from tests.data_prep import releases
 from tests.data_prep.releases import Images, add, contents, unpack, write_webdataset
-from tests.data_prep.test_torture import recoded
+from tests.data_prep.test_defects import recoded
 
 
 def make(*arguments: object) -> Path:
@@ -27,8 +29,8 @@ def make(*arguments: object) -> Path:
 
 def by_key(dataset: Path) -> dict[str, str]:
     """Key -> wnid."""
-    wnids = shards.read_classes(dataset)["wnid"].to_pylist()
-    return {row["key"]: wnids[row["label"]] for row in shards.read_index(dataset, ["key", "label"]).to_pylist()}
+    wnids = dataset_format.read_classes(dataset)["wnid"].to_pylist()
+    return {row["key"]: wnids[row["label"]] for row in dataset_format.read_index(dataset, ["key", "label"]).to_pylist()}
 
 
 def devkit(path: Path, wnids: list[str], truth: list[str]) -> Path:
@@ -51,7 +53,7 @@ def devkit(path: Path, wnids: list[str], truth: list[str]) -> Path:
 
 def test_the_2012_train_tar(photos: list[bytes], tmp_path: Path) -> None:
     """All 1,000 classes, each a tar of <wnid>_<number>.JPEG; a CMYK JPEG among them, and the PNG named .JPEG."""
-    wnids = classmaps.listed("imagenet1k") or []
+    wnids = class_lists.listed("imagenet1k") or []
     images = {
         wnid: {f"{wnid}_{number * 37 + 26}.JPEG": photos[(index + number) % 96] for number in (270, 3)}
         for index, wnid in enumerate(wnids)
@@ -61,14 +63,14 @@ def test_the_2012_train_tar(photos: list[bytes], tmp_path: Path) -> None:
     images["n01739381"] = {"n01739381_1309.JPEG": recoded(photos[4], "JPEG", "CMYK")}
     source = releases.tar_of_tars(images, tmp_path / "ILSVRC2012_img_train.tar")
     out = make(source, tmp_path / "out", "--classes", "imagenet1k", "--name", "imagenet1k", "--seed", 1)
-    info = shards.read_info(out)
+    info = dataset_format.read_info(out)
     assert (info.classes, info.samples, info.rejects) == (1000, {"train": 1999}, 0)
     assert by_key(out) == {Path(name).stem: wnid for wnid, files in images.items() for name in files}
-    rows = {row["key"]: row for row in shards.read_index(out).to_pylist()}
+    rows = {row["key"]: row for row in dataset_format.read_index(out).to_pylist()}
     assert (rows["n01440764_10026"]["label"], rows["n02105855_2933"]["label"]) == (0, wnids.index("n02105855"))
     recodes = {key: row["recoded"] for key, row in rows.items() if row["recoded"]}
     assert recodes == {"n02105855_2933": "png", "n01739381_1309": "cmyk"}
-    names = shards.read_classes(out)["name"].to_pylist()
+    names = dataset_format.read_classes(out)["name"].to_pylist()
     assert names[0] == "tench, Tinca tinca"
 
 
@@ -89,7 +91,9 @@ def test_validation_images_get_the_classes_of_their_numbers(
             add(tar, names[number], photos[number])
     out = make(tmp_path / "ILSVRC2012_img_val.tar", tmp_path / "out", "--split", "val", "--devkit", kit)
     assert by_key(out) == {name.removesuffix(".JPEG"): wnid for name, wnid in zip(names, truth, strict=True)}
-    named = dict(zip(*(shards.read_classes(out)[column].to_pylist() for column in ("wnid", "name")), strict=True))
+    named = dict(
+        zip(*(dataset_format.read_classes(out)[column].to_pylist() for column in ("wnid", "name")), strict=True)
+    )
     assert named == {wnid: f"name of {wnid}" for wnid in wnids}
     loose = tmp_path / "loose"
     loose.mkdir()
@@ -132,7 +136,7 @@ def test_foreign_webdataset_tars(images: Images, tmp_path: Path, way: str) -> No
     ],
 )
 def test_class_lists(choice: str, count: int, first: str, last: str) -> None:
-    wnids = classmaps.listed(choice)
+    wnids = class_lists.listed(choice)
     assert wnids is not None
     assert len(wnids) == len(set(wnids)) == count
     assert wnids == sorted(wnids)
@@ -140,20 +144,20 @@ def test_class_lists(choice: str, count: int, first: str, last: str) -> None:
 
 
 def test_class_lists_differ_as_published() -> None:
-    fall11, google, imagenet1k = (set(classmaps.listed(name) or []) for name in ("fall11", "google21k", "imagenet1k"))
+    fall11, google, imagenet1k = (set(class_lists.listed(name) or []) for name in ("fall11", "google21k", "imagenet1k"))
     assert google - fall11 == {"n03931044", "n09859684"}
     assert fall11 <= google
     assert imagenet1k - fall11 == imagenet1k - google == {"n04399382"}
-    assert classmaps.name_of("n01440764") == "tench, Tinca tinca"
-    assert classmaps.name_of("my_class") == "my_class"
+    assert class_lists.name_of("n01440764") == "tench, Tinca tinca"
+    assert class_lists.name_of("my_class") == "my_class"
 
 
 def test_winter21_is_all_of_its_classes() -> None:
-    counts = {f"n{number:08d}": 1 for number in range(classmaps.WINTER21_CLASSES)}
-    assert classmaps.derived("winter21", counts) == sorted(counts)
+    counts = {f"n{number:08d}": 1 for number in range(class_lists.WINTER21_CLASSES)}
+    assert class_lists.derived("winter21", counts) == sorted(counts)
     counts.popitem()
     with pytest.raises(cli.UserError, match="19,167"):
-        classmaps.derived("winter21", counts)
+        class_lists.derived("winter21", counts)
 
 
 def test_21k_p_keeps_classes_of_more_than_500_and_holds_out_the_first_50(photos: list[bytes], tmp_path: Path) -> None:
@@ -161,19 +165,19 @@ def test_21k_p_keeps_classes_of_more_than_500_and_holds_out_the_first_50(photos:
     small = {f"n00000002_{number:04d}.JPEG": photos[number % 96] for number in range(500)}
     source = releases.tar_of_tars({"n00000001": big, "n00000002": small}, tmp_path / "whole.tar")
     out = make(source, tmp_path / "out", "--classes", "21k-p", "--verify", "header")
-    info = shards.read_info(out)
+    info = dataset_format.read_info(out)
     assert (info.classes, info.samples) == (1, {"train": 451, "val": 50})
-    rows = shards.read_index(out, ["key", "split"]).to_pylist()
+    rows = dataset_format.read_index(out, ["key", "split"]).to_pylist()
     held_out = sorted(row["key"] for row in rows if row["split"] == "val")
     assert held_out == [f"n00000001_{number:04d}" for number in range(50)]
-    reasons = shards.read_rejects(out, ["reason"])["reason"].to_pylist()
+    reasons = dataset_format.read_rejects(out, ["reason"])["reason"].to_pylist()
     assert reasons == ["class_not_listed"] * 500
 
 
 def test_listed_classes_keep_their_indices_whatever_the_input_holds(images: Images, tmp_path: Path) -> None:
     out = make(releases.make("folder of tars", images, tmp_path), tmp_path / "out", "--classes", "imagenet1k")
-    info = shards.read_info(out)
-    listed = classmaps.listed("imagenet1k") or []
+    info = dataset_format.read_info(out)
+    listed = class_lists.listed("imagenet1k") or []
     assert info.classes == 1000
     assert info.classes_digest == hashlib.sha256("\n".join(listed).encode()).hexdigest()[:32]
     assert by_key(out) == {Path(name).stem: wnid for wnid, files in images.items() for name in files}
@@ -187,7 +191,7 @@ def test_imagenet_v2_names_its_folders_by_class_number(photos: list[bytes], tmp_
         folder.mkdir(parents=True)
         (folder / f"{number:04x}.jpeg").write_bytes(photos[number % len(photos)])
     found = by_key(make(raw, tmp_path / "v2", "--classes", "imagenet1k", "--split", "test", "--workers", 1))
-    wnids = classmaps.listed("imagenet1k") or []
+    wnids = class_lists.listed("imagenet1k") or []
     assert found == {f"{wnid}/{number:04x}": wnid for number, wnid in enumerate(wnids)}
     (raw / "1000").mkdir()
     (raw / "1000" / "a.jpeg").write_bytes(photos[0])
@@ -210,7 +214,7 @@ def test_excluded_keys_are_left_out_and_counted(images: Images, tmp_path: Path) 
     source = releases.make("tar of tars", images, tmp_path)
     out = make(source, tmp_path / "out", "--exclude", tmp_path / "leaks.tsv")
     assert by_key(out).keys() == {Path(name).stem for files in images.values() for name in files} - set(gone)
-    assert shards.read_rejects(out, ["reason"])["reason"].to_pylist() == ["excluded"] * 3
+    assert dataset_format.read_rejects(out, ["reason"])["reason"].to_pylist() == ["excluded"] * 3
 
 
 @pytest.mark.parametrize("place", ["itself", "inside", "deep inside", "beside the tar"])
@@ -235,7 +239,7 @@ def test_output_and_input_are_apart(
 
 def test_timm_info_and_json_agree(images: Images, tmp_path: Path) -> None:
     out = make(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
-    info = shards.read_info(out)
+    info = dataset_format.read_info(out)
     timm_info = json.loads((out / "_info.json").read_text())
     assert {split: facts["num_samples"] for split, facts in timm_info["splits"].items()} == info.samples
 
@@ -245,10 +249,10 @@ def test_timm_reads_it(images: Images, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import_peer("timm")
-        from timm.data.readers.reader_wds import ReaderWds  # noqa: PLC0415  (a peer)
+        from timm.data.readers.reader_wds import ReaderWds  # a peer
 
         out = make(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
-        info = shards.read_info(out)
+        info = dataset_format.read_info(out)
         for split, count in info.samples.items():
             reader = ReaderWds(root=str(out), split=split, batch_size=1)
             assert len(reader) == count

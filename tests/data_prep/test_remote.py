@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from data_prep import shard, sources, streams
-from pipeline import cli
+from data_prep import shard
+from data_prep.sources import inputs, streams
+from pipeline.core import cli
 from tests.data_prep import releases, servers
 from tests.data_prep.refused import refused
 from tests.data_prep.releases import Images, contents, write_webdataset
-from tests.loader.flaky_server import Server
+from tests.dataset.flaky_server import Server
 
 OPTIONS = ("--samples-per-shard", "16", "--name", "mini", "--workers", "1")
 
@@ -159,16 +160,16 @@ def test_urls_that_are_signed_anew_are_one_input_and_kept_nowhere(
 
 def test_queries_are_names_only_where_nothing_else_tells_urls_apart() -> None:
     def classes(url: str) -> list[str]:
-        return [part.wnid for part in sources.parts(sources.find(url, "tars", None, None))]
+        return [part.wnid for part in inputs.parts(inputs.find(url, "tars", None, None))]
 
     assert classes("https://h/n{1,2}.tar?test=a#b") == ["n1", "n2"]
     assert classes("https://h/get?n={1,2}.tar") == ["get?n=1", "get?n=2"]
     assert classes("s3://h/n?{1,2}.tar") == ["n?1", "n?2"]
-    assert sources.splits(sources.find("https://h/n{1,2}.tar?test=a", "webdataset", None, None)) == ["train"]
+    assert inputs.splits(inputs.find("https://h/n{1,2}.tar?test=a", "webdataset", None, None)) == ["train"]
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(cloud: dict[str, str], tmp_path: Path) -> None:
-    program = "import sys; sys.modules['s3fs'] = None; from data_prep import shard; from pipeline import cli; "
+    program = "import sys; sys.modules['s3fs'] = None; from data_prep import shard; from pipeline.core import cli; "
     program += "cli.run(shard.main)"
     line = [sys.executable, "-c", program, "s3://raw-data/whole.tar", str(tmp_path / "out")]
     run = subprocess.run(line, env={**os.environ, **cloud}, capture_output=True, text=True, check=False, timeout=120)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import markers, writer
 from data_prep._sample import jpeg_header, tar_headers
-from data_prep.markers import RejectedError
-from data_prep.tarscan import BLOCK
+from data_prep.images import jpeg_header as markers
+from data_prep.images.jpeg_header import RejectedError
+from data_prep.sources.tar_headers import BLOCK
+from data_prep.writing import tar_writer
 
 MARKERS = (0x01, 0x02, 0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC8, 0xCC, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xE0, 0xE1, 0xFE, 0xFF)
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
@@ -70,9 +71,9 @@ def test_plain_jpegs_are_read_by_the_extension(mode: str, options: dict[str, obj
 )
 def test_headers_are_those_that_tarfile_writes(key: str, size: int, label: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_sample", None)
-        expected = writer.around(key, size, label)
-    assert writer.around(key, size, label) == expected
+        patch.setattr(tar_writer, "_sample", None)
+        expected = tar_writer.around(key, size, label)
+    assert tar_writer.around(key, size, label) == expected
     plain = key.isascii() and len(key) <= 96 and size < 1 << 33
     assert tar_headers(key, size, label) == (expected if plain else None)
     before, after = expected

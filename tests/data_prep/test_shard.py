@@ -20,7 +20,7 @@ import simplejpeg
 import webdataset
 
 from data_prep import shard
-from pipeline import shards
+from pipeline.dataset import format as dataset_format
 from tests.data_prep import releases
 from tests.data_prep.refused import refused
 from tests.data_prep.releases import FORMS, Images, contents
@@ -43,20 +43,22 @@ def reference(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_needs_no_installation(tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container that holds constraints.txt's packages, the code is only a folder: pip knows nothing of it."""
     monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter(()))
-    info = shards.read_info(make(releases.make("folder of tars", images, tmp_path), tmp_path / "data", "--workers", 1))
+    info = dataset_format.read_info(
+        make(releases.make("folder of tars", images, tmp_path), tmp_path / "data", "--workers", 1)
+    )
     monkeypatch.undo()
     assert info.tool_version == metadata.version("vit-pipeline")
 
 
 def test_the_data_set_is_the_disk_contract(reference: Path, images: Images) -> None:
-    info = shards.read_info(reference)
+    info = dataset_format.read_info(reference)
     everything = {Path(name).stem: (wnid, data) for wnid, files in images.items() for name, data in files.items()}
     assert sum(info.samples.values()) == len(everything) == 96
     assert info.samples["val"] == pytest.approx(96 / 4, abs=2)
     assert info.classes == 4
-    wnids = shards.read_classes(reference)["wnid"].to_pylist()
+    wnids = dataset_format.read_classes(reference)["wnid"].to_pylist()
     assert wnids == sorted(images)
-    rows = shards.read_index(reference).to_pylist()
+    rows = dataset_format.read_index(reference).to_pylist()
     found = {}
     for row in rows:
         tar = reference / f"{row['split']}-{row['shard']:05d}.tar"
@@ -74,18 +76,18 @@ def test_the_data_set_is_the_disk_contract(reference: Path, images: Images) -> N
             Path(name).suffix for name in names
         ] == [".jpg", ".cls"] * piece.samples
         assert all((m.mtime, m.uid, m.gid) == (members[0].mtime, 0, 0) for m in members)
-    assert len(shards.read_rejects(reference)) == 0
+    assert len(dataset_format.read_rejects(reference)) == 0
 
 
 def test_classes_lie_mixed_in_every_shard(reference: Path) -> None:
-    rows = shards.read_index(reference, ["split", "label"])
+    rows = dataset_format.read_index(reference, ["split", "label"])
     labels = rows["label"].to_numpy()[np.array(rows["split"].cast("string").to_pylist()) == "train"]
     assert len(set(labels[:16].tolist())) >= 3
     assert (np.diff(labels) != 0).mean() > 0.4
 
 
 def test_stock_webdataset_reads_it(reference: Path, images: Images) -> None:
-    info = shards.read_info(reference)
+    info = dataset_format.read_info(reference)
     urls = [str(reference / piece.file_name) for piece in info.split_shards("train")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its files to the garbage collector
@@ -102,11 +104,11 @@ def test_stock_webdataset_reads_it(reference: Path, images: Images) -> None:
 
 @pytest.mark.peers
 def test_datasets_reads_it(reference: Path, images: Images, tmp_path: Path) -> None:
-    import datasets  # noqa: PLC0415  (a peer)
+    import datasets  # a peer
 
     files = sorted(str(path) for path in reference.glob("train-*.tar"))
     loaded = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path))
-    info = shards.read_info(reference)
+    info = dataset_format.read_info(reference)
     assert len(loaded) == info.samples["train"]
     for row in loaded:
         assert row["__key__"].startswith(sorted(images)[int(row["cls"])])
@@ -133,7 +135,7 @@ def test_the_same_images_give_the_same_bytes(
 
 def test_another_seed_gives_another_order_of_the_same_images(reference: Path, images: Images, tmp_path: Path) -> None:
     other = make(releases.make("folder of tars", images, tmp_path), tmp_path / "out", "--seed", 4)
-    keys = [shards.read_index(folder, ["key"])["key"].to_pylist() for folder in (reference, other)]
+    keys = [dataset_format.read_index(folder, ["key"])["key"].to_pylist() for folder in (reference, other)]
     assert sorted(keys[0]) == sorted(keys[1])
     assert keys[0] != keys[1]
 
@@ -236,7 +238,7 @@ def test_a_mistake_is_one_line(
 def test_a_summary_for_machines(images: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(releases.make("folder of tars", images, tmp_path), tmp_path / "out", "--json")
     facts = json.loads(capsys.readouterr().out)
-    assert facts["samples"] == shards.read_info(tmp_path / "out").samples
+    assert facts["samples"] == dataset_format.read_info(tmp_path / "out").samples
     assert facts["classes"] == 4
 
 
@@ -247,7 +249,7 @@ def test_restart_markers_are_asked_for_and_change_no_pixel(reference: Path, imag
 
     def pictures(folder: Path) -> dict[str, tuple[str, int, bytes]]:
         found = {}
-        for row in shards.read_index(folder).to_pylist():
+        for row in dataset_format.read_index(folder).to_pylist():
             with (folder / f"{row['split']}-{row['shard']:05d}.tar").open("rb") as file:
                 file.seek(row["offset"])
                 found[row["key"]] = (row["recoded"], row["orientation"], file.read(row["size"]))
@@ -263,10 +265,10 @@ def test_restart_markers_are_asked_for_and_change_no_pixel(reference: Path, imag
 
 
 def test_resizing_is_asked_for_and_recorded(images: Images, tmp_path: Path) -> None:
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     out = make(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--resize", "short=32")
-    for row in shards.read_index(out).to_pylist():
+    for row in dataset_format.read_index(out).to_pylist():
         with (out / f"{row['split']}-{row['shard']:05d}.tar").open("rb") as file:
             file.seek(row["offset"])
             with Image.open(io.BytesIO(file.read(row["size"]))) as image:

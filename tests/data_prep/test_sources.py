@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep import audit, classmaps, index
-from data_prep.alone import alone
-from data_prep.images import ImageOptions, prepare
-from pipeline import cli, shards
-from pipeline.cli import UserError
+from data_prep import index, overlap
+from data_prep.images.prepare import ImageOptions, prepare
+from data_prep.work_folder import alone
+from pipeline.core import cli
+from pipeline.core.cli import UserError
+from pipeline.dataset import class_lists
+from pipeline.dataset import format as dataset_format
 from tests.data_prep.releases import Images, add, class_tar, make
-from tests.data_prep.test_care import folders, keys, run, wnids
+from tests.data_prep.test_nothing_overwritten import folders, keys, run, wnids
 from tests.data_prep.test_releases import devkit
 
 REASON = "reason"
@@ -32,12 +34,12 @@ def samples(path: Path, *members: tuple[str, bytes]) -> Path:
 
 
 def rejects(dataset: Path) -> list[str]:
-    found: list[str] = shards.read_rejects(dataset, [REASON])[REASON].to_pylist()
+    found: list[str] = dataset_format.read_rejects(dataset, [REASON])[REASON].to_pylist()
     return sorted(found)
 
 
 def labels(dataset: Path) -> dict[str, int]:
-    table = shards.read_index(dataset, ["key", "label"])
+    table = dataset_format.read_index(dataset, ["key", "label"])
     return dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
@@ -48,7 +50,7 @@ def test_our_own_data_sets_keep_their_classes_under_another_list(
     source = folders(tmp_path / "raw", photos, "n01530575", "n03042490")
     first = run(source, tmp_path / "first", "--workers", 1)
     again = run(first, tmp_path / "again", "--classes", classes, "--workers", 1)
-    names = classmaps.listed(classes)
+    names = class_lists.listed(classes)
     assert names is not None
     assert {names[label] for label in labels(again).values()} == {"n01530575", "n03042490"}
     assert labels(again) == labels(run(source, tmp_path / "at_once", "--classes", classes, "--workers", 1))
@@ -104,9 +106,9 @@ def test_what_was_held_out_isn_t_trained_on(photos: list[bytes], tmp_path: Path)
     with pytest.raises(UserError, match=r"holds the splits train, val: shard one after another"):
         run(first, tmp_path / "out", "--workers", 1)
     train = run(first / "train-{00000..00000}.tar", tmp_path / "train", "--workers", 1)
-    assert shards.read_info(train).samples == {"train": 6}
+    assert dataset_format.read_info(train).samples == {"train": 6}
     anew = run(first, tmp_path / "anew", "--val-fraction", 0.25, "--workers", 1)
-    assert shards.read_info(anew).samples == {"train": 6, "val": 2}
+    assert dataset_format.read_info(anew).samples == {"train": 6, "val": 2}
     names = {f"{split}/a/1.jpg": photos[place] for place, split in enumerate(("train", "val"))}
     (tmp_path / "raw.tar").write_bytes(class_tar(names))
     with pytest.raises(UserError, match=r"holds the splits train, val, not classes"):
@@ -125,7 +127,7 @@ def test_of_several_images_of_a_sample_the_plain_one_is_taken(photos: list[bytes
     )
     out = run(source, tmp_path / "out", "--workers", 1)
     assert keys(out) == {"00000/1"}
-    assert shards.read_index(out, ["size"])["size"].to_pylist() == [len(photos[0])]
+    assert dataset_format.read_index(out, ["size"])["size"].to_pylist() == [len(photos[0])]
     assert rejects(out) == ["other_file"] * 3
 
 
@@ -134,7 +136,7 @@ def test_the_audit_of_indexed_tars_is_a_list_that_shard_takes(photos: list[bytes
     folder = samples(tmp_path / "raw" / "x.tar", *members).parent
     assert index.main([str(folder), "--workers", "1"]) == 0
     gone = tmp_path / "gone.tsv"
-    assert audit.main([str(folder), "--against", str(folder), "--out", str(gone), "--workers", "1"]) == 0
+    assert overlap.main([str(folder), "--against", str(folder), "--out", str(gone), "--workers", "1"]) == 0
     out = run(folder, tmp_path / "out", "--exclude", gone, "--workers", 1)
     assert keys(out) == {"00001/0", "00001/1", "00001/2"}
     gone.write_text("3\n")
@@ -221,8 +223,8 @@ def test_no_task_runs_beside_one_that_makes_all(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_and_an_interrupted_command_are_one_line(tmp_path: Path) -> None:
-    program = "import os, sys, signal\nfrom pipeline import cli\nfrom data_prep import workers\n"
-    program += "def main():\n    list(workers.run(work, [1, 2], 1))\n"
+    program = "import os, sys, signal\nfrom pipeline.core import cli\nfrom data_prep import process_pool\n"
+    program += "def main():\n    list(process_pool.run(work, [1, 2], 1))\n"
     program += "def work(item):\n    os.kill(os.getppid() if False else os.getpid(), 9)\n"
     program += "def interrupted():\n    raise KeyboardInterrupt\n"
     program += "if __name__ == '__main__':\n    cli.run(interrupted if sys.argv[1:] else main)\n"
@@ -241,9 +243,11 @@ def test_a_killed_worker_and_an_interrupted_command_are_one_line(tmp_path: Path)
 
 
 def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
-    program = "import signal, time\nfrom pipeline import cli\nfrom data_prep import workers\n"
+    program = "import signal, time\nfrom pipeline.core import cli\nfrom data_prep import process_pool\n"
     program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs in the background ignores it
-    program += "def main():\n    workers.warm_up()\n    time.sleep(0.2)\n    print(flush=True)\n    time.sleep(60)\n"
+    program += (
+        "def main():\n    process_pool.warm_up()\n    time.sleep(0.2)\n    print(flush=True)\n    time.sleep(60)\n"
+    )
     program += "if __name__ == '__main__':\n    cli.run(main)\n"
     (tmp_path / "program.py").write_text(program)
     with subprocess.Popen(

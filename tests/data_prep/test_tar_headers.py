@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import tarscan, writer
-from data_prep.tarscan import BLOCK, DamagedTarError, Member, scan
+from data_prep.sources import tar_headers
+from data_prep.sources.tar_headers import BLOCK, DamagedTarError, Member, scan
+from data_prep.writing import tar_writer
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=180).filter(
@@ -57,13 +58,13 @@ def outcome(data: bytes, start: int, end: int | None, fd: int | None = None) -> 
 def members(data: bytes, start: int = 0, end: int | None = -1) -> list[Member]:
     """All that scan finds, which is the same with and without the extension, from bytes and from a file."""
     stop = len(data) if end == -1 else end
-    assert tarscan.HAS_FAST_HEADERS
+    assert tar_headers.HAS_FAST_HEADERS
     fd = os.memfd_create("tar")
     try:
         os.pwrite(fd, data, 0)
         from_file, damage_of_file = outcome(data, start, stop, fd)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tarscan, "_tarscan", None)
+            patch.setattr(tar_headers, "_tarscan", None)
             found, damage = outcome(data, start, stop)
             assert outcome(data, start, stop, fd) == (found, damage)
     finally:
@@ -127,7 +128,7 @@ def test_noise_is_no_tar(noise: bytes) -> None:
 )
 def test_headers_of_our_own_are_tars(samples: list[tuple[str, int]]) -> None:
     data = b"".join(
-        writer.header(name, size) + bytes(b"x" * size).ljust(-(-size // 512) * 512, b"\0") for name, size in samples
+        tar_writer.header(name, size) + bytes(b"x" * size).ljust(-(-size // 512) * 512, b"\0") for name, size in samples
     ) + bytes(1024)
     assert [(member.name, member.size, member.kind) for member in members(data)] == [
         (name, size, "file") for name, size in samples
@@ -147,7 +148,7 @@ def test_sizes_beyond_eight_gigabytes() -> None:
         head = info.tobuf(form)
         found = next(scan(lambda offset, count, head=head: head[offset : offset + count], 0, len(head) + size))
         assert (found.name, found.size, found.offset) == ("n01440764.tar", size, len(head))
-    head = writer.header("n01440764.tar", size)
+    head = tar_writer.header("n01440764.tar", size)
     found = next(scan(lambda offset, count: head[offset : offset + count], 0, len(head) + size))
     assert (found.size, found.offset) == (size, len(head))
 
@@ -270,8 +271,8 @@ ENDS = st.integers(0, 20_000) | st.integers(-(1 << 63), (1 << 63) - 1)
 @settings(max_examples=300)
 @given(window=st.binary(max_size=1200) | st.lists(HEADERS, max_size=4).map(b"".join), position=PLACES, end=ENDS)
 def test_the_extension_finds_nothing_outside(window: bytes, position: int, end: int) -> None:
-    assert tarscan._tarscan is not None
-    found, after = tarscan._tarscan.plain_members(Member, window, position, end)
+    assert tar_headers._tarscan is not None
+    found, after = tar_headers._tarscan.plain_members(Member, window, position, end)
     assert len(found) <= len(window) // BLOCK
     for member in found:
         assert type(member) is Member
@@ -313,19 +314,19 @@ def test_a_file_that_cannot_be_read_is_left_to_read(tmp_path: Path) -> None:
 
 
 def test_the_extension_refuses_what_is_no_tuple_and_keeps_no_memory() -> None:
-    assert tarscan._tarscan is not None
+    assert tar_headers._tarscan is not None
     for kind in (dict, int, "tuple"):
         with pytest.raises(TypeError):
-            tarscan._tarscan.plain_members(kind, b"", 0, 0)  # type: ignore[arg-type]
+            tar_headers._tarscan.plain_members(kind, b"", 0, 0)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
-            tarscan._tarscan.plain_members_of_file(kind, 0, 0, 0)  # type: ignore[arg-type]
-    for call in (tarscan._tarscan.plain_members, tarscan._tarscan.plain_members_of_file):
+            tar_headers._tarscan.plain_members_of_file(kind, 0, 0, 0)  # type: ignore[arg-type]
+    for call in (tar_headers._tarscan.plain_members, tar_headers._tarscan.plain_members_of_file):
         with pytest.raises(ValueError, match="position must not be negative"):
-            call(Member, b"" if call is tarscan._tarscan.plain_members else 0, -1, 1)  # type: ignore[operator]
+            call(Member, b"" if call is tar_headers._tarscan.plain_members else 0, -1, 1)  # type: ignore[operator]
     window = (a_header({"name": b"n01440764_" + "ä".encode() * 40}, signed=False) + bytes(BLOCK)) * 4
-    assert len(tarscan._tarscan.plain_members(Member, window, 0, 1 << 40)[0]) == 4
+    assert len(tar_headers._tarscan.plain_members(Member, window, 0, 1 << 40)[0]) == 4
     gc.collect()
     before = sys.getallocatedblocks()
     for _ in range(10_000):
-        tarscan._tarscan.plain_members(Member, window, 0, 1 << 40)
+        tar_headers._tarscan.plain_members(Member, window, 0, 1 << 40)
     assert sys.getallocatedblocks() - before < 1000

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import shards
-from pipeline.cli import UserError
-from pipeline.rows import read_rows
+from pipeline.core.cli import UserError
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset.index import read_rows
 
 
 def columns(digits: Path, split: str) -> dict[str, list[int]]:
-    table = shards.read_index(digits)
+    table = dataset_format.read_index(digits)
     rows = [row for row in table.to_pylist() if row["split"] == split]
     return {name: [row[name] for row in rows] for name in ("shard", "size", "label", "offset")}
 
@@ -39,7 +39,7 @@ def test_a_half_written_or_outdated_file_is_not_used(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIT_CACHE", str(tmp_path / "cache"))
-    index = shards.read_index(digits)
+    index = dataset_format.read_index(digits)
     folder = tmp_path / "data"
     folder.mkdir()
     pq.write_table(index, folder / "index.parquet")
@@ -69,7 +69,7 @@ def test_a_cache_of_somebody_else_that_cannot_be_read_is_done_without(
         raise PermissionError
 
     monkeypatch.setenv("VIT_CACHE", str(tmp_path))
-    monkeypatch.setattr("pipeline.rows.np.memmap", refused)
+    monkeypatch.setattr("pipeline.dataset.index.np.memmap", refused)
     expected = columns(digits, "val")
     rows = read_rows(digits, "val", len(expected["size"]), "digest", cached_from=1)
     assert rows["size"].tolist() == expected["size"]
@@ -105,8 +105,8 @@ def test_damaged_pages_of_the_index_are_named(
 def test_opening_a_data_set_imports_no_pandas(digits: Path) -> None:
     """Which costs each rank and each worker of a start a third of a second."""
     program = (
-        "import sys; from pathlib import Path; from pipeline.split import open_split; "
-        f"open_split({str(digits)!r}, 'train'); from pipeline.shards import read_classes; "
+        "import sys; from pathlib import Path; from pipeline.dataset.split import open_split; "
+        f"open_split({str(digits)!r}, 'train'); from pipeline.dataset.format import read_classes; "
         f"read_classes(Path({str(digits)!r})).to_pylist(); sys.exit('pandas' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -18,16 +18,17 @@ import pytest
 from torch.utils.data import Dataset
 
 from data_prep import index
-from pipeline import remote, spool
-from pipeline.cache import Ahead, Cache, Wanted
-from pipeline.cli import UserError
-from pipeline.data import eval_batches
-from pipeline.files import xxh3_128
-from pipeline.remote import GoneError, Patience
-from pipeline.split import open_split
-from tests.distributed.test_faults import job
-from tests.loader.flaky_server import Server
-from tests.ranks import run_ranks
+from pipeline.core.cli import UserError
+from pipeline.core.files import xxh3_128
+from pipeline.dataset import remote
+from pipeline.dataset.remote import GoneError, Patience
+from pipeline.dataset.shard_cache import Ahead, Cache, Wanted
+from pipeline.dataset.split import open_split
+from pipeline.loader.batches import eval_batches
+from pipeline.runs import records
+from tests.dataset.flaky_server import Server
+from tests.helpers.ranks import run_ranks
+from tests.train.test_faults import job
 
 FAULTS = ("", "error", "", "cut", "", "", "stall", "wrong", "")
 STEPS = 4
@@ -139,7 +140,7 @@ def test_a_job_trains_on_a_url_as_on_the_folder(digits: Path, tmp_path: Path) ->
     ours, theirs = (
         [
             (line.step, name, pytest.approx(value, rel=1e-4))
-            for line in spool.read_lines(run / spool.METRICS)[0]
+            for line in records.read_lines(run / records.METRICS)[0]
             for name, value in line.metrics.items()
             if name.startswith(("train/", "eval/"))
         ]
@@ -206,7 +207,8 @@ def test_a_killed_reader_takes_its_workers_and_their_commands_along(tmp_path: Pa
     file = tmp_path / "file"
     file.touch()
     items = f"test_remote.Piped('pipe:echo ab; tail -f {file}; true'), range(1), slots_for(range(1), 1, 1, 8), 1"
-    program = f"from tests.loader import test_remote\nfrom pipeline.workers import load, slots_for\nlist(load({items}))"
+    program = "from tests.dataset import test_remote\nfrom pipeline.loader.workers import load, slots_for\n"
+    program += f"list(load({items}))"
     with subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2]) as reader:
         wait_until(lambda: bool(alive(f"tail\0-f\0{file}".encode())))
         reader.kill()
@@ -223,7 +225,7 @@ def wait_until(met: Callable[[], bool]) -> None:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real S3 server's URL."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415
+    from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)
     server.start()
@@ -238,7 +240,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.timeout(120)
 def test_shards_come_from_s3(digits: Path, tmp_path: Path, bucket: str) -> None:
-    import fsspec  # noqa: PLC0415
+    import fsspec
 
     system = fsspec.filesystem("s3")
     system.mkdir("bucket")

@@ -1,4 +1,4 @@
-"""Memory that a step frees serves the next one (pipeline/memory.py), measured in a process of its own."""
+"""Memory that a step frees serves the next one (pipeline/distributed/malloc.py), measured in a process of its own."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 STEPS = """
 import resource, sys, torch
 if sys.argv[1] == "keep":
-    from pipeline.memory import keep_freed_memory
+    from pipeline.distributed.malloc import keep_freed_memory
     keep_freed_memory()
 for _ in range(30):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

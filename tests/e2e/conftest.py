@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.launch import TORCHRUN, run
+from tests.helpers.launch import TORCHRUN, run
 
 STEPS = 24
 TINY = (

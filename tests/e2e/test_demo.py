@@ -4,8 +4,8 @@ import json
 import sqlite3
 from pathlib import Path
 
-from tests.e2e.launch import run
-from tests.quick import executable
+from tests.helpers.launch import run
+from tests.helpers.quick_python import executable
 
 
 def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:

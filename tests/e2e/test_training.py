@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import STEPS, TINY, pretrain
-from tests.e2e.launch import ACCELERATE, TORCHRUN, kill_a_rank_after, kill_tree, last_json, losses, run, start
-from tests.quick import executable
+from tests.helpers.launch import ACCELERATE, TORCHRUN, kill_a_rank_after, kill_tree, last_json, losses, run, start
+from tests.helpers.quick_python import executable
 
 
 def test_kill_9_at_a_random_step_and_resume_gives_the_same_losses(

@@ -1,6 +1,6 @@
-"""One rank: train a tiny ViT for some steps on made-up images, saving and resuming through pipeline.checkpoint.
+"""One rank: train a tiny ViT for some steps on made-up images, saving and resuming through pipeline.checkpoint.format.
 
-python -m tests.distributed.engine_program FOLDER NAME:ZERO_STAGE:DTYPE:OPTIMIZER:FIRST_STEP:LAST_STEP...
+python -m tests.engine.engine_program FOLDER NAME:ZERO_STAGE:DTYPE:OPTIMIZER:FIRST_STEP:LAST_STEP...
 Does each piece of work in the run folder FOLDER/NAME, one after another. Prints the global loss of each step. Starts
 from the run's checkpoint of FIRST_STEP; saves one at LAST_STEP, and half-way.
 """
@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from pipeline import checkpoint, distributed
-from pipeline import engine as ds
-from pipeline.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
-from pipeline.losses import loss as loss_of
-from pipeline.model import VisionTransformer, initialise
-from pipeline.saver import Saver
+from pipeline.checkpoint import format as checkpoint
+from pipeline.checkpoint.saver import Saver
+from pipeline.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from pipeline.distributed import process_group
+from pipeline.engine import deepspeed_engine as ds
+from pipeline.model.losses import loss as loss_of
+from pipeline.model.vit import VisionTransformer, initialise
 
 GLOBAL_BATCH = 8
 CLASSES = 5
@@ -31,8 +32,8 @@ DECAY = {
 
 def main() -> None:
     folder, *work = sys.argv[1:]
-    ranks = distributed.ranks_from_environment(os.environ)
-    device = distributed.start(ranks)
+    ranks = process_group.ranks_from_environment(os.environ)
+    device = process_group.start(ranks)
     for piece in work:
         name, stage, dtype, kind, first, last = piece.split(":")
         config = RunConfig(
@@ -53,10 +54,10 @@ def main() -> None:
             ),
         )
         train(config, ranks, device, int(first), int(last))
-    distributed.finish()
+    process_group.finish()
 
 
-def train(config: RunConfig, ranks: distributed.Ranks, device: torch.device, first: int, last: int) -> None:
+def train(config: RunConfig, ranks: process_group.Ranks, device: torch.device, first: int, last: int) -> None:
     engine = ds.build_engine(config, new_model(config.model).to(device), ranks.world_size)
     if first:
         assert checkpoint.load(checkpoint_of(config.run_dir, first), engine, config).step == first

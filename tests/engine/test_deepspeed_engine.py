@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint
-from pipeline.config import ModelConfig
-from pipeline.optim import layer_scale
-from tests.distributed.engine_program import DECAY, LR, global_batch, new_model
-from tests.ranks import run_ranks
+from pipeline.checkpoint import format as checkpoint
+from pipeline.config.schema import ModelConfig
+from pipeline.engine.optimizer import layer_scale
+from tests.engine.engine_program import DECAY, LR, global_batch, new_model
+from tests.helpers.ranks import run_ranks
 
 KINDS = ("adamw", "lamb", "sgd")
 STAGES = (0, 1, 2, 3)  # in this order: DeepSpeed's stage 3 puts its own F.linear into a process, for good
@@ -24,7 +24,7 @@ State = dict[str, torch.Tensor]
 def train(folder: Path, world: int, *work: str) -> Losses:
     """Each of NAME:STAGE:DTYPE:OPTIMIZER:FIRST:LAST, one after another on the same ranks."""
     logs = folder / f"logs-{len(list(folder.glob('logs-*')))}"
-    output = run_ranks(world, ["-m", "tests.distributed.engine_program", folder, *work], logs).pop(0).output
+    output = run_ranks(world, ["-m", "tests.engine.engine_program", folder, *work], logs).pop(0).output
     losses = defaultdict(list)
     for name, value in re.findall(r"^(\S+) loss \d+ (\S+)$", output, re.MULTILINE):
         losses[name].append(float(value))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.config import ModelConfig, OptimConfig
-from pipeline.model import VisionTransformer, initialise
-from pipeline.optim import build, layer_scale, parameter_groups
+from pipeline.config.schema import ModelConfig, OptimConfig
+from pipeline.engine.optimizer import build, layer_scale, parameter_groups
+from pipeline.model.vit import VisionTransformer, initialise
 
 
 def test_which_tensors_decay() -> None:
@@ -110,7 +110,7 @@ def test_updates_by_hand(config: OptimConfig) -> None:
     expected = steps_by_hand(config, model, gradients)
     optimizer = build(config, model)
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * group["lr_scale"]  # as pipeline.engine.set_learning_rate
+        group["lr"] = config.lr * group["lr_scale"]  # as pipeline.engine.deepspeed_engine.set_learning_rate
     for gradient in gradients:
         for name, parameter in model.named_parameters():
             parameter.grad = gradient[name].clone()

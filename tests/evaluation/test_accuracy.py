@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import ModelConfig
-from pipeline.data import eval_batches, normalise
-from pipeline.evaluate import Result, _counts, evaluate
-from pipeline.split import open_split
-from tests.test_model import random_model
+from pipeline.config.schema import ModelConfig
+from pipeline.dataset.split import open_split
+from pipeline.evaluation.accuracy import Result, _counts, evaluate
+from pipeline.loader.batches import eval_batches, normalise
+from tests.model.test_vit import random_model
 
 
 def run(digits: Path, world: int, batch: int) -> Result:

@@ -16,17 +16,18 @@ from sklearn.neighbors import KNeighborsClassifier
 from jobs import evaluate as job
 from jobs import export
 from jobs.sync import send
-from pipeline import evaluations, features
-from pipeline.cli import UserError
-from pipeline.data import Batch
-from pipeline.exporting import FORMATS
-from pipeline.mlflow_client import open_client, tracking_uri
-from pipeline.mlflow_sync import read_sent
-from pipeline.split import open_split
-from pipeline.spool import Attempt, Record, write_record
-from pipeline.tally import Tally, per_class, read_real, write
-from pipeline.tracking import OFF
-from pipeline.trained import Named
+from pipeline.core.cli import UserError
+from pipeline.dataset.split import open_split
+from pipeline.evaluation import feature_probes
+from pipeline.evaluation.confusion import Tally, per_class, read_real, write
+from pipeline.interop.export import FORMATS
+from pipeline.interop.trained_model import Named
+from pipeline.loader.batches import Batch
+from pipeline.runs import evaluations
+from pipeline.runs.records import Attempt, Record, write_record
+from pipeline.tracking.client import open_client, tracking_uri
+from pipeline.tracking.sync import read_sent
+from pipeline.tracking.tracker import OFF
 
 CLASSES = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]
 
@@ -113,16 +114,18 @@ def test_nearest_neighbours_are_scikit_learns() -> None:
     z_ND, labels_N = clusters(1, 60)
     z_MD, _ = clusters(2, 40)
     reference = KNeighborsClassifier(
-        features.NEIGHBOURS, metric="cosine", weights=lambda distance: np.exp((1 - distance) / features.TEMPERATURE)
+        feature_probes.NEIGHBOURS,
+        metric="cosine",
+        weights=lambda distance: np.exp((1 - distance) / feature_probes.TEMPERATURE),
     ).fit(z_ND.numpy(), labels_N.numpy())
-    predicted = features.nearest_neighbours(z_ND, labels_N, z_MD, 5)
+    predicted = feature_probes.nearest_neighbours(z_ND, labels_N, z_MD, 5)
     assert (predicted.numpy() == reference.predict(z_MD.numpy())).mean() > 0.99
 
 
 def test_the_linear_probe_finds_the_line() -> None:
     z_ND, labels_N = clusters(1, 60)
     z_MD, labels_M = clusters(2, 40)
-    right = (features.linear_probe(z_ND, labels_N, z_MD, 5) == labels_M).float().mean()
+    right = (feature_probes.linear_probe(z_ND, labels_N, z_MD, 5) == labels_M).float().mean()
     nearest_centre = torch.cdist(z_MD, torch.stack([z_ND[labels_N == label].mean(0) for label in range(5)])).argmin(1)
     assert right > (nearest_centre == labels_M).float().mean() - 0.05
     assert right > 0.9
@@ -130,10 +133,10 @@ def test_the_linear_probe_finds_the_line() -> None:
 
 def test_shots_are_so_many_of_each_class() -> None:
     labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
-    rows = features.choose_shots(labels, 5, seed=0)
+    rows = feature_probes.choose_shots(labels, 5, seed=0)
     assert np.bincount(labels[rows]).tolist() == [5, 3, 5]
-    assert not np.array_equal(rows, features.choose_shots(labels, 5, seed=1))
-    assert len(features.choose_shots(labels, 0, seed=0)) == 73
+    assert not np.array_equal(rows, feature_probes.choose_shots(labels, 5, seed=1))
+    assert len(feature_probes.choose_shots(labels, 0, seed=0)) == 73
 
 
 def evaluate(

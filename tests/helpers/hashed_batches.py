@@ -1,4 +1,4 @@
-"""A training job that writes down what its model is fed: python -m tests.loader.hashed OUT MODULE ARGUMENTS...
+"""A training job that writes down what its model is fed: python -m tests.helpers.hashed_batches OUT MODULE ARGUMENTS...
 
 OUT/rank-R-of-W.txt gets a line a sample: step, hash of its pixels as floats (normalised, mixed), hash of its target.
 """
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-import pipeline.step
-import pipeline.train
-from pipeline.model import VisionTransformer
+import pipeline.train.loop
+import pipeline.train.step
+from pipeline.model.vit import VisionTransformer
 
 fed: list[torch.Tensor] = []
 
 
 def spy(out: Path) -> None:
     file = (out / f"rank-{os.environ['RANK']}-of-{os.environ['WORLD_SIZE']}.txt").open("a", buffering=1)
-    train_step, loss_of = pipeline.train.train_step, pipeline.step.loss_of
+    train_step, loss_of = pipeline.train.loop.train_step, pipeline.train.step.loss_of
     now = [0]
 
     def keep(module: torch.nn.Module, arguments: Any) -> None:
@@ -42,8 +42,8 @@ def spy(out: Path) -> None:
         return loss_of(kind, logits_BC, targets, **more)
 
     register_module_forward_pre_hook(keep)
-    pipeline.train.train_step = step_spy  # type: ignore[assignment]
-    pipeline.step.loss_of = loss_spy  # type: ignore[assignment]
+    pipeline.train.loop.train_step = step_spy  # type: ignore[assignment]
+    pipeline.train.step.loss_of = loss_spy  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import spool
+from pipeline.runs import records
 
 REPOSITORY = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", 2)
@@ -94,10 +94,10 @@ def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
 
 def losses(run_dir: Path) -> dict[int, float]:
     """Training loss by step, as the run folder records it."""
-    path = run_dir / spool.METRICS
+    path = run_dir / records.METRICS
     if not path.exists():
         return {}
-    lines, _ = spool.read_lines(path)
+    lines, _ = records.read_lines(path)
     return {line.step: line.metrics["train/loss"] for line in lines if "train/loss" in line.metrics}
 
 

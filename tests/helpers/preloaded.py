@@ -1,8 +1,8 @@
-"""What the fork server of tests/ranks.py imports once: everything that a rank needs and that takes time."""
+"""What the fork server of tests/helpers/ranks.py imports once: everything that a rank needs and that takes time."""
 
 import torch
 
-import pipeline.train  # noqa: F401  (with DeepSpeed)
+import pipeline.train.loop  # noqa: F401  (with DeepSpeed)
 
 # The first optimizer of a process imports more of torch
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])

@@ -25,10 +25,10 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from pipeline.mlflow_client import quiet_environment
-from tests.ranks import forked
+from pipeline.tracking.client import quiet_environment
+from tests.helpers.ranks import forked
 
-PRELOADED = ("mlflow.store.tracking.sqlalchemy_store", "pipeline.comparison_plots")  # three seconds, in many programs
+PRELOADED = ("mlflow.store.tracking.sqlalchemy_store", "pipeline.compare.plots")  # three seconds, in many programs
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CLIENT = """#!{python} -SE
 import array, json, os, signal, socket, sys

@@ -20,9 +20,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from pipeline.distributed import free_port
+from pipeline.distributed.process_group import free_port
 
-PRELOADED = ["tests.preloaded"]
+PRELOADED = ["tests.helpers.preloaded"]
 VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",  # saves two seconds of imports

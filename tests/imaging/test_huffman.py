@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from pipeline import _jpeg, jpeg
-from pipeline.jpeg import Box, Image
-from pipeline.jpeg_header import without_oddities
+from pipeline.imaging import _jpeg, jpeg
+from pipeline.imaging.jpeg import Box, Image
+from pipeline.imaging.jpeg_header import without_oddities
 from tests.loader.test_transforms import encode
 
 

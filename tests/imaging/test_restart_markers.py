@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from data_prep import images
-from data_prep._restart import with_restarts
-from data_prep.markers import jpeg_header
-from pipeline import jpeg
-from tests.loader.test_huffman import is_read_by_us
+from data_prep.images import prepare
+from data_prep.images._restart import with_restarts
+from data_prep.images.jpeg_header import jpeg_header
+from pipeline.imaging import jpeg
+from tests.imaging.test_huffman import is_read_by_us
 from tests.loader.test_transforms import encode
 
 KINDS = ["444", "422", "420", "440", "411", "gray"]
@@ -30,7 +30,7 @@ def markers(data: bytes) -> int:
 
 def test_the_transcoder_was_built() -> None:
     """The tests' machine has a compiler and libjpeg-turbo's headers (.ci/install)."""
-    assert images.HAS_RESTARTS
+    assert prepare.HAS_RESTARTS
 
 
 @settings(max_examples=200)

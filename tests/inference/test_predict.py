@@ -18,21 +18,21 @@ import torch
 from PIL import Image
 
 from jobs import export, predict
-from pipeline import jpeg as jpegs
-from pipeline import pictures
-from pipeline.answers import Answer, Files
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig
-from pipeline.data import normalise
-from pipeline.exporting import FORMATS
-from pipeline.model import ARCHITECTURES, Attention, VisionTransformer
-from pipeline.rollout import attentions, rollout
-from pipeline.trained import Named
-from pipeline.transforms import eval_image
-from tests.e2e.launch import ACCELERATE, last_json, run
-from tests.quick import executable
-from tests.test_export import CLASSES, make_run
-from tests.test_model import random_model
+from pipeline.config.schema import ModelConfig
+from pipeline.core.cli import UserError
+from pipeline.imaging import jpeg as jpegs
+from pipeline.inference import image_files
+from pipeline.inference.attention_rollout import attentions, rollout
+from pipeline.inference.predictions import Answer, Files
+from pipeline.interop.export import FORMATS
+from pipeline.interop.trained_model import Named
+from pipeline.loader.batches import normalise
+from pipeline.loader.transforms import eval_image
+from pipeline.model.vit import ARCHITECTURES, Attention, VisionTransformer
+from tests.helpers.launch import ACCELERATE, last_json, run
+from tests.helpers.quick_python import executable
+from tests.interop.test_export import CLASSES, make_run
+from tests.model.test_vit import random_model
 
 
 @pytest.fixture
@@ -196,13 +196,13 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest
 def test_every_batch_has_its_own_pictures(tmp_path: Path, photos: Path, workers: int, world_size: int) -> None:
     """With more batches than slots, and ranks as many as slots: a batch must not lie where another still is."""
     (tmp_path / "bad.jpg").write_bytes(b"x")
-    good = [pictures.Picture(path.name, path) for path in sorted(photos.iterdir())]
-    listed = [*good, pictures.Picture("bad.jpg", tmp_path / "bad.jpg")] * 5
+    good = [image_files.Picture(path.name, path) for path in sorted(photos.iterdir())]
+    listed = [*good, image_files.Picture("bad.jpg", tmp_path / "bad.jpg")] * 5
     found: dict[int, torch.Tensor] = {}
     bad: list[int] = []
     for rank in range(world_size):
         own = list(
-            pictures.batches(
+            image_files.batches(
                 listed, batch=3, size=32, resize="square", workers=workers, rank=rank, world_size=world_size
             )
         )
@@ -215,7 +215,7 @@ def test_every_batch_has_its_own_pictures(tmp_path: Path, photos: Path, workers:
     assert sorted(bad) == list(range(7, 40, 8))
     assert len(found) == 35
     for place, image_HWC in found.items():
-        want = pictures.prepared(pictures.read(listed[place]), 32, "square")
+        want = image_files.prepared(image_files.read(listed[place]), 32, "square")
         assert np.array_equal(image_HWC.numpy(), want), place
 
 
@@ -377,7 +377,7 @@ def test_a_huge_picture_is_bad_before_it_is_decoded(monkeypatch: pytest.MonkeyPa
     Image.new("RGB", (40, 40)).save(png, "PNG")
     for data in (jpeg, png.getvalue()):
         with pytest.raises(ValueError, match="40 x 40 pixels"):
-            pictures.prepared(data, 32, "square")
+            image_files.prepared(data, 32, "square")
 
 
 @pytest.mark.parametrize("sampling", [0x31, 0x42, 0x14])
@@ -386,7 +386,7 @@ def test_a_jpeg_of_unusual_chroma_sampling_is_a_picture(sampling: int) -> None:
     jpeg[jpeg.index(b"\xff\xc0") + 11] = sampling  # of luma: its blocks no longer reach to the end
     with pytest.raises(ValueError, match=r"subsampling|no JPEG header"):
         jpegs.size(bytes(jpeg))
-    assert pictures.prepared(bytes(jpeg), 16, "square").shape == (16, 16, 3)
+    assert image_files.prepared(bytes(jpeg), 16, "square").shape == (16, 16, 3)
 
 
 def test_square_brackets_are_names(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import trained
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig
-from pipeline.interop import huggingface, load_weights, npz, timm
-from pipeline.model import ARCHITECTURES
-from tests.test_model import random_model
+from pipeline.config.schema import ModelConfig
+from pipeline.core.cli import UserError
+from pipeline.interop import huggingface, npz, timm, trained_model
+from pipeline.interop.load import load_weights
+from pipeline.model.vit import ARCHITECTURES
+from tests.model.test_vit import random_model
 
 KEY = "Transformer/encoderblock_3/MultiHeadDotProductAttention_1/key/kernel"  # of heads x their width, by position
 NORMS = {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2"}
@@ -269,7 +269,7 @@ def test_a_description_speaks_only_of_the_model_beside_it(example: Example, tmp_
     (tmp_path / "out").mkdir()
     np.savez(tmp_path / "out" / "other.npz", **example[2])
     (tmp_path / "out" / "model.json").write_text("{}")
-    assert len(trained.load(tmp_path / "out" / "other.npz").description.classes) == 7
+    assert len(trained_model.load(tmp_path / "out" / "other.npz").description.classes) == 7
 
 
 @pytest.mark.parametrize(
@@ -281,14 +281,14 @@ def test_a_description_speaks_only_of_the_model_beside_it(example: Example, tmp_
 )
 def test_a_model_saved_over_an_export_is_not_described_by_it(tmp_path: Path, change, part: str) -> None:  # type: ignore[no-untyped-def]
     folder, _ = folders_of(tmp_path)
-    named = tuple(trained.Named(letter, letter) for letter in "abc")
-    described = trained.describe(trained.Description(ModelConfig("tiny", 32), named), "timm")
+    named = tuple(trained_model.Named(letter, letter) for letter in "abc")
+    described = trained_model.describe(trained_model.Description(ModelConfig("tiny", 32), named), "timm")
     (folder / "model.json").write_text(json.dumps(described))
-    assert trained.load(folder).description.classes == named
+    assert trained_model.load(folder).description.classes == named
     (folder / "model.json").write_text(json.dumps(described | {"model": {"variant": "tiny", "image_size": 48}}))
     with pytest.raises(UserError, match="other image_size"):
-        trained.load(folder)
+        trained_model.load(folder)
     (folder / "model.json").write_text(json.dumps(described))
     changed(folder / "config.json", change)
     with pytest.raises(UserError, match=f"{part}.* remove model.json"):
-        trained.load(folder)
+        trained_model.load(folder)

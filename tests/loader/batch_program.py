@@ -8,11 +8,11 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.cache import Cache
-from pipeline.data import train_batches
-from pipeline.remote import Patience
-from pipeline.split import open_split
-from pipeline.transforms import TrainTransform
+from pipeline.dataset.remote import Patience
+from pipeline.dataset.shard_cache import Cache
+from pipeline.dataset.split import open_split
+from pipeline.loader.batches import train_batches
+from pipeline.loader.transforms import TrainTransform
 
 GLOBAL_BATCH = 64
 

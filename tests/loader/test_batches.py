@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import shards
-from pipeline import split as splits
-from pipeline.cli import UserError
-from pipeline.config import DataConfig
-from pipeline.data import Ahead, Batch, eval_batches, normalise, train_batches
-from pipeline.split import Split, chosen, open_split
-from pipeline.transforms import TrainTransform, eval_image
+from pipeline.config.schema import DataConfig
+from pipeline.core.cli import UserError
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset import split as splits
+from pipeline.dataset.split import Split, chosen, open_split
+from pipeline.loader.batches import Ahead, Batch, eval_batches, normalise, train_batches
+from pipeline.loader.transforms import TrainTransform, eval_image
 
 GLOBAL_BATCH = 96
 TRANSFORM = TrainTransform(24, augment="medium1")
@@ -108,8 +108,8 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
 
 
 def test_the_index_leads_to_the_bytes_that_were_put_in(digits: Path, raw_digits: Path) -> None:
-    import io  # noqa: PLC0415
-    import tarfile  # noqa: PLC0415
+    import io
+    import tarfile
 
     originals = {}
     with tarfile.open(raw_digits) as outer:
@@ -121,8 +121,8 @@ def test_the_index_leads_to_the_bytes_that_were_put_in(digits: Path, raw_digits:
                     content = tar.extractfile(image)
                     assert content is not None
                     originals[image.name.removesuffix(".JPEG")] = (member.name.removesuffix(".tar"), content.read())
-    wnids = shards.read_classes(digits)["wnid"].to_pylist()
-    index = shards.read_index(digits, ["key", "split"])
+    wnids = dataset_format.read_classes(digits)["wnid"].to_pylist()
+    index = dataset_format.read_index(digits, ["key", "split"])
     keys = np.array(index["key"].to_pylist())
     found = 0
     for name in ("train", "val"):

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from pipeline import spool
-from pipeline.cli import UserError
-from pipeline.damage import Damages
-from pipeline.data import Batch, eval_batches, train_batches
-from pipeline.order import Order
-from pipeline.split import Split, open_split
-from pipeline.transforms import TrainTransform
-from pipeline.workers import load, slots_for
-from tests.distributed.test_faults import job
-from tests.ranks import run_ranks
+from pipeline.core.cli import UserError
+from pipeline.dataset.split import Split, open_split
+from pipeline.loader.batches import Batch, eval_batches, train_batches
+from pipeline.loader.damage import Damages
+from pipeline.loader.order import Order
+from pipeline.loader.transforms import TrainTransform
+from pipeline.loader.workers import load, slots_for
+from pipeline.runs import records
+from tests.helpers.ranks import run_ranks
+from tests.train.test_faults import job
 
 GLOBAL_BATCH, STEPS = 32, 3
 
@@ -137,7 +137,7 @@ def test_a_run_counts_what_is_damaged_by_reason_and_shard_over_all_ranks_and_res
         assert f"warning: step {step}: {split.where(int(sample))}: " in done.output or int(step) > steps - 2  # again
     summary = f"3 samples don't decode, met {len(lines)} times: "
     assert summary in done.output
-    metrics = spool.read_lines(run / spool.METRICS)[0][-1].metrics
+    metrics = records.read_lines(run / records.METRICS)[0][-1].metrics
     assert metrics["damage/samples"] == 3
     assert metrics["damage/met"] == len(lines)
     assert metrics["damage/no_jpeg"] == 2

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import shards
-from pipeline import split as splits
-from pipeline.cli import UserError
-from pipeline.data import train_batches
-from pipeline.mixture import BLOCK, Mixture, sampling, shares
-from pipeline.order import LANES, Order, micro_batch_positions
-from pipeline.split import Choice, Split, open_split
-from pipeline.transforms import TrainTransform
-from tests.distributed.test_faults import job
-from tests.loader.test_audit import audit
-from tests.ranks import run_ranks
+from pipeline.core.cli import UserError
+from pipeline.dataset import format as dataset_format
+from pipeline.dataset import split as splits
+from pipeline.dataset.split import Choice, Split, open_split
+from pipeline.loader.batches import train_batches
+from pipeline.loader.mixture import BLOCK, Mixture, sampling, shares
+from pipeline.loader.order import LANES, Order, micro_batch_positions
+from pipeline.loader.transforms import TrainTransform
+from tests.helpers.ranks import run_ranks
+from tests.runs.test_sample_ledger import audit
+from tests.train.test_faults import job
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple)
 LARGE = st.lists(st.integers(100, 5000), min_size=4, max_size=6).map(tuple)
@@ -217,7 +217,7 @@ def test_other_classes_are_refused(digits: Path, seven_digits: Path) -> None:
 
 def test_a_part_is_the_first_of_the_index_and_of_some_classes(digits: Path) -> None:
     whole = open_split(digits, "train")
-    wnids = shards.read_classes(digits)["wnid"].to_pylist()
+    wnids = dataset_format.read_classes(digits)["wnid"].to_pylist()
     tenth = open_split(digits, "train", choice=Choice(percent=10))
     assert len(tenth) == -(-len(whole) // 10)
     assert [tenth.read(row) for row in range(len(tenth))] == [whole.read(row) for row in range(len(tenth))]
@@ -247,7 +247,7 @@ def test_a_part_is_the_first_of_the_index_and_of_some_classes(digits: Path) -> N
 
 @pytest.mark.timeout(200)
 def test_a_job_on_parts_of_two_data_sets_by_weight_is_audited(digits: Path, tmp_path: Path) -> None:
-    wnids = shards.read_classes(digits)["wnid"].to_pylist()
+    wnids = dataset_format.read_classes(digits)["wnid"].to_pylist()
     (tmp_path / "classes.txt").write_text("\n".join(wnids[:3]))
     run = tmp_path / "run"
     options = (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import bench_order
-from pipeline.order import Order, ledger_hash, micro_batch_positions, permute, sample_seeds
+from pipeline.loader.order import Order, ledger_hash, micro_batch_positions, permute, sample_seeds
 
 SHARDS = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)
 

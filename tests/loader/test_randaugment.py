@@ -7,15 +7,15 @@ import pytest
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-from pipeline import randaugment as ra
-from pipeline.jpeg import Image
-from pipeline.randaugment import OPERATIONS, rand_augment
+from pipeline.imaging.jpeg import Image
+from pipeline.loader import randaugment as ra
+from pipeline.loader.randaugment import OPERATIONS, rand_augment
 
 
 @pytest.fixture(scope="module")
 def image() -> Image:
     """A photograph's corner, 40 x 56 pixels, its values squeezed so that contrast operations have something to do."""
-    from sklearn.datasets import load_sample_image  # noqa: PLC0415  (slow to import)
+    from sklearn.datasets import load_sample_image  # slow to import
 
     return (load_sample_image("china.jpg")[200:240, 300:356] // 2 + 40).astype(np.uint8)
 

@@ -7,12 +7,12 @@ import pytest
 import simplejpeg
 from PIL import Image as Pillow
 
-from pipeline import jpeg
-from pipeline.draws import Draws
-from pipeline.jpeg import Image
-from pipeline.pictures import prepared
-from pipeline.resample import bicubic, resized_window, short_side_size
-from pipeline.transforms import TrainTransform, eval_image, inception_crop
+from pipeline.imaging import jpeg
+from pipeline.imaging.jpeg import Image
+from pipeline.inference.image_files import prepared
+from pipeline.loader.resample import bicubic, resized_window, short_side_size
+from pipeline.loader.splitmix import Draws
+from pipeline.loader.transforms import TrainTransform, eval_image, inception_crop
 
 
 def photo(height: int, width: int) -> bytes:

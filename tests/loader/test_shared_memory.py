@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.cli import UserError
-from pipeline.slots import Slots
-from pipeline.workers import load, slots_for
+from pipeline.core.cli import UserError
+from pipeline.loader.shared_memory import Slots
+from pipeline.loader.workers import load, slots_for
 
 
 class Numbered(Dataset[tuple[int, int]]):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.draws import Draws
+from pipeline.loader.splitmix import Draws
 
 
 def test_the_numbers_are_splitmix64s() -> None:

@@ -8,9 +8,9 @@ from PIL import Image as Pillow
 from PIL import ImageEnhance, ImageOps
 from scipy import ndimage
 
-from pipeline import three_augment as ta
-from pipeline.draws import Draws
-from pipeline.jpeg import Image
+from pipeline.imaging.jpeg import Image
+from pipeline.loader import three_augment as ta
+from pipeline.loader.splitmix import Draws
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageEnhance, ImageOps
 
-from pipeline.jpeg import Image
-from pipeline.timm_randaugment import OPERATIONS, timm_rand_augment
+from pipeline.imaging.jpeg import Image
+from pipeline.loader.timm_randaugment import OPERATIONS, timm_rand_augment
 
 
 @pytest.fixture(scope="module")

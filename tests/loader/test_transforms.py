@@ -11,12 +11,13 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import jpeg, transforms
-from pipeline.config import Augmentation, Decode
-from pipeline.draws import Draws
-from pipeline.jpeg import Image
-from pipeline.recipes import tiny
-from pipeline.transforms import (
+from pipeline.config.recipes import tiny
+from pipeline.config.schema import Augmentation, Decode
+from pipeline.imaging import jpeg
+from pipeline.imaging.jpeg import Image
+from pipeline.loader import transforms
+from pipeline.loader.splitmix import Draws
+from pipeline.loader.transforms import (
     AUGREG,
     TrainTransform,
     central_crop,

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import linear
-from pipeline.linear import LEAST_WORK, Linear
+from pipeline.model import linear
+from pipeline.model.linear import LEAST_WORK, Linear
 
 SHAPES = [((4, 50, 192), 576), ((256, 512), 300), ((7, 3, 11, 257), 401)]
 

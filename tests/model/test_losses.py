@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.losses import loss
+from pipeline.model.losses import loss
 
 
 def dense_targets(labels_B: Tensor, classes: int, smoothing: float) -> Tensor:

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig
-from pipeline.model import VisionTransformer, initialise
-from pipeline.transfer import resize_pos_embed, transfer
-from tests.test_model import random_model
+from pipeline.config.schema import ModelConfig
+from pipeline.core.cli import UserError
+from pipeline.model.transfer import resize_pos_embed, transfer
+from pipeline.model.vit import VisionTransformer, initialise
+from tests.model.test_vit import random_model
 
 
 def bilinear_corners(grid: torch.Tensor, size: int) -> torch.Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, Variant
-from pipeline.model import ARCHITECTURES, Block, VisionTransformer, _attend, initialise
+from pipeline.config.schema import ModelConfig, Variant
+from pipeline.core.cli import UserError
+from pipeline.model.vit import ARCHITECTURES, Block, VisionTransformer, _attend, initialise
 
 # Parameters of the released models (google-research/vision_transformer).
 COUNTS = [

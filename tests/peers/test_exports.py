@@ -10,21 +10,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline import exporting, trained
-from pipeline.config import ModelConfig, Variant
-from pipeline.data import normalise
-from pipeline.interop.peers import import_peer
-from pipeline.model import ARCHITECTURES
-from pipeline.pictures import prepared
-from pipeline.transfer import resize_pos_embed
-from tests.ranks import run_ranks
-from tests.test_export import call, make_run
+from benchmarks.peers import import_peer
+from pipeline.config.schema import ModelConfig, Variant
+from pipeline.inference.image_files import prepared
+from pipeline.interop import export as exporting
+from pipeline.interop import trained_model
+from pipeline.loader.batches import normalise
+from pipeline.model.transfer import resize_pos_embed
+from pipeline.model.vit import ARCHITECTURES
+from tests.helpers.ranks import run_ranks
+from tests.interop.test_export import call, make_run
 
 pytestmark = pytest.mark.peers
 
 TOLERANCE = 1e-5
 FORMS = ("timm", "huggingface", "npz", "onnx")
-WITH_PRE_LOGITS = ("npz", "onnx")  # the others have no place for the layer: tests/test_export.py has their refusal
+WITH_PRE_LOGITS = (
+    "npz",
+    "onnx",
+)  # the others have no place for the layer: tests/interop/test_export.py has their refusal
 
 
 def timms(folder: Path, picture: Path) -> Tensor:
@@ -48,7 +52,7 @@ def by_timms_reader_of_npz(folder: Path, picture: Path) -> Tensor:
 
     timm has no pre_logits any more: tanh(z @ kernel + bias), as Flax's Dense, is put before its head.
     """
-    known = trained.read_description(folder)
+    known = trained_model.read_description(folder)
     sizes = ARCHITECTURES[known.model.variant]
     model = import_peer("timm").models.VisionTransformer(
         img_size=known.model.image_size,
@@ -69,10 +73,10 @@ def by_timms_reader_of_npz(folder: Path, picture: Path) -> Tensor:
 
 
 def onnxruntimes(folder: Path, picture: Path) -> Tensor:
-    import onnxruntime  # noqa: PLC0415
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    images = ours_input(picture, trained.read_description(folder)).numpy()
+    images = ours_input(picture, trained_model.read_description(folder)).numpy()
     return torch.from_numpy(session.run(None, {"images": images})[0])
 
 
@@ -81,7 +85,7 @@ READERS: dict[str, Callable[[Path, Path], Tensor]] = dict(
 )
 
 
-def ours_input(picture: Path, known: trained.Description) -> Tensor:
+def ours_input(picture: Path, known: trained_model.Description) -> Tensor:
     image_HWC = prepared(picture.read_bytes(), known.model.image_size, known.resize)
     return normalise(torch.from_numpy(image_HWC)[None], torch.float32)
 
@@ -103,7 +107,7 @@ def picture_without_resampling(path: Path, size: int, resize: str) -> Path:
 def check(run: Path, form: str, monkeypatch: pytest.MonkeyPatch, resize: str) -> None:
     out = run.parent / f"{run.name}-{form}"
     call(monkeypatch, run, out, "--format", form)
-    model = trained.load(run)
+    model = trained_model.load(run)
     picture = picture_without_resampling(run.parent / "noise.png", model.description.model.image_size, resize)
     ours = exporting.build(model)(ours_input(picture, model.description))
     theirs = READERS[form](out, picture)
@@ -159,11 +163,11 @@ def test_trained_weights(
     learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, size: int, resize: str
 ) -> None:
     """As they were trained, and resized as fine-tuning begins at 224 and 384 pixels."""
-    known = trained.load(learned)
+    known = trained_model.load(learned)
     assert known.metrics["eval/top1"] > 0.3, "it has learned nothing"
     config, run = known.description.model, learned
     if config.pre_logits and form not in WITH_PRE_LOGITS:
-        pytest.skip(f"{form} has no place for pre_logits: tests/test_export.py has its refusal")
+        pytest.skip(f"{form} has no place for pre_logits: tests/interop/test_export.py has its refusal")
     if size != config.image_size:
         grid = size // ARCHITECTURES[config.variant].patch
         weights = dict(known.weights) | {"pos_embed": resize_pos_embed(known.weights["pos_embed"], grid)}
@@ -185,6 +189,6 @@ def test_the_code_of_the_card_runs(
     code = code.replace("local-dir:FOLDER", f"local-dir:{tmp_path / 'out'}")
     capsys.readouterr()
     exec(code, {"FOLDER": str(tmp_path / "out"), "IMAGE": str(picture)})
-    model = trained.load(tmp_path / "run")
+    model = trained_model.load(tmp_path / "run")
     best = int(exporting.build(model)(ours_input(picture, model.description)).argmax())
     assert capsys.readouterr().out.strip().splitlines()[-1] in (f"n{best}", f"name {best}")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import ModelConfig, Variant
+from benchmarks.peers import import_peer
+from pipeline.config.schema import ModelConfig, Variant
 from pipeline.interop import huggingface, npz, timm
-from pipeline.interop.peers import import_peer
-from pipeline.model import ARCHITECTURES, VisionTransformer
-from tests.test_model import random_model
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer
+from tests.model.test_vit import random_model
 
 pytestmark = pytest.mark.peers
 
@@ -115,7 +115,7 @@ def test_whole_b32(tmp_path: Path) -> None:
 
 
 def test_decay_groups_are_timms() -> None:
-    from pipeline.optim import parameter_groups  # noqa: PLC0415
+    from pipeline.engine.optimizer import parameter_groups
 
     import_peer("timm")
     optim = import_peer("timm.optim")

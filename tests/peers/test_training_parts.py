@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-
-from pipeline.config import ModelConfig, OptimConfig
-from pipeline.interop.peers import import_peer
-from pipeline.mixing import cutmix_box
-from pipeline.model import VisionTransformer, initialise
-from pipeline.optim import build, parameter_groups
 from pipeline.timm_randaugment import OPERATIONS
+
+from benchmarks.peers import import_peer
+from pipeline.config.schema import ModelConfig, OptimConfig
+from pipeline.engine.optimizer import build, parameter_groups
+from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.train.mixup import cutmix_box
 
 pytestmark = pytest.mark.peers
 

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from jobs.doctor import needed, parse, table
-from pipeline import probe
-from pipeline.cli import UserError
-from pipeline.health import Facts, Need, Verdict, judge
-from tests.ranks import Ranks, run_ranks
+from pipeline.core.cli import UserError
+from pipeline.preflight import measurements
+from pipeline.preflight.verdicts import Facts, Need, Verdict, judge
+from tests.helpers.ranks import Ranks, run_ranks
 
 GOLDEN = Path(__file__).with_name("golden") / "doctor.txt"
 
@@ -94,12 +94,12 @@ def test_file_systems_that_count_no_inodes_have_enough() -> None:
 @pytest.mark.parametrize("world", [2, 182, 1024, 16_384])
 def test_the_sum_of_many_ranks_is_exact_in_any_order(world: int) -> None:
     """The all-reduce is judged by equality, and nobody knows in which order a network adds up."""
-    factors = np.array([probe.reduce_factor(rank) for rank in range(world)], np.float32)
-    expected = int(factors.sum(dtype=np.int64)) * (probe.REDUCE_LARGEST - 1)
+    factors = np.array([measurements.reduce_factor(rank) for rank in range(world)], np.float32)
+    expected = int(factors.sum(dtype=np.int64)) * (measurements.REDUCE_LARGEST - 1)
     for order in (np.arange(world), np.random.default_rng(0).permutation(world)):
         total = np.float32(0)
         for factor in factors[order]:
-            total += factor * np.float32(probe.REDUCE_LARGEST - 1)
+            total += factor * np.float32(measurements.REDUCE_LARGEST - 1)
         assert total == expected
 
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from jobs import plan
-from pipeline import planning
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
-from pipeline.losses import loss as loss_of
-from pipeline.model import VisionTransformer
+from pipeline.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from pipeline.core.cli import UserError
+from pipeline.model.losses import loss as loss_of
+from pipeline.model.vit import VisionTransformer
+from pipeline.preflight import estimates
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -119,7 +119,7 @@ def test_activations_are_what_torch_keeps(checkpointing: bool) -> None:
         model=ModelConfig("b32", 224, activation_checkpointing=checkpointing),
         train=TrainConfig(micro_batch=2, dtype="float32"),
     )
-    measured, estimate = kept_by_torch(config), planning.activations(config, 10)
+    measured, estimate = kept_by_torch(config), estimates.activations(config, 10)
     if checkpointing:  # one block at work comes on top, in the backward pass
         assert measured < estimate
     else:
@@ -134,13 +134,13 @@ def test_dropout_keeps_what_it_has_dropped() -> None:
     )
     masks = (kept_by_torch(dropping) - kept_by_torch(plain)) / 4
     assert masks > 0
-    assert planning.activations(dropping, 10) - planning.activations(plain, 10) == pytest.approx(masks, rel=0.1)
+    assert estimates.activations(dropping, 10) - estimates.activations(plain, 10) == pytest.approx(masks, rel=0.1)
 
 
 def test_parts_of_the_memory() -> None:
-    def parts(stage: int, **options: object) -> planning.Memory:
+    def parts(stage: int, **options: object) -> estimates.Memory:
         train = TrainConfig(zero_stage=stage, micro_batch=1, **options)  # type: ignore[arg-type]
-        return planning.memory(RunConfig(model=ModelConfig("b16"), train=train, optim=OptimConfig()), 1000, 8)
+        return estimates.memory(RunConfig(model=ModelConfig("b16"), train=train, optim=OptimConfig()), 1000, 8)
 
     count = 86_567_656
     assert parts(1).parameters == parts(2).parameters == 2 * count

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from jobs.vit import COMMANDS
+from pipeline.config.recipes import FINETUNE
 from pipeline.interop import npz
-from pipeline.recipes import FINETUNE
-from tests.e2e.launch import environment
-from tests.quick import executable
-from tests.test_model import random_model
+from tests.helpers.launch import environment
+from tests.helpers.quick_python import executable
+from tests.model.test_vit import random_model
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 # what a reader with the tests' little time and no photographs sets instead of the page's first block
 SETTINGS = "RECIPE=tiny\nPARENT=tiny.npz\nSTEPS=60\nBATCH=32\nMICRO=32\n"

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from jobs.status import QueuedJob, collect, parse_queue, read_queue, run_state, table
-from pipeline.cli import UserError
-from pipeline.rundir import Status, write_status
-from pipeline.spool import Attempt, Line, Record, to_json, write_record
+from pipeline.core.cli import UserError
+from pipeline.runs.folder import Status, write_status
+from pipeline.runs.records import Attempt, Line, Record, to_json, write_record
 
 NOW = 1_800_000_000.0
 

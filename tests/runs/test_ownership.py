@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import UserError
-from pipeline.fence import FencedError, Owner, _start_time, claim, read_owner
-from pipeline.files import write_json
+from pipeline.core.cli import UserError
+from pipeline.core.files import write_json
+from pipeline.runs.ownership import FencedError, Owner, _start_time, claim, read_owner
 
 
 def slurm(job: int, restart: int | None = None) -> dict[str, str]:
@@ -57,7 +57,7 @@ def test_a_second_process_on_the_same_host_is_refused_until_the_first_has_left(t
         """
         import os, sys
         from pathlib import Path
-        from pipeline.fence import claim
+        from pipeline.runs.ownership import claim
         claim(Path(sys.argv[1]), {})
         print("claimed", flush=True)
         sys.stdin.read()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import UserError
-from pipeline.provenance import describe_code, git_diff, without_secrets
-from pipeline.remote import check_source
+from pipeline.core.cli import UserError
+from pipeline.dataset.remote import check_source
+from pipeline.runs.provenance import describe_code, git_diff, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_uncommitted_changes_are_seen_without_their_secrets(tmp_path: Path) -> N
 
 
 def test_the_command_is_kept_without_secrets() -> None:
-    code = "import pipeline.provenance as p; print(p.describe_code()['command'])"
+    code = "import pipeline.runs.provenance as p; print(p.describe_code()['command'])"
     command = [sys.executable, "-c", code, "--uri", "https://alice:hunter2@lab.example", "--password", "hunter2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     assert "https://<hidden>@lab.example --password <hidden>" in done.stdout

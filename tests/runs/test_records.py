@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import mlflow_client, spool
-from pipeline.cli import UserError
-from pipeline.ledger import LEDGER
-from pipeline.spool import Attempt, Line
-from pipeline.tracking import OFF, Tracker, open_tracker
+from pipeline.core.cli import UserError
+from pipeline.runs import records
+from pipeline.runs.records import Attempt, Line
+from pipeline.runs.sample_ledger import LEDGER
+from pipeline.tracking import client as mlflow_client
+from pipeline.tracking.tracker import OFF, Tracker, open_tracker
 
 
 @pytest.fixture(autouse=True)
@@ -42,51 +43,51 @@ def opened(run_dir: Path, *, start_step: int = 0, devices: int = 2) -> Tracker:
 
 
 def lines_of(run_dir: Path) -> list[Line]:
-    return spool.read_lines(run_dir / spool.METRICS)[0]
+    return records.read_lines(run_dir / records.METRICS)[0]
 
 
 @given(st.floats(), st.integers(0, 2**53), st.integers(0, 2**53), st.text(max_size=20))
 def test_a_line_comes_back_as_it_was_written(value: float, step: int, samples: int, name: str) -> None:
     line = Line(step, samples, 1764000000.125, 3, {f"train/{name}": value})
-    text = spool.to_json(line)
+    text = records.to_json(line)
     assert text.count(b"\n") == 1
     json.loads(text, parse_constant=pytest.fail)  # strict JSON: no NaN, no Infinity
-    back = spool.from_json(text)
+    back = records.from_json(text)
     assert (back.step, back.samples, back.time, back.attempt) == (step, samples, 1764000000.125, 3)
     got = back.metrics[f"train/{name}"]
     assert got == value or (math.isnan(got) and math.isnan(value))
 
 
 def test_reading_goes_on_where_it_stopped_and_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
-    path = tmp_path / spool.METRICS
-    first, second = (spool.to_json(Line(step, 0, 0.0, 1, {"a": 1.0})) for step in (1, 2))
+    path = tmp_path / records.METRICS
+    first, second = (records.to_json(Line(step, 0, 0.0, 1, {"a": 1.0})) for step in (1, 2))
     path.write_bytes(first + second[:7])
-    lines, offset = spool.read_lines(path)
+    lines, offset = records.read_lines(path)
     assert ([line.step for line in lines], offset) == ([1], len(first))
     path.write_bytes(first + second)
-    lines, offset = spool.read_lines(path, offset)
+    lines, offset = records.read_lines(path, offset)
     assert ([line.step for line in lines], offset) == ([2], len(first + second))
-    assert spool.read_lines(path, offset) == ([], offset)
+    assert records.read_lines(path, offset) == ([], offset)
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[1]\n", b'{"step": 1}\n', b"\xff\xfe\n"])
 def test_a_damaged_line_is_one_error_that_names_file_and_byte(tmp_path: Path, damage: bytes) -> None:
-    path = tmp_path / spool.METRICS
-    good = spool.to_json(Line(1, 8, 0.0, 1, {"a": 1.0}))
+    path = tmp_path / records.METRICS
+    good = records.to_json(Line(1, 8, 0.0, 1, {"a": 1.0}))
     path.write_bytes(good + damage)
-    with pytest.raises(UserError, match=rf"{spool.METRICS}.* byte {len(good)}\b"):
-        spool.read_lines(path)
+    with pytest.raises(UserError, match=rf"{records.METRICS}.* byte {len(good)}\b"):
+        records.read_lines(path)
 
 
 def test_the_steps_that_count_are_those_done_last() -> None:
     attempts = [
         Attempt(number, start, 0.0, 1, {}) for number, start in [(1, 0), (2, 30), (3, 20)]
     ]  # the third goes back behind the second's start
-    assert spool.last_steps(attempts) == {1: 20, 2: 20, 3: math.inf}
+    assert records.last_steps(attempts) == {1: 20, 2: 20, 3: math.inf}
     lines = [Line(step, 0, 0.0, 1, {}) for step in (10, 20, 30, 40)]
     lines += [Line(step, 0, 0.0, 2, {}) for step in (40, 50)]
     lines += [Line(step, 0, 0.0, 3, {}) for step in (30, 40)]
-    assert [(line.attempt, line.step) for line in spool.effective(lines, attempts)] == [
+    assert [(line.attempt, line.step) for line in records.effective(lines, attempts)] == [
         (1, 10),
         (1, 20),
         (3, 30),
@@ -95,13 +96,13 @@ def test_the_steps_that_count_are_those_done_last() -> None:
 
 
 def test_a_torn_last_line_is_cut_before_the_next(tmp_path: Path) -> None:
-    path = tmp_path / spool.METRICS
-    whole = spool.to_json(Line(1, 0, 0.0, 1, {"a": 1.0}))
+    path = tmp_path / records.METRICS
+    whole = records.to_json(Line(1, 0, 0.0, 1, {"a": 1.0}))
     path.write_bytes(whole + b'{"step": 2, ' + b" " * 100_000)  # longer than one look back
-    appender = spool.Appender(path)
-    assert appender.append(spool.to_json(Line(2, 0, 0.0, 1, {"a": 2.0})))
+    appender = records.Appender(path)
+    assert appender.append(records.to_json(Line(2, 0, 0.0, 1, {"a": 2.0})))
     appender.close()
-    assert [line.step for line in spool.read_lines(path)[0]] == [1, 2]
+    assert [line.step for line in records.read_lines(path)[0]] == [1, 2]
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def no_file_above(size: int) -> Iterator[None]:
 
 def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = opened(tmp_path / "run")
-    path = tmp_path / "run" / spool.METRICS
+    path = tmp_path / "run" / records.METRICS
     tracker.log(1, 8, {"train/loss": 1.0})
     with no_file_above(path.stat().st_size + 10):  # room for a part of the next line
         tracker.log(2, 16, {"train/loss": 2.0})
@@ -142,7 +143,7 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, capfd: pytest.C
 def test_lines_that_never_found_room_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = opened(tmp_path / "run")
     tracker.log(1, 8, {f"train/{number}": 1.0 for number in range(500)})
-    with no_file_above((tmp_path / "run" / spool.METRICS).stat().st_size):  # smaller files can be written
+    with no_file_above((tmp_path / "run" / records.METRICS).stat().st_size):  # smaller files can be written
         tracker.log(2, 16, {"train/loss": 2.0})
         tracker.close("FINISHED")
     assert "1 line(s)" in capfd.readouterr().err
@@ -170,14 +171,14 @@ def test_an_attempt_goes_on_in_the_same_record(tmp_path: Path) -> None:
     second = opened(run_dir, start_step=10)
     second.log(20, 160, {"train/loss": 0.9, "speed/step_seconds": 0.001})
     second.close("FINISHED")
-    record = spool.read_record(run_dir)
+    record = records.read_record(run_dir)
     assert record is not None
     assert [(attempt.number, attempt.start_step, attempt.state) for attempt in record.attempts] == [
         (1, 0, "KILLED"),
         (2, 10, "FINISHED"),
     ]
     lines = lines_of(run_dir)
-    standing = spool.effective(lines, record.attempts)
+    standing = records.effective(lines, record.attempts)
     assert [(line.attempt, line.step) for line in standing] == [(1, 10), (2, 20)]
     hours = [line.metrics["progress/device_hours"] for line in lines]
     assert hours == sorted(hours)  # the redone steps cost device-hours too
@@ -192,7 +193,7 @@ def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> Non
     """SIGKILL in the middle of writing; the next attempt closes it as FAILED at its last line."""
     run_dir = tmp_path / "run"
     program = (
-        "import itertools, sys\nfrom pathlib import Path\nfrom pipeline.tracking import open_tracker\n"
+        "import itertools, sys\nfrom pathlib import Path\nfrom pipeline.tracking.tracker import open_tracker\n"
         "tracker = open_tracker(Path(sys.argv[1]), experiment='e', name='n', params={}, tags={})\n"
         "for step in itertools.count(1): tracker.log(step, step, {f'm/{i}': step + 0.5 for i in range(20)})\n"
     )
@@ -200,16 +201,16 @@ def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> Non
     limit = time.monotonic() + 60
     while len(lines_of(run_dir)) < 50 and time.monotonic() < limit:
         time.sleep(0.05)
-    record = spool.read_record(run_dir)
+    record = records.read_record(run_dir)
     assert record is not None
-    assert spool.alive(run_dir, record.attempts[-1])
+    assert records.alive(run_dir, record.attempts[-1])
     process.kill()
     process.wait()
-    assert not spool.alive(run_dir, record.attempts[-1])
+    assert not records.alive(run_dir, record.attempts[-1])
     before = lines_of(run_dir)
     assert [line.step for line in before] == list(range(1, len(before) + 1))
     opened(run_dir, start_step=40).close("FINISHED")
-    after = spool.read_record(run_dir)
+    after = records.read_record(run_dir)
     assert after is not None
     assert after.key == record.key
     assert after.attempts[0].state == "FAILED"
@@ -218,19 +219,24 @@ def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> Non
 
 def test_a_run_on_another_host_is_alive_while_its_files_grow(tmp_path: Path) -> None:
     attempt = Attempt(1, 0, time.time() - 1000, 1, {"host": "elsewhere"})
-    for name in (spool.METRICS, spool.SYSTEM, LEDGER, "status.json"):  # without MLflow's sync there is no system.jsonl
-        assert not spool.alive(tmp_path, attempt)
+    for name in (
+        records.METRICS,
+        records.SYSTEM,
+        LEDGER,
+        "status.json",
+    ):  # without MLflow's sync there is no system.jsonl
+        assert not records.alive(tmp_path, attempt)
         path = tmp_path / name
         path.write_bytes(b"")
-        assert spool.alive(tmp_path, attempt)
-        os.utime(path, (time.time() - spool.SILENCE - 5,) * 2)
-    assert not spool.alive(tmp_path, attempt)
+        assert records.alive(tmp_path, attempt)
+        os.utime(path, (time.time() - records.SILENCE - 5,) * 2)
+    assert not records.alive(tmp_path, attempt)
 
 
 def test_a_group_that_shares_a_run_may_go_on_with_it(tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:
-        spool.Appender(tmp_path / "metrics.jsonl").close()
+        records.Appender(tmp_path / "metrics.jsonl").close()
         with mlflow_client._alone_with_tables(f"sqlite:///{tmp_path}/mlflow.db"):
             pass
     finally:

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline import ledger
-from pipeline.data import train_batches
-from pipeline.order import Order, ledger_hash
-from pipeline.split import open_split
-from pipeline.transforms import TrainTransform
-from tests.quick import executable
-from tests.ranks import run_ranks
+from pipeline.dataset.split import open_split
+from pipeline.loader.batches import train_batches
+from pipeline.loader.order import Order, ledger_hash
+from pipeline.loader.transforms import TrainTransform
+from pipeline.runs import sample_ledger
+from tests.helpers.quick_python import executable
+from tests.helpers.ranks import run_ranks
 
 STEPS, GLOBAL_BATCH = 24, 64  # 1,348 samples: a little over an epoch
 
@@ -44,7 +44,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(200)
 def test_two_ranks_leave_the_ledger_of_the_order(run: Path, digits: Path) -> None:
     order = Order(tuple(shard.samples for shard in open_split(digits, "train").shards), 0)
-    lines = ledger.read(run)
+    lines = sample_ledger.read(run)
     assert [step for step, _ in lines] == list(range(1, STEPS + 1))
     for step, value in lines:
         positions = np.arange((step - 1) * GLOBAL_BATCH, step * GLOBAL_BATCH)
@@ -83,24 +83,24 @@ def test_a_step_is_shown_as_the_model_saw_it(run: Path, digits: Path, tmp_path: 
 def test_what_differs_from_the_order_is_named() -> None:
     order = Order((300, 300), 1)
     lines = [(step + 1, ledger_hash(order.rows(np.arange(step * 50, step * 50 + 50))[1])) for step in range(30)]
-    assert ledger.audit(lines, order, 50) == ledger.Audit(30, 0, [], [], [2], [600])
+    assert sample_ledger.audit(lines, order, 50) == sample_ledger.Audit(30, 0, [], [], [2], [600])
     again = [*lines[:20], *lines[15:]]  # killed after step 20, resumed from 15
-    assert ledger.audit(again, order, 50) == ledger.Audit(30, 5, [], [], [2], [600])
+    assert sample_ledger.audit(again, order, 50) == sample_ledger.Audit(30, 5, [], [], [2], [600])
     twice = [*lines[:7], (8, lines[6][1]), *lines[8:]]  # step 7's samples again
-    assert ledger.audit(twice, order, 50) == ledger.Audit(30, 0, [], [8], [0], [600])
+    assert sample_ledger.audit(twice, order, 50) == sample_ledger.Audit(30, 0, [], [8], [0], [600])
     hole = [*lines[:20], *lines[21:]]
-    assert ledger.audit(hole, order, 50) == ledger.Audit(29, 0, [21], [], [1], [600])
-    assert ledger.audit([*lines[:3], (2, 5)], order, 50).wrong == [2]
+    assert sample_ledger.audit(hole, order, 50) == sample_ledger.Audit(29, 0, [21], [], [1], [600])
+    assert sample_ledger.audit([*lines[:3], (2, 5)], order, 50).wrong == [2]
 
 
 def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
-    with ledger.appending(tmp_path) as note:
+    with sample_ledger.appending(tmp_path) as note:
         note(1, 2**40 - 1)
         note(2, 7)
-        assert ledger.read(tmp_path)[1:] == [(2, 7)], "a killed run leaves the lines of all its steps"
-    with (tmp_path / ledger.LEDGER).open("a") as file:
+        assert sample_ledger.read(tmp_path)[1:] == [(2, 7)], "a killed run leaves the lines of all its steps"
+    with (tmp_path / sample_ledger.LEDGER).open("a") as file:
         file.write("3 00000000")
-    assert ledger.read(tmp_path) == [(1, 2**40 - 1), (2, 7)]
+    assert sample_ledger.read(tmp_path) == [(1, 2**40 - 1), (2, 7)]
 
 
 @pytest.mark.timeout(60)
@@ -112,7 +112,7 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_line_that_a_crash_tore_is_cut_off(tmp_path: Path) -> None:
-    (tmp_path / ledger.LEDGER).write_text("1 0000000001\n2 00000")
-    with ledger.appending(tmp_path) as note:
+    (tmp_path / sample_ledger.LEDGER).write_text("1 0000000001\n2 00000")
+    with sample_ledger.appending(tmp_path) as note:
         note(2, 7)
-    assert ledger.read(tmp_path) == [(1, 1), (2, 7)]
+    assert sample_ledger.read(tmp_path) == [(1, 1), (2, 7)]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import spool
-from pipeline.rundir import read_status
-from tests.ranks import run_ranks
+from pipeline.runs import records
+from pipeline.runs.folder import read_status
+from tests.helpers.ranks import run_ranks
 from tests.slurm.cluster import ENDED, TWO_RANKS, Cluster
 
 STEPS = 40
@@ -142,10 +142,10 @@ def check(job: Job, expected: dict[int, float], attempts: int, *, killed: bool =
 
 def steps_again(run: Path) -> list[int]:
     """By attempt, how many of its steps a later attempt did again, as they lay beyond its last checkpoint."""
-    lines, _ = spool.read_lines(run / spool.METRICS)
-    record = spool.read_record(run)
+    lines, _ = records.read_lines(run / records.METRICS)
+    record = records.read_record(run)
     assert record is not None
-    limits = spool.last_steps(record.attempts)
+    limits = records.last_steps(record.attempts)
     again = {attempt.number: 0 for attempt in record.attempts}
     for line in lines:
         again[line.attempt] += "train/loss" in line.metrics and line.step > limits[line.attempt]
@@ -182,9 +182,9 @@ def wait_for_step(job: Job, step: int, timeout: float = 180) -> None:
 
 def losses(run: Path) -> dict[int, float]:
     """The loss of each step as it was done last."""
-    lines, _ = spool.read_lines(run / spool.METRICS)
-    record = spool.read_record(run)
-    kept = spool.effective(lines, record.attempts if record else [])
+    lines, _ = records.read_lines(run / records.METRICS)
+    record = records.read_record(run)
+    kept = records.effective(lines, record.attempts if record else [])
     return {line.step: line.metrics["train/loss"] for line in kept if "train/loss" in line.metrics}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.rundir import read_status
+from pipeline.runs.folder import read_status
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import (
     SLOW,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import spool
+from pipeline.runs import records
 from tests.slurm.cluster import REPO, TWO_RANKS, Cluster
 from tests.slurm.faults import FAULT_STEP, losses, requeue, starts, submit, wait_for_step
 from tests.tracking.test_sync import only_run, shown
@@ -75,7 +75,7 @@ def test_a_requeued_job_is_one_mlflow_run(
     requeue(cluster, job)
     assert cluster.wait(job.id, timeout=400) == "COMPLETED", job.log
     assert len(starts(job.run)) == 2
-    client, record = MlflowClient(uri), spool.read_record(job.run)
+    client, record = MlflowClient(uri), records.read_record(job.run)
     assert record is not None
     experiment = client.get_experiment_by_name(record.experiment)
     assert experiment is not None

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracking.server import Proxy, Server
+from tests.helpers.mlflow_server import Proxy, Server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_mlflow() -> None:
-    """What pipeline.mlflow_sync sets before mlflow is imported, and short waits."""
+    """What pipeline.tracking.sync sets before mlflow is imported, and short waits."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"

@@ -6,8 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from pipeline.files import write_json
-from pipeline.tracking import open_tracker
+from pipeline.core.files import write_json
+from pipeline.tracking.tracker import open_tracker
 
 
 def main() -> None:

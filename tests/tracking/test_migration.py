@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import spool
-from pipeline.files import write_json
-from pipeline.spool import Attempt, Line, Record
+from pipeline.core.files import write_json
+from pipeline.runs import records
+from pipeline.runs.records import Attempt, Line, Record
 from tests.tracking.test_sync import in_folder, jobs_sync, on_server, only_run
 
 # SQLAlchemy's, of MLflow's own tables
@@ -48,7 +48,7 @@ def write_run(run_dir: Path, attempts: int) -> None:
             for index, start in enumerate(begun)
         ],
     )
-    spool.write_record(run_dir, record)
+    records.write_record(run_dir, record)
     lines = [
         Line(
             10 * index + step,
@@ -60,7 +60,7 @@ def write_run(run_dir: Path, attempts: int) -> None:
         for index, start in enumerate(begun)
         for step in range(1, 11)
     ]
-    (run_dir / spool.METRICS).write_bytes(b"".join(map(spool.to_json, lines)))
+    (run_dir / records.METRICS).write_bytes(b"".join(map(records.to_json, lines)))
 
 
 def restore(database: Path) -> None:

@@ -26,10 +26,10 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from pipeline.distributed import free_port
-from pipeline.mlflow_model import example
-from tests.ranks import run_ranks
-from tests.tracking.server import Server
+from pipeline.distributed.process_group import free_port
+from pipeline.tracking.registry import example
+from tests.helpers.mlflow_server import Server
+from tests.helpers.ranks import run_ranks
 from tests.tracking.test_sync import in_folder, jobs_sync, log_of, on_server, only_run, program, wait_until
 from tests.tracking.test_training import TINY
 
@@ -104,7 +104,7 @@ def moto(log: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    import boto3  # noqa: PLC0415
+    import boto3
 
     folder = tmp_path_factory.mktemp("lab")
     postgres = Postgres()

@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import mlflow_client, mlflow_sync, spool
-from pipeline.cli import UserError
-from pipeline.files import write_json
-from tests.quick import executable
-from tests.tracking.server import Proxy, Server
+from pipeline.core.cli import UserError
+from pipeline.core.files import write_json
+from pipeline.runs import records
+from pipeline.tracking import client as mlflow_client
+from pipeline.tracking import sync as mlflow_sync
+from tests.helpers.mlflow_server import Proxy, Server
+from tests.helpers.quick_python import executable
 
 # SQLAlchemy's, of MLflow's own tables
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -81,13 +83,13 @@ def on_server(client: MlflowClient, run_id: str) -> Values:
 def in_folder(run_dir: Path) -> Values:
     return Counter(
         (name, line.step, round(line.time * 1000), shown(value))
-        for line in spool.read_lines(run_dir / spool.METRICS)[0]
+        for line in records.read_lines(run_dir / records.METRICS)[0]
         for name, value in line.metrics.items()
     )
 
 
 def only_run(client: MlflowClient, run_dir: Path) -> Any:
-    record = spool.read_record(run_dir)
+    record = records.read_record(run_dir)
     assert record is not None
     experiment = client.get_experiment_by_name(record.experiment)
     runs = client.search_runs([experiment.experiment_id], f"tags.run_key = '{record.key}'")
@@ -238,9 +240,9 @@ def test_a_requeued_run_goes_on_in_the_same_mlflow_run_and_steps_done_again_are_
     assert "superseded after step 20" in run.data.tags["attempt.1"]
     assert "from step 20" in run.data.tags["attempt.2"]
     # what counts in the folder is what MLflow shows at each step: the value with the latest time
-    record = spool.read_record(run_dir)
+    record = records.read_record(run_dir)
     assert record is not None
-    lines = spool.effective(spool.read_lines(run_dir / spool.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(run_dir / records.METRICS)[0], record.attempts)
     assert [line.step for line in lines] == list(range(1, 41))
     for name in ("train/loss", "train/norm", "train/odd", "progress/samples"):
         latest: dict[int, Any] = {}
@@ -292,7 +294,7 @@ def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
     runs = tmp_path / "a?b %20c"
     for name in ("bad", "run"):
         run_program(runs / name, "--steps", 5, "--end", "FAILED", uri="", VIT_MLFLOW="off")
-    with (runs / "bad" / spool.METRICS).open("ab") as file:
+    with (runs / "bad" / records.METRICS).open("ab") as file:
         file.write(b"rubbish\n")
     (runs / "run").rename(runs / "moved")
     (runs / "run").mkdir()
@@ -354,7 +356,9 @@ def test_a_database_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     """One line for who would write to it; who reads it needs no right to its folder."""
     run_dir, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
     run_dir.mkdir()
-    spool.write_record(run_dir, spool.Record("key", "vit", "run", {}, {}, attempts=[spool.Attempt(1, 0, 0.0, 1, {})]))
+    records.write_record(
+        run_dir, records.Record("key", "vit", "run", {}, {}, attempts=[records.Attempt(1, 0, 0.0, 1, {})])
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow_client.open_client(uri)
     (tmp_path / ".mlflow.db.lock").unlink()

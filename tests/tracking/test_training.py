@@ -15,14 +15,15 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipeline import checkpoint, spool
-from pipeline.data import normalise
-from pipeline.mlflow_sync import read_sent
-from pipeline.model import VisionTransformer
-from pipeline.shards import read_index
-from pipeline.transforms import eval_image
-from tests.ranks import Ranks, run_ranks
-from tests.tracking.server import Server
+from pipeline.checkpoint import format as checkpoint
+from pipeline.dataset.format import read_index
+from pipeline.loader.batches import normalise
+from pipeline.loader.transforms import eval_image
+from pipeline.model.vit import VisionTransformer
+from pipeline.runs import records
+from pipeline.tracking.sync import read_sent
+from tests.helpers.mlflow_server import Server
+from tests.helpers.ranks import Ranks, run_ranks
 from tests.tracking.test_sync import only_run, shown
 
 TINY = (
@@ -47,13 +48,13 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
 
     client = MlflowClient(server.uri)
     run = only_run(client, run_dir)
-    record, sent = spool.read_record(run_dir), read_sent(run_dir)
+    record, sent = records.read_record(run_dir), read_sent(run_dir)
     assert record is not None
     assert sent is not None
     assert run.info.status == "FINISHED"
     assert [attempt.state for attempt in record.attempts] == ["KILLED", "FINISHED"]
     assert run.data.tags["attempts"] == "2"
-    lines = spool.effective(spool.read_lines(run_dir / spool.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(run_dir / records.METRICS)[0], record.attempts)
     for name in ("train/loss", "train/lr", "eval/top1", "progress/device_hours", "progress/goodput"):
         latest = {
             point.step: shown(point.value)

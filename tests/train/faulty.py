@@ -1,4 +1,4 @@
-"""A training job that meets a fault: python -m tests.distributed.faulty FAULT RANK STEP MODULE ARGUMENTS...
+"""A training job that meets a fault: python -m tests.train.faulty FAULT RANK STEP MODULE ARGUMENTS...
 
 The fault happens to RANK in STEP (counted from 1) of this attempt, in the model's forward pass: one forward pass is one
 step where the global batch is micro-batch x ranks. stop_evaluation happens in that forward pass of an evaluation;
@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from pipeline import engine, heartbeat, train
-from pipeline.model import VisionTransformer
+from pipeline.distributed import heartbeat
+from pipeline.engine import deepspeed_engine
+from pipeline.model.vit import VisionTransformer
+from pipeline.train import loop
 
 SLOW = 0.15  # seconds
 heartbeat.PERIOD, heartbeat.SUSPICION = 0.5, 3.0  # shorter waits for the same decisions
@@ -61,9 +63,9 @@ def inject(fault: str, rank: int, step: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if fault == "kill_start" and int(os.environ["RANK"]) == rank:
-        engine.build_engine = kill  # type: ignore[assignment]
+        deepspeed_engine.build_engine = kill  # type: ignore[assignment]
     if fault == "kill_end" and int(os.environ["RANK"]) == rank:
-        train.close = kill  # type: ignore[assignment]
+        loop.close = kill  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

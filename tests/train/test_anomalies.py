@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from pipeline.goodput import account, summary
-from pipeline.metrics import Stopwatch, percentile
-from pipeline.spool import Attempt, Line
-from pipeline.watch import Spikes, Step, describe_nonfinite, stragglers
+from pipeline.runs.goodput import account, summary
+from pipeline.runs.records import Attempt, Line
+from pipeline.train.stopwatch import Stopwatch, percentile
+from pipeline.train.watch import Spikes, Step, describe_nonfinite, stragglers
 
 
 def test_a_noisy_loss_that_falls_has_no_spike_and_a_jump_is_one() -> None:

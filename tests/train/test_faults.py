@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline import checkpoint, spool
-from pipeline.keys import split_keys
-from pipeline.rundir import read_status
-from pipeline.split import open_split
-from tests.ranks import Finished, Ranks, run_ranks
+from pipeline.checkpoint import format as checkpoint
+from pipeline.dataset.keys import split_keys
+from pipeline.dataset.split import open_split
+from pipeline.runs import records
+from pipeline.runs.folder import read_status
+from tests.helpers.ranks import Finished, Ranks, run_ranks
 
 HOST = socket.gethostname()
 STEPS = 8
@@ -33,7 +34,7 @@ def job(run_dir: Path, data: Path, *options: object, steps: int = STEPS) -> tupl
 
 def meet(fault: str, rank: int, step: int, folder: Path, *command: object, timeout: float = 60) -> list[Finished]:
     """Two ranks, of which ``rank`` meets the fault; all must leave within ``timeout`` seconds."""
-    with Ranks(2, ("-m", "tests.distributed.faulty", fault, rank, step, *command), folder / f"log-{fault}") as ranks:
+    with Ranks(2, ("-m", "tests.train.faulty", fault, rank, step, *command), folder / f"log-{fault}") as ranks:
         return ranks.wait(timeout)
 
 
@@ -102,7 +103,7 @@ def test_what_an_earlier_attempt_left_out_counts_towards_the_limit(digits: Path,
     command = job(tmp_path / "run", digits, "--train.skip-nonfinite", 1, "--checkpoint.background", False)
     command = (*command, "--checkpoint.every", 1, "--schedule.steps", 1000, "--checkpoint.keep-last", 9)
     command = (*command, "--train.average", 0.8, "--train.seed", 2**32 + 5)
-    with Ranks(2, ("-m", "tests.distributed.faulty", "nan", 0, 1, *command), tmp_path / "first") as ranks:
+    with Ranks(2, ("-m", "tests.train.faulty", "nan", 0, 1, *command), tmp_path / "first") as ranks:
         ranks.wait_for("step 4/", 60)  # written before: not in the background here
     first, *_, saved = checkpoint.complete(tmp_path / "run")
     assert checkpoint.read_meta(saved).skipped == 1
@@ -139,7 +140,7 @@ def test_a_run_may_go_back_to_its_last_checkpoint(
         meta = checkpoint.read_meta(saved[-1])
         assert (meta.step, meta.rollbacks, meta.undone, meta.skipped) == (STEPS, 1, 2, 0)
         assert meta.optimizer_steps == STEPS - 2
-        lines, _ = spool.read_lines(run / spool.METRICS)
+        lines, _ = records.read_lines(run / records.METRICS)
         assert lines[-1].metrics["watch/rollbacks"] == 1
         assert lines[-1].metrics["watch/undone_steps"] == 2
         assert lines[-1].metrics["seconds/undone"] > 0
@@ -156,7 +157,7 @@ def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: P
     assert [rank.code for rank in finished] == [0, 0], finished[0].output
     assert "back to the weights of step 3, 1 steps are undone (1 of" in finished[0].output
     assert "back to the weights of step 3, 1 steps are undone (2 of" in finished[0].output, "step 4 is undone already"
-    faulty = ("-m", "tests.distributed.faulty", "nans", 0, 4)
+    faulty = ("-m", "tests.train.faulty", "nans", 0, 4)
     run_ranks(1, (*faulty, *job(one / "run", digits, *options, "--train.micro-batch", 16)), one)
     ours, theirs = (dict(checkpoint.State(checkpoint.complete(run / "run")[-1])) for run in (one, two))
     assert ours.keys() == theirs.keys()
@@ -238,7 +239,7 @@ def test_a_stop_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(
     assert (status.state, status.step) == ("finished", STEPS)
     assert 0 <= status.metrics["eval/top1"] <= 1
     assert checkpoint.read_meta(checkpoint.complete(run)[-1]).metrics["eval/top1"] == status.metrics["eval/top1"]
-    assert spool.read_lines(run / spool.METRICS)[0][-1].metrics["eval/top1"] == status.metrics["eval/top1"]
+    assert records.read_lines(run / records.METRICS)[0][-1].metrics["eval/top1"] == status.metrics["eval/top1"]
     assert f"from step {STEPS} on: optim.lr 0.001 -> 0.5" in (tmp_path / "log" / "rank0.log").read_text()
 
 
@@ -268,7 +269,7 @@ def test_the_slow_rank_and_the_odd_loss_are_pointed_out(digits: Path, tmp_path: 
     slow = meet("slow", 1, 1, tmp_path, *job(run, digits, "--train.log-every", 25, steps=25))
     assert f"warning: rank 1 on {HOST} is slow" in slow[0].output
     assert "rank 0 on" not in slow[0].output
-    lines, _ = spool.read_lines(run / spool.METRICS)
+    lines, _ = records.read_lines(run / records.METRICS)
     assert lines[-1].metrics["speed/step_p50"] > 0.15
     assert lines[-1].metrics["watch/skipped_steps"] == 0
 
@@ -286,6 +287,6 @@ def test_the_attempts_add_up(digits: Path, tmp_path: Path) -> None:
     (where,) = re.findall(r"time: (.*)", finished[0].output)
     assert "redone" in where
     assert sum(int(part) for part in re.findall(r"(\d+)%", where)) == pytest.approx(100, abs=4)
-    record = json.loads((run / spool.RECORD).read_text())
+    record = json.loads((run / records.RECORD).read_text())
     assert [attempt["state"] for attempt in record["attempts"]] == ["FAILED", "FINISHED"]
     assert sum(attempt["ended"] - attempt["started"] for attempt in record["attempts"]) < passed

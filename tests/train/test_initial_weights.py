@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import rundir
-from pipeline.cli import UserError
-from pipeline.config import ModelConfig, RunConfig, from_dict
+from pipeline.config.schema import ModelConfig, RunConfig, from_dict
+from pipeline.core.cli import UserError
 from pipeline.interop import huggingface, npz, timm
-from pipeline.model import VisionTransformer
-from pipeline.parent import start_from_parent
-from pipeline.start import prepare
-from pipeline.transfer import resize_pos_embed
-from tests.test_model import random_model
+from pipeline.model.transfer import resize_pos_embed
+from pipeline.model.vit import VisionTransformer
+from pipeline.runs import folder as run_folder
+from pipeline.train.initial_weights import start_from_parent
+from pipeline.train.setup import prepare
+from tests.model.test_vit import random_model
 
 LABELS = [f"class{index}" for index in range(7)]
 
@@ -105,7 +105,7 @@ def test_what_is_no_parent(tmp_path: Path) -> None:
 def test_a_start_that_left_no_checkpoint_leaves_no_parent(tmp_path: Path) -> None:
     def start(parent: str, *, resumed: bool) -> None:
         config = RunConfig(run_dir=tmp_path, stage="finetune", parent=parent)
-        rundir.start(config, {"parent": {"weights": parent}}, [], resumed=resumed)
+        run_folder.start(config, {"parent": {"weights": parent}}, [], resumed=resumed)
 
     def told() -> list[str]:
         run, config = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "config.json"))

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.mixing import Box, Mix, cutmix_box, draw_mix, mix, mixup_lambda
-from pipeline.order import micro_batch_positions
+from pipeline.loader.order import micro_batch_positions
+from pipeline.train.mixup import Box, Mix, cutmix_box, draw_mix, mix, mixup_lambda
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from([0.2, 0.5, 0.8]))

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint, spool
-from pipeline.profiling import profile
-from tests.distributed.test_faults import job
-from tests.quick import executable
-from tests.ranks import VARIABLES, run_ranks
+from pipeline.checkpoint import format as checkpoint
+from pipeline.runs import records
+from pipeline.train.profiler import profile
+from tests.helpers.quick_python import executable
+from tests.helpers.ranks import VARIABLES, run_ranks
+from tests.train.test_faults import job
 
 
 def losses(run: Path) -> list[float]:
-    lines, _ = spool.read_lines(run / spool.METRICS)
+    lines, _ = records.read_lines(run / records.METRICS)
     return [line.metrics["train/loss"] for line in lines if "train/loss" in line.metrics]
 
 

@@ -10,19 +10,20 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline import ledger, spool
-from pipeline.data import eval_batches, train_batches
-from pipeline.split import open_split
-from pipeline.transforms import TrainTransform
-from tests.loader.test_audit import audit, pretrain
-from tests.ranks import Ranks, run_ranks
+from pipeline.dataset.split import open_split
+from pipeline.loader.batches import eval_batches, train_batches
+from pipeline.loader.transforms import TrainTransform
+from pipeline.runs import records, sample_ledger
+from tests.helpers.ranks import Ranks, run_ranks
+from tests.runs.test_sample_ledger import audit, pretrain
 
 STEPS, GLOBAL_BATCH = 20, 32  # 404 samples, 30 % of the data set: an epoch and a half
 
 
 def job(folder: Path, name: str, data: Path, *options: object) -> tuple[object, ...]:
     return (
-        "-m", "tests.loader.hashed", folder / f"fed-{name}", "jobs.pretrain", "tiny", "--run-dir", folder / name,
+        "-m", "tests.helpers.hashed_batches", folder / f"fed-{name}", "jobs.pretrain", "tiny",
+        "--run-dir", folder / name,
         "--data.train", data, "--schedule.steps", STEPS, "--data.augment", "rand-m9-mstd0.5-inc1",
         "--data.crop", "simple", "--data.color-jitter", 0.3, "--data.mixup", 0.8, "--data.cutmix", 1.0,
         "--data.erasing", 0.2, "--model.image-size", 16,
@@ -53,12 +54,12 @@ def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: P
     assert len(set().union(*whole.values())) > 0.9 * STEPS * GLOBAL_BATCH  # posterised to black, some are alike
 
     with Ranks(2, job(tmp_path, "many", digits, "--data.workers", 1), tmp_path / "log2") as ranks:
-        path, limit = tmp_path / "many" / ledger.LEDGER, time.monotonic() + 100
-        while not path.exists() or len(ledger.read(tmp_path / "many")) < 10:
+        path, limit = tmp_path / "many" / sample_ledger.LEDGER, time.monotonic() + 100
+        while not path.exists() or len(sample_ledger.read(tmp_path / "many")) < 10:
             assert time.monotonic() < limit, ranks.output()
             time.sleep(0.01)
     # killed with SIGKILL, workers and all
-    killed_at = len(ledger.read(tmp_path / "many"))
+    killed_at = len(sample_ledger.read(tmp_path / "many"))
     assert 10 <= killed_at < STEPS
     run_ranks(4, job(tmp_path, "many", digits, "--data.workers", 0), tmp_path / "log4", 200)
 
@@ -105,7 +106,7 @@ def test_crop_erasing_and_evaluation_resize_reach_the_model(digits: Path, tmp_pa
             1, ("-m", "jobs.evaluate", run, "--data", data, "--workers", 0), tmp_path / f"log-{resize}", 60
         )
         results[resize] = json.loads(done.output.splitlines()[-1])["loss"]
-    metrics = spool.read_lines(run / spool.METRICS)[0][-1].metrics
+    metrics = records.read_lines(run / records.METRICS)[0][-1].metrics
     assert results["central"] == pytest.approx(metrics["eval/loss"], rel=1e-5)
     assert results["square"] != pytest.approx(metrics["eval/loss"], rel=1e-5)
     images = [

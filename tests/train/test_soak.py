@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint, spool
-from tests.distributed.test_faults import job
-from tests.ranks import Ranks, run_ranks
+from pipeline.checkpoint import format as checkpoint
+from pipeline.runs import records
+from tests.helpers.ranks import Ranks, run_ranks
+from tests.train.test_faults import job
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
@@ -19,7 +20,7 @@ OPTIONS = ("--checkpoint.every", 2, "--data.workers", 1, "--train.average", 0.9,
 
 
 def recorded(run: Path) -> int:
-    lines, _ = spool.read_lines(run / spool.METRICS)
+    lines, _ = records.read_lines(run / records.METRICS)
     return max((line.step for line in lines), default=0)
 
 
@@ -48,11 +49,11 @@ def test_twenty_kills(digits: Path, tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         assert torch.equal(ours[key], tensor), key
-    lines, _ = spool.read_lines(run / spool.METRICS)
-    record = spool.read_record(run)
+    lines, _ = records.read_lines(run / records.METRICS)
+    record = records.read_record(run)
     assert record is not None
-    effective = {line.step: line.metrics["train/loss"] for line in spool.effective(lines, record.attempts)}
-    calm_lines, _ = spool.read_lines(calm / spool.METRICS)
+    effective = {line.step: line.metrics["train/loss"] for line in records.effective(lines, record.attempts)}
+    calm_lines, _ = records.read_lines(calm / records.METRICS)
     assert effective == {line.step: line.metrics["train/loss"] for line in calm_lines}
     print(
         f"{kills} kills, {saving} of them while a checkpoint was being written; {finished[0].output.splitlines()[-1]}"

@@ -8,8 +8,8 @@ definition; the blur is a true Gaussian, which Pillow approximates by three box 
 import cv2
 import numpy as np
 
-from pipeline.draws import Draws
-from pipeline.jpeg import Image
+from pipeline.imaging.jpeg import Image
+from pipeline.loader.splitmix import Draws
 
 THRESHOLD = 128  # of solarisation
 RADIUS = (0.1, 2.0)  # standard deviation of the blur, pixels, whatever the size of the image

@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import images, index, verify
-from data_prep.images import ImageOptions
-from data_prep.markers import RejectedError
-from pipeline import jpeg, pictures, split
-from pipeline.config import Decode
-from pipeline.jpeg_header import without_oddities
-from pipeline.transforms import TrainTransform, decode_box, eval_image
+from data_prep import index, verify
+from data_prep.images import prepare
+from data_prep.images.jpeg_header import RejectedError
+from data_prep.images.prepare import ImageOptions
+from pipeline.config.schema import Decode
+from pipeline.dataset import split
+from pipeline.imaging import jpeg
+from pipeline.imaging.jpeg_header import without_oddities
+from pipeline.inference import image_files
+from pipeline.loader.transforms import TrainTransform, decode_box, eval_image
 
 HEIGHT, WIDTH = 200, 300
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and the colour transform
@@ -113,11 +116,11 @@ def test_an_odd_header_changes_nothing(name: str) -> None:
             expected = decode_box(plain, box, 32, how).copy()
             assert (decode_box(odd, box, 32, how) == expected).all()
     assert (eval_image(odd, 32) == eval_image(plain, 32)).all()
-    assert (pictures.prepared(odd, 32, "square") == eval_image(plain, 32)).all()
-    taken = images.prepare(odd, ImageOptions())
+    assert (image_files.prepared(odd, 32, "square") == eval_image(plain, 32)).all()
+    taken = prepare.prepare(odd, ImageOptions())
     assert (taken.width, taken.height) == (WIDTH, HEIGHT)
     assert taken.recoded in ("", "rubbish")
-    small = images.prepare(odd, ImageOptions(resize=64))
+    small = prepare.prepare(odd, ImageOptions(resize=64))
     assert min(small.width, small.height) == 64
 
 
@@ -129,10 +132,10 @@ def test_damage_is_found_behind_an_odd_header(name: str) -> None:
     for data in (cut, odd[:-400] + odd[-2:] if len(odd) > 3000 else cut):
         assert jpeg.is_cut(jpeg.defect(data)), name
         with pytest.raises(RejectedError) as raised:
-            images.prepare(data, ImageOptions())
+            prepare.prepare(data, ImageOptions())
         assert raised.value.reason == "truncated"
         with pytest.raises(ValueError, match="cut short"):
-            pictures.prepared(data, 32, "square")
+            image_files.prepared(data, 32, "square")
 
 
 def test_the_header_is_rewritten_and_the_image_data_are_not() -> None:

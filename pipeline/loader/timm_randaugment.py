@@ -1,6 +1,6 @@
 """timm's RandAugment rand-m9-mstd0.5-inc1, with which DeiT fine-tunes, on an HWC uint8 RGB image.
 
-pipeline.randaugment is AugReg's. This one differs: operations grow stronger with the magnitude (inc1), each is applied
+randaugment.py is AugReg's. This one differs: operations grow stronger with the magnitude (inc1), each is applied
 with probability 1/2, the magnitude is drawn anew for each (mean 9, standard deviation 0.5, cut to 0 to 10), geometry is
 bicubic, and there is no Cutout. Pillow does the work, so the pixels are timm's.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageEnhance, ImageOps
 
-from pipeline.jpeg import Image
+from pipeline.imaging.jpeg import Image
 
 Random = np.random.Generator
 

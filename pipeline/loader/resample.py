@@ -8,8 +8,8 @@ import math
 import numpy as np
 from PIL import Image as Pillow
 
-from pipeline import jpeg as jpegs
-from pipeline.jpeg import Image
+from pipeline.imaging import jpeg as jpegs
+from pipeline.imaging.jpeg import Image
 
 
 def bicubic(image: Image, height: int, width: int) -> Image:
