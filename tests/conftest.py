@@ -7,6 +7,8 @@ import pytest
 
 from data_prep import shard
 from jobs.demo import write_raw
+from tests.helpers.jobs import pretrain
+from tests.helpers.launch import TORCHRUN, run
 from tests.helpers.ranks import run_ranks
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # time says nothing here: others may be at work
@@ -49,3 +51,11 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = job(run, digits, "--train.average", 0.8, "--train.log-every", 20, steps=60)
     run_ranks(1, ("-m", *command, "--checkpoint.every", 0), run.parent / "log")
     return run
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(seven_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a run on two ranks that nobody disturbed."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run(*TORCHRUN, *pretrain(run_dir, seven_digits), log=run_dir.parent / "log")
+    return run_dir

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import STEPS, TINY, pretrain
+from tests.helpers.jobs import STEPS, TINY, pretrain
 from tests.helpers.launch import ACCELERATE, TORCHRUN, kill_a_rank_after, kill_tree, last_json, losses, run, start
 from tests.helpers.quick_python import executable
 

@@ -86,14 +86,6 @@ def test_what_a_document_names_exists(page: Path) -> None:
         assert (REPOSITORY / script).exists(), f"{page.name} names {script}"
 
 
-def test_readme_lists_every_file() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    listed = set(re.findall(r"^\| `([\w.]+)` \|", text, re.M))
-    for folder in ("data_prep", "pipeline", "pipeline/interop", "jobs", "slurm", "benchmarks"):
-        files = {path.name for path in (REPOSITORY / folder).iterdir() if path.suffix in (".py", ".c", ".sh")}
-        assert files - {"__init__.py"} <= listed, f"{folder}/ has a file that README.md's table lacks"
-
-
 def test_the_figure_names_commands_that_are_there() -> None:
     boxes = runpy.run_path(str(REPOSITORY / "docs" / "pipeline_figure.py"))["BOXES"]
     drawn = (REPOSITORY / "docs" / "pipeline.svg").read_text()

@@ -1,10 +1,6 @@
-"""One undisturbed run that the tests compare with and start from."""
+"""Command lines of small training jobs that many tests start."""
 
 from pathlib import Path
-
-import pytest
-
-from tests.helpers.launch import TORCHRUN, run
 
 STEPS = 24
 TINY = (
@@ -16,11 +12,3 @@ TINY = (
 def pretrain(run_dir: Path, data: Path, steps: int = STEPS) -> tuple[object, ...]:
     job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", data, "--schedule.steps", steps)
     return (*job, *TINY)
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(seven_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a run on two ranks that nobody disturbed."""
-    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    run(*TORCHRUN, *pretrain(run_dir, seven_digits), log=run_dir.parent / "log")
-    return run_dir
