@@ -157,10 +157,10 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_tarscan", NULL, -1, methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_tar_headers", NULL, -1, methods, NULL, NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit__tarscan(void) {
+PyMODINIT_FUNC PyInit__tar_headers(void) {
   file_kind = PyUnicode_InternFromString("file");
   return file_kind ? PyModule_Create(&definition) : NULL;
 }

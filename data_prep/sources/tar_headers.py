@@ -5,8 +5,8 @@ read of 512 bytes a member and understands what is found in the wild: V7, USTAR 
 base-256 sizes, PAX headers. Format: POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU's
 extensions as the GNU tar manual, "Basic Tar Format", describes them.
 
-Plain headers are read by a C extension (_tarscan.c), built where a compiler is. Without it the same members are found,
-more slowly.
+Plain headers are read by a C extension (_tar_headers.c), built if there is a compiler. Without it the same members are
+found, more slowly.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ from typing import NamedTuple
 from zlib import adler32
 
 try:
-    from data_prep.sources import _tar_headers as _tarscan
+    from data_prep.sources import _tar_headers as _fast
 except ImportError:
-    _tarscan = None  # type: ignore[assignment]
+    _fast = None  # type: ignore[assignment]
 
-HAS_FAST_HEADERS = _tarscan is not None
+HAS_FAST_HEADERS = _fast is not None
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 FARTHEST = 1 << 62  # bytes: where a tar of unknown length has certainly ended
@@ -76,8 +76,8 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None, *, whol
     plain = True  # whether none of the three has anything to say
     marked = not whole  # whether an end marker was seen since the last member
     while end is None or position < end:
-        if plain and fd is not None and _tarscan is not None and position < last:
-            found, position = _tarscan.plain_members_of_file(Member, fd, position, last)
+        if plain and fd is not None and _fast is not None and position < last:
+            found, position = _fast.plain_members_of_file(Member, fd, position, last)
             if found:
                 yield from found
                 continue
@@ -86,25 +86,10 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None, *, whol
             if not header:
                 break
             raise DamagedTarError(f"cut short inside the header at byte {position}")
-        if plain and _tarscan is not None:
-            found, position = _tarscan.plain_members(Member, header, position, last)
+        if plain and _fast is not None:
+            found, position = _fast.plain_members(Member, header, position, last)
             if found:
                 yield from found
-                continue
-        if plain and header[156] == _REGULAR and not header[345]:  # the usual member, in line: there are millions
-            try:
-                stored, size = int(header[148:154], 8), int(header[124:135], 8)
-            except ValueError:
-                stored = size = -1
-            total = adler32(header) - adler32(header[148:156]) + 256 & 0xFFFF  # see _checksum_holds
-            if total == stored and size >= 0 and header[135] < _DIGITS:
-                payload = position + BLOCK
-                position = payload + (size + 511 & ~511)
-                length = header.find(0, 0, 100)
-                name = header[: length if length >= 0 else 100].decode("utf-8", "surrogateescape")
-                if end is not None and payload + size > end:
-                    raise DamagedTarError(f"cut short inside {name!r}: {payload + size - end} bytes are missing")
-                yield Member(name, payload, size, "file")
                 continue
         if not header[0] and header == ZERO_BLOCK:
             marked = True

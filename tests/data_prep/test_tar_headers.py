@@ -64,7 +64,7 @@ def members(data: bytes, start: int = 0, end: int | None = -1) -> list[Member]:
         os.pwrite(fd, data, 0)
         from_file, damage_of_file = outcome(data, start, stop, fd)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tar_headers, "_tarscan", None)
+            patch.setattr(tar_headers, "_fast", None)
             found, damage = outcome(data, start, stop)
             assert outcome(data, start, stop, fd) == (found, damage)
     finally:
@@ -271,8 +271,8 @@ ENDS = st.integers(0, 20_000) | st.integers(-(1 << 63), (1 << 63) - 1)
 @settings(max_examples=300)
 @given(window=st.binary(max_size=1200) | st.lists(HEADERS, max_size=4).map(b"".join), position=PLACES, end=ENDS)
 def test_the_extension_finds_nothing_outside(window: bytes, position: int, end: int) -> None:
-    assert tar_headers._tarscan is not None
-    found, after = tar_headers._tarscan.plain_members(Member, window, position, end)
+    assert tar_headers._fast is not None
+    found, after = tar_headers._fast.plain_members(Member, window, position, end)
     assert len(found) <= len(window) // BLOCK
     for member in found:
         assert type(member) is Member
@@ -314,19 +314,19 @@ def test_a_file_that_cannot_be_read_is_left_to_read(tmp_path: Path) -> None:
 
 
 def test_the_extension_refuses_what_is_no_tuple_and_keeps_no_memory() -> None:
-    assert tar_headers._tarscan is not None
+    assert tar_headers._fast is not None
     for kind in (dict, int, "tuple"):
         with pytest.raises(TypeError):
-            tar_headers._tarscan.plain_members(kind, b"", 0, 0)  # type: ignore[arg-type]
+            tar_headers._fast.plain_members(kind, b"", 0, 0)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
-            tar_headers._tarscan.plain_members_of_file(kind, 0, 0, 0)  # type: ignore[arg-type]
-    for call in (tar_headers._tarscan.plain_members, tar_headers._tarscan.plain_members_of_file):
+            tar_headers._fast.plain_members_of_file(kind, 0, 0, 0)  # type: ignore[arg-type]
+    for call in (tar_headers._fast.plain_members, tar_headers._fast.plain_members_of_file):
         with pytest.raises(ValueError, match="position must not be negative"):
-            call(Member, b"" if call is tar_headers._tarscan.plain_members else 0, -1, 1)  # type: ignore[operator]
+            call(Member, b"" if call is tar_headers._fast.plain_members else 0, -1, 1)  # type: ignore[operator]
     window = (a_header({"name": b"n01440764_" + "ä".encode() * 40}, signed=False) + bytes(BLOCK)) * 4
-    assert len(tar_headers._tarscan.plain_members(Member, window, 0, 1 << 40)[0]) == 4
+    assert len(tar_headers._fast.plain_members(Member, window, 0, 1 << 40)[0]) == 4
     gc.collect()
     before = sys.getallocatedblocks()
     for _ in range(10_000):
-        tar_headers._tarscan.plain_members(Member, window, 0, 1 << 40)
+        tar_headers._fast.plain_members(Member, window, 0, 1 << 40)
     assert sys.getallocatedblocks() - before < 1000
