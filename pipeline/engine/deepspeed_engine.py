@@ -15,7 +15,8 @@ import torch
 
 from pipeline.config.schema import RunConfig, TrainConfig, accumulation
 from pipeline.core.cli import UserError
-from pipeline.engine.deepspeed_engine import lamb, optim, zero_gradients
+from pipeline.engine import gradient_norms, lamb
+from pipeline.engine import optimizer as optim
 from pipeline.engine.import_deepspeed import deepspeed
 
 MASTER = "param"  # the first part of a state key: "param/blocks.0.attn.qkv.weight"
@@ -64,7 +65,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> 
         dist_init_required=False,
     )
     if config.train.zero_stage in (1, 2) and not config.train.offload:
-        zero_gradients.quicken(engine.optimizer)
+        gradient_norms.quicken(engine.optimizer)
     if isinstance(optimizer, lamb.Lamb):
         lamb.follow_zero(optimizer, engine)
     if compiles(config.train, model):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pipeline.config.schema import OptimConfig
-from pipeline.engine.deepspeed_engine.lamb import Lamb
+from pipeline.engine.lamb import Lamb
 
 NEVER_DECAYED = ("cls_token", "pos_embed")
 

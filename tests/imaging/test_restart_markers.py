@@ -118,7 +118,7 @@ def test_a_progressive_jpeg_that_lacks_scans_is_left_as_it_is(mode: str, subsamp
         assert jpeg.defect(incomplete) == ""
         with pytest.raises(ValueError, match="lacks scans"):
             with_restarts(incomplete)
-        prepared = images.prepare(incomplete, images.ImageOptions(restart=True))
+        prepared = prepare.prepare(incomplete, prepare.ImageOptions(restart=True))
         assert (prepared.data, prepared.recoded) == (incomplete, "")
     assert (simplejpeg.decode_jpeg(with_restarts(data)) == simplejpeg.decode_jpeg(data)).all()
 

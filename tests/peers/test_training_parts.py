@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from pipeline.timm_randaugment import OPERATIONS
 
 from benchmarks.peers import import_peer
 from pipeline.config.schema import ModelConfig, OptimConfig
 from pipeline.engine.optimizer import build, parameter_groups
+from pipeline.loader.timm_randaugment import OPERATIONS
 from pipeline.model.vit import VisionTransformer, initialise
 from pipeline.train.mixup import cutmix_box
 
