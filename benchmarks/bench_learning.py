@@ -21,7 +21,7 @@ from data_prep import shard
 from jobs.demo import write_raw
 from pipeline.config.recipes import tiny
 from pipeline.config.schedule import learning_rate
-from pipeline.config.schema import Variant
+from pipeline.config.schema import ModelConfig, Variant
 from pipeline.dataset.split import Split, open_split
 from pipeline.engine import optimizer as optim
 from pipeline.evaluation.accuracy import evaluate
@@ -127,8 +127,8 @@ def learn(name: str, train: Split, held_out: Split, epochs: float, seed: int, *,
         optimizer.zero_grad()
     model.eval()
     return evaluate(
-        model, held_out, image_size=size, batch=100, loss="softmax", workers=0, device=torch.device("cpu"),
-        dtype=torch.float32, rank=0, world_size=1, reduce=lambda sums: sums,
+        model, held_out, model=ModelConfig(image_size=size), batch=100, loss="softmax", workers=0,
+        device=torch.device("cpu"), dtype=torch.float32, rank=0, world_size=1, reduce=lambda sums: sums,
     ).top1  # fmt: skip
 
 

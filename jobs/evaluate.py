@@ -130,7 +130,7 @@ def main() -> int:
     result = evaluate(
         classifier.forward,
         split,
-        image_size=known.model.image_size,
+        model=known.model,
         batch=config.batch,
         loss=known.loss,
         resize=known.resize,

@@ -184,8 +184,8 @@ def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: d
     from pipeline.loader.batches import normalise
 
     assert classifier.model is not None
-    x_BCHW = normalise(batch.images_BHWC.to(classifier.device), classifier.dtype)
-    maps_BGG = rollout(attentions(classifier.model, x_BCHW)).numpy()
+    x_BCHW = normalise(batch.images_BHWC.to(classifier.device), classifier.dtype, classifier.known.model)
+    maps_BGG = rollout(attentions(classifier.model, x_BCHW), classifier.known.model.registers).numpy()
     for place, image_HWC, map_GG in zip(batch.kept, batch.images_BHWC.numpy(), maps_BGG, strict=True):
         own = answers[place]
         pairs = [

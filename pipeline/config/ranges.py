@@ -38,6 +38,8 @@ RANGES = {
     "model.dropout": LESS_THAN_ONE,
     "model.stochastic_depth": LESS_THAN_ONE,
     "model.norm_eps": NONE_OR_MORE,
+    "model.layer_scale": NONE_OR_MORE,
+    "model.registers": Range(0, 64),
     "data.cache_gb": POSITIVE,
     "data.min_area": Range(0, 1, above=True),
     "data.erasing": SHARE,

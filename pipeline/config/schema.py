@@ -31,11 +31,30 @@ class ModelConfig:
     """A Dense + tanh layer before the head, as in the paper's ImageNet-21K models."""
     dropout: float = 0.0
     stochastic_depth: float = 0.0
-    """Drop rate of the last block; it grows linearly from 0 at the first."""
+    """Drop rate of a residual branch in the last block."""
+    stochastic_depth_decay: Literal["linear", "constant"] = "linear"
+    """Drop rates of the other blocks. linear: they grow from 0 at the first block. constant: the same (DeiT III)."""
     gelu: Literal["tanh", "exact"] = "tanh"
     """tanh: the approximation that the published models were trained with. exact: as timm and transformers assume."""
     norm_eps: float = 1e-6
-    """Of every LayerNorm."""
+    """Epsilon of every LayerNorm."""
+    layer_scale: float = 0.0
+    """Initial value of LayerScale, a learned factor per channel of each residual branch (arXiv 2103.17239; DeiT III:
+    1e-4). 0: no LayerScale."""
+    class_position: bool = True
+    """The position embedding has an entry for the class token. Off: one per patch only (DeiT III, big_vision)."""
+    registers: int = 0
+    """Register tokens after the class token, without an entry in the position embedding (arXiv 2309.16588)."""
+    initialisation: Literal["vit", "deit3"] = "vit"
+    """Random weights. vit: as google-research/vision_transformer draws them. deit3: as facebookresearch/deit, normal of
+    standard deviation 0.02."""
+    position_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    """Resizing of a parent's position embedding to another image size. bilinear: corners aligned, as the paper's code.
+    bicubic: corners not aligned, as DeiT and DeiT III."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Mean of the input normalisation (R, G, B; pixels from 0 to 1). ImageNet's: 0.485 0.456 0.406."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Standard deviation of the input normalisation. ImageNet's: 0.229 0.224 0.225."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: about a third more FLOPs, far less memory, the same numbers."""
 

@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.config.schema import OptimConfig
 from pipeline.engine.lamb import Lamb
 
-NEVER_DECAYED = ("cls_token", "pos_embed")
+NEVER_DECAYED = ("cls_token", "pos_embed", "reg_token")
 
 
 EMBEDDINGS = (*NEVER_DECAYED, "patch_embed")

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.config.schema import Resize
+from pipeline.config.schema import ModelConfig, Resize
 from pipeline.dataset.split import Split
 from pipeline.loader.batches import Batch, eval_batches, normalise
 from pipeline.model.losses import loss as loss_of
@@ -37,7 +37,7 @@ def evaluate(
     forward: Forward,
     split: Split,
     *,
-    image_size: int,
+    model: ModelConfig,
     batch: int,
     loss: Literal["sigmoid", "softmax"],
     workers: int,
@@ -57,15 +57,21 @@ def evaluate(
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # samples, top-1 hits, top-5 hits, loss
     batches = eval_batches(
-        split, image_size=image_size, batch=batch, rank=rank, world_size=world_size, workers=workers, resize=resize
+        split,
+        image_size=model.image_size,
+        batch=batch,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        resize=resize,
     )
     longest_share = math.ceil(len(split) / world_size)
     for _ in range(math.ceil(longest_share / batch)):
         item = next(batches, None)
         if item is None:
-            forward(torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype))
+            forward(torch.zeros(1, 3, model.image_size, model.image_size, device=device, dtype=dtype))
             continue
-        logits_BC = forward(normalise(item.images_BHWC.to(device), dtype)).float()
+        logits_BC = forward(normalise(item.images_BHWC.to(device), dtype, model)).float()
         labels_B = item.labels_B.to(device)
         if observe is not None:
             observe(logits_BC, item)

@@ -32,7 +32,7 @@ def extract(
     model.eval()
     dtype = next(model.parameters()).dtype
     parts = [
-        model.features(normalise(item.images_BHWC.to(device), dtype)).float()
+        model.features(normalise(item.images_BHWC.to(device), dtype, model.config)).float()
         for item in eval_batches(
             split,
             image_size=model.config.image_size,

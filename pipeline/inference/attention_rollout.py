@@ -47,7 +47,7 @@ def attentions(model: VisionTransformer, x_BCHW: Tensor) -> list[Tensor]:
     return found
 
 
-def rollout(attention: Sequence[Tensor]) -> Tensor:
+def rollout(attention: Sequence[Tensor], registers: int = 0) -> Tensor:
     """The class token's share of each patch, BGG, summing to one.
 
     Equation 1 of the paper: heads averaged, half of each token's stream its own (the residual), multiplied through.
@@ -58,7 +58,7 @@ def rollout(attention: Sequence[Tensor]) -> Tensor:
         a_BQL = a_BNQL.mean(1).double().cpu()
         mixed_BQL = 0.5 * a_BQL + 0.5 * torch.eye(tokens, dtype=torch.float64)[: a_BQL.shape[1]]
         share_BLL = mixed_BQL @ share_BLL
-    patches_BL = share_BLL[:, 0, 1:]
+    patches_BL = share_BLL[:, 0, 1 + registers :]
     side = round(patches_BL.shape[1] ** 0.5)
     return (patches_BL / patches_BL.sum(-1, keepdim=True)).reshape(batch, side, side).float()
 

@@ -33,7 +33,7 @@ class Classifier:
     @torch.inference_mode()
     def classify(self, images_BHWC: Tensor, top: int) -> tuple[Tensor, Tensor]:
         """uint8 images as image_files.py prepares them -> the likeliest classes_BK and their probabilities_BK."""
-        x_BCHW = normalise(images_BHWC.to(self.device, non_blocking=True), self.dtype)
+        x_BCHW = normalise(images_BHWC.to(self.device, non_blocking=True), self.dtype, self.known.model)
         logits_BC = self.forward(x_BCHW).float()
         scores_BC = logits_BC.sigmoid() if self.known.loss == "sigmoid" else logits_BC.softmax(-1)
         probabilities_BK, classes_BK = scores_BC.topk(min(top, logits_BC.shape[1]))

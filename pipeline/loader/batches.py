@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.config.schema import Resize
+from pipeline.config.schema import ModelConfig, Resize
 from pipeline.core.cli import UserError
 from pipeline.dataset.split import Split
 from pipeline.imaging.jpeg import Image
@@ -28,6 +28,7 @@ from pipeline.loader.workers import load, slots_for
 
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next
+_HALVES = ModelConfig()
 _STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
 
 
@@ -230,9 +231,16 @@ def eval_batches(
         yield _batch(loaded, slots)
 
 
-def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 images -> x_BCHW in [-1, 1], on the images' device: (x - 127.5) / 127.5."""
-    return ((images_BHWC.to(torch.float32) - 127.5) / 127.5).to(dtype).permute(0, 3, 1, 2).contiguous()
+def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype, model: ModelConfig = _HALVES) -> torch.Tensor:
+    """uint8 images -> x_BCHW on the images' device: (x - 255 mean) / (255 std), per channel.
+
+    ``model``: whose mean and std; by default 0.5, which is (x - 127.5) / 127.5, from -1 to 1.
+    """
+    mean_C, std_C = (
+        torch.tensor([255.0 * value for value in values], device=images_BHWC.device)
+        for values in (model.mean, model.std)
+    )
+    return ((images_BHWC.to(torch.float32) - mean_C) / std_C).to(dtype).permute(0, 3, 1, 2).contiguous()
 
 
 def _damage_of(split: Split, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:

@@ -33,7 +33,7 @@ def forward_macs(config: ModelConfig, classes: int, *, published: bool = False) 
     """
     sizes = ARCHITECTURES[config.variant]
     patches = grid_size(config) ** 2
-    tokens, width = patches + 1, sizes.width
+    tokens, width = patches + 1 + config.registers, sizes.width
     total = patches * 3 * sizes.patch**2 * width
     for block in range(sizes.depth):
         alone = block == sizes.depth - 1 and not published  # the class token's query

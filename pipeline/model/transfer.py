@@ -6,6 +6,7 @@ Letters of the shape suffixes: L tokens (the class token first), D width, G patc
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,16 @@ from torch import Tensor
 
 from pipeline.core.cli import UserError
 from pipeline.model.state_dict import sizes_of
-from pipeline.model.vit import ARCHITECTURES, VisionTransformer, zero_head
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size, zero_head
 
 
 @torch.no_grad()
 def transfer(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> None:
     """Load ``parent_state`` (our names, any float dtype) into ``model``, in place, except what fine-tuning replaces.
 
-    The position embedding is resized to the model's grid; the parent's head, pre_logits included, is left behind and
-    the model's own head starts at zero (section 3.2 of the paper). Raises UserError where the architectures differ.
+    The position embedding is resized to the model's grid, as model.position_resize says. The parent's head, pre_logits
+    included, is dropped; the model's own starts at zero (section 3.2 of the paper), or keeps the random weights that
+    it has under model.initialisation deit3, as DeiT III's does. Raises UserError when the architectures differ.
     """
     if model.config.pre_logits:
         raise UserError(
@@ -37,30 +39,42 @@ def transfer(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> No
             f"parent's tensor {broken[0]!r} holds values that are no finite numbers ({len(broken)} such tensors): its "
             "training has diverged or its file is damaged; name another parent"
         )
-    grid = math.isqrt(own["pos_embed"].shape[1] - 1)
-    state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid)
+    config = model.config
+    state["pos_embed"] = resize_pos_embed(
+        state["pos_embed"], grid_size(config), config.position_resize, class_position=config.class_position
+    )
     model.load_state_dict(state, strict=False)
-    zero_head(model)
+    if config.initialisation == "vit":
+        zero_head(model)
 
 
-def resize_pos_embed(pos_embed_1LD: Tensor, grid: int) -> Tensor:
-    """Position embedding for ``grid`` x ``grid`` patches, float32, the class token's entry untouched.
+def resize_pos_embed(
+    pos_embed_1LD: Tensor,
+    grid: int,
+    how: Literal["bilinear", "bicubic"] = "bilinear",
+    *,
+    class_position: bool = True,
+) -> Tensor:
+    """Position embedding for ``grid`` x ``grid`` patches, float32, the class token's entry (if any) untouched.
 
-    Bilinear with aligned corners, which equals the scipy.ndimage.zoom(order=1) of google-research/vision_transformer
-    and big_vision to 4e-6. The same grid returns the same values.
+    ``bilinear``: with aligned corners, which equals the scipy.ndimage.zoom(order=1) of
+    google-research/vision_transformer and big_vision to 4e-6. ``bicubic``: corners not aligned, as
+    facebookresearch/deit does. The same grid returns the same values. Raises UserError when the entries are not a
+    square grid.
     """
-    old = math.isqrt(pos_embed_1LD.shape[1] - 1)
-    if old * old != pos_embed_1LD.shape[1] - 1:
+    entries, first = pos_embed_1LD.shape[1], int(class_position)
+    old = math.isqrt(entries - first)
+    if old * old != entries - first:
         raise UserError(
-            f"pos_embed has {pos_embed_1LD.shape[1]} entries, not a class token and a square grid: "
+            f"pos_embed has {entries} entries, not {'a class token and ' if first else ''}a square grid: "
             "start from a model with square images"
         )
     pos_embed_1LD = pos_embed_1LD.float()
     if old == grid:
         return pos_embed_1LD
-    patches_1DGG = pos_embed_1LD[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    resized_1DGG = F.interpolate(patches_1DGG, size=(grid, grid), mode="bilinear", align_corners=True)
-    return torch.cat([pos_embed_1LD[:, :1], resized_1DGG.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    patches_1DGG = pos_embed_1LD[:, first:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized_1DGG = F.interpolate(patches_1DGG, size=(grid, grid), mode=how, align_corners=how == "bilinear")
+    return torch.cat([pos_embed_1LD[:, :first], resized_1DGG.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def _check_same_architecture(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> None:

@@ -75,12 +75,11 @@ class VisionTransformer(nn.Module):
         self.head_bias = SIGMOID_HEAD_BIAS if loss == "sigmoid" else 0.0
         self.patch_embed = PatchEmbed(sizes.patch, sizes.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, sizes.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, sizes.width))
+        if config.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.registers, sizes.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.class_position + grid * grid, sizes.width))
         self.pos_drop = nn.Dropout(config.dropout)
-        last = max(sizes.depth - 1, 1)
-        self.blocks = nn.ModuleList(
-            Block(sizes, config, config.stochastic_depth * index / last) for index in range(sizes.depth)
-        )
+        self.blocks = nn.ModuleList(Block(sizes, config, drop) for drop in drop_rates(config))
         self.norm = nn.LayerNorm(sizes.width, eps=config.norm_eps)
         self.pre_logits = PreLogits(sizes.width) if config.pre_logits else nn.Identity()
         self.head = Linear(sizes.width, classes)
@@ -92,9 +91,7 @@ class VisionTransformer(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Images -> z_BD, the normalised class token: what the head (or a linear probe) sees, before any pre_logits."""
-        x_BLD = self.patch_embed(x_BCHW)
-        x_BLD = torch.cat([self.cls_token.expand(x_BLD.shape[0], -1, -1), x_BLD], dim=1)
-        x_BLD = self.pos_drop(x_BLD + self.pos_embed)
+        x_BLD = self.pos_drop(self._with_tokens(self.patch_embed(x_BCHW)))
         tokens = x_BLD.shape[1]
         for index, block in enumerate(self.blocks):
             queries = tokens if index < len(self.blocks) - 1 else 1
@@ -104,6 +101,26 @@ class VisionTransformer(nn.Module):
                 x_BLD = block(x_BLD, queries)
         z_BD: Tensor = self.norm(x_BLD[:, 0])
         return z_BD
+
+    def _with_tokens(self, x_BLD: Tensor) -> Tensor:
+        """Add the position embedding, put the class token and the registers first."""
+        batch = x_BLD.shape[0]
+        class_B1D = self.cls_token.expand(batch, -1, -1)
+        if self.config.class_position:
+            x_BLD = torch.cat([class_B1D, x_BLD], dim=1) + self.pos_embed
+        else:
+            x_BLD = torch.cat([class_B1D, x_BLD + self.pos_embed], dim=1)
+        if self.config.registers:
+            x_BLD = torch.cat([x_BLD[:, :1], self.reg_token.expand(batch, -1, -1), x_BLD[:, 1:]], dim=1)
+        return x_BLD
+
+
+def drop_rates(config: ModelConfig) -> list[float]:
+    """Stochastic depth rate of each block."""
+    depth = ARCHITECTURES[config.variant].depth
+    if config.stochastic_depth_decay == "constant":
+        return [config.stochastic_depth] * depth
+    return [config.stochastic_depth * index / max(depth - 1, 1) for index in range(depth)]
 
 
 class PatchEmbed(nn.Module):
@@ -147,13 +164,15 @@ class Block(nn.Module):
         self.drop = drop
         self.norm1 = nn.LayerNorm(sizes.width, eps=config.norm_eps)
         self.attn = Attention(sizes.width, sizes.heads, config.dropout)
+        self.ls1 = LayerScale(sizes.width, config.layer_scale) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(sizes.width, eps=config.norm_eps)
         self.mlp = Mlp(sizes.width, sizes.mlp, config)
+        self.ls2 = LayerScale(sizes.width, config.layer_scale) if config.layer_scale else nn.Identity()
 
     def forward(self, x_BLD: Tensor, queries: int) -> Tensor:
         x_BQD = x_BLD if queries == x_BLD.shape[1] else x_BLD[:, :queries]  # a slice's gradient is a copy
-        x_BQD = x_BQD + self._survivors(self.attn(self.norm1(x_BLD), queries))
-        return x_BQD + self._survivors(self.mlp(self.norm2(x_BQD)))
+        x_BQD = x_BQD + self._survivors(self.ls1(self.attn(self.norm1(x_BLD), queries)))
+        return x_BQD + self._survivors(self.ls2(self.mlp(self.norm2(x_BQD))))
 
     def _survivors(self, x_BQD: Tensor) -> Tensor:
         """Stochastic depth (arXiv 1603.09382): drop the branch for random samples; scaled, the rest keeps the mean."""
@@ -162,6 +181,18 @@ class Block(nn.Module):
         keep = 1.0 - self.drop
         kept_B11 = torch.empty(x_BQD.shape[0], 1, 1, device=x_BQD.device, dtype=x_BQD.dtype).bernoulli_(keep)
         return x_BQD * (kept_B11 / keep)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel. A module of its own because ZeRO-3 gathers module by module."""
+
+    def __init__(self, width: int, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.gamma = nn.Parameter(torch.full((width,), value))
+
+    def forward(self, x_BQD: Tensor) -> Tensor:
+        return x_BQD * self.gamma
 
 
 class Attention(nn.Module):
@@ -260,12 +291,25 @@ class PreLogits(nn.Module):
 
 @torch.no_grad()
 def initialise(model: VisionTransformer, seed: int) -> None:
-    """Set every parameter, in place, as models_vit.py of google-research/vision_transformer does.
+    """Set every parameter, in place, as ``model.config.initialisation`` says.
 
     The same seed gives the same weights on every rank: the random numbers come from a CPU generator of their own, in a
     fixed order, and the state of torch's global generator is untouched.
     """
     generator = torch.Generator().manual_seed(seed)
+    if model.config.initialisation == "deit3":
+        _initialise_deit3(model, generator)
+    else:
+        _initialise_vit(model, generator)
+    if model.config.registers:  # as DINOv2 starts them
+        _fill(model.reg_token, torch.empty(model.reg_token.shape).normal_(std=1e-6, generator=generator))
+    for module in model.modules():
+        if isinstance(module, LayerScale):
+            module.gamma.fill_(module.value)
+
+
+def _initialise_vit(model: VisionTransformer, generator: torch.Generator) -> None:
+    """As models_vit.py of google-research/vision_transformer does."""
     _lecun_normal(model.patch_embed.proj.weight, generator)
     model.patch_embed.proj.bias.zero_()
     model.cls_token.zero_()
@@ -289,6 +333,23 @@ def initialise(model: VisionTransformer, seed: int) -> None:
     zero_head(model)
 
 
+def _initialise_deit3(model: VisionTransformer, generator: torch.Generator) -> None:
+    """As models_v2.py of facebookresearch/deit does: the patch convolution keeps torch's default of a convolution."""
+    patch = model.patch_embed.proj
+    bound = 1.0 / math.sqrt(patch.weight[0].numel())
+    for parameter in (patch.weight, patch.bias):
+        _fill(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    for parameter in (model.cls_token, model.pos_embed):
+        _truncated_normal(parameter, generator)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            _truncated_normal(module.weight, generator)
+            module.bias.zero_()
+    model.head.bias.fill_(model.head_bias)
+
+
 @torch.no_grad()
 def zero_head(model: VisionTransformer) -> None:
     """The head's start: kernel 0, bias 0 (softmax) or -10 (sigmoid)."""
@@ -307,6 +368,13 @@ def _lecun_normal(weight: Tensor, generator: torch.Generator) -> None:
     values = torch.empty(weight.shape)
     nn.init.trunc_normal_(values, std=std, a=-2.0 * std, b=2.0 * std, generator=generator)
     _fill(weight, values)
+
+
+def _truncated_normal(parameter: Tensor, generator: torch.Generator) -> None:
+    """Normal of standard deviation 0.02, cut off at +-2, which is a hundred deviations (timm's trunc_normal_)."""
+    values = torch.empty(parameter.shape)
+    nn.init.trunc_normal_(values, std=0.02, a=-2.0, b=2.0, generator=generator)
+    _fill(parameter, values)
 
 
 def _fill(parameter: Tensor, values: Tensor) -> None:

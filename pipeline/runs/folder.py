@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.schema import RunConfig, flatten, to_dict
+from pipeline.config.schema import ModelConfig, RunConfig, flatten, to_dict
 from pipeline.core.cli import UserError
 from pipeline.core.files import check_can_make, read_json, write_json
 
@@ -32,6 +32,9 @@ FREE_FIELDS = RETUNED | frozenset(
         "checkpoint.keep_best",
     }
 )  # fmt: skip
+
+INHERITED = ("model.mean", "model.std")  # from the parent, when the command line leaves the default
+_DEFAULTS = flatten(to_dict(RunConfig()))
 
 
 def complete(run_dir: Path) -> list[Path]:
@@ -85,7 +88,8 @@ def check_config(config: RunConfig) -> None:
         return
     # a field that the run's version didn't have yet stood for what is now its default
     old, new = flatten(to_dict(RunConfig())) | flatten(read_json(path)), flatten(to_dict(config))
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in FREE_FIELDS]
+    free = FREE_FIELDS | {key for key in INHERITED if new[key] == _DEFAULTS[key]}
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in free]
     if changed:
         difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
         raise UserError(
@@ -101,10 +105,20 @@ def retuned(config: RunConfig, before: dict[str, Any]) -> list[str]:
 
 
 def as_begun(config: RunConfig) -> RunConfig:
-    """``config`` with the parent that the run in its folder began from: with a checkpoint, it looks at no other."""
+    """``config`` with the parent that the run in its folder began from: with a checkpoint, it looks at no other.
+
+    Also with the input normalisation that the run inherited from it.
+    """
     if not complete(config.run_dir):
         return config
-    return dataclasses.replace(config, parent=read_json(config.run_dir / "config.json").get("parent", config.parent))
+    begun = read_json(config.run_dir / "config.json")
+    own, first = config.model, begun.get("model", {})
+    model = dataclasses.replace(
+        own,
+        mean=tuple(first.get("mean", own.mean)) if own.mean == ModelConfig.mean else own.mean,
+        std=tuple(first.get("std", own.std)) if own.std == ModelConfig.std else own.std,
+    )
+    return dataclasses.replace(config, parent=begun.get("parent", config.parent), model=model)
 
 
 def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
 
     @torch.inference_mode()
     def _classify(self, images_BHWC: np.ndarray[Any, np.dtype[np.uint8]]) -> list[dict[str, list[Any]]]:
-        x_BCHW = normalise(torch.from_numpy(images_BHWC).to(self.device), torch.float32)
+        x_BCHW = normalise(torch.from_numpy(images_BHWC).to(self.device), torch.float32, self.model.config)
         logits_BC = self.model(x_BCHW)
         scores_BC = logits_BC.sigmoid() if self.sigmoid else logits_BC.softmax(-1)
         scores_BK, classes_BK = scores_BC.topk(min(TOP, len(self.classes)))

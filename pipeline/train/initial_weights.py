@@ -1,8 +1,12 @@
 """Starting a fine-tune: from a run of ours, from somebody else's weights, or from scratch."""
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.config.schema import ModelConfig, RunConfig
@@ -10,24 +14,32 @@ from pipeline.core.cli import UserError
 from pipeline.core.files import check_local
 from pipeline.interop.load import load_weights
 from pipeline.interop.trained_model import is_run
-from pipeline.model.transfer import transfer
-from pipeline.model.vit import VisionTransformer
 
 SCRATCH = "scratch"
 
 
-def start_from_parent(config: RunConfig, model: VisionTransformer) -> dict[str, Any]:
-    """Fill ``model`` with the parent's weights; return the lineage for run.json.
+_STRUCTURE = ("layer_scale", "class_position", "registers")  # what gives a model other tensors
+_HALVES = (ModelConfig.mean, ModelConfig.std)
 
-    Raises UserError where there is no parent, or its architecture is another.
-    """
+
+@dataclass(frozen=True)
+class Parent:
+    """A model to start from."""
+
+    model: ModelConfig
+    weights: Mapping[str, Tensor]  # our names
+    lineage: dict[str, Any]  # for run.json
+
+
+def read_parent(config: RunConfig) -> Parent | None:
+    """The parent that ``config`` names; None to train from random weights. Raises UserError if there is none."""
     if not config.parent:
         raise UserError(
             "--parent is missing: name the pretraining run's folder, an official .npz, a timm or transformers folder, "
             f"or {SCRATCH!r} to train from random weights"
         )
     if config.parent == SCRATCH:
-        return {}
+        return None
     path = Path(config.parent)
     check_local(path, "--parent")
     if not path.exists():
@@ -37,27 +49,56 @@ def start_from_parent(config: RunConfig, model: VisionTransformer) -> dict[str, 
         )
     if is_run(path):
         source = checkpoint.resolve(path)
-        parent, _, weights = checkpoint.read_model(source)
-        lineage = _lineage(source)
-        architecture = parent.model
-    else:
-        architecture, weights, _ = load_weights(path)
-        lineage = {"weights": str(path)}
-    check_architecture(config, architecture)
-    transfer(weights, model)
-    return lineage
+        run, _, weights = checkpoint.read_model(source)
+        return Parent(run.model, weights, _lineage(source))
+    model, weights, _ = load_weights(path)
+    return Parent(model, weights, {"weights": str(path)})
 
 
-def check_architecture(config: RunConfig, parent: ModelConfig) -> None:
-    if parent.variant != config.model.variant:
+def inherit(config: RunConfig, parent: Parent | None) -> RunConfig:
+    """``config`` with the parent's input normalisation, unless it sets another than the default of 0.5.
+
+    Warns when the model differs in settings that change the features. Raises UserError when the architecture differs.
+    """
+    if parent is None:
+        return config
+    own, theirs = config.model, parent.model
+    if theirs.variant != own.variant:
         raise UserError(
-            f"model.variant is {config.model.variant!r} but --parent {config.parent!r} is a {parent.variant!r}: "
-            f"use the recipe of {parent.variant} or another parent"
+            f"model.variant is {own.variant!r} but --parent {config.parent!r} is a {theirs.variant!r}: "
+            f"use the recipe of {theirs.variant} or another parent"
         )
-    differing = [name for name in ("gelu", "norm_eps") if getattr(parent, name) != getattr(config.model, name)]
+    if _structure(own) != _structure(theirs):
+        resize = " --model.position_resize bicubic" if theirs.position_resize == "bicubic" else ""
+        raise UserError(
+            f"--parent {config.parent!r} has another structure than the model: add "
+            f"{_options(theirs, _STRUCTURE, own)}{resize} to keep the parent's"
+        )
+    if (own.mean, own.std) == _HALVES:
+        own = replace(own, mean=theirs.mean, std=theirs.std)
+    differing = [name for name in ("gelu", "norm_eps", "mean", "std") if getattr(own, name) != getattr(theirs, name)]
     if differing:  # it can be trained, but the parent's features are not quite what the model now computes
-        remedy = " ".join(f"--model.{name} {getattr(parent, name)}" for name in differing)
-        print(f"warning: --parent {config.parent!r} was trained with other settings: {remedy} keeps them", flush=True)
+        print(
+            f"warning: --parent {config.parent!r} was trained with other settings: "
+            f"{_options(theirs, differing)} keeps them",
+            flush=True,
+        )
+    return replace(config, model=own)
+
+
+def _structure(model: ModelConfig) -> tuple[bool, bool, int]:
+    return model.layer_scale > 0, model.class_position, model.registers
+
+
+def _options(theirs: ModelConfig, names: Iterable[str], own: ModelConfig | None = None) -> str:
+    """Command-line options that set ``names`` as in ``theirs``, without those that ``own`` has already."""
+    options = []
+    for name in names:
+        value = getattr(theirs, name)
+        if own is None or getattr(own, name) != value:
+            words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            options.append(f"--model.{name} {words}")
+    return " ".join(options)
 
 
 def _lineage(source: Path) -> dict[str, Any]:

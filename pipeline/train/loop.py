@@ -218,7 +218,7 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest, screen: Screen
             result = evaluate(
                 forward,
                 held_out,
-                image_size=config.model.image_size,
+                model=config.model,
                 batch=config.train.eval_batch,
                 loss=config.train.loss,
                 workers=config.data.workers,

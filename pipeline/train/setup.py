@@ -27,6 +27,7 @@ from pipeline.loader.damage import Damages
 from pipeline.loader.mixture import sampling
 from pipeline.loader.transforms import mixup_alpha
 from pipeline.model.flops import train_flops
+from pipeline.model.transfer import transfer
 from pipeline.model.vit import VisionTransformer, initialise
 from pipeline.preflight import measurements
 from pipeline.runs import folder as run_folder
@@ -34,7 +35,7 @@ from pipeline.runs import sweep_record
 from pipeline.runs.ownership import Fence, claim
 from pipeline.runs.provenance import describe_code
 from pipeline.tracking.tracker import Tracker, open_tracker
-from pipeline.train.initial_weights import start_from_parent
+from pipeline.train.initial_weights import inherit, read_parent
 from pipeline.train.stopwatch import Stopwatch
 
 EXPERIMENT_NAME = 500  # characters that MLflow takes
@@ -175,10 +176,14 @@ def start(config: RunConfig, job: Job) -> Run:
     """Meet the other ranks, build the engine, load the newest checkpoint or the parent, open the records."""
     ranks = job.ranks
     config = run_folder.as_begun(config)
+    resuming = bool(checkpoint.complete(config.run_dir))
+    parent = read_parent(config) if config.stage == "finetune" and not resuming else None
+    config = inherit(config, parent)
     model = VisionTransformer(config.model, job.data.info.classes, loss=config.train.loss)
     initialise(model, config.train.seed)
-    resuming = bool(checkpoint.complete(config.run_dir))
-    lineage = start_from_parent(config, model) if config.stage == "finetune" and not resuming else {}
+    if parent is not None:
+        transfer(parent.weights, model)
+    lineage = parent.lineage if parent is not None else {}
     fence = claim(config.run_dir, os.environ) if ranks.rank == 0 else None
     device = process_group.start(ranks)
     heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()

@@ -59,7 +59,7 @@ def train_step(
         waited += time.perf_counter() - asked
         assert batch.step == step, (batch.step, step)
         fed.append(batch)
-        x_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype])
+        x_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype], config.model)
         targets = batch.labels_B.to(device, non_blocking=True)
         if how != NOTHING:
             x_BCHW, targets = mix(x_BCHW, F.one_hot(targets, engine.module.classes).float(), how)

@@ -25,7 +25,7 @@ def run(digits: Path, world: int, batch: int) -> Result:
             return total if last else sums.new_tensor([len(split), 0, 0, 0])
 
         result = evaluate(
-            model, split, image_size=16, batch=batch, loss="softmax", workers=0, device=torch.device("cpu"),
+            model, split, model=model.config, batch=batch, loss="softmax", workers=0, device=torch.device("cpu"),
             dtype=torch.float32, rank=rank, world_size=world, reduce=reduce,
         )  # fmt: skip
     assert result is not None

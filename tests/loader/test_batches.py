@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.schema import DataConfig, ModelConfig
 from pipeline.core.cli import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset import split as splits
@@ -105,6 +105,13 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
     x_BCHW = normalise(images_BHWC, torch.float32)
     assert x_BCHW.shape == (1, 3, 1, 1)
     assert x_BCHW.flatten().tolist() == pytest.approx([-1, 1, -0.5 / 127.5])
+
+
+def test_normalise_takes_a_model_s_mean_and_standard_deviation() -> None:
+    images_BHWC = torch.tensor([0, 255, 127], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    model = ModelConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    expected = [-0.485 / 0.229, (1 - 0.456) / 0.224, (127 / 255 - 0.406) / 0.225]
+    assert normalise(images_BHWC, torch.float32, model).flatten().tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_index_leads_to_the_bytes_that_were_put_in(digits: Path, raw_digits: Path) -> None:

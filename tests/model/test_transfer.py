@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -93,3 +95,36 @@ def test_errors_name_field_value_and_remedy() -> None:
     del parent["blocks.3.norm1.bias"]
     with pytest.raises(UserError, match=r"no tensor 'blocks.3.norm1.bias' \(1 missing\)"):
         transfer(parent, VisionTransformer(ModelConfig("tiny", 32), 10))
+
+
+@pytest.mark.parametrize("class_position", [True, False])
+def test_bicubic_resize_is_bit_for_bit_torch_s_with_corners_not_aligned(class_position: bool) -> None:
+    """As facebookresearch/deit resizes: the middle of each cell is read off by the cubic kernel with a = -0.75."""
+    first = int(class_position)
+    embedding = torch.randn(1, first + 16, 1, generator=torch.Generator().manual_seed(0))
+    resized = resize_pos_embed(embedding, 6, "bicubic", class_position=class_position)
+    assert torch.equal(resized[:, :first], embedding[:, :first])
+
+    def kernel(t: float) -> float:
+        t = abs(t)
+        if t < 1:
+            return 1.25 * t**3 - 2.25 * t**2 + 1
+        return -0.75 * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
+
+    weights = torch.zeros(6, 4, dtype=torch.float64)
+    for row in range(6):
+        centre = (row + 0.5) * 4 / 6 - 0.5
+        for source in range(int(centre // 1) - 1, int(centre // 1) + 3):
+            weights[row, min(max(source, 0), 3)] += kernel(centre - source)
+    expected = weights @ embedding[0, first:, 0].double().reshape(4, 4) @ weights.T
+    torch.testing.assert_close(resized[0, first:, 0].double().reshape(6, 6), expected, rtol=0, atol=1e-5)
+
+
+def test_a_deit3_child_keeps_its_own_random_head() -> None:
+    config = ModelConfig("tiny", 32, layer_scale=1e-4, class_position=False, initialisation="deit3")
+    parent, child = random_model(config, classes=7), VisionTransformer(dataclasses.replace(config, image_size=48), 10)
+    initialise(child, 1)
+    head = child.head.weight.clone()
+    transfer(parent.state_dict(), child)
+    assert torch.equal(child.head.weight, head)
+    assert torch.equal(child.blocks[2].ls1.gamma, parent.blocks[2].ls1.gamma)  # type: ignore[union-attr]

@@ -1,5 +1,6 @@
 """The model against the published numbers and a reference written from the paper's equations."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pipeline.config.schema import ModelConfig, Variant
 from pipeline.core.cli import UserError
-from pipeline.model.vit import ARCHITECTURES, Block, VisionTransformer, _attend, initialise
+from pipeline.model.vit import ARCHITECTURES, Block, VisionTransformer, _attend, drop_rates, initialise
 
 # Parameters of the released models (google-research/vision_transformer).
 COUNTS = [
@@ -261,3 +262,78 @@ def test_features_feed_the_head() -> None:
 def test_an_image_size_that_does_not_fit(size: int, nearest: int) -> None:
     with pytest.raises(UserError, match=rf"model.image_size {size} is not .* set model.image_size {nearest}$"):
         VisionTransformer(ModelConfig("tiny", size), 10)
+
+
+# Parameters of timm 1.0.31's deit3_base_patch16 and deit3_large_patch16 (no entry for the class token, LayerScale).
+DEIT3 = ModelConfig(gelu="exact", layer_scale=1e-4, class_position=False, initialisation="deit3")
+DEIT3_COUNTS = [
+    ("b16", 224, 1000, 86_585_320),
+    ("b16", 384, 1000, 86_877_160),
+    ("b16", 224, 21841, 102_612_049),
+    ("l16", 224, 1000, 304_374_760),
+    ("l16", 384, 1000, 304_763_880),
+]
+
+
+@pytest.mark.parametrize(("variant", "size", "classes", "count"), DEIT3_COUNTS)
+def test_parameter_counts_of_deit3(variant: Variant, size: int, classes: int, count: int) -> None:
+    with torch.device("meta"):
+        model = VisionTransformer(dataclasses.replace(DEIT3, variant=variant, image_size=size), classes)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_deit3_is_the_same_function_of_folded_weights() -> None:
+    """LayerScale is a factor of the last matrix of its branch; no class entry is an entry of zeros."""
+    config = dataclasses.replace(DEIT3, variant="tiny", image_size=32)
+    model = random_model(config).double().eval()
+    state = dict(model.state_dict())
+    plain = VisionTransformer(ModelConfig("tiny", 32, gelu="exact"), 10).double().eval()
+    for name in [name for name in state if name.endswith(".gamma")]:
+        block, scale, _ = name.rsplit(".", 2)
+        last = f"{block}.attn.proj" if scale == "ls1" else f"{block}.mlp.fc2"
+        factor = state.pop(name)
+        state |= {
+            f"{last}.weight": state[f"{last}.weight"] * factor[:, None],
+            f"{last}.bias": state[f"{last}.bias"] * factor,
+        }
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 128, dtype=torch.float64), state["pos_embed"]], dim=1)
+    plain.load_state_dict(state)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=1e-12)
+
+
+def test_registers_are_attended_to_and_have_no_position() -> None:
+    model = random_model(ModelConfig("tiny", 32, registers=4)).eval()
+    assert model.state_dict()["reg_token"].shape == (1, 4, 128)
+    assert model.state_dict()["pos_embed"].shape == (1, 17, 128)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model(x)
+        model.reg_token.copy_(model.reg_token.flip(1))  # without positions their order is nothing
+        torch.testing.assert_close(model(x), before, rtol=0, atol=1e-5)
+        model.reg_token.mul_(3)
+        assert (model(x) - before).abs().max() > 1e-3
+
+
+def test_initialisation_of_deit3() -> None:
+    model = VisionTransformer(dataclasses.replace(DEIT3, variant="tiny", image_size=224), 1000)
+    initialise(model, 3)
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name.endswith(".gamma"):
+            assert (tensor == 1e-4).all()
+        elif name.startswith("patch_embed."):
+            bound = 1 / (3 * 8 * 8) ** 0.5
+            assert tensor.abs().max() <= bound
+            assert tensor.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+        elif ".norm" in name or name.startswith("norm"):
+            assert (tensor == (1 if name.endswith("weight") else 0)).all()
+        elif name.endswith("bias"):
+            assert not tensor.any(), name
+        else:
+            assert tensor.std().item() == pytest.approx(0.02, rel=0.2 if name == "cls_token" else 0.05), name
+    assert state["pos_embed"].abs().max() > 0.06, "cut off at 2, not at two deviations"
+
+
+def test_stochastic_depth_may_be_constant() -> None:
+    assert drop_rates(ModelConfig("tiny", stochastic_depth=0.3, stochastic_depth_decay="constant")) == [0.3] * 6

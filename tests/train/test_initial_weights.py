@@ -11,10 +11,10 @@ import torch
 from pipeline.config.schema import ModelConfig, RunConfig, from_dict
 from pipeline.core.cli import UserError
 from pipeline.interop import huggingface, npz, timm
-from pipeline.model.transfer import resize_pos_embed
+from pipeline.model.transfer import resize_pos_embed, transfer
 from pipeline.model.vit import VisionTransformer
 from pipeline.runs import folder as run_folder
-from pipeline.train.initial_weights import start_from_parent
+from pipeline.train.initial_weights import Parent, inherit, read_parent
 from pipeline.train.setup import prepare
 from tests.model.test_vit import random_model
 
@@ -28,8 +28,11 @@ def parent() -> VisionTransformer:
 
 def finetune(path: object, **model: object) -> tuple[VisionTransformer, dict[str, object]]:
     config = RunConfig(stage="finetune", parent=str(path), model=ModelConfig("tiny", 48, **model))  # type: ignore[arg-type]
-    child = VisionTransformer(config.model, 10)
-    return child, start_from_parent(config, child)
+    parent = read_parent(config)
+    assert parent is not None
+    child = VisionTransformer(inherit(config, parent).model, 10)
+    transfer(parent.weights, child)
+    return child, parent.lineage
 
 
 def check(child: VisionTransformer, parent: VisionTransformer) -> None:
@@ -82,10 +85,8 @@ def test_other_settings_of_the_parent_are_pointed_out(
 
 def test_scratch_changes_nothing() -> None:
     config = RunConfig(stage="finetune", parent="scratch", model=ModelConfig("tiny", 48))
-    child = VisionTransformer(config.model, 10)
-    before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
-    assert start_from_parent(config, child) == {}
-    assert all(torch.equal(tensor, before[name]) for name, tensor in child.state_dict().items())
+    assert read_parent(config) is None
+    assert inherit(config, None) == config
 
 
 def test_what_is_no_parent(tmp_path: Path) -> None:
@@ -130,3 +131,33 @@ def test_another_parent_of_a_begun_run_is_pointed_out(
     assert "--parent" not in capsys.readouterr().out
     prepare(dataclasses.replace(config, parent="second"))
     assert "warning: --parent 'second' is not looked at" in capsys.readouterr().out
+
+
+def test_a_parent_s_normalisation_travels_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    model = ModelConfig("tiny", 32, mean=mean, std=std)
+    config = RunConfig(stage="finetune", parent="parent", model=ModelConfig("tiny", 48))
+    found = inherit(config, Parent(model, {}, {})).model
+    assert (found.mean, found.std, found.image_size) == (mean, std, 48)
+    assert "warning" not in capsys.readouterr().out
+    own = dataclasses.replace(config.model, mean=(0.4, 0.4, 0.4))
+    assert inherit(dataclasses.replace(config, model=own), Parent(model, {}, {})).model == own
+    assert "--model.mean 0.485 0.456 0.406 --model.std 0.229 0.224 0.225 keeps them" in capsys.readouterr().out
+    # a resumed run keeps what it inherited, without its parent
+    begun = dataclasses.replace(config, run_dir=tmp_path, model=found)
+    run_folder.start(begun, {}, [], resumed=False)
+    again = dataclasses.replace(begun, model=ModelConfig("tiny", 48))
+    run_folder.check_config(again)
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000001" / "meta.json").write_text("{}")
+    assert run_folder.as_begun(again) == begun
+    with pytest.raises(UserError, match=r"model\.mean"):
+        run_folder.check_config(dataclasses.replace(again, model=own))
+
+
+def test_a_parent_of_another_structure_is_one_line_with_the_options() -> None:
+    parent = ModelConfig("tiny", 32, layer_scale=1e-4, class_position=False, position_resize="bicubic")
+    config = RunConfig(stage="finetune", parent="parent", model=ModelConfig("tiny", 48))
+    with pytest.raises(UserError) as error:
+        inherit(config, Parent(parent, {}, {}))
+    assert "--model.layer_scale 0.0001 --model.class_position False --model.position_resize bicubic" in str(error.value)
