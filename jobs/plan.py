@@ -16,7 +16,7 @@ from rich.table import Table
 from pipeline.config import ranges
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 from pipeline.config.schedule import learning_rate
-from pipeline.config.schema import RunConfig, accumulation, total_steps
+from pipeline.config.schema import RunConfig, accumulation, total_steps, warmup_steps
 from pipeline.core import cli
 from pipeline.core.cli import UserError
 
@@ -204,7 +204,7 @@ def show(config: PlanConfig, plan: dict[str, Any], rates: list[float]) -> None:
     console.print(table)
     top = max(rates) or 1.0
     print("lr " + "".join(BARS[round(rate / top * (len(BARS) - 1))] for rate in rates))
-    print(f"   0 to {plan['steps']:,} steps, peak {top:.3g}, warm-up {config.schedule.warmup_steps:,}")
+    print(f"   0 to {plan['steps']:,} steps, peak {top:.3g}, warm-up {warmup_steps(config.schedule, plan['steps']):,}")
     if plan["remedy"]:
         print(f"does not fit: {plan['remedy']}")
 

@@ -58,6 +58,8 @@ RANGES = {
     "schedule.steps": Range(0, MANY),
     "schedule.epochs": Range(0, MANY),
     "schedule.warmup_steps": NONE_OR_MORE,
+    "schedule.warmup_epochs": Range(0, MANY),
+    "schedule.start_lr": NONE_OR_MORE,
     "schedule.end_lr": NONE_OR_MORE,
     "train.global_batch": Range(1, MANY),
     "train.micro_batch": ONE_OR_MORE,

@@ -143,9 +143,13 @@ class ScheduleConfig:
     epochs: float = 0.0
     """Passes over the training split, used where steps is 0."""
     warmup_steps: int = 0
+    warmup_epochs: float = 0.0
+    """Warm-up as a share of schedule.epochs, used when warmup_steps is 0."""
+    start_lr: float = 0.0
+    """Learning rate at the start of the warm-up."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     end_lr: float = 0.0
-    """Learning rate at the end of a linear decay."""
+    """Learning rate at the end of a cosine or linear decay."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,18 @@ def total_steps(schedule: ScheduleConfig, samples: int, global_batch: int) -> in
             f"schedule.steps {schedule.steps} and schedule.epochs {schedule.epochs} give no steps: set one of them"
         )
     return max(1, round(schedule.epochs * samples / global_batch))
+
+
+def warmup_steps(schedule: ScheduleConfig, steps: int) -> int:
+    """Optimizer steps of the warm-up in a run of ``steps``: ``schedule.warmup_steps``, or its epochs' share."""
+    if schedule.warmup_steps or not schedule.warmup_epochs:
+        return schedule.warmup_steps
+    if schedule.epochs <= 0:
+        raise UserError(
+            f"schedule.warmup_epochs {schedule.warmup_epochs} needs schedule.epochs, which is {schedule.epochs}: set "
+            "schedule.epochs, or schedule.warmup_steps instead"
+        )
+    return round(steps * schedule.warmup_epochs / schedule.epochs)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.format import Meta
 from pipeline.checkpoint.saver import Saver
 from pipeline.config import ranges
-from pipeline.config.schema import DataConfig, RunConfig, flatten, to_dict, total_steps
+from pipeline.config.schema import DataConfig, RunConfig, flatten, to_dict, total_steps, warmup_steps
 from pipeline.core.cli import UserError
 from pipeline.core.files import check_local
 from pipeline.dataset.format import read_classes
@@ -134,9 +134,9 @@ def remarks(config: RunConfig, job: Job) -> Iterator[str]:
         )
     if job.held_out is None:
         yield "no evaluation: there is no held-out split (data.eval, data.eval_split)"
-    if config.schedule.warmup_steps >= job.steps:
+    if (warmup := warmup_steps(config.schedule, job.steps)) >= job.steps:
         yield (
-            f"warning: schedule.warmup_steps {config.schedule.warmup_steps} cover all of the run's {job.steps} steps: "
+            f"warning: the warm-up's {warmup} steps (schedule.warmup_steps) cover all of the run's {job.steps} steps: "
             "the learning rate only rises"
         )
     if config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
