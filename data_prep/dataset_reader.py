@@ -10,6 +10,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 from pipeline.core.files import check_local
 from pipeline.dataset.format import DatasetInfo, ShardInfo, damage_of, open_parquet
@@ -94,7 +95,7 @@ class OpenTar:
     def __enter__(self) -> "OpenTar":
         path, size = self._piece.tar, self._piece.info.bytes
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = retry.open_file(path)
         except FileNotFoundError:
             raise UserError(f"{str(path)!r} is missing: python -m data_prep.verify says what else is") from None
         found = os.fstat(self.fd).st_size
@@ -107,7 +108,7 @@ class OpenTar:
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes, fewer only at the file's end."""
-        return os.pread(self.fd, size, offset)
+        return retry.pread(self.fd, size, offset, self._piece.tar)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

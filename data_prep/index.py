@@ -32,7 +32,7 @@ from data_prep.sources import inputs
 from data_prep.sources.tar_headers import DamagedTarError, Read, scan
 from data_prep.sources.tar_images import RejectRow, split_of
 from data_prep.writing import finalize
-from pipeline.core import cli
+from pipeline.core import cli, retry
 from pipeline.core.cli import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.dataset import class_lists
@@ -193,9 +193,9 @@ def _tars(options: Options) -> list[Path]:
 def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
     """The samples of one tar, and what is none. Raises UserError where the tar is damaged."""
     found, left_out = Samples([], [], [], []), list[RejectRow]()
-    fd = os.open(tar.path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = retry.open_file(tar.path)
     try:
-        _find_samples(fd, tar.path.name, found, left_out)
+        _find_samples(fd, tar.path, found, left_out)
     except DamagedTarError as error:
         raise UserError(f"{str(tar.path)!r} is damaged, {error}: get it again, or move it out of the folder") from None
     finally:
@@ -203,23 +203,22 @@ def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
     return _table(found, tar.split, tar.shard), left_out
 
 
-def _windowed(fd: int) -> Read:
+def _windowed(fd: int, path: Path) -> Read:
     """Positioned reads that fetch a little more than asked for: small members and the next header come with it."""
     window, start = b"", 0
-    pread = os.pread
 
     def read(offset: int, size: int) -> bytes:
         nonlocal window, start
         at = offset - start
         if at < 0 or at + size > len(window):
-            window, start, at = pread(fd, size if size > WINDOW else WINDOW, offset), offset, 0
+            window, start, at = retry.pread(fd, size if size > WINDOW else WINDOW, offset, path), offset, 0
         return window[at : at + size]
 
     return read
 
 
-def _find_samples(fd: int, tar: str, found: Samples, left_out: list[RejectRow]) -> None:
-    read = _windowed(fd)
+def _find_samples(fd: int, path: Path, found: Samples, left_out: list[RejectRow]) -> None:
+    read, tar = _windowed(fd, path), path.name
     key, offset, size, label = "", 0, -1, ""
 
     def sample() -> None:

@@ -101,19 +101,19 @@ def write(path: Path, table: pa.Table, schema: pa.Schema) -> None:
 
 def batches(path: Path) -> Iterator[pa.Table]:
     """The batches of a file, one in memory at a time."""
-    with path.open("rb") as file, ipc.open_file(file) as reader:
+    with naming(path), path.open("rb") as file, ipc.open_file(file) as reader:
         for index in range(reader.num_record_batches):
             yield pa.Table.from_batches([reader.get_batch(index)])
 
 
 def batch(path: Path, index: int) -> pa.Table:
     """One batch of a file; for a plan, the rows of shard ``index``."""
-    with path.open("rb") as file, ipc.open_file(file) as reader:
+    with naming(path), path.open("rb") as file, ipc.open_file(file) as reader:
         return pa.Table.from_batches([reader.get_batch(index)])
 
 
 def whole(path: Path) -> pa.Table:
-    with path.open("rb") as file, ipc.open_file(file) as reader:
+    with naming(path), path.open("rb") as file, ipc.open_file(file) as reader:
         return reader.read_all()
 
 

@@ -21,7 +21,7 @@ from data_prep import progress
 from data_prep.dataset_reader import OpenTar, Piece, batches, check_workers, pieces, rows_of
 from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources.tar_headers import DamagedTarError, scan
-from pipeline.core import cli
+from pipeline.core import cli, retry
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo, read_classes
@@ -123,6 +123,13 @@ def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
 def check_shard(work: tuple[Piece, bool]) -> list[str]:
     """What is wrong with one shard, at most MOST_FINDINGS lines and a count of the others."""
     piece, decode = work
+    try:
+        return _findings(piece, decode)
+    except (retry.UnreadableError, OSError) as error:
+        return [f"{piece.info.file_name}: {error}"]
+
+
+def _findings(piece: Piece, decode: bool) -> list[str]:
     name = piece.info.file_name
     if not piece.tar.is_file():
         return [f"{name} is missing"]

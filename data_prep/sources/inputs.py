@@ -6,7 +6,7 @@ and of the rejects. A stream (gzip, a pipe, a URL) is one part, and its images' 
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ from data_prep.sources import streams, tar_images
 from data_prep.sources.devkit import Devkit
 from data_prep.sources.tar_headers import BLOCK, DamagedTarError, looks_like_tar, scan
 from data_prep.sources.tar_images import ENDINGS, ImageRow, RejectRow, Row, Tar
+from pipeline.core import retry
 from pipeline.core.cli import UserError, printable
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import REJECTS_SCHEMA
@@ -120,8 +121,7 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
 
 def _subfolders(folder: str | Path) -> list[str]:
     """Names of the folders in it, sorted; those with a leading dot are none of ours."""
-    with os.scandir(folder) as entries:
-        found = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    found = [entry for entry in _entries(folder) if not entry.name.startswith(".") and _is(entry, os.DirEntry.is_dir)]
     for entry in found:
         if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
             raise UserError(f"{entry.path!r} is a link to a folder that it lies in, not to one of a class: remove it")
@@ -309,9 +309,9 @@ def _class_name(source: Source, label: str) -> str:
 @contextmanager
 def _opened(location: str, number: int = 0) -> Iterator[tuple[Tar, int]]:
     """The tar at ``location``, for positioned reads, and its size."""
-    fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
+    fd = retry.open_file(location)
     try:
-        read = lambda offset, size: os.pread(fd, size, offset)  # noqa: E731 the fastest there is
+        read = lambda offset, size: retry.pread(fd, size, offset, location)  # noqa: E731
         yield Tar(read, location, streaming=False, fd=fd, number=number), os.fstat(fd).st_size
     finally:
         os.close(fd)
@@ -330,10 +330,10 @@ def _folder_rows(part: Part) -> Iterator[Row]:
         inside = entry.name if devkit else os.path.relpath(entry.path, part.location)
         wnid = (devkit.wnid_of(entry.name) or "") if devkit else part.wnid
         source = printable(f"{part.wnid}/{inside}" if part.wnid else inside)
-        if not _is_file(entry):
+        if not _is(entry, os.DirEntry.is_file):
             yield RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
             continue
-        size = entry.stat().st_size
+        size = retry.steadily(entry.stat, entry.path).st_size
         if entry.name.rpartition(".")[2].lower() not in ENDINGS:
             yield RejectRow(source, wnid, size, "other_file", "the ending is no image's")
         elif size > LARGEST_FILE:
@@ -344,22 +344,29 @@ def _folder_rows(part: Part) -> Iterator[Row]:
             yield ImageRow(wnid, printable(inside), entry.path, 0, size)
 
 
-def _is_file(entry: "os.DirEntry[str]") -> bool:
+def _is(entry: "os.DirEntry[str]", kind: Callable[["os.DirEntry[str]"], bool]) -> bool:
     try:
-        return entry.is_file()
+        return retry.steadily(lambda: kind(entry), entry.path)
     except OSError:  # a link to itself
         return False
 
 
+def _entries(folder: str | Path) -> list["os.DirEntry[str]"]:
+    def read() -> list["os.DirEntry[str]"]:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+
+    return retry.steadily(read, folder)
+
+
 def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            else:
-                yield entry
+    for entry in _entries(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        else:
+            yield entry
 
 
 def tables(found: Sequence[Row]) -> tuple[pa.Table, pa.Table]:

@@ -3,13 +3,16 @@
 import contextlib
 import os
 import signal
+import stat
 import subprocess
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -75,9 +78,23 @@ def _raw(location: str) -> Iterator[bytes]:
     elif "://" in location:
         yield from _from_url(location)
     else:
-        with Path(location).open("rb", buffering=0) as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
+        yield from _from_file(location)
+
+
+def _from_file(path: str) -> Iterator[bytes]:
+    descriptor, at = retry.open_file(path), 0
+    try:
+        while chunk := _read_on(descriptor, at, path):
+            at += len(chunk)
+            yield chunk
+    finally:
+        os.close(descriptor)
+
+
+def _read_on(descriptor: int, at: int, path: str) -> bytes:
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return retry.pread(descriptor, CHUNK, at, path)
+    return os.read(descriptor, CHUNK)  # a FIFO, which has no positions
 
 
 def _from_command(command: str) -> Iterator[bytes]:
@@ -97,9 +114,13 @@ def _from_command(command: str) -> Iterator[bytes]:
 
 
 def _from_url(url: str) -> Iterator[bytes]:
-    """What fails once the server has answered is asked for again, from where it broke off, with growing pauses."""
-    at, size, blocks, pause = 0, None, 8 << 20, PAUSE
-    last = time.monotonic()  # when bytes came
+    """What fails once the server has answered is asked for again, from where it broke off, with growing pauses.
+
+    Servers that know no ranges, or don't say how long the file is, send it from the beginning: what came before is
+    skipped, and must be the same.
+    """
+    at, size, blocks = 0, None, 8 << 20
+    backoff, came = retry.Backoff(PAUSE, LONGEST_PAUSE, PATIENCE), xxhash.xxh3_128()
     while True:
         try:
             from fsspec.core import url_to_fs  # only where it is asked for: it is an extra
@@ -109,16 +130,17 @@ def _from_url(url: str) -> Iterator[bytes]:
                 if size and file.size and size != file.size:  # neither is known of all servers
                     raise UserError(f"INPUT {url!r} had {size} bytes and has {file.size}: it changed while it was read")
                 size = size or file.size
-                if blocks:
+                if blocks and file.size is not None:
                     file.seek(at)
-                skip = 0 if blocks else at
-                while chunk := file.read(min(skip, CHUNK) or CHUNK):
-                    last, pause = time.monotonic(), PAUSE
-                    if skip:
-                        skip -= len(chunk)
-                        continue
+                elif at:
+                    _skip(file, at, came.digest(), url, backoff)
+                while chunk := file.read(CHUNK):
+                    backoff.reset()
+                    came.update(chunk)
                     at += len(chunk)
                     yield chunk
+            if size and at < size:
+                raise OSError(f"it ended after {at} of {size} bytes")
             return
         except ImportError as error:
             raise UserError(
@@ -133,11 +155,20 @@ def _from_url(url: str) -> Iterator[bytes]:
                 continue
             status = getattr(cause, "status", 0)
             lasting = status in REFUSED or isinstance(error, PermissionError) or (not at and status not in BUSY)
-            if lasting or time.monotonic() - last + pause > PATIENCE:
+            if lasting or not backoff.wait():
                 what = f"{type(cause).__name__} {cause}".strip()
                 raise UserError(f"INPUT {url!r} can't be read ({what}): check address, keys and network") from None
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _skip(file: Any, size: int, digest: bytes, url: str, backoff: retry.Backoff) -> None:
+    """Read what came before the break again. Raises UserError if it is something else."""
+    again = xxhash.xxh3_128()
+    while size and (chunk := file.read(min(size, CHUNK))):
+        backoff.reset()
+        again.update(chunk)
+        size -= len(chunk)
+    if size or again.digest() != digest:
+        raise UserError(f"INPUT {url!r} changed while it was read: give a source that stays as it is, then run again")
 
 
 def _settings(url: str) -> dict[str, Any]:
@@ -192,8 +223,8 @@ def is_seekable(location: str) -> bool:
     """Whether positioned reads work: a local regular file that isn't gzip."""
     if is_remote(location) or not Path(location).is_file():
         return False
-    fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
+    fd = retry.open_file(location)
     try:
-        return os.read(fd, 2) != b"\x1f\x8b"
+        return retry.pread(fd, 2, 0, location) != b"\x1f\x8b"
     finally:
         os.close(fd)

@@ -24,6 +24,7 @@ from data_prep.images.jpeg_header import RejectedError
 from data_prep.images.prepare import ImageOptions
 from data_prep.sources.tar_images import RejectRow
 from data_prep.writing.tar_writer import ShardWriter
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import format as dataset_format
@@ -149,26 +150,27 @@ class SourceFiles:
                 os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, file: bytes, offset: int, size: int) -> bytes:
-        """The bytes. Raises RejectedError where the system can't read them, UserError where the file has changed."""
+        """The bytes. Raises RejectedError if the user may not read them, UserError if the file has changed or the file
+        system fails, which says nothing about the image."""
         try:
             if file != self._file:
                 self._close()
-                self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = retry.open_file(file)
                 self._file = file
-            if self._loose and (found := os.fstat(self._fd).st_size) != size:
+            if self._loose and (found := retry.steadily(lambda: os.fstat(self._fd), file).st_size) != size:
                 raise UserError(
                     f"{os.fsdecode(file)!r} has changed since INPUT was listed ({size} bytes then, {found} now): put "
                     "it back and run again, or delete OUTPUT to start over"
                 )
-            data = os.pread(self._fd, size, offset)
+            data = retry.pread(self._fd, size, offset, file)
             while len(data) < size:
-                more = os.pread(self._fd, size - len(data), offset + len(data))
+                more = retry.pread(self._fd, size - len(data), offset + len(data), file)
                 if not more:
                     raise RejectedError("truncated", f"the source file ends {size - len(data)} bytes early")
                 data += more
         except FileNotFoundError:
             raise UserError(f"{os.fsdecode(file)!r} was in INPUT and is gone: put it back, then run again") from None
-        except OSError as error:
+        except PermissionError as error:
             raise RejectedError("unreadable", f"{error.strerror}") from None
         return data
 

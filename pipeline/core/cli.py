@@ -65,11 +65,14 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except OSError as error:
+        from pipeline.core.retry import TRANSIENT
+
         name = error.filename2 or error.filename  # of two, of a link or a renaming, the one that is to be made
-        if error.errno not in _USERS or (name is None and error.errno not in _FULL):
+        if error.errno not in _USERS | TRANSIENT or (name is None and error.errno not in _FULL):
             raise
         where = "" if name is None else f"{str(name)!r}: "
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        remedy = ": the disk or its server is in trouble; try again" if error.errno in TRANSIENT else ""
+        print(f"error: {where}{error.strerror}{remedy}", file=sys.stderr)
         code = EXIT_USER
     try:
         sys.stdout.flush()

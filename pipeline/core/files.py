@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 
 _CHUNK = 1 << 20  # bytes: few enough to be in the processor's cache when they are hashed
@@ -91,7 +92,11 @@ def flush(path: Path) -> None:
 def xxh3_128(path: Path) -> str:
     """Of a file's content, hexadecimal."""
     digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
+    descriptor, at = retry.open_file(path), 0
+    try:
+        while chunk := retry.pread(descriptor, _CHUNK, at, path):
             digest.update(chunk)
+            at += len(chunk)
+    finally:
+        os.close(descriptor)
     return digest.hexdigest()

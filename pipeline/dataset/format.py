@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 from pipeline.core.files import check_local
 
@@ -138,7 +139,7 @@ def read_info(folder: Path) -> DatasetInfo:
             "data_prep.index"
         )
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(retry.steadily(path.read_text, path))
         shards = tuple(ShardInfo(**shard) for shard in fields.pop("shards"))
         info = DatasetInfo(**fields, shards=shards)
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # no JSON, or not of this form
@@ -199,4 +200,6 @@ def damage_of(path: Path) -> Iterator[None]:
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in retry.TRANSIENT:
+            raise retry.unreadable(path, error) from None
         raise UserError(f"{str(path)!r} is damaged ({error}): copy or make the data set again") from None

@@ -25,6 +25,7 @@ from urllib.parse import quote, urlsplit
 
 import xxhash
 
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import ShardInfo
@@ -246,7 +247,7 @@ def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Calla
 
 def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
     """``read`` until it succeeds. Raises GoneError at once, and OSError when the patience ends."""
-    began, pause = time.monotonic(), patience.pause
+    backoff = retry.Backoff(patience.pause, patience.longest_pause, patience.seconds)
     while True:
         try:
             return read()
@@ -257,10 +258,8 @@ def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
             refused = getattr(error, "status", 0) in REFUSED or getattr(error, "errno", 0) == BAD_REQUEST
             if refused or isinstance(error, FileNotFoundError | PermissionError):
                 raise GoneError(f"{url} is not there, or may not be read ({said}): check address and keys") from error
-            if time.monotonic() - began + pause > patience.seconds:
+            if not backoff.wait():
                 raise OSError(f"{url} was given up after {patience.seconds:.0f} s: {said}") from error
-            time.sleep(pause)
-            pause = min(2 * pause, patience.longest_pause)
 
 
 def _block(url: str, at: int, wanted: int, size: int, patience: Patience) -> bytes:

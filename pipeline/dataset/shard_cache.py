@@ -12,6 +12,7 @@ what is fetched ahead of need takes the place only of files that nobody has touc
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import xxhash
 
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import remote
@@ -144,7 +146,8 @@ class Cache:
             os.close(descriptor)
             if isinstance(error, FileExistsError) or (isinstance(error, _NoRoomError) and not ahead):
                 return None
-            if isinstance(error, OSError) and error.errno:  # of the disk: those of the source are in words
+            # of the disk: those of the source are in words, and what passes is for the caller to try again
+            if isinstance(error, OSError) and error.errno and error.errno not in retry.TRANSIENT:
                 raise UserError(
                     f"data.cache {str(self.folder)!r} can't be written ({error.strerror}): lower data.cache_gb where "
                     "its disk is full, or name another"
@@ -212,6 +215,10 @@ def _lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno != errno.EBADF:  # NFS's word for a file that is open for reading alone
+            raise
+        return False
     return True
 
 
@@ -224,9 +231,12 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _delete(path: Path) -> bool:
-    """Unless a process reads or fetches it."""
+    """Unless a process reads or fetches it, or it is another user's on NFS, where nobody can tell."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDWR)  # NFS locks as fcntl does: no LOCK_EX for who can only read
+        except PermissionError:  # another user's
+            descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:

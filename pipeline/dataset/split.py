@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from pipeline.config.schema import DataConfig
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 from pipeline.core.files import check_local
 from pipeline.dataset import format as dataset_format
@@ -89,9 +90,8 @@ class Part:
         """The JPEG of a sample, or as much of it as the shard holds."""
         shard, offset, size = int(self.shard[row]), int(self.offset[row]), int(self.size[row])
         if self.cache is None:
-            return os.pread(self._file(shard), size, offset)
-        with self.cache.open(self._wanted[self._place[shard]]) as file:
-            return os.pread(file, size, offset)
+            return retry.pread(self._file(shard), size, offset, self._path(shard))
+        return self._from_cache(shard, [(offset, size)])[0]
 
     def read_all(self, rows: Ints) -> Iterator[tuple[int, bytes]]:
         """Each sample's place in ``rows`` and its JPEG, shard by shard."""
@@ -102,14 +102,14 @@ class Part:
             for place in order:  # a shared file system reads while we decode
                 os.posix_fadvise(self._file(numbers[place]), offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)
             for place in order:
-                yield place, os.pread(self._file(numbers[place]), sizes[place], offsets[place])
+                shard = numbers[place]
+                yield place, retry.pread(self._file(shard), sizes[place], offsets[place], self._path(shard))
             return
         at = 0
         while at < len(order):
             owner = owners[order[at]]
             end = next((later for later in range(at, len(order)) if owners[order[later]] != owner), len(order))
-            with self.cache.open(self._wanted[self._place[int(owner)]]) as file:
-                jpegs = [os.pread(file, sizes[place], offsets[place]) for place in order[at:end]]
+            jpegs = self._from_cache(int(owner), [(offsets[place], sizes[place]) for place in order[at:end]])
             yield from zip(order[at:end], jpegs, strict=True)
             at = end
 
@@ -147,9 +147,23 @@ class Part:
         if key not in _open:
             while len(_open) >= _OPEN:
                 os.close(_open.popitem(last=False)[1])
-            _open[key] = os.open(self.folder / self.shards[self._place[shard]].file_name, os.O_RDONLY | os.O_CLOEXEC)
+            _open[key] = retry.open_file(self._path(shard))
         _open.move_to_end(key)
         return _open[key]
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / self.shards[self._place[shard]].file_name
+
+    def _from_cache(self, shard: int, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes at each (offset, size) of a shard behind a URL."""
+        assert self.cache is not None
+        cache, wanted = self.cache, self._wanted[self._place[shard]]
+
+        def read() -> list[bytes]:
+            with cache.open(wanted) as file:
+                return [os.pread(file, size, offset) for offset, size in places]
+
+        return retry.steadily(read, cache.folder / wanted.name)
 
     def _check(self) -> None:
         """Raises UserError where a shard isn't there as a whole."""

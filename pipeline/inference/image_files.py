@@ -21,6 +21,7 @@ from PIL import UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from pipeline.config.schema import Resize
+from pipeline.core import retry
 from pipeline.core.cli import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.imaging import jpeg as jpegs
@@ -109,9 +110,13 @@ def read(picture: Picture) -> bytes:
     """Raises OSError, and ValueError where the picture was found to be none."""
     if picture.error:
         raise ValueError(picture.error)
-    with picture.file.open("rb") as file:
-        file.seek(picture.offset)
-        return file.read(picture.size)
+
+    def whole() -> bytes:
+        with picture.file.open("rb") as file:
+            file.seek(picture.offset)
+            return file.read(picture.size)
+
+    return retry.steadily(whole, picture.file)
 
 
 def prepared(data: bytes, size: int, resize: Resize) -> Image:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import retry
 from pipeline.core.cli import UserError
 from pipeline.core.files import write_json
 from pipeline.runs import evaluations, records
@@ -35,7 +36,7 @@ STATE = "mlflow.json"
 LOCK = ".mlflow.lock"
 KEY_TAG = "run_key"
 INTERVAL = 5.0  # seconds between two passes beside a training
-LONGEST_PAUSE = 60.0  # seconds between two tries against a server that fails
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries against a server that fails
 BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
 TEXTS = (".json", ".txt", ".diff")
 SENT_FILES = (records.METRICS, records.SYSTEM, records.EVALUATIONS)  # of lines
@@ -307,6 +308,7 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
     parent = os.getppid()
     sampler = Sampler(run_dir)
     deadline, died, pause, problem, refused = float("inf"), False, INTERVAL, "not yet", False
+    backoff = retry.Backoff(FIRST_PAUSE, LONGEST_PAUSE)
     due = time.monotonic()
     with _lock_in_time(run_dir):
         while True:
@@ -316,11 +318,12 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
                     if problem:
                         say(f"MLflow is up to date ({count} values sent)")
                     problem, pause, refused = "", INTERVAL, False
+                    backoff.reset()
                 except Exception as error:  # whatever MLflow does, the training's figures are safe; try again
                     text = reason(error)
                     if text != problem:
                         say(f"not sent to MLflow, trying on: {text}")
-                    problem, pause = text, min(LONGEST_PAUSE, pause * 2) if problem else 1.0
+                    problem, pause = text, backoff.next() or LONGEST_PAUSE
                     refused = isinstance(error, UserError)  # for somebody to mend, which no job waits for
                 due = time.monotonic() + pause
                 if deadline < float("inf") and (not problem or refused or time.monotonic() > deadline):

@@ -16,6 +16,7 @@ from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import RunConfig
 from pipeline.core.cli import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.core.files import flush
+from pipeline.core.retry import UnreadableError
 from pipeline.distributed import process_group
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.evaluation.accuracy import evaluate
@@ -280,16 +281,20 @@ def fail(run: Run, progress: Progress, error: BaseException) -> None:
     faulthandler.dump_traceback_later(run.config.train.step_timeout, exit=True)
     if isinstance(error, watch.NonFiniteError):
         run.heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
-    same = isinstance(error, (watch.NonFiniteError, UserError))  # on every rank
+    alone = isinstance(error, UnreadableError)  # a disk in trouble, as this rank sees it
+    same = isinstance(error, (watch.NonFiniteError, UserError)) and not alone  # on every rank
     cause = "every rank has seen it" if same else run.heartbeat.fail(error)
     close(run, progress, "failed")
-    if run.job.ranks.world_size > 1 and isinstance(error, Exception) and not isinstance(error, UserError):
+    if run.job.ranks.world_size > 1 and isinstance(error, Exception) and (alone or not isinstance(error, UserError)):
         leave(run, error, f"after step {progress.step}: {cause}")
 
 
 def leave(run: Run, error: Exception, why: str) -> NoReturn:
     """End this process at once: a broken process group may hang or abort when the interpreter takes it down."""
-    traceback.print_exception(error)
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
     print(f"error: rank {run.job.ranks.rank} leaves {why}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

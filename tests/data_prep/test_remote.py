@@ -1,20 +1,26 @@
 """Sources that are downloaded while they are read: https, http and s3 from real servers, and what goes wrong there."""
 
+import contextlib
+import http.server
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from s3fs import S3FileSystem
 
 from data_prep import shard
 from data_prep.sources import inputs, streams
 from pipeline.core import cli
+from pipeline.core.cli import UserError
 from tests.data_prep import releases, servers
 from tests.data_prep.refused import refused
 from tests.data_prep.releases import Images, contents, write_webdataset
@@ -203,6 +209,65 @@ def test_what_fails_on_the_way_is_asked_for_again(
         stream = streams.open_stream(f"{server.url}/whole.tar")
         assert stream.read(0, len(content) + 1) == content
         assert {fault for _, fault in server.requests} >= {"cut", "error"}
+
+
+@contextmanager
+def chunked(parts: list[bytes]) -> Iterator[str]:
+    """A URL whose server says no length and knows no ranges. Each request gets the next of ``parts``, then a break;
+    from the last one on they end in order. fsspec asks for the size, in vain, before it reads."""
+    waiting = list(parts)
+
+    class Chunked(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            last = len(waiting) == 1
+            content = waiting[0] if last else waiting.pop(0)
+            with contextlib.suppress(OSError):
+                for start in range(0, len(content), 65536):
+                    block = content[start : start + 65536]
+                    self.wfile.write(b"%x\r\n" % len(block) + block + b"\r\n")
+                if last:
+                    self.wfile.write(b"0\r\n\r\n")
+            self.close_connection = True
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Chunked)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/whole.tar"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_stream_of_unknown_length_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PAUSE", 0.01)
+    content = np.random.default_rng(0).bytes(5_000_000)
+    sizes = (3_000_000, 3_000_000, 1_000_000, 1_000_000, 4_000_000, 4_000_000, len(content))
+    with chunked([content[:size] for size in sizes]) as url:
+        assert b"".join(streams._raw(url)) == content
+
+
+def test_a_stream_that_is_another_one_after_the_break_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PAUSE", 0.01)
+    content = np.random.default_rng(0).bytes(5_000_000)
+    changed = content[:10] + b"other" + content[15:]
+    with (
+        chunked([content[:3_000_000], content[:3_000_000], changed]) as url,
+        pytest.raises(UserError, match="changed while it was read"),
+    ):
+        list(streams._raw(url))
 
 
 def test_a_download_that_breaks_off_is_said(images: Images, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Data sets behind URLs: a server that fails, stalls and truncates, and a cache that several processes share."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import resource
@@ -22,7 +23,7 @@ from pipeline.core.cli import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import remote
 from pipeline.dataset.remote import GoneError, Patience
-from pipeline.dataset.shard_cache import Ahead, Cache, Wanted
+from pipeline.dataset.shard_cache import Ahead, Cache, Wanted, _lock
 from pipeline.dataset.split import open_split
 from pipeline.loader.batches import eval_batches
 from pipeline.runs import records
@@ -469,3 +470,24 @@ def test_blocks_are_asked_for_again_one_by_one(tmp_path: Path, monkeypatch: pyte
         assert [len(block) for block in blocks] == [300, 300, 300, 100]
         assert b"".join(blocks) == content
         assert len(server.requests) == 6
+
+
+def test_a_cache_on_nfs_makes_room(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS locks as fcntl does (flock(2)): exclusively only what is open for writing, else EBADF."""
+    real = fcntl.flock
+
+    def as_nfs_does(descriptor: int, how: int) -> None:
+        if how & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs_does)
+    with Server(files) as server:
+        cache = Cache(tmp_path / "cache", 2500, QUICK)
+        cache.check([1000])
+        for number in (0, 1, 2, 0):
+            with cache.open(wanted(server, number)) as file:
+                assert os.pread(file, 1000, 0) == bytes([number]) * 1000
+        assert len(list((tmp_path / "cache").glob("[!.]*"))) == 2
+    with (files / "0.tar").open("rb") as file:
+        assert not _lock(file.fileno())  # another user's: it may be in use, so it stays
