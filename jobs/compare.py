@@ -1,4 +1,4 @@
-"""python -m jobs.compare [RUN ...] [--experiment NAME] [--out FOLDER] [--html|--csv|--json|--latex]"""
+"""python -m jobs.compare [RUN ...] [--experiment NAME] [--out FOLDER] [--html] [--csv|--json|--latex]"""
 
 import os
 import shlex
@@ -46,10 +46,10 @@ class CompareConfig:
     """What the curves are aligned by."""
     out: Path | None = None
     """Write plots (and the page of --html) here."""
-    svg: bool = False
-    """Plots as SVG instead of PNG."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """File format of the plots."""
     html: bool = False
-    """Also write compare.html, one page that needs no other file, to --out (default: this folder)."""
+    """Also write compare.html, one interactive page that needs no other file, to --out (default: this folder)."""
     csv: bool = False
     json: bool = False
     latex: bool = False
@@ -63,6 +63,8 @@ def main() -> int:
         raise UserError("name either RUN folders or --experiment NAME: which runs are to be compared?")
     if config.csv + config.json + config.latex > 1:
         raise UserError("--csv, --json and --latex: choose one, it goes to the standard output")
+    if config.format != "png" and config.out is None:
+        raise UserError(f"--format {config.format} has no effect without plots: add --out FOLDER")
     if config.out is not None:
         check_can_make(config.out, "--out")
     runs = read_experiment(config.experiment, _mlflow(config)) if config.experiment else read_runs(config.runs)
@@ -103,16 +105,17 @@ def _write(config: CompareConfig, found: list[Row]) -> None:
 
     out = config.out or Path()
     out.mkdir(parents=True, exist_ok=True)
-    figures = draw_all(found, config.against)
     if config.out is not None:
-        for name, figure in figures.items():
-            save(figure, out / f"{name}.{'svg' if config.svg else 'png'}")
+        for name, figure in draw_all(found, config.against).items():
+            save(figure, out / f"{name}.{config.format}")
+        print(f"plots: {out}", file=sys.stderr)
     if config.html:
         command = without_secrets(" ".join(["python -m jobs.compare", *map(shlex.quote, sys.argv[1:])]))
         made = f"Made {time.strftime('%Y-%m-%d %H:%M')} by {command}"
         with naming(out / "compare.html"):
-            (out / "compare.html").write_text(page(found, figures, config.experiment or "Comparison of runs", made))
-    print(f"plots: {out}" if config.out is not None else f"page: {out / 'compare.html'}", file=sys.stderr)
+            title = config.experiment or "Comparison of runs"
+            (out / "compare.html").write_text(page(found, title, made, config.against))
+        print(f"page: {out / 'compare.html'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ class EvaluateConfig:
     average: bool = False
     """Judge the running average of the weights (--train.average) instead of the last ones."""
     out: Path | None = None
-    """Folder for per_class.csv and confusion.png."""
+    """Folder for per_class.csv and the confusion plot."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """File format of the confusion plot."""
     log: bool = False
     """Keep the result, the per-class table and the confusion plot with the run, in RUN/evaluations/, and send them to
     its run in MLflow."""
@@ -160,8 +162,9 @@ def main() -> int:
         if tally is not None and tables:
             names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
             for folder in folders:
-                write(folder, tally.confusion_CC.cpu().numpy(), names)
-                print(f"per class: {folder / 'per_class.csv'}, {folder / 'confusion.png'}", file=sys.stderr)
+                write(folder, tally.confusion_CC.cpu().numpy(), names, config.format)
+                plot = folder / f"confusion.{config.format}"
+                print(f"per class: {folder / 'per_class.csv'}, {plot}", file=sys.stderr)
         if run_dir is not None:
             send(run_dir)
     accelerator.end_training()
@@ -177,7 +180,7 @@ def check(config: EvaluateConfig) -> None:
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
     alone = EvaluateConfig(config.model, config.data)
-    unused = ("shots", "train_split", "seed") if config.probe == "none" else ("out", "real")
+    unused = ("shots", "train_split", "seed") if config.probe == "none" else ("out", "real", "format")
     for name in unused:
         if getattr(config, name) != getattr(alone, name):
             remedy = "name --probe knn or linear" if config.probe == "none" else f"leave out --probe {config.probe}"
@@ -190,6 +193,8 @@ def check(config: EvaluateConfig) -> None:
             f"--train-split {config.train_split!r} is --split as well, so that the probe would be asked what it was "
             "shown: name two splits"
         )
+    if config.format != alone.format and config.out is None and not config.log:
+        raise UserError(f"--format {config.format} has no effect without a plot: add --out FOLDER or --log")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         raise UserError(f"--out {str(config.out)!r} is a file: name a folder")
     if config.out is not None:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from pipeline.compare.rows import Row, published
+from pipeline.compare.rows import Row, Spread, published
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,15 @@ def number(column: Column, value: float) -> str:
 
 def cell(row: Row, column: Column) -> str:
     """``84.12``, or ``84.12 ± 0.10`` over seeds; ``-`` where there is none."""
-    spread = row.results.get(column.metric)
+    return _text(row.results.get(column.metric), column)
+
+
+def best_cell(row: Row, column: Column) -> str:
+    """As :func:`cell`, of the best values during the runs."""
+    return _text(row.best.get(column.metric), column)
+
+
+def _text(spread: Spread | None, column: Column) -> str:
     if spread is None:
         return "-"
     text = number(column, spread.mean)

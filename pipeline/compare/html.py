@@ -1,119 +1,178 @@
-"""The comparison as one HTML page without any other file: readable on a phone, on a desk, and in print."""
+"""The comparison as one HTML page that needs no other file: a table, bars and interactive curves.
 
-import html
-import io
-import re
-from collections.abc import Mapping, Sequence
-
-from matplotlib.figure import Figure
-
-from pipeline.compare.columns import COLUMNS, Column, cell, label, published_texts
-from pipeline.compare.plots import BARS_PREFIX as BARS
-from pipeline.compare.plots import save_svg
-from pipeline.compare.rows import Row, differences, published
-
-STYLE = """
-:root { color-scheme: light; --ink: #1a1a1a; --line: #d5d5d5; --soft: #5a5a5a }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 0 auto; max-width: 75rem;
-  padding: 1rem clamp(.75rem, 3vw, 2rem) }
-h1 { font-size: 1.5rem; margin: .5rem 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
-p { color: var(--soft); margin: .25rem 0 1rem; max-width: 45rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: break-word; max-width: 16rem }
-td { white-space: nowrap } .wrap td { white-space: normal }
-td span { display: block; white-space: normal; min-width: 9rem }
-.wrap tbody th { overflow-wrap: break-word }
-th { font-weight: 600; border-bottom-color: var(--ink) } .n { text-align: right; white-space: normal }
-tbody th { min-width: 8rem; font-weight: 400; overflow-wrap: anywhere; border-bottom-color: var(--line) }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem }
-figure { margin: 0; break-inside: avoid } svg { width: 100%; height: auto; display: block }
-@media (max-width: 40rem) {
-  .results thead { display: none } .results, .results tbody, .results tr { display: block; width: 100% }
-  .results th, .results td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0;
-    white-space: normal; max-width: none; text-align: right }
-  .results tbody th { font-weight: 600; padding-top: .6rem; text-align: left; justify-content: flex-start }
-  .results tr { border-bottom: 1px solid var(--line) }
-  .results td::before { content: attr(data-title); color: var(--soft) }
-}
-@media print { body { font-size: 8pt; padding: 0; max-width: none } .wide { overflow: visible } table { font-size: 7pt }
-  .figures { grid-template-columns: 1fr 1fr; gap: 1rem } h2 { break-after: avoid } p { break-after: avoid }
-  td, tr { break-inside: avoid } @page { size: landscape; margin: 12mm } }
+Everything that readers need stands in the HTML, so that the page also works without JavaScript, except for the curves.
+page.js adds these, and showing, filtering and sorting; page.css is the look. Names of runs are
+foreign text: escaped here, text nodes there, and the page's policy lets no script run but the two that it came with.
 """
 
+import base64
+import hashlib
+import html
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-def page(rows: Sequence[Row], figures: Mapping[str, Figure], title: str, made: str) -> str:
-    """``made``: when and by which command, for the foot of the page."""
+from pipeline.compare.columns import COLUMNS, Column, best_cell, cell, label, published_texts
+from pipeline.compare.page_data import page_data, to_script
+from pipeline.compare.plots import BARS, COLOURS, MOST_BARS, TITLES, row_colours
+from pipeline.compare.rows import BEST, Row, differences, published
+
+HERE = Path(__file__).parent
+DARK_BLACK = "#ececec"  # what black becomes on dark paper
+MOST_ROWS_ACROSS = 6  # in the tables of differences; more rows stand below each other
+
+
+def page(rows: Sequence[Row], title: str, made: str, against: str = "samples") -> str:
+    """``made``: when and by which command, for the foot of the page. ``against``: the first x axis of the curves."""
+    data = page_data(rows, against)
+    scripts = [(HERE / "uplot" / "uPlot.iife.min.js").read_text(), (HERE / "page.js").read_text()]
+    style = (HERE / "uplot" / "uPlot.min.css").read_text() + _palette() + (HERE / "page.css").read_text()
     runs = sum(len(row.runs) for row in rows)
     counts = f"{runs} run{'s' * (runs > 1)} in {len(rows)} row{'s' * (len(rows) > 1)}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{counts}. Runs that differ in the seed only share a row: mean ± deviation. "
+        f"<p>{counts}. Runs that differ only in the seed share a row (mean ± standard deviation). "
         "A fine-tune stands under the run it started from.</p>",
+        _TABLE_CONTROLS,
         _results(rows),
+        "<h2>Curves</h2>",
+        "<noscript><p>The curves need JavaScript, which is switched off here.</p></noscript>",
+        _CURVE_CONTROLS if data["metrics"] else "<p>No run has logged a metric yet.</p>",
+        '<div id="charts"></div>',
+        *_bars(rows),
     ]
-    curves = {name: figure for name, figure in figures.items() if not name.startswith(BARS)}
-    bars = {name: figure for name, figure in figures.items() if name.startswith(BARS)}
-    if curves:
-        parts += ["<h2>Curves</h2><p>Each seed is a line of its own.</p>", _grid(curves)]
-    if bars:
-        parts += ["<h2>In the end</h2><p>The mean over the seeds, and their deviation.</p>", _grid(bars)]
     if len(rows) > 1:
-        parts += _difference("What differs in the configuration", differences(rows), rows)
-        parts += _difference("What differs in data and code", differences(rows, "facts"), rows)
+        parts += _difference("Configuration: what differs", differences(rows), rows)
+        parts += _difference("Data and code: what differs", differences(rows, "facts"), rows)
     parts.append(f"<p>{html.escape(made)}</p>")
+    parts.append(f'<script type="application/json" id="data">{to_script(data)}</script>')
+    parts += [f"<script>{script}</script>" for script in scripts]
+    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>\n'
         f"<body>\n{chr(10).join(parts)}\n</body></html>\n"
     )
 
 
-def _grid(figures: Mapping[str, Figure]) -> str:
-    inside = "\n".join(f"<figure>{_svg(figure, name)}</figure>" for name, figure in figures.items())
-    return f'<div class="figures">{inside}</div>'
+_TABLE_CONTROLS = """<div class="controls needs-script" hidden>
+<input type="search" id="filter" placeholder="Filter: words in any column" aria-label="Filter the runs">
+<button type="button" id="all">Show all</button> <button type="button" id="best">Show the best</button>
+<button type="button" id="none">Hide all</button> <span id="count" role="status"></span></div>"""
+_CURVE_CONTROLS = """<div class="controls needs-script" hidden><label>x axis <select id="axis"></select></label>
+<label>smoothing <input type="range" id="smoothing" min="0" max="0.99" step="0.01" value="0">
+<output id="weight">0.00</output></label> <label><input type="checkbox" id="log"> log scale</label>
+<button type="button" id="zoomed" hidden>Reset zoom</button></div>
+<div class="controls needs-script" id="metrics" role="group" aria-label="Metrics" hidden></div>
+<p class="needs-script" hidden>Each seed is a line of its own. Drag to zoom, double-click to reset. With the keyboard,
+the arrow keys read the curves.</p>"""
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _palette() -> str:
+    light = "".join(f"--c{index}:{colour};" for index, colour in enumerate(COLOURS))
+    dark = "".join(f"--c{index}:{dark_colour(colour)};" for index, colour in enumerate(COLOURS))
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+def dark_colour(colour: str) -> str:
+    """The curve's colour on dark paper."""
+    return DARK_BLACK if colour == "#000000" else colour
 
 
 def _results(rows: Sequence[Row]) -> str:
     columns = [column for column in COLUMNS if any(column.metric in row.results for row in rows)]
     with_published = any(published(row.first) for row in rows)
-    heads = "".join(f'<th class="n">{html.escape(column.title)}</th>' for column in columns)
-    last = "<th>published top-1 %</th>" if with_published else ""
+    heads = "".join(_heads(column) for column in columns) + ("<th>published top-1 %</th>" if with_published else "")
+    colours = row_colours(rows)
     body = []
-    for row in rows:
+    for index, row in enumerate(rows):
         states = "/".join(sorted({run.state for run in row.runs}))
-        cells = [f'<td data-title="recipe">{html.escape(row.first.recipe)}</td><td data-title="state">{states}</td>']
-        cells += [
-            f'<td class="n" data-title="{html.escape(column.title)}">{_number(row, column)}</td>' for column in columns
+        step = row.first.lines[-1].step if row.first.lines else 0
+        cells = [
+            f"<td>{html.escape(row.first.recipe)}</td><td>{html.escape(row.first.dataset)}</td>"
+            f'<td>{html.escape(states)}</td><td class="n" data-value="{step}">{step:,}</td>',
+            *(_cells(row, column) for column in columns),
         ]
         if with_published:
-            cells.append(f'<td data-title="published">{_published(row)}</td>')
-        kind = f' style="padding-left: {1.4 * row.depth:g}rem"' if row.depth else ""
-        body.append(f"<tr><th{kind}>{html.escape(label(row).strip())}</th>{''.join(cells)}</tr>")
+            cells.append(f"<td>{_published(row)}</td>")
+        swatch = '<svg class="swatch" viewBox="0 0 32 8" aria-hidden="true"><line x1="0" y1="4" x2="32" y2="4"/></svg>'
+        name = html.escape(label(row).strip())
+        style = f"--depth:{row.depth};--c:{_colour(colours.get(id(row)))}"
+        body.append(f'<tr data-row="{index}" style="{style}"><th scope="row">{swatch}{name}</th>{"".join(cells)}</tr>')
+    head = "".join(f"<th>{name}</th>" for name in ("run", "recipe", "dataset", "state")) + '<th class="n">step</th>'
     return (
-        '<div class="wide"><table class="results"><thead><tr><th>run</th><th>recipe</th><th>state</th>'
-        f"{heads}{last}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="Results"><table class="results"><thead><tr>{head}'
+        f"{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _number(row: Row, column: Column) -> str:
-    """A narrow column breaks before the ±, not after it."""
-    return html.escape(cell(row, column)).replace("± ", "±&nbsp;")
+def _heads(column: Column) -> str:
+    title = html.escape(column.title)
+    best = f'<th class="n">best {title}</th>' if column.metric in BEST else ""
+    return f'<th class="n">{title}</th>{best}'
+
+
+def _cells(row: Row, column: Column) -> str:
+    """The last value, and the best if one is better than another; a narrow column breaks before the ±, not after."""
+    texts = [(cell(row, column), row.results)]
+    if column.metric in BEST:
+        texts.append((best_cell(row, column), row.best))
+    found = ""
+    for text, spreads in texts:
+        mean = spreads[column.metric].mean if column.metric in spreads else math.nan
+        value = f' data-value="{mean!r}"' if math.isfinite(mean) else ""
+        found += f'<td class="n"{value}>{html.escape(text).replace("± ", "±&nbsp;")}</td>'
+    return found
 
 
 def _published(row: Row) -> str:
-    """One line a source."""
+    """One line per source."""
     lines = "".join(f"<span>{html.escape(text)}</span>" for text in published_texts(row))
-    return f"<div>{lines or '-'}</div>"
+    return lines or "-"
+
+
+def _colour(index: int | None) -> str:
+    return "var(--others)" if index is None else f"var(--c{index})"
+
+
+def _bars(rows: Sequence[Row]) -> list[str]:
+    """The last value of some metrics by row. The axis of a share ends at 100 %, of others at the largest value."""
+    colours = row_colours(rows)
+    figures = []
+    for column in (column for column in COLUMNS if column.metric in BARS):
+        values = {
+            index: row.results[column.metric].mean
+            for index, row in enumerate(rows)
+            if column.metric in row.results and math.isfinite(row.results[column.metric].mean)
+        }
+        if not values:
+            continue
+        largest = 1.0 if "%" in column.form else max(values.values()) or 1.0
+        lines = ""
+        for index, value in list(values.items())[:MOST_BARS]:
+            row = rows[index]
+            share = max(0.0, min(1.0, value / largest))
+            style = f"--share:{share:.2%};--c:{_colour(colours.get(id(row)))}"
+            lines += (
+                f'<div class="bar" data-row="{index}" style="{style}"><span title="{html.escape(row.name)}">'
+                f"{html.escape(row.name)}</span><div><i></i></div><span>{html.escape(cell(row, column))}</span></div>"
+            )
+        unit = " (%)" if "%" in column.form else ""
+        figures.append(f"<figure><figcaption>{html.escape(TITLES[column.metric])}{unit}</figcaption>{lines}</figure>")
+    return ["<h2>Final results (mean ± std over seeds)</h2>", f'<div class="bars">{"".join(figures)}</div>']
 
 
 def _difference(title: str, found: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> list[str]:
-    """Fields down, rows across; the other way round once there are many rows."""
+    """Folded. Fields down, rows across; the other way round once there are many rows."""
     if not found:
         return []
-    if len(rows) <= 6:
+    if len(rows) <= MOST_ROWS_ACROSS:
         head = ["", *(row.name for row in rows)]
         body = [[name, *values] for name, values in found.items()]
     else:
@@ -123,16 +182,10 @@ def _difference(title: str, found: Mapping[str, Sequence[str]], rows: Sequence[R
     lines = ""
     for first, *rest in body:
         values = "".join(f"<td>{html.escape(text) or '-'}</td>" for text in rest)
-        lines += f"<tr><th>{html.escape(first)}</th>{values}</tr>"
-    table = f'<div class="wide"><table class="wrap"><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
-    return [f"<h2>{html.escape(title)}</h2>", table]
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """Inline: without the XML head, with a name for screen readers."""
-    out = io.StringIO()
-    save_svg(figure, out, name)
-    text = out.getvalue()
-    # The ids of letters are the same in every figure; on one page each must be there once.
-    text = re.sub(r'(\bid="|href="#|url\(#)', lambda found: f"{found[0]}{name}-", text)
-    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
+        lines += f'<tr><th scope="row">{html.escape(first)}</th>{values}</tr>'
+    table = (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(title)}"><table class="wrap">'
+        f"<thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+    fields = f"{len(found)} field{'s' * (len(found) > 1)}"
+    return [f"<details><summary>{html.escape(title)} ({fields})</summary>{table}</details>"]

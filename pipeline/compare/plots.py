@@ -1,18 +1,16 @@
-"""Pictures of runs, for screens and paper: PNG and SVG by matplotlib, in colours that colour-blind readers can tell."""
+"""Plots of runs, for screens and paper (PNG, SVG, PDF), in colours that colour-blind readers can tell."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from pipeline.compare.columns import COLUMNS
 from pipeline.compare.rows import Row, rank
 from pipeline.core import plotting
-from pipeline.core.files import naming
 from pipeline.runs.records import Line
 
 # Okabe and Ito, "Color Universal Design" (2008); without the yellow, which vanishes on white paper
@@ -45,7 +43,7 @@ TITLES = {
     "eval/top5": "top-5",
     "train/lr": "learning rate",
     "train/grad_norm": "gradient norm",
-    "speed/images_per_second": "images a second",
+    "speed/images_per_second": "images per second",
     "speed/data_wait": "share of time waiting for data",
     "progress/goodput": "goodput (device time in useful steps)",
     "progress/device_hours": "device-hours",
@@ -81,8 +79,14 @@ def draw_run(lines: Sequence[Line], path: Path) -> None:
         axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if name in PERCENT:
-            axes.yaxis.set_major_formatter(_per_cent)
+            _limit_share(axes)
     plotting.save(figure, path, dpi=100)
+
+
+def row_colours(rows: Sequence[Row]) -> dict[int, int]:
+    """By ``id`` of a row: the index of its colour and dashes. The best rows have one, the others are grey."""
+    best = {id(row) for row in sorted(rows, key=rank)[:MOST_COLOURS]}
+    return {row: index for index, row in enumerate(id(row) for row in rows if id(row) in best)}
 
 
 def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
@@ -90,8 +94,7 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
 
     A row has one colour in the figures of every metric, whichever rows have that.
     """
-    best = {id(row) for row in sorted(rows, key=rank)[:MOST_COLOURS]}
-    colours = {row: index for index, row in enumerate(id(row) for row in rows if id(row) in best)}
+    colours = row_colours(rows)
     drawn = [row for row in rows if any(series(run.lines, name)[0] for run in row.runs)]
     if not drawn:
         return None
@@ -120,7 +123,7 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
     if against in ("samples", "step"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300k, 1.2M
     if name in PERCENT:
-        axes.yaxis.set_major_formatter(_per_cent)
+        _limit_share(axes)
     grey = len(drawn) - len(labels)
     more = f"the best {MOST_COLOURS} by top-1 in colour, {grey} more in grey" if grey else None
     figure.legend(  # below the axes: inside them it would hide curves
@@ -148,17 +151,29 @@ def draw_bars(rows: Sequence[Row], name: str) -> Figure | None:
     means = [row.results[name].mean for row in drawn]
     errors = [0.0 if math.isnan(row.results[name].std) else row.results[name].std for row in drawn]
     names = ["    " * row.depth + _name(row) for row in drawn]
-    bars = axes.barh(range(len(drawn)), means, xerr=errors if any(errors) else None, color=COLOURS[0], height=0.7)
+    indices = row_colours(rows)
+    colours = [COLOURS[indices[id(row)]] if id(row) in indices else OTHERS for row in drawn]
+    axes.barh(range(len(drawn)), means, xerr=errors if any(errors) else None, color=colours, ecolor="#555", height=0.7)
     column = next(column for column in COLUMNS if column.metric == name)
-    axes.bar_label(bars, [f" {column.form.format(mean)}" for mean in means], fontsize=8)
-    if "%" in column.form:
-        axes.xaxis.set_major_formatter(_per_cent)
+    for index, mean in enumerate(means):  # in a column of their own: beside the bars they would need a longer axis
+        axes.text(1.02, index, column.form.format(mean), transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_yticks(range(len(drawn)), names, fontsize=8)
     axes.invert_yaxis()
     axes.locator_params(axis="x", nbins=5)
-    axes.margins(x=0.2, y=0.02)  # room for the figures
+    axes.margins(x=0.05, y=0.02)
+    axes.set_xlim(left=0)
+    if "%" in column.form:
+        axes.xaxis.set_major_formatter(_per_cent)
+        axes.set_xlim(right=min(1.0, axes.get_xlim()[1]))
     _plain(axes, TITLES.get(name, name), "")
     return figure
+
+
+def _limit_share(axes: Any) -> None:
+    """A y axis in per cent, never below 0 or above 100."""
+    axes.yaxis.set_major_formatter(_per_cent)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(0.0, bottom), min(1.0, top))
 
 
 def _per_cent(value: float, _: float) -> str:
@@ -190,15 +205,5 @@ def draw_all(rows: Sequence[Row], against: str) -> dict[str, Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """PNG or SVG, by the path's ending."""
-    if path.suffix == ".svg":
-        with naming(path), path.open("w") as out:
-            save_svg(figure, out, path.stem)
-    else:
-        plotting.save(figure, path, dpi=150)
-
-
-def save_svg(figure: Figure, out: IO[str], salt: str) -> None:
-    """The same figure gives the same text. ``salt`` keeps the ids of several figures on one page apart."""
-    with mpl.rc_context({"svg.hashsalt": salt}):
-        plotting.save(figure, out, format="svg", metadata={"Date": None})
+    """Save as PNG, SVG or PDF, by the path's ending."""
+    plotting.save(figure, path, dpi=150)

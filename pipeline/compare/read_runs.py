@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -32,10 +32,23 @@ class Run:
     attempts: int = 1
     parent: str = ""  # run folder of the pretrain run, as ``path``; empty for none
     parent_step: str = ""  # of the checkpoint that it started from
+    datasets: dict[str, str] = field(default_factory=dict)  # names of the datasets by digest; the training data first
 
     @property
     def recipe(self) -> str:
         return f"{self.config.get('stage', '')} {self.config.get('recipe', '')}".strip()
+
+    @property
+    def dataset(self) -> str:
+        """The name of the training data, or the beginning of its digest if only that is known."""
+        return next(iter(self.datasets.values()), self.facts.get("dataset_digest", "")[:8])
+
+    def named(self, value: str) -> str:
+        """``value`` with the datasets' names, if it is a dataset's digest, or several joined by ``+``."""
+        parts = value.split("+")
+        if not all(part in self.datasets for part in parts):
+            return value
+        return " + ".join(f"{self.datasets[part]} ({part[:8]})" for part in parts)
 
     @property
     def final(self) -> dict[str, float]:
@@ -109,7 +122,21 @@ def read_run(run_dir: Path) -> Run:
         attempts=len(attempts) or 1,
         parent=str(Path(parent["run_dir"]).resolve()) if parent.get("run_dir") else "",
         parent_step=str(parent.get("step", "")),
+        datasets=_dataset_names(facts),
     )
+
+
+def _dataset_names(run: Mapping[str, Any]) -> dict[str, str]:
+    """Of the datasets in ``run`` (run.json): the name by digest; also by the digest of several parts together."""
+    found = {}
+    for context in ("train", "eval"):
+        parts = [part for part in run.get("datasets", ()) if part.get("context") == context and part.get("digest")]
+        names = [str(part.get("name") or part["digest"][:8]) for part in parts]
+        together = str(run.get("dataset_digest" if context == "train" else "eval_digest") or "")
+        if names and together:
+            found[together] = " + ".join(names)
+        found |= {str(part["digest"]): name for part, name in zip(parts, names, strict=True)}
+    return found
 
 
 def beginnings(config: Mapping[str, str], parent: Mapping[str, Any], evaluated: str) -> dict[str, str]:
@@ -206,7 +233,7 @@ def _from_mlflow(client: Any, run: Any) -> Run:
     config = {key: value for key, value in params.items() if not key.startswith("run.")}
     parent = {key.removeprefix("parent_"): value for key, value in tags.items() if key.startswith("parent_")}
     inputs = [
-        {"digest": item.dataset.digest, "context": tag.value}
+        {"name": item.dataset.name, "digest": item.dataset.digest, "context": tag.value}
         for item in (run.inputs.dataset_inputs if run.inputs else ())
         for tag in item.tags
         if tag.key == "mlflow.data.context"
@@ -224,4 +251,5 @@ def _from_mlflow(client: Any, run: Any) -> Run:
         attempts=int(tags.get("attempts", 1)),
         parent=str(Path(parent["run_dir"]).resolve()) if parent.get("run_dir") else "",
         parent_step=parent.get("step", ""),
+        datasets=_dataset_names({"datasets": inputs, "dataset_digest": facts.get("dataset_digest", "")}),
     )

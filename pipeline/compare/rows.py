@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -33,12 +33,16 @@ class Row:
     name: str
     runs: tuple[Run, ...]
     depth: int = 0  # 1 under the run it was fine-tuned from, 2 under a fine-tune of that
-    results: dict[str, Spread] = field(default_factory=dict)  # by metric
+    results: dict[str, Spread] = field(default_factory=dict)  # the last values, by metric
+    best: dict[str, Spread] = field(default_factory=dict)  # the best values, of the metrics in BEST
 
     @property
     def first(self) -> Run:
         return self.runs[0]
 
+
+# Metrics whose best value is shown beside the last, and what makes a value the best.
+BEST: dict[str, Callable[[Iterable[float]], float]] = {"eval/top1": max, "eval/loss": min}
 
 # Published top-1, per cent, by recipe and source
 FINETUNED = {  # ImageNet-2012 validation at 384 px after ImageNet-21K
@@ -88,7 +92,12 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         by_kind.setdefault((kind, met[seed]), []).append(run)  # a seed run twice, or a copy of a run, is no second seed
         met[seed] += 1
     found = [
-        Row(_name(members), tuple(members), results=spreads(run.final for run in members))
+        Row(
+            _name(members),
+            tuple(members),
+            results=spreads(run.final for run in members),
+            best=spreads(map(best_values, members)),
+        )
         for members in by_kind.values()
     ]
     found.sort(key=rank)
@@ -152,6 +161,15 @@ def rank(row: Row) -> tuple[float, str]:
     return (-best.mean if best else math.inf, row.name)
 
 
+def best_values(run: Run) -> dict[str, float]:
+    """The best finite value that each metric in BEST had during the run."""
+    values = {
+        name: [line.metrics[name] for line in run.lines if math.isfinite(line.metrics.get(name, math.nan))]
+        for name in BEST
+    }
+    return {name: BEST[name](found) for name, found in values.items() if found}
+
+
 def spreads(finals: Iterable[Mapping[str, float]]) -> dict[str, Spread]:
     """Mean, standard deviation and number of each metric over the runs where it is finite."""
     values: dict[str, list[float]] = {}
@@ -171,8 +189,15 @@ def spreads(finals: Iterable[Mapping[str, float]]) -> dict[str, Spread]:
 
 
 def differences(rows: Sequence[Row], kind: str = "config") -> dict[str, list[str]]:
-    """The fields of ``config`` or ``facts`` that differ between rows, with each row's value."""
+    """The fields of ``config`` or ``facts`` that differ between rows, with each row's value.
+
+    Digests of datasets come with the datasets' names.
+    """
     trees = [getattr(row.first, kind) for row in rows]
     names = sorted({name for tree in trees for name in tree if name not in NO_DIFFERENCE})
     found = {name: [tree.get(name, "") for tree in trees] for name in names}
-    return {name: values for name, values in found.items() if len(set(values)) > 1}
+    shown = {name: values for name, values in found.items() if len(set(values)) > 1}
+    return {
+        name: [row.first.named(value) for row, value in zip(rows, values, strict=True)]
+        for name, values in shown.items()
+    }

@@ -117,6 +117,7 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     name: {"mean": _plain(spread.mean), "std": _plain(spread.std), "n": spread.n}
                     for name, spread in row.results.items()
                 },
+                "best": {name: _plain(spread.mean) for name, spread in row.best.items()},
                 "published_top1_percent": published(row.first),
                 **{kind: {name: values[index] for name, values in items.items()} for kind, items in changed.items()},
             }

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,11 @@ from pipeline.core.cli import UserError
 from pipeline.core.files import naming
 from pipeline.loader.batches import Batch
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MOST_CLASSES = 2000  # of a confusion matrix: 32 MB
+MOST_NAMED = 30  # classes that a plot names, with figures in its cells
 VALIDATION_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")  # of real.json's entries, in order, from 1
 
 
@@ -96,11 +100,11 @@ def per_class(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, 
     return sorted(rows, key=lambda row: (row["top1"] == "", row["top1"]))
 
 
-def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> None:
-    """FOLDER/per_class.csv and confusion.png."""
-    from matplotlib.figure import Figure  # slow to import
-
-    from pipeline.core import plotting
+def write(
+    folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]], ending: str = "png"
+) -> None:
+    """Write FOLDER/per_class.csv and the plot FOLDER/confusion.png (or .svg, .pdf, by ``ending``)."""
+    from pipeline.core import plotting  # slow to import
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = per_class(confusion_CC, classes)
@@ -109,14 +113,41 @@ def write(folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Map
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    plotting.save(draw_confusion(confusion_CC, classes), folder / f"confusion.{ending}", dpi=120)
+
+
+def draw_confusion(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> "Figure":
+    """The confusion matrix in colours; up to MOST_NAMED classes with names, counts and percentages of the class."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    named = len(classes) <= MOST_NAMED
+    width = max(7.0, 0.55 * len(classes) + 3.0) if named else 7.0  # inches
+    figure = Figure(figsize=(width, width - 1.0), layout="constrained")
     axes = figure.subplots()
     shares_CC = confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
     image = axes.imshow(shares_CC, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    axes.set(xlabel="predicted class", ylabel="class", title="Share of each class's samples")
-    if len(classes) <= 30:
+    axes.set(xlabel="predicted class", ylabel="class", title="Share of each class's images")
+    if named:
         names = [row["name"] or row["wnid"] for row in classes]
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-    figure.colorbar(image)
-    plotting.save(figure, folder / "confusion.png", dpi=120)
+        for label, prediction in np.argwhere(confusion_CC > 0):
+            share = shares_CC[label, prediction]
+            axes.text(
+                prediction,
+                label,
+                f"{confusion_CC[label, prediction]:,.0f}\n{_percentage(share)}",
+                ha="center",
+                va="center",
+                fontsize=8 if len(classes) <= 15 else 6,
+                color="black" if share > 0.6 else "white",  # viridis is dark below and light above
+            )
+    figure.colorbar(image, format=PercentFormatter(1.0))
+    return figure
+
+
+def _percentage(share: float) -> str:
+    """Whole per cent; never 100 % for less than all, nor 0 % for more than none."""
+    percent = 100 * share
+    return "<1%" if percent < 1 else ">99%" if 99 < percent < 100 else f"{percent:.0f}%"

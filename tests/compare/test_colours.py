@@ -9,6 +9,7 @@ are CIELAB's of 1976 under D65, of which about 2.3 can just be noticed (Mahy and
 import io
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.compare.plots import MOST_COLOURS, draw_curves, save_svg
+from pipeline import compare
+from pipeline.compare.html import dark_colour
+from pipeline.compare.plots import COLOURS, MOST_COLOURS, draw_curves
 from pipeline.compare.rows import rows
+from pipeline.core import plotting
 from tests.compare.test_comparison import read, write_run
 
 Floats = npt.NDArray[np.float64]
@@ -58,7 +62,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     figure = draw_curves(rows(read(folder)), "train/loss", "samples")
     assert figure is not None
     out = io.StringIO()
-    save_svg(figure, out, "test")
+    plotting.save(figure, out, format="svg")
     found = []
     for group in ElementTree.fromstring(out.getvalue()).iter("{http://www.w3.org/2000/svg}g"):
         if re.fullmatch(r"line2d_\d+", group.get("id", "")):
@@ -75,6 +79,14 @@ def test_each_curve_has_a_colour_of_its_own_on_white(drawn: list[tuple[str, str]
     colours = sorted({colour for colour, _ in drawn})
     assert len(colours) == MOST_COLOURS + 1, "the curves beyond the best share a grey"
     for one, other in itertools.combinations([*colours, "#ffffff"], 2):
+        assert apart(one, other, seen_by) >= LEAST, (one, other)
+
+
+@pytest.mark.parametrize("seen_by", [name for name in SEEN_BY if name != "a grey printer"])
+def test_each_curve_of_the_page_has_a_colour_of_its_own_on_dark_paper(seen_by: str) -> None:
+    style = (Path(compare.__file__).parent / "page.css").read_text()
+    dark = dict(re.findall(r"--(paper|others): (#[0-9a-f]{6})", style[style.index("prefers-color-scheme") :]))
+    for one, other in itertools.combinations([*map(dark_colour, COLOURS), dark["paper"], dark["others"]], 2):
         assert apart(one, other, seen_by) >= LEAST, (one, other)
 
 

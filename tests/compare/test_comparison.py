@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import re
 import shutil
 import statistics
 import subprocess
@@ -16,11 +15,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 from rich.console import Console
 
 from pipeline.compare.html import page
-from pipeline.compare.plots import COLOURS, draw_all
+from pipeline.compare.plots import COLOURS, OTHERS, draw_all
 from pipeline.compare.read_runs import Run, find_run_folders, read_run
 from pipeline.compare.rows import differences, published, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
@@ -150,6 +150,35 @@ def test_a_run_has_one_colour_in_all_figures_and_the_best_have_one(tmp_path: Pat
         shown = {text.get_text(): line.get_color() for text, line in zip(legend.texts, legend.get_lines(), strict=True)}
         assert shown == {str(index): COLOURS[7 - index] for index in range(7, 0, -1)}
         assert f"the best 7 by top-1 in colour, {1 if name == 'eval_top1' else 2} more" in legend.get_title().get_text()
+
+
+def test_axes_of_shares_end_at_100_percent(tmp_path: Path) -> None:
+    for index in range(3):
+        write_run(tmp_path / f"{index}", top1=1.0 - 0.001 * index, lr=0.01 * (index + 1))
+    found = rows(read(tmp_path))
+    figures = draw_all(found, "samples")
+    assert figures["eval_top1"].axes[0].get_ylim()[1] == 1.0
+    for name in ("bars_eval_top1", "bars_progress_goodput"):
+        assert figures[name].axes[0].get_xlim()[1] <= 1.0
+
+
+def test_bars_have_the_colours_of_the_curves(tmp_path: Path) -> None:
+    for index in range(9):
+        write_run(tmp_path / f"{index}", top1=0.9 - 0.1 * index, lr=0.01 * (index + 1))
+    (axes,) = draw_all(rows(read(tmp_path)), "samples")["bars_eval_top1"].axes
+    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches] == [*COLOURS, *2 * [OTHERS.upper()]]
+
+
+def test_the_best_value_of_a_run_is_kept_beside_the_last(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    values = [(0.5, 1.0), (0.9, 0.4), (math.nan, math.nan), (0.7, 0.6)]
+    lines = [
+        Line(step, step, step, 1, {"eval/top1": top1, "eval/loss": loss}) for step, (top1, loss) in enumerate(values)
+    ]
+    (folder / METRICS).write_bytes(b"".join(map(line_to_json, lines)))
+    (row,) = rows(read(tmp_path))
+    assert (row.results["eval/top1"].mean, row.best["eval/top1"].mean) == (0.7, 0.9)
+    assert (row.results["eval/loss"].mean, row.best["eval/loss"].mean) == (0.6, 0.4)
 
 
 def test_a_seed_that_isn_t_at_its_end_is_another_row(family: Path) -> None:
@@ -302,27 +331,6 @@ def test_latex_is_a_table_whose_rows_have_as_many_cells_as_columns(family: Path)
     assert "83.97 / 85.49" in "".join(lines)
 
 
-@pytest.mark.parametrize("against", ["samples", "step", "epochs", "device-hours"])
-def test_the_page_is_whole_and_needs_no_other_file(family: Path, against: str) -> None:
-    found = rows(read(family))
-    text = page(found, draw_all(found, against), "<Runs> & more", "made by hand")
-    svgs = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
-    assert len(svgs) == text.count("<figure>") == len(draw_all(found, against)) >= 6
-    assert "src=" not in text
-    assert "<link" not in text
-    assert "&lt;Runs&gt; &amp; more" in text
-    defined: set[str] = set()
-    for svg in svgs:  # what one refers to is its own, and no other's
-        root = ElementTree.fromstring(svg)
-        own = {element.get("id", "") for element in root.iter()}
-        referred = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
-        assert referred
-        assert referred <= own
-        referred = {name for name in referred if not name.startswith("DejaVu")}  # letters, the same in each picture
-        assert not referred & defined
-        defined |= own
-
-
 def test_every_name_stands_in_the_legend_as_it_is(tmp_path: Path) -> None:
     names = ["$x_$ and $\\frac$", "_first", "\u732b"]
     for index, name in enumerate(names):
@@ -331,7 +339,6 @@ def test_every_name_stands_in_the_legend_as_it_is(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         figures = draw_all(found, "samples")
-        page(found, figures, "Runs", "made by hand")
     assert not told
     legend = {text.get_text() for text in figures["eval_top1"].legends[0].get_texts()}
     assert legend == set(names)
@@ -345,9 +352,9 @@ def test_any_number_of_runs(tmp_path: Path, count: int) -> None:
     assert len(found) == count
     table = terminal(found, width=80)[0]
     assert table.row_count == min(count, 60)
-    figures = draw_all(found, "samples")
-    text = page(found, figures, "Runs", "made by hand")
-    assert text.count("<figure>") == len(figures)
+    assert len(draw_all(found, "samples")) >= 6
+    text = page(found, "Runs", "made by hand")
+    assert text.count("<tr data-row=") == count
     assert len(text) < 4_000_000
     assert len(json.loads(to_json(found))) == len(list(csv.DictReader(io.StringIO(to_csv(found))))) == count
 
@@ -367,7 +374,9 @@ def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path
         with Image.open(path) as image:
             assert image.width > 600
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10
-    done = compare(family, "--out", tmp_path / "svg", "--svg", "--json")
+    assert f"plots: {tmp_path / 'png'}\n" in done.stderr
+    assert f"page: {tmp_path / 'png' / 'compare.html'}\n" in done.stderr
+    done = compare(family, "--out", tmp_path / "svg", "--format", "svg", "--json")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) == 4
     for path in (tmp_path / "svg").glob("*.svg"):
@@ -375,6 +384,9 @@ def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path
     assert {path.stem for path in (tmp_path / "svg").iterdir()} == {
         path.stem for path in (tmp_path / "png").glob("*.png")
     }
+    done = compare(family, "--format", "pdf")
+    assert done.returncode == 2
+    assert "--format pdf has no effect without plots: add --out FOLDER" in done.stderr
 
 
 def test_runs_that_only_the_server_has(family: Path, server: Server) -> None:

@@ -19,7 +19,7 @@ from jobs.sync import send
 from pipeline.core.cli import UserError
 from pipeline.dataset.split import open_split
 from pipeline.evaluation import feature_probes
-from pipeline.evaluation.confusion import Tally, per_class, read_real, write
+from pipeline.evaluation.confusion import Tally, draw_confusion, per_class, read_real, write
 from pipeline.interop.export import FORMATS
 from pipeline.interop.trained_model import Named
 from pipeline.loader.batches import Batch
@@ -62,6 +62,26 @@ def test_files(tmp_path: Path) -> None:
     assert [(row["name"], row["top1"]) for row in rows] == [("cat", "0.75"), ("dog", "1.0"), ("cow", "")]
     with Image.open(tmp_path / "confusion.png") as image:
         assert image.size == (840, 720)
+
+
+def test_cells_have_counts_and_percentages_up_to_thirty_classes() -> None:
+    counts_CC = np.diag(np.full(3, 399.0)) + np.eye(3, k=1)
+    counts_CC[2] = [1, 0, 2]
+    cells = [text.get_text() for text in draw_confusion(counts_CC, CLASSES).axes[0].texts]
+    assert cells == ["399\n>99%", "1\n<1%", "399\n>99%", "1\n<1%", "1\n33%", "2\n67%"]
+    many = [{"wnid": f"n{index}", "name": ""} for index in range(31)]
+    assert len(draw_confusion(np.eye(30), many[:30]).axes[0].texts) == 30
+    assert not draw_confusion(np.eye(31), many).axes[0].texts
+
+
+@pytest.mark.parametrize(("ending", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_plot_for_papers_is_the_same_each_time(tmp_path: Path, ending: str, begins: bytes) -> None:
+    found = []
+    for name in ("one", "two"):
+        write(tmp_path / name, np.eye(3), CLASSES, ending)
+        found.append((tmp_path / name / f"confusion.{ending}").read_bytes())
+    assert found[0].startswith(begins)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["per_class.csv", "confusion.png"])
