@@ -184,9 +184,13 @@ def read_queue() -> dict[str, QueuedJob]:
     """Slurm's queue by job id; the last task of an array has the array's. Empty without Slurm or its answer."""
     if not shutil.which("squeue"):
         return {}
-    command = ["squeue", "--noheader", "--array", "--format=%A|%F|%T|%r|%N", "--states=all"]
+    command = ["squeue", "--all", "--noheader", "--array", "--format=%A|%F|%T|%r|%N", "--states=all"]
     try:
-        return parse_queue(subprocess.run(command, text=True, capture_output=True, timeout=60, check=True).stdout)
+        done = subprocess.run(
+            command, env=squeue_environment(os.environ), encoding="utf-8", errors="replace", capture_output=True,
+            timeout=60, check=True,
+        )  # fmt: skip
+        return parse_queue(done.stdout)
     except subprocess.CalledProcessError as error:
         if "configuration source" in error.stderr:  # Slurm's commands on a machine of no cluster
             return {}
@@ -197,6 +201,21 @@ def read_queue() -> dict[str, QueuedJob]:
         f"warning: {reason}: what follows is from the folders alone, and jobs that wait are not seen", file=sys.stderr
     )
     return {}
+
+
+def squeue_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the filters and formats that a user's shell may set for squeue, as slurm/clean.sh has it.
+
+    The cluster stays the one that sbatch submits to: ``SBATCH_CLUSTERS`` if set, else ``SLURM_CLUSTERS``.
+    """
+    cleaned = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("SQUEUE_") and name not in ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SLURM_EXIT_ERROR")
+    }
+    if cluster := environment.get("SBATCH_CLUSTERS"):
+        cleaned["SLURM_CLUSTERS"] = cluster
+    return cleaned
 
 
 def parse_queue(text: str) -> dict[str, QueuedJob]:

@@ -3,7 +3,8 @@
 # A value already in the environment wins: IN21K=/data/in21k sbatch slurm/pretrain_b16.sh
 
 # 1. Where sbatch sends the jobs. sbatch reads these from your shell, so `source slurm/env.sh` before it, or put them
-#    into your shell's start-up file. slurm/shard.sh and slurm/submit_all.sh read this file by themselves.
+#    into your shell's start-up file. slurm/shard.sh and slurm/submit_all.sh read this file by themselves, and pass on
+#    SBATCH_PARTITION, _ACCOUNT, _QOS, _RESERVATION, _CONSTRAINT, _WCKEY, _NETWORK and _CLUSTERS, no other of SBATCH_*.
 #export SBATCH_PARTITION=gpu
 #export SBATCH_ACCOUNT=mylab
 #export SBATCH_QOS=normal

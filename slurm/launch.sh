@@ -8,17 +8,19 @@
 #   failed          the first rank that failed in the latest attempt: node, rank, exit code
 set -uo pipefail
 
-REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO
 export PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own calls, a line a rank
-# sbatch in a job (salloc, a shard array's merge) hands that one's sizes down, which srun would ask for here, and --export
-# what srun may pass on. Without these a step has all memory and GPUs of its job, and every variable.
-unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_EXPORT_ENV
+# shellcheck source=slurm/clean.sh
+source "$REPO/slurm/clean.sh"
+clean_shell
 set +u # modules and conda read variables that nobody has set
 # shellcheck source=slurm/env.sh
 source "$REPO/slurm/env.sh"
 set -u
+clean_slurm
+for name in $(sbatch_variables); do unset "$name"; done # shard.sh's merge
 for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX; do # a site's own may be old
   declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back"; exit 2; }
 done
@@ -186,8 +188,12 @@ command_job() { # COMMAND...
 at_time_limit() { # whether that is why this job was asked to stop; some sites warn of a preemption by USR1 as well
   local detail
   [ -n "$asked" ] || return 1
-  detail=$(scontrol show job "$JOB")
+  detail=$(job_facts)
   [[ $detail == *Reason=TimeLimit* ]] || { [ "$asked" = USR1 ] && ! [[ $detail =~ PreemptTime=[0-9] ]]; }
+}
+
+job_facts() { # state, reason, restarts and preemption of this job: the lines of scontrol that hold no text of the user's
+  scontrol show job "$JOB" | grep -E '^ +(JobState|Requeue|PreemptEligibleTime)='
 }
 
 # ---- requeue, or not ----
@@ -195,7 +201,7 @@ at_time_limit() { # whether that is why this job was asked to stop; some sites w
 requeue() { # REASON: start this job again under its own id, unless its user cancelled it
   local detail
   exit_if_superseded
-  detail=$(scontrol show job "$JOB")
+  detail=$(job_facts)
   # COMPLETING: Slurm is ending the job. After a time limit it goes on; else it was cancelled, or is requeued already.
   if [[ $detail == *JobState=COMPLETING* && $detail != *Reason=TimeLimit* ]]; then
     say "$1; ended by Slurm or its user: not requeued from here (sbatch goes on from the last checkpoint)"
@@ -216,7 +222,7 @@ requeue() { # REASON: start this job again under its own id, unless its user can
 
 exit_if_superseded() { # Slurm lost sight of this node and has started the job elsewhere: that attempt must be left alone
   local restarts
-  restarts=$(scontrol show job "$JOB" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p' | head -n 1)
+  restarts=$(job_facts | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p' | head -n 1)
   if [ "${restarts:-$RESTART}" != "$RESTART" ]; then
     say "Slurm has started this job again (restart $restarts, this is $RESTART): leaving it alone"
     exit 0
@@ -245,7 +251,7 @@ refuse_second_job() { # two jobs in one run folder would take turns in stopping 
   owner=$(awk -F'\t' '$1 == "start" { job = $2 } END { print job }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
   # The last task of an array has the array's id, for which squeue lists all of its tasks: %A is that of each alone
   if [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] &&
-    squeue -h -j "$owner" -t RUNNING,SUSPENDED -o %A 2>/dev/null | grep -qx "$owner"; then
+    squeue -h --all -j "$owner" -t RUNNING,SUSPENDED -o %A 2>/dev/null | grep -qx "$owner"; then
     say "error: --run-dir $RUN is in use by job $owner, which is running or suspended: wait, scancel it, or name another --run-dir"
     exit 2
   fi
@@ -298,7 +304,7 @@ note_bad_node() { # NODE REASON
 bad_nodes() { # those that failed at least twice, one a line, where enough others are left to run on
   local bad usable
   bad=$(cut -f1 "$RUN/slurm/bad-nodes.tsv" 2>/dev/null | sort | uniq -c | awk '$1 >= 2 { print $2 }')
-  usable=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o %N | sort -u | grep -cvxF "${bad:-}")
+  usable=$(sinfo -h --all -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o %N | sort -u | grep -cvxF "${bad:-}")
   [ -z "$bad" ] || [ "$usable" -lt "$SLURM_JOB_NUM_NODES" ] || echo "$bad"
 }
 

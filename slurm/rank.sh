@@ -1,7 +1,7 @@
 #!/bin/bash
 # One rank (or one torchrun agent): run COMMAND with a log of its own. srun starts it once a task, from launch.sh.
 # Usage: RUN=folder LAUNCHER=srun|torchrun slurm/rank.sh COMMAND...
-set -u
+set -u +o posix # bash before 5.1 has no >(...) under POSIXLY_CORRECT
 log=$RUN/slurm/rank-$(printf %04d "$SLURM_PROCID").log
 # The log's writer ignores signals: it must outlive a COMMAND that is saving.
 exec > >(trap '' INT TERM USR1; exec tee -a "$log") 2>&1

@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A_%a.out
 memory=(${SLURM_MEM_PER_NODE:+--mem="${SLURM_MEM_PER_NODE}M"} ${SLURM_MEM_PER_CPU:+--mem-per-cpu="${SLURM_MEM_PER_CPU}M"}) # launch.sh unsets both
-home=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=||;s|/slurm/[^/]*\.sh.*||p;q}') # sbatch runs a copy
+home=$(env -u SLURM_CLUSTERS scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=||;s|/slurm/[^/]*\.sh.*||p;q}') # sbatch runs a copy
 # shellcheck source=slurm/launch.sh
 source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
 
@@ -29,8 +29,9 @@ TASKS=${TASKS:-$SLURM_ARRAY_TASK_COUNT}
 # The first task asks for the merge, once; FINALIZE=no leaves that to somebody else (submit_all.sh)
 if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ "$RESTART" = 0 ] && [ "${FINALIZE:-yes}" = yes ]; then
   merge=(sbatch --job-name="$SLURM_JOB_NAME-finalize" --array=0 --partition="$SLURM_JOB_PARTITION"
-    --cpus-per-task="$SLURM_CPUS_PER_TASK" --time="$(squeue -h -j "$SLURM_JOB_ID" -o %l | head -n 1)"
-    ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} "${memory[@]}")
+    --cpus-per-task="$SLURM_CPUS_PER_TASK" --time="$(squeue -h --all -j "$SLURM_JOB_ID" -o %l | head -n 1)"
+    ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} ${SLURM_JOB_RESERVATION:+--reservation="$SLURM_JOB_RESERVATION"}
+    "${memory[@]}")
   if ! "${merge[@]}" --dependency="afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes \
     "$REPO/slurm/shard.sh" "$@" --finalize; then
     say "error: sbatch refused the merge (above), so this task was not begun. By hand, one after the other:" \

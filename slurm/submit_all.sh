@@ -17,16 +17,32 @@
 # and shard-in1k (or shard for both), merge, verify, pretrain, finetune, pick, evaluate, export. The data sets are IN21K and
 # IN1K, the runs RUNS/pretrain-NAME and RUNS/finetune-NAME-lr*, the rest WORK/campaigns/NAME: see env.sh.
 set -euo pipefail
-REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+source "$REPO/slurm/clean.sh"
+clusters=${SLURM_CLUSTERS:-}
+clean_shell
 set +eu # as in the jobs: modules and conda read variables that nobody has set
 source "$REPO/slurm/env.sh"
 set -eu
+clean_slurm
 for field in WORK RUNS IN21K IN1K FINETUNE_LRS; do
   [ -n "${!field:-}" ] || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back" >&2; exit 2; }
 done
 export RUNS IN21K IN1K FINETUNE_LRS
 
 die() { echo "error: $*" >&2; exit 2; }
+
+for variable in $(sbatch_variables); do # of every job, whatever its script says: an array of pretrainings, sbatch that waits
+  echo "warning: $variable='${!variable}' is ignored here: give sbatch's options to the stages that they are for (--STAGE-sbatch)" >&2
+  unset "$variable"
+done
+clusters=${SBATCH_CLUSTERS:-${SLURM_CLUSTERS:-$clusters}} # squeue must ask the one that sbatch submits to
+unset SBATCH_CLUSTERS SLURM_CLUSTERS
+case $clusters in
+  "") ;;
+  *,* | all) die "SLURM_CLUSTERS '$clusters' names several clusters, but jobs wait for one another on one alone: name that" ;;
+  *) export SLURM_CLUSTERS=$clusters ;;
+esac
 
 recipe=${1:-}
 case $recipe in
@@ -49,7 +65,11 @@ while [ $# -gt 0 ]; do
     --raw) raw=$2 ;;
     --in1k) in1k=$2 ;;
     --name) name=$2 ;;
-    *) more[${1#--}]=$2 ;;
+    *)
+      [[ $1 != *-sbatch || ! " $2" =~ \ (--clusters|-M) ]] ||
+        die "$1 '$2' names a cluster of its own, but jobs wait for one another on one alone: set SLURM_CLUSTERS instead"
+      more[${1#--}]=$2
+      ;;
   esac
   shift 2
 done
@@ -60,7 +80,10 @@ campaigns=$WORK/campaigns
 campaign=$campaigns/$name
 mkdir -p "$campaign" "$campaigns/data-in21k" "$campaigns/data-in1k"
 exec 9>"$campaigns/.lock" # two of these at once would submit everything twice
-flock -n 9 || die "another submit_all.sh is at work in $campaigns: wait for it"
+flock -n -E 75 9 || case $? in
+  75) die "another submit_all.sh is at work in $campaigns: wait for it" ;;
+  *) echo "warning: $campaigns can't be locked (above): run one submit_all.sh at a time" >&2 ;;
+esac
 
 read -ra rates <<<"$FINETUNE_LRS"
 pretrain_run=$RUNS/pretrain-$name
@@ -91,7 +114,7 @@ queued() { # STAGE_FILE: the id of its job, if that is still in Slurm's queue
 }
 queue=''
 if [ -z "$dry" ]; then # an array's tasks by the id of the array
-  queue=$(squeue -h -o %F) || die "squeue failed (above), so what is queued already can't be told: try again when Slurm answers"
+  queue=$(squeue -h --all -o %F) || die "squeue failed (above), so what is queued already can't be told: try again when Slurm answers"
 fi
 
 # stage STAGE_FILE CONDITION AFTER... -- RESULT... -- SBATCH_OPTIONS... SCRIPT ARGUMENTS...
@@ -125,6 +148,8 @@ stage() {
   fi
   rm -f "$file.done"
   job=$(DONE_MARK=$file.done sbatch "${options[@]}" "$@") || die "sbatch refused ${file#"$campaigns/"}: see above"
+  job=${job##*$'\n'} # a site's own sbatch may print more before it
+  [[ $job =~ ^[0-9]+(;.*)?$ ]] || die "sbatch answered '$job' instead of a job's id for ${file#"$campaigns/"}: look at squeue"
   active[$file]=${job%%;*}
   printf '%s\n' "${job%%;*}" "${results[@]}" >"$file.job"
   echo "${file#"$campaigns/"}: submitted job ${job%%;*}"

@@ -195,8 +195,9 @@ def test_how_an_attempt_ended_is_told_apart(tmp_path: Path) -> None:
     """Asked to stop by a preemption, or by a time limit near which it is the run's own fault."""
     (tmp_path / "slurm").mkdir()
     limit, preemption = "facts=PreemptTime=None", "facts=PreemptTime=2026-11-27T02:42:00"
+    scontrol = "scontrol() { echo '   PreemptEligibleTime=2026-11-27T02:40:00' $facts; }"
     end = "record_end failed"
-    sourced(tmp_path, "scontrol() { echo $facts; }", "asked=USR1", limit, end, preemption, end)
+    sourced(tmp_path, scontrol, "asked=USR1", limit, end, preemption, end)
     rows = (tmp_path / "slurm" / "attempts.tsv").read_text().splitlines()
     assert [row.split("\t")[-1] for row in rows] == ["failed", "preempted"]
 

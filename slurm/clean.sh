@@ -1,0 +1,35 @@
+# shellcheck shell=bash
+# Variables of a user's shell, of a surrounding job or of a site's modules that would change what our own commands do.
+# Sourced by launch.sh and submit_all.sh, which call clean_shell before env.sh and clean_slurm after it.
+
+clean_shell() { # before env.sh, which may set any of these anew
+  # cd prints what it finds by CDPATH; old greps obey GREP_OPTIONS; POSIXLY_CORRECT changes GNU's tools, and bash, which then
+  # has no process substitution before 5.1. SHELLOPTS of a surrounding bash may be exported.
+  unset CDPATH GLOBIGNORE GREP_OPTIONS GREP_COLOR GREP_COLORS POSIXLY_CORRECT
+  set +o posix +o noglob +o noclobber
+  # Options of srun that a surrounding job or step hands down (sbatch in salloc, or a shard array's merge), or that a
+  # shell sets. Without these, a step has all memory and GPUs of its job, every variable, our log and our time limit.
+  unset "${!SRUN_@}" "${!SLURM_STEP@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" SLURM_CLUSTERS \
+    SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK \
+    SLURM_CPUS_PER_GPU SLURM_GRES SLURM_GRES_FLAGS SLURM_TRES_PER_TASK SLURM_CORE_SPEC SLURM_THREAD_SPEC SLURM_HOSTFILE \
+    SLURM_CONSTRAINT SLURM_PARTITION SLURM_QOS SLURM_RESERVATION SLURM_TIMELIMIT SLURM_DEPENDENCY SLURM_DELAY_BOOT \
+    SLURM_EXCLUSIVE SLURM_EXACT SLURM_OVERLAP SLURM_IMMEDIATE SLURM_SIGNAL SLURM_WAIT SLURM_THREADS SLURM_NO_KILL \
+    SLURM_EXPORT_ENV SLURM_STDINMODE SLURM_STDOUTMODE SLURM_STDERRMODE SLURM_OPEN_MODE SLURM_UNBUFFEREDIO SLURM_LABELIO \
+    SLURM_KILL_BAD_EXIT SLURM_WORKING_DIR SLURM_REMOTE_CWD SLURM_BCAST SLURM_PROLOG SLURM_EPILOG SLURM_TASK_PROLOG \
+    SLURM_TASK_EPILOG SLURM_TEST_EXEC SLURM_MULTI_PROG
+}
+
+clean_slurm() { # after env.sh, as modules set some of these: filters, formats and exit codes of Slurm's commands
+  unset "${!SQUEUE_@}" "${!SINFO_@}" "${!SCONTROL_@}" SLURM_TIME_FORMAT SLURM_BITSTR_LEN SLURM_EXIT_ERROR SLURM_EXIT_IMMEDIATE
+}
+
+sbatch_variables() { # those that name more than where a job goes: sizes, signals, arrays, which are each script's own
+  local name
+  for name in "${!SBATCH_@}"; do
+    case $name in
+      SBATCH_ACCOUNT | SBATCH_PARTITION | SBATCH_QOS | SBATCH_RESERVATION | SBATCH_CONSTRAINT | SBATCH_WCKEY | \
+        SBATCH_NETWORK | SBATCH_CLUSTERS | SBATCH_DEBUG) ;;
+      *) echo "$name" ;;
+    esac
+  done
+}
