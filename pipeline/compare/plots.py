@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from pipeline.compare.columns import COLUMNS
-from pipeline.compare.rows import Row, rank
+from pipeline.compare.rows import Row, course, rank
 from pipeline.core import plotting
 from pipeline.runs.records import Line
 
@@ -17,6 +17,7 @@ from pipeline.runs.records import Line
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 # A second mark beside colour, for prints in grey: on and off, in widths of the line
 STYLES = ("-", "--", "-.", ":", (0, (9, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 3)))
+REFERENCE = "#a0a0a0"  # a published course: darker than the others, and wider than any curve
 OTHERS = "#d0d0d0"  # the rest: between white and the palest colour, also for colour-blind readers and in grey
 MOST_COLOURS = len(COLOURS)  # curves in colour; more can't be told apart
 MOST_BARS = 40
@@ -119,12 +120,18 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
             if coloured and number == 0:
                 handles.append(curve)
                 labels.append(_name(row))
+    if name == "eval/top1":
+        for recipe, (xs, ys) in {row.first.config.get("recipe"): course(row.first, against) for row in drawn}.items():
+            if xs:
+                (curve,) = axes.plot(xs, ys, color=REFERENCE, linewidth=3, zorder=0)
+                handles.insert(0, curve)
+                labels.insert(0, f"{recipe}, published")
     _plain(axes, TITLES.get(name, name), AGAINST[against][1])
     if against in ("samples", "step"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300k, 1.2M
     if name in PERCENT:
         _limit_share(axes)
-    grey = len(drawn) - len(labels)
+    grey = len(drawn) - sum(id(row) in colours for row in drawn)
     more = f"the best {MOST_COLOURS} by top-1 in colour, {grey} more in grey" if grey else None
     figure.legend(  # below the axes: inside them it would hide curves
         handles[::-1],

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline.compare.html import page
-from pipeline.compare.plots import COLOURS, OTHERS, draw_all
+from pipeline.compare.plots import COLOURS, OTHERS, REFERENCE, draw_all
 from pipeline.compare.read_runs import Run, find_run_folders, read_run
 from pipeline.compare.rows import differences, published, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
@@ -253,6 +253,29 @@ def test_choosing(family: Path) -> None:
     assert chosen(team="vision") == {"b16"}
     assert chosen(parent="b16") == chosen(parent=str(family / "b16")) == fine_tuned
     assert chosen(recipe="l16") == set()
+
+
+def test_the_published_course_of_a_fine_tuning_is_drawn_in_grey(family: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "deit3"
+    write_run(runs / "ours", stage="finetune", recipe="b16_deit3_224", classes=1000, size=224, top1=0.85)
+    found = rows(read(runs / "ours"))
+    for against, first in (("epochs", 5.0), ("samples", 5 * 1_281_167), ("step", 5 * 1_281_167 / 2048)):
+        (axes,) = draw_all(found, against)["eval_top1"].axes
+        grey = next(curve for curve in axes.lines if curve.get_color() == REFERENCE)
+        assert grey.get_xdata()[0] == pytest.approx(first)
+        assert (grey.get_ydata()[0], grey.get_ydata()[-1]) == (pytest.approx(0.83445), pytest.approx(0.85698))
+    assert any(
+        "b16_deit3_224, published" in text.get_text() for text in _legend(draw_all(found, "epochs")["eval_top1"])
+    )
+    for others, against in ((found, "device-hours"), (rows(read(family)), "epochs")):
+        (axes,) = draw_all(others, against)["eval_top1"].axes
+        assert all(curve.get_color() != REFERENCE for curve in axes.lines)
+    (axes,) = draw_all(found, "epochs")["train_loss"].axes
+    assert all(curve.get_color() != REFERENCE for curve in axes.lines)
+
+
+def _legend(figure: Any) -> list[Any]:
+    return [text for legend in figure.legends for text in legend.get_texts()]
 
 
 def test_published_figures_only_where_the_task_is_the_same(family: Path) -> None:
