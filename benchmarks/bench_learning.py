@@ -25,9 +25,10 @@ from pipeline.config.schema import ModelConfig, Variant
 from pipeline.dataset.split import Split, open_split
 from pipeline.engine import optimizer as optim
 from pipeline.evaluation.accuracy import evaluate
-from pipeline.loader.batches import normalise, train_batches
+from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import TrainTransform
 from pipeline.model.losses import loss as loss_of
+from pipeline.model.preprocess import normalise
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer, initialise
 
 OURS = "ours"

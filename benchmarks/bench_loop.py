@@ -26,13 +26,14 @@ import torch
 from benchmarks.bench_learning import digits
 from benchmarks.bench_loader import data_set
 from pipeline.config.recipes import tiny
-from pipeline.loader.batches import normalise, train_batches
+from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import train_transform
 from pipeline.model.losses import loss as loss_of
-from pipeline.train.anomalies import Progress
+from pipeline.model.preprocess import normalise
 from pipeline.train.console import Screen
 from pipeline.train.loop import loop
-from pipeline.train.setup import Run, prepare, start
+from pipeline.train.setup import prepare, start
+from pipeline.train.state import Progress, Run
 from pipeline.train.stop_signals import StopRequest
 
 REFERENCE = 0.1  # seconds of a step

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.writing import finalize
+from data_prep import tables as arrow_tables
 from pipeline.dataset import format as dataset_format
 from pipeline.loader.order import Order, micro_batch_positions
 
@@ -179,7 +179,7 @@ def make_index(folder: Path) -> Path:
             }
             yield pa.table(columns, schema=dataset_format.INDEX_SCHEMA)
 
-    finalize.write_parquet(folder / "index.parquet", dataset_format.INDEX_SCHEMA, tables())
+    arrow_tables.write_parquet(folder / "index.parquet", dataset_format.INDEX_SCHEMA, tables())
     return folder
 
 

@@ -67,9 +67,9 @@ def start(scratch: Path) -> dict[str, list[float]]:
 
     from pipeline.config.recipes import tiny
     from pipeline.train import loop
-    from pipeline.train.anomalies import Progress
     from pipeline.train.console import Screen
     from pipeline.train.setup import prepare, start
+    from pipeline.train.state import Progress
     from pipeline.train.stop_signals import StopRequest
 
     mark()

@@ -31,12 +31,14 @@ from benchmarks.bench_learning import timms
 from benchmarks.bench_loader import data_set
 from benchmarks.peers import import_peer
 from pipeline.config.recipes import PRETRAIN
-from pipeline.config.schema import RunConfig, flatten, to_dict
-from pipeline.loader.batches import Batch, normalise, train_batches
+from pipeline.config.schema import RunConfig
+from pipeline.config.serialize import flatten, to_dict
+from pipeline.distributed.devices import best_flops
+from pipeline.loader.batches import Batch, train_batches
 from pipeline.loader.transforms import train_transform
 from pipeline.model.flops import forward_macs
 from pipeline.model.losses import loss as loss_of
-from pipeline.preflight.measurements import best_flops
+from pipeline.model.preprocess import normalise
 from pipeline.runs.records import METRICS, Line, read_lines
 from pipeline.train.setup import prepare, start
 from pipeline.train.step import DTYPES

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.dataset.format import DatasetInfo, ShardInfo, damage_of, open_parquet
 

@@ -24,16 +24,17 @@ import tyro
 import xxhash
 
 from data_prep import progress
-from data_prep import tables as catalogue
+from data_prep import tables as arrow_tables
 from data_prep.dataset_reader import check_workers
 from data_prep.images.prepare import LARGEST_FILE
 from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources import inputs
+from data_prep.sources.rows import RejectRow
 from data_prep.sources.tar_headers import DamagedTarError, Read, scan
-from data_prep.sources.tar_images import RejectRow, split_of
+from data_prep.sources.tar_images import split_of
 from data_prep.writing import finalize
-from pipeline.core import cli, retry
-from pipeline.core.cli import UserError, printable
+from pipeline.core import cli, errors, files, retry
+from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.dataset import class_lists
 from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
@@ -107,12 +108,12 @@ def main(args: list[str] | None = None) -> int:
     for split, path in sorted(zip(splits, tars, strict=True), key=lambda item: (item[0], item[1].name)):
         items.append(Tar(path, split, counts[split]))
         counts[split] += 1
-    rows = catalogue.temporary(options.folder / "index.arrow")
+    rows = files.temporary(options.folder / "index.arrow")
     rejects: list[RejectRow] = []
     made: list[ShardInfo] = []
     seen: set[str] = set()
     try:
-        with catalogue.Writer(rows, _ROWS) as writer, progress.Bar("indexing", len(items), "tars") as bar:
+        with arrow_tables.Writer(rows, _ROWS) as writer, progress.Bar("indexing", len(items), "tars") as bar:
             found = workers.run(index_tar, items, min(options.workers, len(items)), begin_here=True)
             for tar, (table, left_out) in zip(items, found, strict=True):
                 bar.report({"images": 1})
@@ -126,12 +127,12 @@ def main(args: list[str] | None = None) -> int:
         wnids, label_of = _classes(seen, listed, options.classes)
         texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
         content = Content()
-        tables = content.seen(_labelled(table, texts, labels) for table in catalogue.batches(rows))
-        finalize.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
+        tables = content.seen(_labelled(table, texts, labels) for table in arrow_tables.batches(rows))
+        arrow_tables.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
     finally:
         rows.unlink(missing_ok=True)
-    reject_table = catalogue.table(rejects, REJECTS_SCHEMA)
-    finalize.write_parquet(options.folder / "rejects.parquet", REJECTS_SCHEMA, [reject_table])
+    reject_table = arrow_tables.table(rejects, REJECTS_SCHEMA)
+    arrow_tables.write_parquet(options.folder / "rejects.parquet", REJECTS_SCHEMA, [reject_table])
     info = finalize.describe(
         options.folder,
         name=options.name or options.folder.resolve().name,
@@ -144,7 +145,7 @@ def main(args: list[str] | None = None) -> int:
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     made_of = f"{samples} images of {info.classes:,} classes in {len(made):,} tars"
     print(f"{options.folder}: {made_of}, {len(rejects):,} left out")
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 class Content:

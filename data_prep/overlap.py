@@ -22,9 +22,8 @@ from data_prep.images import perceptual_hash
 from data_prep.planning import assignment
 from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources import inputs
-from data_prep.writing import finalize
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors, files
+from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 
 DESCRIPTION = """Find the images of DATASET that are also in OTHER, such as the test images that a training set holds:
@@ -95,7 +94,7 @@ def main(args: list[str] | None = None) -> int:
         matches |= _near(own, other, own_prints.perceptual, other_prints.perceptual, options, itself, set(matches))
     wnids = [] if inputs.is_ours(options.dataset) else dataset_format.read_classes(options.dataset)["wnid"].to_pylist()
     lines = list(_lines(own, other, [matches[row] for row in sorted(matches)], wnids))
-    finalize.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
+    files.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
     kinds = collections.Counter(match.kind for match in matches.values())
     count = len(own_prints.exact)
     if options.json:
@@ -104,7 +103,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"{len(matches):,} of {count:,} images of {options.dataset} are in {options.against}: ", end="")
         print(f"{kinds['exact']:,} byte for byte, {kinds['near']:,} nearly; the list is {out}")
         print(f"  to leave them out: python -m data_prep.shard INPUT OUTPUT --exclude {out}")
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def _prints(work: list[Piece], options: Options, what: str) -> Prints:

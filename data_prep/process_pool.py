@@ -123,7 +123,7 @@ def run(
         _drain(queue, on_report)
         pool.shutdown()
     except BrokenProcessPool:
-        from pipeline.core.cli import UserError  # warm_up is called before anything slow is imported
+        from pipeline.core.errors import UserError  # warm_up is called before anything slow is imported
 
         raise UserError(
             "a worker was killed, as the system does where memory runs out: give fewer --workers, and run again"

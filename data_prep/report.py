@@ -19,8 +19,7 @@ import tyro
 from data_prep import progress, report_figures
 from data_prep.dataset_reader import OpenTar, batches, check_out, pieces, rows_of
 from data_prep.pyarrow_setup import without_pandas
-from data_prep.writing import finalize
-from pipeline.core import cli
+from pipeline.core import cli, errors, files
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo
 from pipeline.imaging.jpeg import decode_small
@@ -85,15 +84,15 @@ class Totals:
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.report", description=DESCRIPTION, args=args)
     if options.samples < 0:
-        raise cli.UserError(f"--samples {options.samples} must be 0 or more")
+        raise errors.UserError(f"--samples {options.samples} must be 0 or more")
     if options.seed < 0:
-        raise cli.UserError(f"--seed {options.seed} must be 0 or more")
+        raise errors.UserError(f"--seed {options.seed} must be 0 or more")
     info = dataset_format.read_info(options.dataset)
     out = options.out or options.dataset / "report.html"
     check_out(out)
-    finalize.write_text(out, page(options, info))
+    files.write_text(out, page(options, info))
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def page(options: Options, info: DatasetInfo) -> str:

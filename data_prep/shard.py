@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import progress
+from data_prep import progress, work_folder
 from data_prep.images.prepare import ImageOptions
 from data_prep.planning import make_plan, stream_buckets
 from data_prep.planning.assignment import SplitRule
@@ -28,8 +28,8 @@ from data_prep.sources.inputs import Source
 from data_prep.work_folder import alone
 from data_prep.writing import build_shard, finalize
 from data_prep.writing.build_shard import ShardTask
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors, files
+from pipeline.core.errors import UserError
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
 
@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
         run(options)
     except (StoppedError, KeyboardInterrupt):
         print("stopped; finished shards are kept: run the same command again to go on", file=sys.stderr)
-        return cli.EXIT_REQUEUE
+        return errors.EXIT_REQUEUE
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -78,7 +78,7 @@ def main(args: list[str] | None = None) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def _stop(*_: object) -> None:
@@ -111,7 +111,7 @@ def _finished(options: Options, identity: dict[str, Any], started: float) -> boo
     )
     finalize.check_sizes(options.output, info)
     print(f"{options.output} is finished: nothing to do (INPUT was not looked at)", file=sys.stderr)
-    shutil.rmtree(build_shard.work_folder(options.output), ignore_errors=True)
+    shutil.rmtree(work_folder.work_folder(options.output), ignore_errors=True)
     _summarise(options, info, time.monotonic() - started)
     return True
 
@@ -160,7 +160,7 @@ def check_splits(options: Options, source: Source) -> None:
 
 def check_ours(output: Path) -> None:
     """Raise UserError where files of OUTPUT that aren't this run's would be replaced."""
-    if (build_shard.work_folder(output) / "plan").is_dir():
+    if (work_folder.work_folder(output) / "plan").is_dir():
         return
     ours = ("*.tar", "index.parquet", "classes.parquet", "rejects.parquet", "_info.json")
     foreign = sorted(path.name for pattern in ours for path in output.glob(pattern))
@@ -229,7 +229,7 @@ def _check_room(options: Options, found: Planned, tasks: list[ShardTask], shards
 
 def _with_stream(options: Options, source: Source, tasks: list[ShardTask]) -> list[ShardTask]:
     """Have this task's unfinished shards read from the images that it lays down now."""
-    folder = stream_buckets.fresh(build_shard.work_folder(options.output).resolve() / f"stream-{options.task}")
+    folder = files.fresh(work_folder.work_folder(options.output).resolve() / f"stream-{options.task}")
     todo = [task for task in tasks if not _is_finished(task)]
     if not todo:
         return tasks

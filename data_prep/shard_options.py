@@ -12,7 +12,7 @@ import tyro
 from data_prep.images.prepare import HAS_RESTARTS
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.make_plan import PlanOptions
-from pipeline.core.cli import UserError, printable
+from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format

@@ -21,7 +21,7 @@ from data_prep import progress
 from data_prep.dataset_reader import OpenTar, Piece, batches, check_workers, pieces, rows_of
 from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources.tar_headers import DamagedTarError, scan
-from pipeline.core import cli, retry
+from pipeline.core import cli, errors, retry
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo, read_classes
@@ -88,7 +88,7 @@ def main(args: list[str] | None = None) -> int:
                 f"{balance['empty_classes']} classes without any; "
                 f"order: z = {', '.join(f'{split} {z:+.1f}' for split, z in order.items())}"
             )
-    return EXIT_DAMAGED if findings else cli.EXIT_DONE
+    return EXIT_DAMAGED if findings else errors.EXIT_DONE
 
 
 def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
@@ -141,7 +141,7 @@ def _findings(piece: Piece, decode: bool) -> list[str]:
     with OpenTar(piece) as tar:
         try:
             found = scan(tar.read, 0, piece.info.bytes, tar.fd)
-            members = {member.offset: member._replace(name=cli.printable(member.name)) for member in found}
+            members = {member.offset: member._replace(name=errors.printable(member.name)) for member in found}
         except DamagedTarError as error:
             return [*findings, f"{name} is damaged, {error}"]
         by_name = {member.name: member for member in members.values()}

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.writing import build_shard
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
 
 @contextmanager
@@ -19,7 +18,7 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
     Two at once would delete each other's unfinished files. The kernel lets go of a killed one's. A file system without
     locks is taken at its word.
     """
-    folder, made = build_shard.work_folder(output), not output.exists()
+    folder, made = work_folder(output), not output.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         lock = held.enter_context(_lock(folder / "lock", output, shared=task is not None))
@@ -51,3 +50,15 @@ def _lock(path: Path, output: Path, *, shared: bool) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def work_folder(output: Path) -> Path:
+    return output / ".work"
+
+
+def plan_path(output: Path, split: str) -> Path:
+    return work_folder(output) / "plan" / f"plan-{split}.arrow"
+
+
+def done_path(output: Path, split: str, shard: int) -> Path:
+    return work_folder(output) / "done" / f"{split}-{shard:05d}.arrow"

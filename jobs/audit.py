@@ -6,9 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.config.schema import RunConfig, from_dict, total_steps
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.config.schema import RunConfig, total_steps
+from pipeline.config.serialize import from_dict
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
 from pipeline.dataset.split import Split, chosen, make_cache, open_split
 from pipeline.loader.damage import Damages
@@ -72,7 +73,7 @@ def main() -> int:
     for part, epochs in zip(split.parts, found.epochs, strict=False):
         of = f" of {part.source}" if len(found.epochs) > 1 else ""
         print(f"each sample{of} came exactly once in each of the first {epochs:,} epochs")
-    return 1 if found.missing or found.wrong else cli.EXIT_DONE
+    return 1 if found.missing or found.wrong else errors.EXIT_DONE
 
 
 def check(options: AuditConfig) -> None:
@@ -146,7 +147,7 @@ def show(options: AuditConfig, config: RunConfig, split: Split) -> int:
     except OSError as error:  # cv2.imwrite would say nothing of the cause
         raise UserError(f"--out {str(out)!r} can't be written ({error.strerror}): name another file") from error
     print(f"{len(images_BHWC)} of {config.train.global_batch} crops, row by row: {out}")
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from rich.console import Console
 from pipeline.compare.read_runs import read_experiment, read_runs
 from pipeline.compare.rows import Row, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, naming
-from pipeline.runs.provenance import without_secrets
+from pipeline.core.secrets import without_secrets
 
 DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures.
 
@@ -86,7 +86,7 @@ def main() -> int:
         for table in terminal(found, width=console.width, everything=config.all):
             console.print(table)
             console.print()
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def _mlflow(config: CompareConfig) -> str:

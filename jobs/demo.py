@@ -20,10 +20,10 @@ import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
-from pipeline.runs.provenance import without_secrets
+from pipeline.core.secrets import without_secrets
 
 DESCRIPTION = """The whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
 
@@ -102,7 +102,7 @@ def main() -> int:
     server = os.environ.get("MLFLOW_TRACKING_URI")
     local = f".venv/bin/mlflow ui --backend-store-uri sqlite:///{runs['pretrain'].parent / 'mlflow.db'}"
     console.print(f"MLflow: {without_secrets(server) if server else local}", soft_wrap=True)
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def check(config: DemoConfig) -> None:

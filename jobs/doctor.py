@@ -19,8 +19,10 @@ from rich.table import Table
 from jobs.plan import DATA
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 from pipeline.config.schema import RunConfig
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
+from pipeline.distributed import devices
+from pipeline.distributed.ranks import ranks_from_environment
 from pipeline.preflight.verdicts import Facts, Need, Verdict, judge
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def main() -> int:
     config, plan = parse(sys.argv[1:])
     facts = measure(config, plan)
     if facts is None:  # not rank 0
-        return cli.EXIT_DONE
+        return errors.EXIT_DONE
     verdicts = judge(facts, needed(plan, len(facts)) if plan else Need())
     if config.json:
         for verdict in verdicts:
@@ -70,7 +72,7 @@ def main() -> int:
         console.print(table(verdicts))
     faults = [verdict.check for verdict in verdicts if verdict.state == "fail"]
     print(f"to be mended before training: {', '.join(faults)}" if faults else "fit to train", flush=True)
-    return 1 if faults else cli.EXIT_DONE
+    return 1 if faults else errors.EXIT_DONE
 
 
 def parse(arguments: list[str]) -> tuple[DoctorConfig, RunConfig | None]:
@@ -97,7 +99,7 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
     from pipeline.imaging import jpeg
     from pipeline.preflight import measurements
 
-    ranks = process_group.ranks_from_environment(os.environ)
+    ranks = ranks_from_environment(os.environ)
     data = open_data(plan) if plan and plan.data.train else ""
     if isinstance(data, UserError):
         if ranks.world_size == 1:
@@ -124,7 +126,7 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
     exact, bus = measurements.all_reduce(device)
     seen, fault, write, opening = measurements.shared_folder(config.folder, ranks)
     free_bytes, free_inodes = measurements.free_space(config.folder)
-    gemm = measurements.gemm(device)
+    gemm = devices.gemm(device)
     torch.distributed.barrier()  # the loaders are measured while all of them load
     facts = Facts(
         rank=ranks.rank,

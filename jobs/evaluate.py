@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jobs.sync import send
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 from pipeline.runs import evaluations
 from pipeline.runs.evaluations import FOLDER, name_of, run_of
@@ -122,7 +122,7 @@ def main() -> int:
         if run_dir is not None:
             shots = f"-{config.shots}-shot" if config.shots else ""
             keep(run_dir, f"{result_name(config, split)}-{config.probe}{shots}", facts, {"top1": accuracy})
-        return cli.EXIT_DONE
+        return errors.EXIT_DONE
 
     def reduce(sums: torch.Tensor) -> torch.Tensor:
         return accelerator.reduce(sums.to(accelerator.device), reduction="sum")  # type: ignore[no-any-return]
@@ -168,7 +168,7 @@ def main() -> int:
         if run_dir is not None:
             send(run_dir)
     accelerator.end_training()
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def check(config: EvaluateConfig) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, naming
 
 DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
@@ -58,7 +58,7 @@ def main() -> int:
         f"to {facts['largest_logit']:.1f}; images are resized as in evaluation ({facts['resize']})"
     )
     print(json.dumps({"output": str(config.output), "format": config.format, **facts}))
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:

@@ -1,7 +1,7 @@
 """python -m jobs.finetune RECIPE --parent RUN|FILE.npz|FOLDER|scratch --run-dir RUN --data.train DATASET ..."""
 
 from pipeline.config.recipes import FINETUNE
-from pipeline.core import cli
+from pipeline.core import cli, errors
 
 DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or published weights, at a higher resolution.
 
@@ -15,7 +15,7 @@ DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or publis
 def main() -> int:
     config = cli.parse_recipe(FINETUNE, prog="python -m jobs.finetune", description=DESCRIPTION)
     if config.stage != "finetune":
-        raise cli.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
+        raise errors.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
     from pipeline.train.loop import train  # torch and DeepSpeed take seconds; --help shouldn't
 
     return train(config)

@@ -12,8 +12,8 @@ import tyro
 
 from jobs.sync import send
 from pipeline.compare.read_runs import evaluated_on
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.runs import sweep_record as sweep
 from pipeline.runs.folder import read_status
 
@@ -44,7 +44,7 @@ def main() -> int:
     if not config.runs:
         raise UserError("RUN is missing: name one or more run folders (see python -m jobs.pick --help)")
     choose(config)
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def choose(config: PickConfig) -> None:

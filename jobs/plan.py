@@ -17,8 +17,8 @@ from pipeline.config import ranges
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import RunConfig, accumulation, total_steps, warmup_steps
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 
 DESCRIPTION = """Show a recipe's steps, learning rates, memory a GPU, FLOPs, checkpoints and hours, without GPU or data.
 
@@ -71,7 +71,7 @@ def main() -> int:
         show(config, plan, rates)
     if config.plot is not None:
         draw(config, plan["steps"], config.plot)
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def recipes(arguments: list[str]) -> dict[str, Callable[[], PlanConfig]]:
@@ -92,7 +92,7 @@ def recipes(arguments: list[str]) -> dict[str, Callable[[], PlanConfig]]:
 
 def memory_of(device: str) -> int | None:
     """A GPU's memory: as its name says, such as A100-SXM4-40GB, or by the table; None where neither knows."""
-    from pipeline.model.flops import is_device
+    from pipeline.distributed.devices import is_device
 
     if said := re.search(r"(\d+) ?GB", device):
         return int(said[1])
@@ -103,8 +103,9 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     """Everything that is shown. Raises UserError for what can't be run at all."""
     check(config)
     from pipeline.dataset.split import chosen, open_split
-    from pipeline.engine.deepspeed_engine import deepspeed_config
-    from pipeline.model.flops import forward_macs, peak_flops, train_flops
+    from pipeline.distributed.devices import peak_flops
+    from pipeline.engine.deepspeed_config import deepspeed_config
+    from pipeline.model.flops import forward_macs, train_flops
     from pipeline.preflight import estimates  # torch takes seconds; --help shouldn't
 
     samples, classes = DATA[config.stage]

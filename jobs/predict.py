@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def main() -> int:
         facts = {"images": len(pictures), "bad": bad, "images_per_second": round(len(pictures) / seconds, 1)}
         print(json.dumps({"model": str(config.model), **facts}))
     accelerator.end_training()
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def check(config: PredictConfig) -> None:
@@ -181,7 +181,7 @@ def answer(config: PredictConfig, classifier: "Classifier", pictures: "Sequence[
 def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: dict[int, Any]) -> None:
     """``000012-name.png`` for picture 12, a very long name cut: with the number it still is a name of its own."""
     from pipeline.inference.attention_rollout import attentions, draw, rollout
-    from pipeline.loader.batches import normalise
+    from pipeline.model.preprocess import normalise
 
     assert classifier.model is not None
     x_BCHW = normalise(batch.images_BHWC.to(classifier.device), classifier.dtype, classifier.known.model)

@@ -1,7 +1,7 @@
 """python -m jobs.pretrain RECIPE --run-dir RUN --data.train DATASET [--any.field value ...]"""
 
 from pipeline.config.recipes import PRETRAIN
-from pipeline.core import cli
+from pipeline.core import cli, errors
 
 DESCRIPTION = """Pretrain a Vision Transformer, alone or as one rank of many (srun, torchrun, accelerate launch).
 
@@ -15,7 +15,7 @@ A run folder that holds an unfinished run is resumed. Examples:
 def main() -> int:
     config = cli.parse_recipe(PRETRAIN, prog="python -m jobs.pretrain", description=DESCRIPTION)
     if config.stage != "pretrain":
-        raise cli.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
+        raise errors.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
     from pipeline.train.loop import train  # torch and DeepSpeed take seconds; --help shouldn't
 
     return train(config)

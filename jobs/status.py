@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.core.units import duration
 from pipeline.runs import records
 from pipeline.runs.folder import Status, complete, read_status, step_of
-from pipeline.train.stopwatch import duration
 
 DESCRIPTION = """Show runs and a campaign's other jobs as a table, from their folders and Slurm's queue.
 
@@ -86,7 +86,7 @@ def main() -> int:
     else:
         console = Console() if os.isatty(1) else Console(width=150)
         console.print(table(rows))
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[Row]:

@@ -14,9 +14,10 @@ import tyro
 
 from jobs.pick import PickConfig, choose
 from pipeline.config.recipes import FINETUNE, FINETUNE_RATES
-from pipeline.config.schema import RunConfig, flatten, to_dict
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.config.schema import RunConfig
+from pipeline.config.serialize import flatten, to_dict
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.dataset.split import open_info
 from pipeline.runs.folder import read_status
@@ -56,14 +57,14 @@ def main() -> int:
         status = read_status(run)
         if status is not None and status.state == "stopped":
             print(f"stopped: the same command goes on with {run}", flush=True)
-            return cli.EXIT_REQUEUE
-        if code == cli.EXIT_USER:
+            return errors.EXIT_REQUEUE
+        if code == errors.EXIT_USER:
             raise UserError(f"--optim.lr {rate:g}: the run was refused, see above")
         if status is None or status.state == "running" or (code and status.state != "failed"):
             print(f"error: {run} left with exit code {code}: see above; the same command goes on", file=sys.stderr)
             return 1
     choose(PickConfig(tuple(runs), by=config.by, link=folder / "best", sweep=folder))
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def swept(recipe: Callable[[], RunConfig]) -> Callable[[], SweepConfig]:

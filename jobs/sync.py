@@ -9,11 +9,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.core.secrets import without_secrets
 from pipeline.runs import records
-from pipeline.runs.provenance import without_secrets
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sync as mlflow_sync
 from pipeline.tracking.tracker import OFF
@@ -62,7 +62,7 @@ def main() -> int:
             failed += 1
             uri = without_secrets(mlflow_client.tracking_uri(run_dir))
             print(f"{run_dir}: not sent, MLflow at {uri}: {mlflow_client.reason(error)}", flush=True)
-    return cli.EXIT_DONE if not failed else 1
+    return errors.EXIT_DONE if not failed else 1
 
 
 def sync(run_dir: Path) -> str:

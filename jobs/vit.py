@@ -3,8 +3,8 @@
 import runpy
 import sys
 
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 
 COMMANDS = {  # in the order in which a campaign meets them
     "shard": ("data_prep.shard", "raw images -> a shuffled, checked data set of WebDataset tars"),
@@ -42,13 +42,13 @@ def main() -> int:
         for command, (module, summary) in COMMANDS.items():
             print(f"  {command:10}{summary} ({module})")
         print("\nvit COMMAND --help explains each.")
-        return cli.EXIT_DONE
+        return errors.EXIT_DONE
     if name not in COMMANDS:
         raise UserError(f"COMMAND {name!r} is unknown: there are {', '.join(COMMANDS)}")
     module = COMMANDS[name][0]
     sys.argv = [f"python -m {module}", *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-    return cli.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def command() -> None:

@@ -16,19 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-CATALOGUE = pa.schema(
-    [
-        ("wnid", pa.string()),  # class: WordNet id, or the folder's name
-        ("name", pa.string()),  # of the image inside its class, "/" between parts
-        ("file", pa.binary()),  # path of the tar that holds the bytes, or of the image itself
-        ("offset", pa.int64()),  # of the image's first byte in that file
-        ("size", pa.int64()),  # bytes
-        ("tar", pa.int32()),  # number of the WebDataset tar, of images whose names may repeat in another; else 0
-    ]
-)
-PLAN = pa.schema(
-    [*CATALOGUE, ("key", pa.string()), ("label", pa.int32()), ("split", pa.string()), ("hash", pa.uint64())]
-)
+from data_prep.tables import PLAN
 
 _OF_A_RELEASE = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique there
 _TRIPS = r"%.\\\x00-\x1f\x7f\udc80-\udcff"  # a dot would end the key; the rest trips tools

@@ -10,22 +10,29 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from pyarrow import ipc
 
 from data_prep import process_pool as workers
-from data_prep import progress, tables
-from data_prep.planning import stream_buckets
-from data_prep.planning.assignment import CATALOGUE, SplitRule
+from data_prep import progress, tables, work_folder
+from data_prep.planning import assignment, stream_buckets
+from data_prep.planning.assignment import SplitRule
 from data_prep.sources import inputs, streams
 from data_prep.sources.inputs import Source
-from data_prep.sources.tar_images import ENDINGS, ImageRow, Row
-from data_prep.writing import build_shard, finalize
-from pipeline.core.cli import UserError
+from data_prep.sources.rows import ImageRow, Row
+from data_prep.sources.tar_images import ENDINGS
+from data_prep.tables import _OPTIONS, CATALOGUE, PLAN, Writer, batches, whole
+from pipeline.core import files
+from pipeline.core.errors import UserError
 from pipeline.dataset import class_lists
 from pipeline.dataset.format import REJECTS_SCHEMA
 
@@ -63,11 +70,11 @@ class Planned:
 
 def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
     """The plan in OUTPUT's work folder, made now unless it is there. Raises UserError where it is another run's."""
-    folder = build_shard.work_folder(output) / "plan"
+    folder = work_folder.work_folder(output) / "plan"
     if not (folder / "plan.json").is_file():
-        aside = tables.temporary(folder)
-        stream_buckets.fresh(aside)
-        (build_shard.work_folder(output) / "done").mkdir(exist_ok=True)
+        aside = files.temporary(folder)
+        files.fresh(aside)
+        (work_folder.work_folder(output) / "done").mkdir(exist_ok=True)
         try:
             _make(output, source, options, aside)
             if not (folder / "plan.json").is_file():  # else another task was faster
@@ -81,7 +88,7 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
                 if options.tasks == 1:
                     shutil.rmtree(stream_folder(output), ignore_errors=True)
                 with contextlib.suppress(OSError):  # somebody else works there
-                    (build_shard.work_folder(output) / "done").rmdir()
+                    (work_folder.work_folder(output) / "done").rmdir()
     found = Planned(**json.loads((folder / "plan.json").read_text()))
     same_options(output, found.identity, options.identity, "an unfinished")
     if found.input != _fingerprint(source):
@@ -104,7 +111,7 @@ def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what
 
 def stream_folder(output: Path) -> Path:
     """Where the one task of a run lays down the images of a stream."""
-    return build_shard.work_folder(output).resolve() / "stream"
+    return work_folder.work_folder(output).resolve() / "stream"
 
 
 def _fingerprint(source: Source) -> list[list[Any]]:
@@ -138,7 +145,7 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
         wnids = class_lists.derived(options.classes, counts) if wnids is None else wnids
         if not counts.keys() & set(wnids):
             raise UserError(f"INPUT has no image of the {len(wnids)} classes of --classes {options.classes}")
-        sums = tables.make_plan(
+        sums = make_plan(
             folder / "catalogue.arrow",
             folder,
             labels={wnid: index for index, wnid in enumerate(wnids)},
@@ -172,7 +179,7 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
         defects={reason: count for reason, count in defects.items() if reason not in NOT_DEFECTS},
         streamed=not source.seekable and options.tasks > 1,
     )
-    finalize.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    files.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
 
 
 def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -190,7 +197,7 @@ def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tup
             row for part in parts for row in inputs.rows(part, lambda count: bar.report({"images": count}))
         )
         if options.tasks == 1:
-            rows = stream_buckets.lay_down(rows, stream_buckets.fresh(stream_folder(output)), options.seed)
+            rows = stream_buckets.lay_down(rows, files.fresh(stream_folder(output)), options.seed)
         batch: list[Row] = []
         for row in rows:
             batch.append(row._replace(data=b"") if isinstance(row, ImageRow) else row)
@@ -198,3 +205,134 @@ def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tup
                 yield inputs.tables(batch)
                 batch = []
         yield inputs.tables(batch)
+
+
+BUCKET_ROWS = 65_536  # about 100 MB while a bucket is sorted, and 217 files open for 14.2 million images
+
+
+def make_plan(
+    catalogue: Path,
+    folder: Path,
+    *,
+    labels: dict[str, int],
+    exclude: Collection[str],
+    rule: SplitRule,
+    seed: int,
+    samples_per_shard: int,
+    rejects: Writer,
+    tars: Sequence[str] = (),
+) -> dict[str, dict[str, int]]:
+    """Write ``plan-<split>.arrow`` files to ``folder``; ``{split: {"samples": ..., "bytes": ...}}`` of the source.
+
+    ``labels`` are the class indices by wnid; ``exclude`` the keys to leave out. What is left out goes to ``rejects``.
+    ``tars`` are the names of WebDataset tars in which image names may repeat.
+    """
+    count = sum(len(table) for table in batches(catalogue))
+    buckets = max(1, -(-count // BUCKET_ROWS))
+    excluded = pa.array(sorted(exclude), pa.string())
+
+    def leave_out(table: pa.Table, mask: pa.Array, reason: str, detail: str) -> pa.Table:
+        rejects.add(_as_rejects(table.filter(mask), reason, detail))
+        return table.filter(pc.invert(mask))
+
+    def keyed() -> Iterator[pa.Table]:
+        for path in by_class:
+            table = assignment.by_class(whole(path))
+            path.unlink()
+            table = assignment.told_apart(table, tars) if tars else table
+            table = leave_out(table, assignment.overwritten(table), "duplicate_name", "a later entry has the same name")
+            unlisted = pa.array([wnid not in labels for wnid in table["wnid"].to_pylist()], pa.bool_())
+            table = leave_out(table, unlisted, "class_not_listed", "not a class of --classes")
+            table = assignment.with_keys(table, labels, rule, seed)
+            yield leave_out(table, pc.is_in(table["key"], excluded), "excluded", "named by --exclude")
+
+    splits = [rule.split, rule.held_out] if rule.fraction or rule.first else [rule.split]
+    sums: dict[str, dict[str, int]] = {}
+    with progress.Bar("planning", (1 + len(splits)) * buckets, "parts") as bar:
+
+        def reported(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+            for table in tables:
+                yield table
+                bar.report({"images": 1})
+
+        by_class = _partition(batches(catalogue), CATALOGUE, _class_bucket, buckets, folder / "class")
+        by_hash = _partition(reported(keyed()), PLAN, _hash_bucket, buckets, folder / "hash")
+        for split in splits:
+            path, size = folder / f"plan-{split}.arrow", 0
+            with Writer(path, PLAN, 1) as writer:
+                sorted_rows = (assignment.shuffled(_split_of(whole(bucket), split)) for bucket in by_hash)
+                for shard in _cut(reported(sorted_rows), samples_per_shard):
+                    size += pc.sum(shard["size"]).as_py()
+                    writer.add(shard)
+            if writer.rows:
+                sums[split] = {"samples": writer.rows, "bytes": size}
+            else:
+                path.unlink()
+    for path in by_hash:
+        path.unlink()
+    return sums
+
+
+def _as_rejects(table: pa.Table, reason: str, detail: str) -> pa.Table:
+    source = pc.binary_join_element_wise(table["wnid"], table["name"], "/")
+    same = [pa.array([text] * len(table), pa.string()) for text in (reason, detail)]
+    nothing = pa.nulls(len(table), pa.binary())
+    return pa.table([source, table["wnid"], table["size"], *same, nothing], schema=REJECTS_SCHEMA)
+
+
+def _split_of(table: pa.Table, split: str) -> pa.Table:
+    return table.filter(pc.equal(table["split"], split))
+
+
+def _class_bucket(table: pa.Table, buckets: int) -> npt.NDArray[np.int64]:
+    wnids: list[str] = table["wnid"].to_pylist()
+    bucket = {wnid: xxhash.xxh3_64_intdigest(wnid.encode()) % buckets for wnid in set(wnids)}
+    return np.array([bucket[wnid] for wnid in wnids], np.int64)
+
+
+def _hash_bucket(table: pa.Table, buckets: int) -> npt.NDArray[np.int64]:
+    """Grows with the hash, so that the buckets in order are the rows in order."""
+    high: npt.NDArray[np.uint64] = table["hash"].to_numpy() >> np.uint64(32)
+    return ((high * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
+
+
+def _partition(
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    bucket_of: Callable[[pa.Table, int], npt.NDArray[np.int64]],
+    buckets: int,
+    stem: Path,
+) -> list[Path]:
+    """Spread rows over ``buckets`` files, each in the order of ``tables``."""
+    paths = [stem.with_name(f"{stem.name}-{bucket:05d}.arrow") for bucket in range(buckets)]
+    writers = [ipc.new_file(str(path), schema, options=_OPTIONS) for path in paths]
+    try:
+        for table in tables:
+            target = bucket_of(table, buckets)
+            order = np.argsort(target, kind="stable")
+            edges = np.searchsorted(target[order], np.arange(buckets + 1))
+            grouped = table.take(order)
+            for bucket in np.unique(target):
+                writers[bucket].write_table(grouped.slice(edges[bucket], edges[bucket + 1] - edges[bucket]))
+    finally:
+        for writer in writers:
+            writer.close()
+    return paths
+
+
+def _cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of ``rows`` rows each, the last one shorter."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        waiting.append(table)
+        count += len(table)
+        if count < rows:
+            continue
+        joined = pa.concat_tables(waiting)
+        full = count // rows * rows
+        for start in range(0, full, rows):
+            yield joined.slice(start, rows)
+        waiting, count = [joined.slice(full)], count - full
+    if count:
+        yield pa.concat_tables(waiting)

@@ -6,7 +6,6 @@ names, and once more to lay down the images of its own shards only: tasks share 
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,20 +17,13 @@ import pyarrow.compute as pc
 from data_prep import tables
 from data_prep.planning import assignment
 from data_prep.process_pool import Report
+from data_prep.sources.rows import ImageRow, Row
 from data_prep.sources.streams import Stream, open_stream
-from data_prep.sources.tar_images import ImageRow, Row
-from data_prep.writing.tar_writer import write_all
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_all
 
 BUCKETS = 128  # files open at once; 1.2 TB of ImageNet-21K make buckets of about 10 GB, 25 shards each
 GROUPS = 256
-
-
-def fresh(folder: Path) -> Path:
-    """An empty folder: what a killed run left there is of no use."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:

@@ -20,13 +20,14 @@ import pyarrow as pa
 
 from data_prep import tables as catalogue
 from data_prep.images.prepare import LARGEST_FILE
-from data_prep.planning.assignment import CATALOGUE
 from data_prep.sources import streams, tar_images
 from data_prep.sources.devkit import Devkit
+from data_prep.sources.rows import ImageRow, RejectRow, Row
 from data_prep.sources.tar_headers import BLOCK, DamagedTarError, looks_like_tar, scan
-from data_prep.sources.tar_images import ENDINGS, ImageRow, RejectRow, Row, Tar
+from data_prep.sources.tar_images import ENDINGS, Tar
+from data_prep.tables import CATALOGUE
 from pipeline.core import retry
-from pipeline.core.cli import UserError, printable
+from pipeline.core.errors import UserError, printable
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import REJECTS_SCHEMA
 

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
 CHUNK = 1 << 20  # bytes read at a time
 PATIENCE = 600.0  # seconds without a byte from a server that has answered, after which it is given up

@@ -6,37 +6,12 @@ from typing import NamedTuple
 
 from data_prep.images.prepare import LARGEST_FILE
 from data_prep.sources.devkit import Devkit
+from data_prep.sources.rows import ImageRow, RejectRow, Row
 from data_prep.sources.tar_headers import Member, Read, scan
-from pipeline.core.cli import UserError, printable
+from pipeline.core.errors import UserError, printable
 
 ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
 SPLITS = ("train", "val", "test", "validation")  # folders of these names aren't classes
-
-
-class ImageRow(NamedTuple):
-    """An image found in a source."""
-
-    wnid: str
-    name: str  # inside its class, "/" between parts
-    file: str  # that holds the bytes
-    offset: int
-    size: int
-    data: bytes = b""  # the bytes, where the source is a stream: they can't be read later
-    tar: int = 0  # number of the WebDataset tar
-
-
-class RejectRow(NamedTuple):
-    """Something found that can't be an image of the data set (pipeline.dataset.format.REJECTS_SCHEMA)."""
-
-    source: str
-    wnid: str
-    size: int
-    reason: str
-    detail: str
-    thumbnail: bytes | None = None
-
-
-Row = ImageRow | RejectRow
 
 
 class Tar(NamedTuple):

@@ -22,10 +22,11 @@ from data_prep import process_pool, tables
 from data_prep.images import prepare
 from data_prep.images.jpeg_header import RejectedError
 from data_prep.images.prepare import ImageOptions
-from data_prep.sources.tar_images import RejectRow
+from data_prep.sources.rows import RejectRow
+from data_prep.work_folder import done_path, plan_path
 from data_prep.writing.tar_writer import ShardWriter
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
@@ -60,18 +61,6 @@ class ShardTask:
     @property
     def locations(self) -> Path:
         return self.done.with_suffix(".locations.npy")
-
-
-def work_folder(output: Path) -> Path:
-    return output / ".work"
-
-
-def plan_path(output: Path, split: str) -> Path:
-    return work_folder(output) / "plan" / f"plan-{split}.arrow"
-
-
-def done_path(output: Path, split: str, shard: int) -> Path:
-    return work_folder(output) / "done" / f"{split}-{shard:05d}.arrow"
 
 
 def keep_or_make(task: ShardTask) -> ShardInfo:

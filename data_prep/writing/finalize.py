@@ -2,34 +2,28 @@
 
 import collections
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep import tables as catalogue
+from data_prep import work_folder
+from data_prep.tables import write_parquet
 from data_prep.writing import build_shard
-from pipeline.core.cli import UserError
-from pipeline.core.files import naming
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_text
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, DatasetInfo, ShardInfo
-
-ROW_GROUP = 131_072  # rows of index.parquet
-# Columns of few values, and those whose neighbours are alike: half the size and twice the speed of parquet's defaults.
-REPEATED = frozenset({"split", "shard", "label", "width", "height", "orientation", "recoded", "wnid", "reason"})
-ALIKE = {"key": "DELTA_BYTE_ARRAY", "offset": "DELTA_BINARY_PACKED"}
 
 
 def finalize(
     output: Path, *, name: str, seed: int, options: dict[str, Any], classes: pa.Table, expected: list[tuple[str, int]]
 ) -> DatasetInfo:
     """Merge what ``expected`` (split, shard) left in the work folder. Raises UserError where one is missing."""
-    infos = [build_shard.read_done(build_shard.done_path(output, *where)) for where in expected]
+    infos = [build_shard.read_done(work_folder.done_path(output, *where)) for where in expected]
     missing = [
         dataset_format.shard_file_name(*where)
         for where, info in zip(expected, infos, strict=True)
@@ -47,13 +41,13 @@ def finalize(
     for info in finished:
         if not info.samples:  # every image was rejected
             (output / info.file_name).unlink()
-    rows = (catalogue.whole(build_shard.done_path(output, info.split, info.shard)) for info in kept)
+    rows = (catalogue.whole(work_folder.done_path(output, info.split, info.shard)) for info in kept)
     write_parquet(output / "index.parquet", INDEX_SCHEMA, rows)
     rejects = write_parquet(output / "rejects.parquet", REJECTS_SCHEMA, _rejects(output, expected))
     dataset = describe(output, name=name, seed=seed, options=options, classes=classes, made=kept, rejects=rejects)
     for left in output.glob(".*.tmp"):  # of killed runs
         left.unlink()
-    shutil.rmtree(build_shard.work_folder(output), ignore_errors=True)
+    shutil.rmtree(work_folder.work_folder(output), ignore_errors=True)
     return dataset
 
 
@@ -126,9 +120,9 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _rejects(output: Path, expected: list[tuple[str, int]]) -> Iterator[pa.Table]:
-    yield from catalogue.batches(build_shard.work_folder(output) / "plan" / "rejects.arrow")
+    yield from catalogue.batches(work_folder.work_folder(output) / "plan" / "rejects.arrow")
     for split, shard in expected:
-        yield catalogue.whole(build_shard.done_path(output, split, shard).with_suffix(".rejects"))
+        yield catalogue.whole(work_folder.done_path(output, split, shard).with_suffix(".rejects"))
 
 
 def _reasons(output: Path, expected: list[tuple[str, int]]) -> str:
@@ -136,53 +130,3 @@ def _reasons(output: Path, expected: list[tuple[str, int]]) -> str:
     for table in _rejects(output, expected):
         counts.update(table["reason"].to_pylist())
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-
-
-def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
-    """Write row groups of about ROW_GROUP rows; the file appears when it is complete. Returns the rows."""
-    rows = waiting_rows = 0
-    waiting: list[pa.Table] = []
-    repeated = [name for name in schema.names if name in REPEATED]
-    alike = {name: encoding for name, encoding in ALIKE.items() if name in schema.names}
-    with _appearing(path) as aside, aside.open("wb") as file:
-        with pq.ParquetWriter(
-            file, schema, compression="zstd", compression_level=3, use_dictionary=repeated, column_encoding=alike
-        ) as writer:
-
-            def flush() -> None:
-                table = pa.concat_tables([*waiting, schema.empty_table()]).unify_dictionaries().combine_chunks()
-                writer.write_table(table, row_group_size=ROW_GROUP)
-                waiting.clear()
-
-            for table in tables:
-                waiting.append(table.replace_schema_metadata(None))
-                rows += len(table)
-                waiting_rows += len(table)
-                if waiting_rows >= ROW_GROUP:
-                    flush()
-                    waiting_rows = 0
-            if waiting_rows or not rows:
-                flush()
-        file.flush()
-        os.fsync(file.fileno())
-    return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is either complete or not there."""
-    with _appearing(path) as aside, aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A name to write to, which is ``path`` afterwards; nothing stays there where that fails, as on a full disk."""
-    aside = catalogue.temporary(path)
-    try:
-        with naming(path):
-            yield aside
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from types import TracebackType
 import xxhash
 
 from data_prep.sources.tar_headers import BLOCK, ZERO_BLOCK
+from pipeline.core.files import write_all
 
 try:
     from data_prep import _sample
@@ -17,12 +18,6 @@ except ImportError:
 RECORD = 20 * BLOCK  # tars are padded to a record, as tar and tarfile do
 _FLUSH = 1 << 20  # bytes gathered before a write: few enough to be still in the processor's cache
 _BEGIN = 32 << 20  # bytes after which the kernel is asked to begin with the disk's part
-
-
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
 
 
 def header(name: str, size: int) -> bytes:

@@ -15,10 +15,11 @@ from typing import Any
 import safetensors
 import torch
 
-from pipeline.config.schema import RunConfig, from_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import RunConfig
+from pipeline.config.serialize import from_dict
+from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
-from pipeline.engine import deepspeed_engine as ds
+from pipeline.engine import state_keys
 from pipeline.runs.folder import complete as complete  # noqa: PLC0414 - looked for here
 
 FORMAT_VERSION = 1
@@ -116,7 +117,7 @@ def read_model(run_or_checkpoint: Path, *, average: bool = False) -> tuple[RunCo
     checkpoint = resolve(run_or_checkpoint)
     _refuse_broken(checkpoint, hashes=True)
     meta = read_meta(checkpoint)
-    prefix = (ds.AVERAGE if average else ds.MASTER) + "/"
+    prefix = (state_keys.AVERAGE if average else state_keys.MASTER) + "/"
     state = State(checkpoint)
     if not any(key.startswith(prefix) for key in state):
         raise UserError(f"{str(checkpoint)!r} holds no averaged weights: train with --train.average, or use the last")
@@ -142,10 +143,3 @@ def resolve(run_or_checkpoint: Path) -> Path:
 def _refuse_broken(checkpoint: Path, *, hashes: bool) -> None:
     if fault := find_fault(checkpoint, hashes=hashes):
         raise UserError(f"checkpoint {str(checkpoint)!r} is broken ({fault}): name another one of its run")
-
-
-def load(checkpoint: Path, engine: Any, config: RunConfig) -> Meta:
-    """Put a checkpoint's state into a fresh engine. No communication."""
-    meta = read_meta(checkpoint)
-    ds.load_state(engine, State(checkpoint), config.optim.kind, meta.optimizer_steps)
-    return meta

@@ -19,8 +19,9 @@ import torch
 import torch.distributed
 
 from pipeline.checkpoint.format import FORMAT_VERSION, Meta, complete, folder_name, read_meta
-from pipeline.config.schema import CheckpointConfig, RunConfig, to_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import CheckpointConfig, RunConfig
+from pipeline.config.serialize import to_dict
+from pipeline.core.errors import UserError
 from pipeline.core.files import flush, naming, write_json, xxh3_128
 from pipeline.core.tensor_files import save_tensors
 from pipeline.engine import deepspeed_engine as ds

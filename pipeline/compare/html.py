@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pipeline.compare.columns import COLUMNS, Column, best_cell, cell, label, published_texts
 from pipeline.compare.page_data import page_data, to_script
-from pipeline.compare.plots import BARS, COLOURS, MOST_BARS, TITLES, row_colours
+from pipeline.compare.plots import BARS, MOST_BARS, row_colours
 from pipeline.compare.rows import BEST, Row, differences, published
+from pipeline.runs.curves import COLOURS, TITLES
 
 HERE = Path(__file__).parent
 DARK_BLACK = "#ececec"  # what black becomes on dark paper

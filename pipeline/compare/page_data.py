@@ -5,9 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.compare.plots import AGAINST, PERCENT, RUN_CURVES, STYLES, TITLES, row_colours, series
+from pipeline.compare.plots import AGAINST, STYLES, row_colours
 from pipeline.compare.read_runs import Run
 from pipeline.compare.rows import Row
+from pipeline.runs.curves import PERCENT, RUN_CURVES, TITLES, series
 from pipeline.runs.records import Line
 
 MOST_POINTS = 40_000  # of all runs together: the page stays at a few MB, and opens within two seconds
@@ -55,7 +56,7 @@ def to_script(data: Mapping[str, Any]) -> str:
 def _columns(run: Run, metrics: Sequence[str], most: int) -> dict[str, Any]:
     lines = thinned(run.lines, most)
     began = run.lines[0].time if run.lines else 0.0
-    sources = {
+    sources: dict[str, list[Any]] = {
         "samples": [line.samples for line in lines],
         "step": [line.step for line in lines],
         "epochs": [_value(line, "progress/epochs") for line in lines],

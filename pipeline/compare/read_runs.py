@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.config.schema import flatten
-from pipeline.core.cli import UserError
+from pipeline.config.serialize import flatten
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.core.secrets import without_secrets
 from pipeline.runs import records
-from pipeline.runs.provenance import without_secrets
 from pipeline.runs.records import Line
 from pipeline.runs.sweep_record import STAGE, is_sweep
 from pipeline.tracking.client import open_client, reason

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.config.schema import RunConfig, flatten, to_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import RunConfig
+from pipeline.config.serialize import flatten, to_dict
+from pipeline.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,12 @@ Batch sizes are in samples, times in seconds, sizes of images in pixels. Every f
 line by its path, such as ``--optim.lr 3e-4``.
 """
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Literal
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
-Config = TypeVar("Config")
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
 Decode = Literal["region", "scaled", "full"]
 Resize = Literal["square", "central", "bicubic"]
@@ -273,38 +270,3 @@ def warmup_steps(schedule: ScheduleConfig, steps: int) -> int:
             "schedule.epochs, or schedule.warmup_steps instead"
         )
     return round(steps * schedule.warmup_epochs / schedule.epochs)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested dict of plain JSON values; paths become strings."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"optim": {"lr": 1}}`` as ``{"optim.lr": 1}``, the names the command line uses."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def from_dict(kind: type[Config], tree: dict[str, Any]) -> Config:
-    """The dataclass ``kind`` from what :func:`to_dict` made. Raises UserError for a field it doesn't have."""
-    hints = get_type_hints(kind)
-    unknown = set(tree) - set(hints)
-    if unknown:
-        raise UserError(f"configuration field {sorted(unknown)[0]!r} is not known to this version: remove it")
-    return kind(**{name: _field_value(hints[name], value) for name, value in tree.items()})
-
-
-def _field_value(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)  # type: ignore[arg-type]
-    if isinstance(value, str) and Path in (hint, *get_args(hint)):
-        return Path(value)
-    if isinstance(value, list):  # JSON knows no tuples
-        return tuple(value)
-    return value

@@ -16,25 +16,12 @@ from typing import Any, TypeVar
 
 import tyro
 
+from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
+
 Config = TypeVar("Config")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _USERS = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-EXIT_DONE = 0
-EXIT_USER = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped early with everything saved, run me again
-
-
-def printable(text: str) -> str:
-    """A file's name with bytes that aren't UTF-8 written %XX, so that it can be stored and shown anywhere."""
-    if text.isascii():
-        return text
-    return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text)
-
-
-class UserError(ValueError):
-    """Something the user can put right. The message names the field, the value and the remedy."""
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import xxhash
 
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
 _CHUNK = 1 << 20  # bytes: few enough to be in the processor's cache when they are hashed
 
@@ -100,3 +101,41 @@ def xxh3_128(path: Path) -> str:
     finally:
         os.close(descriptor)
     return digest.hexdigest()
+
+
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` that no other process takes, to be renamed to it."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either complete or not there."""
+    with _appearing(path) as aside, aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A name to write to, which is ``path`` afterwards; nothing stays there where that fails, as on a full disk."""
+    aside = temporary(path)
+    try:
+        with naming(path):
+            yield aside
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder: what a killed run left there is of no use."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

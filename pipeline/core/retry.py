@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
 Item = TypeVar("Item")
 READ_SECONDS = 10.0  # for which reading a file is tried again: what a busy server or a short break of the network needs

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
 NAMED = ("derive", "fall11", "winter21", "google21k", "21k-p", "imagenet1k")
 WINTER21_CLASSES = 19_167

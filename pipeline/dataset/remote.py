@@ -26,10 +26,10 @@ from urllib.parse import quote, urlsplit
 import xxhash
 
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.secrets import secrets_in, without_secrets
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import ShardInfo
-from pipeline.runs.provenance import secrets_in, without_secrets
 
 Item = TypeVar("Item")
 BLOCK = 1 << 24  # bytes of one request: what a failure costs

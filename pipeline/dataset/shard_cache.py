@@ -25,7 +25,7 @@ from pathlib import Path
 import xxhash
 
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import remote
 from pipeline.dataset.remote import Patience, locked

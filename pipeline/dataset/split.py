@@ -20,7 +20,8 @@ import xxhash
 
 from pipeline.config.schema import DataConfig
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.arrays import Ints
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset import remote
@@ -29,7 +30,6 @@ from pipeline.dataset.index import Rows, cache_folder, read_rows
 from pipeline.dataset.keys import split_keys
 from pipeline.dataset.remote import is_remote
 from pipeline.dataset.shard_cache import Ahead, Cache, Wanted
-from pipeline.loader.order import Ints
 
 _OPEN = 400  # tars of all parts that a process keeps open: 1,024 files are the usual limit
 _open: OrderedDict[tuple[object, int], int] = OrderedDict()  # part and shard -> descriptor; the one used last is last

@@ -12,8 +12,9 @@ import torch
 
 from pipeline.config.schema import ModelConfig, Resize
 from pipeline.dataset.split import Split
-from pipeline.loader.batches import Batch, eval_batches, normalise
+from pipeline.loader.batches import Batch, eval_batches
 from pipeline.model.losses import loss as loss_of
+from pipeline.model.preprocess import normalise
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # x_BCHW -> logits_BC
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import naming
 from pipeline.loader.batches import Batch
 

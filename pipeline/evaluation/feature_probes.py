@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from pipeline.config.schema import Resize
 from pipeline.dataset.split import Split
-from pipeline.loader.batches import eval_batches, normalise
+from pipeline.loader.batches import eval_batches
+from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
 
 NEIGHBOURS = 20  # and

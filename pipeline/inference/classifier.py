@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.interop import export as exporting
 from pipeline.interop import trained_model
 from pipeline.interop.export import Forward
 from pipeline.interop.load import GRAPHS
 from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.trained_model import Description, Named
-from pipeline.loader.batches import normalise
+from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from pipeline.config.schema import Resize
 from pipeline.core import retry
-from pipeline.core.cli import UserError, printable
+from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.imaging import jpeg as jpegs
 from pipeline.imaging.jpeg import Image

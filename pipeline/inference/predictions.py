@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import naming
 from pipeline.interop.trained_model import Named
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import flush, write_json
 from pipeline.interop import huggingface, native, npz, timm
 from pipeline.interop.load import load_weights

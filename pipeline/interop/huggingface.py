@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import ModelConfig, Resize
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.tensor_files import save_tensors
 from pipeline.interop.read_files import check_normalisation, read_config, read_object, read_tensors

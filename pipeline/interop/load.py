@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.config.schema import ModelConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, native, npz, timm
 from pipeline.interop.read_files import read_config
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.config.schema import ModelConfig, from_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import ModelConfig
+from pipeline.config.serialize import from_dict
+from pipeline.core.errors import UserError
 from pipeline.core.tensor_files import save_tensors
 from pipeline.interop.read_files import read_object, read_tensors
 from pipeline.model.state_dict import check_tensors

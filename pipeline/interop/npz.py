@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.schema import ModelConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import flush
 from pipeline.model.state_dict import model_config
 from pipeline.model.vit import ARCHITECTURES

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
 
 def read_config(folder: Path) -> dict[str, Any]:

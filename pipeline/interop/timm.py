@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.config.schema import ModelConfig, Resize
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.tensor_files import save_tensors
 from pipeline.interop.read_files import check_normalisation, read_config, read_tensors

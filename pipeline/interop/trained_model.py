@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pipeline.config.schema import ModelConfig, Resize, from_dict, to_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import ModelConfig, Resize
+from pipeline.config.serialize import from_dict, to_dict
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.interop.load import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION

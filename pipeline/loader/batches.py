@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.config.schema import ModelConfig, Resize
-from pipeline.core.cli import UserError
+from pipeline.config.schema import Resize
+from pipeline.core.arrays import Ints
+from pipeline.core.errors import UserError
 from pipeline.dataset.split import Split
 from pipeline.imaging.jpeg import Image
 from pipeline.loader import order
 from pipeline.loader.damage import Damage
 from pipeline.loader.mixture import Mixture, sampling
-from pipeline.loader.order import Ints, Order
+from pipeline.loader.order import Order
 from pipeline.loader.shared_memory import Slots
 from pipeline.loader.transforms import TrainTransform, eval_image
 from pipeline.loader.workers import load, slots_for
 
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next
-_HALVES = ModelConfig()
 _STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
 
 
@@ -229,18 +229,6 @@ def eval_batches(
                 "again"
             )
         yield _batch(loaded, slots)
-
-
-def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype, model: ModelConfig = _HALVES) -> torch.Tensor:
-    """uint8 images -> x_BCHW on the images' device: (x - 255 mean) / (255 std), per channel.
-
-    ``model``: whose mean and std; by default 0.5, which is (x - 127.5) / 127.5, from -1 to 1.
-    """
-    mean_C, std_C = (
-        torch.tensor([255.0 * value for value in values], device=images_BHWC.device)
-        for values in (model.mean, model.std)
-    )
-    return ((images_BHWC.to(torch.float32) - mean_C) / std_C).to(dtype).permute(0, 3, 1, 2).contiguous()
 
 
 def _damage_of(split: Split, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:

@@ -16,8 +16,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.cli import UserError
-from pipeline.loader.order import LANES, Ints, Order, key_of
+from pipeline.core.arrays import Ints
+from pipeline.core.errors import UserError
+from pipeline.loader.order import LANES, Order, key_of
 
 BLOCK = 4096  # positions of a stream in which the shares are exact
 STRETCH = 32  # of them, that are shuffled together

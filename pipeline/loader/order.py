@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
+from pipeline.core.arrays import Ints, Words
 
 LANES = 64
 WINDOW = 16384  # samples that are permuted together: four shards of the usual 4096

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.imaging.jpeg import Image
 
 _LENT = 3  # batches that may be in use at once: the one being computed, the one before, and the one fetched for next

@@ -18,7 +18,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import naming
 from pipeline.loader.shared_memory import Slots
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import ModelConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.model.state_dict import sizes_of
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size, zero_head
 

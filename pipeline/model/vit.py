@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.schema import ModelConfig, Variant
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.model.linear import Linear, linear
 
 SIGMOID_HEAD_BIAS = -10.0  # released ImageNet-21K models start with every class improbable (e^-10 = 4.5e-5)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.engine.deepspeed_engine import MOMENTS
+from pipeline.engine.state_keys import MOMENTS
 from pipeline.model.flops import train_flops
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size
 

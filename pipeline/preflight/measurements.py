@@ -15,16 +15,15 @@ import torch.distributed
 from pipeline.config.schema import RunConfig
 from pipeline.core.source import SOURCE
 from pipeline.dataset.split import Split
-from pipeline.distributed.process_group import Ranks
+from pipeline.distributed.devices import _now
+from pipeline.distributed.ranks import Ranks
 from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import train_transform
-from pipeline.model.flops import peak_flops
 
 REDUCE_BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
 # The ranks add up whole numbers whose sum stays below 2^24 for up to 16,384 ranks: float32 then holds every partial sum
 # exactly, in whatever order it is made
 REDUCE_LARGEST, REDUCE_FACTORS = 100, 10
-GEMM_SIZE = {"cuda": 8192, "cpu": 768}
 WRITE_BYTES = 64 << 20
 LOADER_SECONDS = 3.0
 LOADER_BATCH = 16  # images: small, so that the batches under way at the start and the end weigh little
@@ -84,31 +83,6 @@ def all_reduce(device: torch.device, rounds: int = 3) -> tuple[bool, float]:
 
 def reduce_factor(rank: int) -> int:
     return rank % REDUCE_FACTORS + 1
-
-
-def best_flops(device: torch.device) -> float:
-    """FLOP/s of ``device`` at best: of its data sheet where it is a known GPU, else measured."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return peak_flops(name) or gemm(device)
-
-
-def gemm(device: torch.device, rounds: int = 5) -> float:
-    """FLOP/s of a square matrix product, bfloat16 on GPUs and float32 on CPUs: the best of some."""
-    size = GEMM_SIZE[device.type]
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    fastest = float("inf")
-    for _ in range(rounds):
-        began = _now(device)
-        a @ b
-        fastest = min(fastest, _now(device) - began)
-    return 2 * size**3 / fastest
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.schema import ModelConfig, RunConfig, flatten, to_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import ModelConfig, RunConfig
+from pipeline.config.serialize import flatten, to_dict
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, read_json, write_json
 
 FIXED_FILES = ("config.json", "run.json", "classes.json")  # written at the first start

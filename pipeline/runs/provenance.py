@@ -4,38 +4,16 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.secrets import without_secrets
 from pipeline.core.source import SOURCE
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "mlflow", "numpy", "simplejpeg", "opencv-python-headless")
-_HIDDEN = "<hidden>"
-_SECRETS = (
-    re.compile(r"(?P<keep>\w+://)[^/\s@]+@"),  # user:password@ of a URL
-    re.compile(
-        r"(?P<keep>[\w.-]*(?:passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key|credential)[\w.-]*[\"']?\s*[=:\s]\s*)"
-        r"(?:\"[^\"]*\"|'[^']*'|\S+)",
-        re.IGNORECASE,
-    ),
-)
-
-
-def without_secrets(text: str) -> str:
-    """``text`` with passwords in URLs and values of password-like names replaced by ``<hidden>``."""
-    for pattern in _SECRETS:
-        at = "@" if pattern is _SECRETS[0] else ""
-        text = pattern.sub(lambda match, at=at: f"{match['keep']}{_HIDDEN}{at}", text)  # type: ignore[misc]
-    return text
-
-
-def secrets_in(text: str) -> list[str]:
-    """What :func:`without_secrets` would hide."""
-    return [match[0].removeprefix(match["keep"]) for pattern in _SECRETS for match in pattern.finditer(text)]
 
 
 def describe_code() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 
 METRICS = "metrics.jsonl"

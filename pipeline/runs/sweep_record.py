@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import flatten
-from pipeline.core.cli import UserError
+from pipeline.config.serialize import flatten
+from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.runs import provenance, records
 from pipeline.runs.records import Attempt, Line, Record

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from pipeline.core.cli import UserError
-from pipeline.runs.provenance import without_secrets
+from pipeline.core.errors import UserError
+from pipeline.core.secrets import without_secrets
 
 
 def tracking_uri(run_dir: Path) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.recipes import FINETUNE, PRETRAIN
-from pipeline.config.schema import flatten, to_dict
+from pipeline.config.serialize import flatten, to_dict
 from pipeline.core import files
+from pipeline.core.secrets import without_secrets
+from pipeline.core.units import duration
 from pipeline.runs import records, sweep_record
 from pipeline.runs.folder import FREE_FIELDS, RETUNED, complete
-from pipeline.runs.provenance import without_secrets
 from pipeline.runs.records import Attempt, Line, Record
-from pipeline.train.stopwatch import duration
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit (MAX_PARAM_VAL_LENGTH)
 LONGEST_TAG = 8000  # (MAX_TAG_VAL_LENGTH)

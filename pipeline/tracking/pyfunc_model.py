@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config.schema import ModelConfig, from_dict
+from pipeline.config.schema import ModelConfig
+from pipeline.config.serialize import from_dict
 from pipeline.inference.image_files import prepared
-from pipeline.loader.batches import normalise
+from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
 
 TOP = 5  # classes returned an image

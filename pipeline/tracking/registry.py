@@ -98,7 +98,7 @@ def _is_better(client: Any, name: str, top1: float, classes_digest: str) -> bool
 def write_weights(run_dir: Path, folder: Path) -> None:
     """What mlflow_classifier.py loads: weights.safetensors and model.json."""
     from pipeline.checkpoint import format as checkpoint
-    from pipeline.config.schema import to_dict
+    from pipeline.config.serialize import to_dict
     from pipeline.core.tensor_files import save_tensors
 
     config, _, weights = checkpoint.read_model(run_dir)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
+from pipeline.core.secrets import without_secrets
 from pipeline.runs import evaluations, records
-from pipeline.runs.provenance import without_secrets
 from pipeline.runs.records import Line, Record
 from pipeline.runs.sweep_record import is_sweep
 from pipeline.tracking import description as describe
@@ -273,7 +273,7 @@ def _without_secrets(file: Path) -> Iterator[Path]:
 
 def _illustrate(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> list[Line]:
     """Send the description with the curves so far; returns the lines that count."""
-    from pipeline.compare.plots import draw_run  # matplotlib
+    from pipeline.runs.curves import draw_run  # matplotlib
 
     lines = records.effective(records.read_lines(run_dir / records.METRICS)[0], record.attempts)
     if lines and not is_sweep(run_dir):  # a sweep's lines are no curve

@@ -1,35 +1,22 @@
 """What a step's numbers lead to: the run goes on, leaves the step out, goes back to a checkpoint, or stops.
 
-Every rank knows the same of a step (:class:`pipeline.train.watch.Step`) and so comes to the same end without asking.
+Every rank knows the same of a step (:class:`pipeline.train.step.Step`) and so comes to the same end without asking.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch.distributed
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.tensor_files import save_tensors
+from pipeline.loader.batches import Batch
 from pipeline.loader.damage import Damage
-from pipeline.train import watch
 from pipeline.train.console import Screen
-from pipeline.train.setup import Run, resume
-from pipeline.train.watch import Spikes, Step
-
-
-@dataclass
-class Progress:
-    """What changes while a run goes on."""
-
-    step: int  # finished optimizer steps
-    metrics: dict[str, float]  # the latest of each
-    skipped: int = 0  # of them, left out because their gradient was no number
-    rollbacks: int = 0  # times that such a step led back to the last checkpoint
-    undone: int = 0  # steps whose work that has cost
-    restored: int = 0  # the step after which that was last: the weights have nothing of what lies before it any more
-    saved: dict[int, float] = field(default_factory=dict)  # checkpoint of this attempt -> seconds of training by then
-    spikes: Spikes = field(default_factory=Spikes)
-    own: list[list[float]] = field(default_factory=list)  # Step.own of the steps since the last line
-    told: float = -math.inf  # when status.json was written last, by the monotonic clock
+from pipeline.train.resume import resume
+from pipeline.train.state import Progress, Run
+from pipeline.train.step import Step
 
 
 def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
@@ -41,11 +28,11 @@ def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
         if spike := progress.spikes.see(done.loss):
             screen.line(f"warning: step {progress.step}: {spike}")
         return
-    report = watch.describe_nonfinite(done, progress.step, run.heartbeat.hosts)
+    report = describe_nonfinite(done, progress.step, run.heartbeat.hosts)
     if (rank := run.job.ranks.rank) in done.culprits:
         all_keys = run.job.data.sample_keys()
         keys = [all_keys[row] for batch in done.fed for row in batch.samples_B.tolist()]
-        path = watch.dump(run.config.run_dir / "nonfinite", progress.step, rank, done.fed, keys)
+        path = dump(run.config.run_dir / "nonfinite", progress.step, rank, done.fed, keys)
         print(f"warning: {report}; rank {rank}'s samples {', '.join(keys)} are kept in {path}", flush=True)
     torch.distributed.barrier()  # a rank that leaves before would take those that still write with it
     limits = run.config.train
@@ -55,7 +42,7 @@ def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
     elif progress.rollbacks < limits.rollback_nonfinite:
         go_back(run, progress, report, screen)
     else:
-        raise watch.NonFiniteError(
+        raise NonFiniteError(
             f"{report}. Training has diverged: resume from the last checkpoint with a lower optim.lr or optim.clip 1, "
             f"or let it leave out such steps ({progress.skipped + 1} so far, train.skip_nonfinite "
             f"{limits.skip_nonfinite}) or go back ({progress.rollbacks} times so far, train.rollback_nonfinite "
@@ -73,7 +60,7 @@ def go_back(run: Run, progress: Progress, report: str, screen: Screen) -> None:
         run.saver.finish()
         meta = resume(run.config, run.engine, run.job.ranks)
     if meta is None:
-        raise watch.NonFiniteError(f"{report}. There is no checkpoint yet to go back to: lower optim.lr")
+        raise NonFiniteError(f"{report}. There is no checkpoint yet to go back to: lower optim.lr")
     lost = progress.step - max(meta.step, progress.restored)  # what an earlier time has undone is counted already
     progress.restored = progress.step
     progress.rollbacks += 1
@@ -102,3 +89,27 @@ def examine_damage(run: Run, step: int, done: Step, screen: Screen) -> None:
             f"data.train {run.job.data.name!r}: {verdict[0]}; data.damage_budget allows "
             f"{run.config.data.damage_budget}: check the data set with python -m data_prep.verify"
         )
+
+
+class NonFiniteError(RuntimeError):
+    """Training has met a loss or gradient that is no number, and may not skip it."""
+
+
+def describe_nonfinite(done: Step, step: int, hosts: Sequence[str]) -> str:
+    """One line: what happened at ``step`` (counted from 1), and on which ranks."""
+    named = ", ".join(f"rank {rank} on {hosts[rank]} (loss {done.losses[rank]:.4g})" for rank in done.culprits)
+    where = named if any(not math.isfinite(loss) for loss in done.losses) else "all ranks' losses are finite"
+    return f"step {step}: loss {done.loss:.4g}, gradient norm {done.norm:.4g}: {where}"
+
+
+def dump(folder: Path, step: int, rank: int, batches: Sequence[Batch], keys: Sequence[str]) -> Path:
+    """Write the images (uint8), labels and rows that this rank was fed in ``step``; the samples' keys as metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}-rank-{rank:03d}.safetensors"
+    tensors = {
+        "images_BHWC": torch.cat([batch.images_BHWC for batch in batches]),
+        "labels_B": torch.cat([batch.labels_B for batch in batches]),
+        "samples_B": torch.cat([batch.samples_B for batch in batches]),
+    }
+    save_tensors(tensors, path, {"keys": "\n".join(keys)})
+    return path

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.config.schema import accumulation
-from pipeline.train.setup import Run
-from pipeline.train.stopwatch import duration
+from pipeline.core.units import duration
+from pipeline.train.state import Run
 
 
 class Screen:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.config.schema import ModelConfig, RunConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.interop.load import load_weights
 from pipeline.interop.trained_model import is_run

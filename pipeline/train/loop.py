@@ -14,7 +14,7 @@ import torch.distributed
 
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import RunConfig
-from pipeline.core.cli import EXIT_DONE, EXIT_REQUEUE, UserError
+from pipeline.core.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.core.files import flush
 from pipeline.core.retry import UnreadableError
 from pipeline.distributed import process_group
@@ -27,14 +27,15 @@ from pipeline.runs import folder as run_folder
 from pipeline.runs import sample_ledger
 from pipeline.runs.goodput import account, summary
 from pipeline.runs.records import METRICS, read_lines, read_record
-from pipeline.train import watch
-from pipeline.train.anomalies import Progress, examine
+from pipeline.train import anomalies, detectors
+from pipeline.train.anomalies import examine
 from pipeline.train.console import Screen, finished_line, headline, progress_line
 from pipeline.train.profiler import profile
-from pipeline.train.setup import Run, prepare, start
-from pipeline.train.step import DTYPES, train_step
+from pipeline.train.setup import prepare, start
+from pipeline.train.state import Progress, Run
+from pipeline.train.step import DTYPES, Step, train_step
 from pipeline.train.stop_signals import StopRequest
-from pipeline.train.watch import Step
+from pipeline.train.watchdog import Watchdog
 
 Outcome = Literal["finished", "stopped", "failed"]
 TOLD_EVERY = 5.0  # seconds between writes of status.json, which wait for the disk
@@ -100,7 +101,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             weights=config.data.weights,
         )
     )
-    watchdog = watch.Watchdog(config.train.step_timeout)
+    watchdog = Watchdog(config.train.step_timeout)
     result: dict[str, float] | None = {}
     with (
         profile(config.run_dir, config.train.profile if run.tracker else 0) as tick,
@@ -178,7 +179,7 @@ def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen
         "watch/loss_spikes": float(progress.spikes.count),
         **(run.damages.metrics() if run.damages else {}),
     }
-    for line in watch.stragglers(progress.own, fresh["speed/step_seconds"], run.heartbeat.hosts):
+    for line in detectors.stragglers(progress.own, fresh["speed/step_seconds"], run.heartbeat.hosts):
         screen.line(f"warning: {line}")
     progress.own.clear()
     screen.step(progress.step, done.loss)
@@ -279,10 +280,10 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
 def fail(run: Run, progress: Progress, error: BaseException) -> None:
     """Record a failure; among several ranks, say which was the first, and end this process."""
     faulthandler.dump_traceback_later(run.config.train.step_timeout, exit=True)
-    if isinstance(error, watch.NonFiniteError):
+    if isinstance(error, anomalies.NonFiniteError):
         run.heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
     alone = isinstance(error, UnreadableError)  # a disk in trouble, as this rank sees it
-    same = isinstance(error, (watch.NonFiniteError, UserError)) and not alone  # on every rank
+    same = isinstance(error, (anomalies.NonFiniteError, UserError)) and not alone  # on every rank
     cause = "every rank has seen it" if same else run.heartbeat.fail(error)
     close(run, progress, "failed")
     if run.job.ranks.world_size > 1 and isinstance(error, Exception) and (alone or not isinstance(error, UserError)):

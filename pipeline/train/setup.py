@@ -2,25 +2,22 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
-
 from pipeline.checkpoint import format as checkpoint
-from pipeline.checkpoint.format import Meta
 from pipeline.checkpoint.saver import Saver
 from pipeline.config import ranges
-from pipeline.config.schema import DataConfig, RunConfig, flatten, to_dict, total_steps, warmup_steps
-from pipeline.core.cli import UserError
+from pipeline.config.schema import DataConfig, RunConfig, total_steps, warmup_steps
+from pipeline.config.serialize import flatten, to_dict
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.dataset.format import read_classes
 from pipeline.dataset.split import Choice, Split, chosen, make_cache, open_split
-from pipeline.distributed import process_group
+from pipeline.distributed import devices, process_group
 from pipeline.distributed.heartbeat import Heartbeat
-from pipeline.distributed.process_group import Ranks
+from pipeline.distributed.ranks import ranks_from_environment
+from pipeline.engine import deepspeed_config
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.imaging import jpeg
 from pipeline.loader.damage import Damages
@@ -29,53 +26,18 @@ from pipeline.loader.transforms import mixup_alpha
 from pipeline.model.flops import train_flops
 from pipeline.model.transfer import transfer
 from pipeline.model.vit import VisionTransformer, initialise
-from pipeline.preflight import measurements
 from pipeline.runs import folder as run_folder
 from pipeline.runs import sweep_record
-from pipeline.runs.ownership import Fence, claim
+from pipeline.runs.ownership import claim
 from pipeline.runs.provenance import describe_code
 from pipeline.tracking.tracker import Tracker, open_tracker
 from pipeline.train.initial_weights import inherit, read_parent
+from pipeline.train.resume import resume
+from pipeline.train.state import Job, Run
 from pipeline.train.stopwatch import Stopwatch
 
 EXPERIMENT_NAME = 500  # characters that MLflow takes
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a configuration means on this machine, checked. No rank has met another yet."""
-
-    data: Split
-    held_out: Split | None
-    steps: int
-    ranks: Ranks
-    facts: dict[str, Any]  # of the training data, for run.json and each checkpoint
-    status: run_folder.Status | None  # of the attempt before
-
-    @property
-    def all_facts(self) -> dict[str, Any]:
-        """Those of the evaluation data as well, for run.json."""
-        return {**self.facts, "eval_digest": self.held_out.digest if self.held_out else ""}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One rank's attempt at a run."""
-
-    config: RunConfig
-    job: Job
-    device: torch.device
-    engine: Any
-    heartbeat: Heartbeat
-    saver: Saver
-    clock: Stopwatch
-    start_step: int
-    meta: Meta | None  # of the checkpoint that it goes on from
-    attempt: int  # 1 is the first
-    fence: Fence | None  # of rank 0
-    tracker: Tracker | None  # of rank 0
-    damages: Damages | None  # of rank 0
 
 
 def prepare(config: RunConfig) -> Job:
@@ -107,8 +69,8 @@ def prepare(config: RunConfig) -> Job:
             f"checkpoint.keep_best {config.checkpoint.keep_best} needs evaluations, and there is no held-out split: "
             "name one by data.eval and data.eval_split, or set checkpoint.keep_best 0"
         )
-    ranks = process_group.ranks_from_environment(os.environ)
-    ds.deepspeed_config(config, ranks.world_size)
+    ranks = ranks_from_environment(os.environ)
+    deepspeed_config.deepspeed_config(config, ranks.world_size)
     facts = {
         "classes": data.info.classes,
         "classes_digest": data.info.classes_digest,
@@ -213,7 +175,7 @@ def start(config: RunConfig, job: Job) -> Run:
             config.train.global_batch,
             ranks.world_size,
             train_flops(config.model, job.data.info.classes),
-            measurements.best_flops(device),
+            devices.best_flops(device),
         ),
         start_step=start_step,
         meta=meta,
@@ -222,25 +184,6 @@ def start(config: RunConfig, job: Job) -> Run:
         tracker=tracker,
         damages=Damages(config.run_dir, start_step) if ranks.rank == 0 else None,
     )
-
-
-def resume(config: RunConfig, engine: Any, ranks: Ranks) -> Meta | None:
-    """Load the newest sound checkpoint of the run folder, if it has any; collective.
-
-    Raises UserError where it has some and all are broken: starting over is for a human to decide.
-    """
-    choice: list[Path | str | None] = [None]
-    if ranks.rank == 0 and checkpoint.complete(config.run_dir):
-        choice[0] = checkpoint.latest(config.run_dir, hashes=True) or "broken"
-    torch.distributed.broadcast_object_list(choice)
-    if choice[0] is None:
-        return None
-    if not isinstance(choice[0], Path):
-        raise UserError(
-            f"--run-dir {str(config.run_dir)!r} has checkpoints and none is sound (see the warnings of rank 0): bring "
-            "one back, or remove its checkpoints/ folder to start anew"
-        )
-    return checkpoint.load(choice[0], engine, config)
 
 
 def describe_data(data: Split | None, context: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,17 +11,43 @@ import torch.distributed
 import torch.nn.functional as F
 
 from pipeline.config.schema import RunConfig, accumulation
-from pipeline.distributed.process_group import Ranks
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine import deepspeed_engine as ds
-from pipeline.loader.batches import Ahead, Batch, normalise
+from pipeline.loader.batches import Ahead, Batch
 from pipeline.loader.order import LEDGER_BITS, ledger_hash
 from pipeline.loader.transforms import mixup_alpha
 from pipeline.model.losses import loss as loss_of
+from pipeline.model.preprocess import normalise
 from pipeline.train.mixup import NOTHING, draw_mix, mix
 from pipeline.train.stopwatch import Stopwatch
-from pipeline.train.watch import Step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an optimizer step left; the same on every rank but for ``fed``."""
+
+    loss: float  # mean over the global batch
+    norm: float  # of the gradient, before clipping
+    skipped: bool  # the weights are those before the step
+    losses: list[float]  # by rank: the mean over its share of the batch
+    own: list[float]  # by rank: seconds of the step before, without waiting for others
+    stopping: list[int]  # ranks that were asked to stop
+    save: bool  # rank 0 asks for a checkpoint
+    fed: list[Batch] = field(repr=False)  # of this rank
+    ledger: int = 0  # hash of the global batch's samples (pipeline.runs.sample_ledger)
+    damaged: int = 0  # times that a sample didn't decode, on all ranks
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.norm) and not self.skipped
+
+    @property
+    def culprits(self) -> list[int]:
+        """Ranks whose own loss is no number; every rank where only the gradient isn't."""
+        bad = [rank for rank, loss in enumerate(self.losses) if not math.isfinite(loss)]
+        return bad or list(range(len(self.losses)))
 
 
 def train_step(

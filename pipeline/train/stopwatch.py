@@ -93,14 +93,3 @@ def peak_memory() -> float:
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
-def duration(seconds: float) -> str:
-    """``1d 02:03:04``, ``02:03:04`` or ``03:04``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    text = f"{minute:02d}:{second:02d}"
-    if hours:
-        text = f"{hour:02d}:{text}"
-    return f"{days}d {text}" if days else text

@@ -11,8 +11,9 @@ import torch
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import announce, delete_old
-from pipeline.config.schema import CheckpointConfig, RunConfig, from_dict, to_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import CheckpointConfig, RunConfig
+from pipeline.config.serialize import from_dict, to_dict
+from pipeline.core.errors import UserError
 from pipeline.runs import folder as run_folder
 from tests.helpers.ranks import run_ranks
 from tests.train.test_faults import job

@@ -11,7 +11,7 @@ import pytest
 from jobs import sweep as job
 from pipeline.compare.read_runs import find_run_folders
 from pipeline.config.recipes import finetune_b16
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.runs import records, sweep_record
 from pipeline.runs.folder import read_status
 from pipeline.tracking import sync as mlflow_sync

@@ -19,9 +19,10 @@ import pytest
 
 from pipeline import compare
 from pipeline.compare.html import dark_colour
-from pipeline.compare.plots import COLOURS, MOST_COLOURS, draw_curves
+from pipeline.compare.plots import MOST_COLOURS, draw_curves
 from pipeline.compare.rows import rows
 from pipeline.core import plotting
+from pipeline.runs.curves import COLOURS
 from tests.compare.test_comparison import read, write_run
 
 Floats = npt.NDArray[np.float64]

@@ -20,12 +20,13 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline.compare.html import page
-from pipeline.compare.plots import COLOURS, OTHERS, REFERENCE, draw_all
+from pipeline.compare.plots import OTHERS, REFERENCE, draw_all
 from pipeline.compare.read_runs import Run, find_run_folders, read_run
 from pipeline.compare.rows import differences, published, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
-from pipeline.config.schema import flatten
+from pipeline.config.serialize import flatten
 from pipeline.core.files import write_json
+from pipeline.runs.curves import COLOURS
 from pipeline.runs.records import METRICS, Attempt, Line, Record, read_record, write_record
 from pipeline.runs.records import to_json as line_to_json
 from tests.helpers.mlflow_server import Server

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import pick
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.runs.folder import Status, write_status
 

@@ -6,8 +6,9 @@ import pytest
 
 from pipeline.config.ranges import RANGES, Range, check
 from pipeline.config.recipes import FINETUNE, PRETRAIN
-from pipeline.config.schema import RunConfig, flatten, from_dict, to_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import RunConfig
+from pipeline.config.serialize import flatten, from_dict, to_dict
+from pipeline.core.errors import UserError
 
 
 def with_value(name: str, value: float) -> RunConfig:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.config.recipes import FINETUNE, FINETUNE_RATES, PRETRAIN
-from pipeline.config.schema import RunConfig, accumulation, flatten, to_dict, total_steps
-from pipeline.engine.deepspeed_engine import deepspeed_config
+from pipeline.config.schema import RunConfig, accumulation, total_steps
+from pipeline.config.serialize import flatten, to_dict
+from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.model.vit import grid_size
 from pipeline.preflight.estimates import count_parameters
 

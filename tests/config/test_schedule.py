@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import ScheduleConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 
 PEAKS = st.floats(1e-5, 1.0)
 

@@ -9,17 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipes import FINETUNE, PRETRAIN
-from pipeline.config.schema import (
-    RunConfig,
-    ScheduleConfig,
-    TrainConfig,
-    accumulation,
-    flatten,
-    from_dict,
-    to_dict,
-    total_steps,
-)
-from pipeline.core.cli import UserError
+from pipeline.config.schema import RunConfig, ScheduleConfig, TrainConfig, accumulation, total_steps
+from pipeline.config.serialize import flatten, from_dict, to_dict
+from pipeline.core.errors import UserError
 
 
 @pytest.mark.parametrize("recipe", [*PRETRAIN.values(), *FINETUNE.values()])

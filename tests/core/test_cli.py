@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, naming, readable_as_folder
 
 
@@ -99,7 +99,7 @@ def test_a_user_error_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str])
 
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
-    assert caught.value.code == cli.EXIT_USER
+    assert caught.value.code == errors.EXIT_USER
     assert capsys.readouterr().err == "error: field 1 is wrong: change it\n"
 
 
@@ -153,7 +153,7 @@ def test_what_a_file_system_refuses_is_one_line(number: int, capsys: pytest.Capt
 
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
-    assert caught.value.code == cli.EXIT_USER
+    assert caught.value.code == errors.EXIT_USER
     assert capsys.readouterr().err == f"error: '/some/file': {os.strerror(number)}\n"
 
 
@@ -170,7 +170,7 @@ def test_a_disk_that_fills_while_a_file_is_written_is_one_line(
 
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
-    assert caught.value.code == cli.EXIT_USER
+    assert caught.value.code == errors.EXIT_USER
     assert capsys.readouterr().err == "error: '/some/file': No space left on device\n"
 
 

@@ -18,7 +18,7 @@ import simplejpeg
 from data_prep import index, verify
 from data_prep.writing.build_shard import SourceFiles
 from pipeline.core import retry
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.retry import Backoff, UnreadableError
 from pipeline.dataset import split
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.planning import assignment
-from data_prep.planning.assignment import CATALOGUE, SplitRule
+from data_prep.planning.assignment import SplitRule
+from data_prep.tables import CATALOGUE
 
 WNID = "n01440764"
 STEMS = st.one_of(

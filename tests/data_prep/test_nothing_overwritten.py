@@ -14,7 +14,7 @@ from data_prep import index, shard, verify
 from data_prep.images.jpeg_header import RejectedError
 from data_prep.images.prepare import ImageOptions, prepare
 from data_prep.work_folder import alone
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.imaging import jpeg
 from tests.data_prep import releases

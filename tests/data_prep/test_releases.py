@@ -14,7 +14,7 @@ import scipy.io
 
 from benchmarks.peers import import_peer
 from data_prep import shard
-from pipeline.core import cli
+from pipeline.core import cli, errors
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
 from tests.data_prep import releases
@@ -156,7 +156,7 @@ def test_winter21_is_all_of_its_classes() -> None:
     counts = {f"n{number:08d}": 1 for number in range(class_lists.WINTER21_CLASSES)}
     assert class_lists.derived("winter21", counts) == sorted(counts)
     counts.popitem()
-    with pytest.raises(cli.UserError, match="19,167"):
+    with pytest.raises(errors.UserError, match="19,167"):
         class_lists.derived("winter21", counts)
 
 
@@ -195,7 +195,7 @@ def test_imagenet_v2_names_its_folders_by_class_number(photos: list[bytes], tmp_
     assert found == {f"{wnid}/{number:04x}": wnid for number, wnid in enumerate(wnids)}
     (raw / "1000").mkdir()
     (raw / "1000" / "a.jpeg").write_bytes(photos[0])
-    with pytest.raises(cli.UserError, match=r"class number 1000, but the class list has 1000 classes"):
+    with pytest.raises(errors.UserError, match=r"class number 1000, but the class list has 1000 classes"):
         make(raw, tmp_path / "again", "--classes", "imagenet1k", "--split", "test", "--workers", 1)
 
 

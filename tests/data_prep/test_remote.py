@@ -19,8 +19,8 @@ from s3fs import S3FileSystem
 
 from data_prep import shard
 from data_prep.sources import inputs, streams
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import cli, errors
+from pipeline.core.errors import UserError
 from tests.data_prep import releases, servers
 from tests.data_prep.refused import refused
 from tests.data_prep.releases import Images, contents, write_webdataset
@@ -193,7 +193,7 @@ def test_a_signal_while_a_url_is_read_stops_in_order(
 
     monkeypatch.setattr(servers, "Files", Signalled)
     with servers.serving(folder) as address:
-        assert shard.main([f"{address}/whole.tar", str(tmp_path / "out"), *OPTIONS]) == cli.EXIT_REQUEUE
+        assert shard.main([f"{address}/whole.tar", str(tmp_path / "out"), *OPTIONS]) == errors.EXIT_REQUEUE
     assert "run the same command again" in capsys.readouterr().err
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from data_prep import index, overlap
 from data_prep.images.prepare import ImageOptions, prepare
 from data_prep.work_folder import alone
-from pipeline.core import cli
-from pipeline.core.cli import UserError
+from pipeline.core import errors
+from pipeline.core.errors import UserError
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
 from tests.data_prep.releases import Images, add, class_tar, make
@@ -297,4 +297,4 @@ def test_an_output_that_can_t_be_is_named(name: str | bytes, photos: list[bytes]
         out.symlink_to("nowhere")
     with pytest.raises(UserError, match="OUTPUT"):
         run(source, out, "--workers", 1)
-    assert cli.EXIT_INTERRUPTED == 130
+    assert errors.EXIT_INTERRUPTED == 130

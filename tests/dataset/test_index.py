@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.index import read_rows
 

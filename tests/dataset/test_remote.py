@@ -19,7 +19,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from data_prep import index
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import remote
 from pipeline.dataset.remote import GoneError, Patience

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.core.cli import UserError
-from pipeline.distributed.process_group import Ranks, export_variables, ranks_from_environment
+from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks, export_variables, ranks_from_environment
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "5", "SLURM_NTASKS": "16"}

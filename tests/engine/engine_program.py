@@ -16,9 +16,11 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from pipeline.distributed import process_group
+from pipeline.distributed.ranks import Ranks, ranks_from_environment
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.train import resume
 
 GLOBAL_BATCH = 8
 CLASSES = 5
@@ -32,7 +34,7 @@ DECAY = {
 
 def main() -> None:
     folder, *work = sys.argv[1:]
-    ranks = process_group.ranks_from_environment(os.environ)
+    ranks = ranks_from_environment(os.environ)
     device = process_group.start(ranks)
     for piece in work:
         name, stage, dtype, kind, first, last = piece.split(":")
@@ -57,10 +59,10 @@ def main() -> None:
     process_group.finish()
 
 
-def train(config: RunConfig, ranks: process_group.Ranks, device: torch.device, first: int, last: int) -> None:
+def train(config: RunConfig, ranks: Ranks, device: torch.device, first: int, last: int) -> None:
     engine = ds.build_engine(config, new_model(config.model).to(device), ranks.world_size)
     if first:
-        assert checkpoint.load(checkpoint_of(config.run_dir, first), engine, config).step == first
+        assert resume.load(checkpoint_of(config.run_dir, first), engine, config).step == first
     saver = Saver(config, {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"})
     compute = next(engine.module.parameters()).dtype
     for step in range(first, last):

@@ -8,7 +8,8 @@ import torch
 from pipeline.config.schema import ModelConfig
 from pipeline.dataset.split import open_split
 from pipeline.evaluation.accuracy import Result, _counts, evaluate
-from pipeline.loader.batches import eval_batches, normalise
+from pipeline.loader.batches import eval_batches
+from pipeline.model.preprocess import normalise
 from tests.model.test_vit import random_model
 
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from pipeline.distributed.process_group import free_port
+from pipeline.distributed.ranks import free_port
 
 
 class Server:

@@ -20,7 +20,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from pipeline.distributed.process_group import free_port
+from pipeline.distributed.ranks import free_port
 
 PRELOADED = ["tests.helpers.preloaded"]
 VARIABLES = {

@@ -19,15 +19,15 @@ from PIL import Image
 
 from jobs import export, predict
 from pipeline.config.schema import ModelConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.imaging import jpeg as jpegs
 from pipeline.inference import image_files
 from pipeline.inference.attention_rollout import attentions, rollout
 from pipeline.inference.predictions import Answer, Files
 from pipeline.interop.export import FORMATS
 from pipeline.interop.trained_model import Named
-from pipeline.loader.batches import normalise
 from pipeline.loader.transforms import eval_image
+from pipeline.model.preprocess import normalise
 from pipeline.model.vit import ARCHITECTURES, Attention, VisionTransformer
 from tests.helpers.launch import ACCELERATE, last_json, run
 from tests.helpers.quick_python import executable

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from jobs import export
 from pipeline.checkpoint.format import FORMAT_VERSION, Meta
 from pipeline.config.recipes import tiny
-from pipeline.config.schema import DataConfig, ModelConfig, to_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import DataConfig, ModelConfig
+from pipeline.config.serialize import to_dict
+from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.interop import export as exporting
 from pipeline.interop import model_card, trained_model

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config.schema import ModelConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, npz, timm, trained_model
 from pipeline.interop.load import load_weights
 from pipeline.model.vit import ARCHITECTURES

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from pipeline.config.schema import DataConfig, ModelConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset import split as splits
 from pipeline.dataset.split import Split, chosen, open_split
-from pipeline.loader.batches import Ahead, Batch, eval_batches, normalise, train_batches
+from pipeline.loader.batches import Ahead, Batch, eval_batches, train_batches
 from pipeline.loader.transforms import TrainTransform, eval_image
+from pipeline.model.preprocess import normalise
 
 GLOBAL_BATCH = 96
 TRANSFORM = TrainTransform(24, augment="medium1")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.dataset.split import Split, open_split
 from pipeline.loader.batches import Batch, eval_batches, train_batches
 from pipeline.loader.damage import Damages

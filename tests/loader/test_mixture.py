@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset import split as splits
 from pipeline.dataset.split import Choice, Split, open_split

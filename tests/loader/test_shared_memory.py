@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.loader.shared_memory import Slots
 from pipeline.loader.workers import load, slots_for
 

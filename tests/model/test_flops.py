@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.schema import ModelConfig, Variant
-from pipeline.model.flops import forward_macs, peak_flops, train_flops
+from pipeline.distributed.devices import peak_flops
+from pipeline.model.flops import forward_macs, train_flops
 from pipeline.model.vit import VisionTransformer
 
 # GMACs of a forward pass at 224 and 384 px with 1,000 classes, by timm's table of results

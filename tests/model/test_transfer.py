@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.config.schema import ModelConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.model.transfer import resize_pos_embed, transfer
 from pipeline.model.vit import VisionTransformer, initialise
 from tests.model.test_vit import random_model

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.schema import ModelConfig, Variant
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.model.vit import ARCHITECTURES, Block, VisionTransformer, _attend, drop_rates, initialise
 
 # Parameters of the released models (google-research/vision_transformer).

@@ -15,7 +15,7 @@ from pipeline.config.schema import ModelConfig, Variant
 from pipeline.inference.image_files import prepared
 from pipeline.interop import export as exporting
 from pipeline.interop import trained_model
-from pipeline.loader.batches import normalise
+from pipeline.model.preprocess import normalise
 from pipeline.model.transfer import resize_pos_embed
 from pipeline.model.vit import ARCHITECTURES
 from tests.helpers.ranks import run_ranks

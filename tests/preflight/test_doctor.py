@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from jobs.doctor import needed, parse, table
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.preflight import measurements
 from pipeline.preflight.verdicts import Facts, Need, Verdict, judge
 from tests.helpers.ranks import Ranks, run_ranks

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jobs import plan
 from pipeline.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.vit import VisionTransformer
 from pipeline.preflight import estimates

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jobs.status import QueuedJob, collect, parse_queue, read_queue, run_state, table
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.runs.folder import Status, write_status
 from pipeline.runs.records import Attempt, Line, Record, to_json, write_record
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.runs.ownership import FencedError, Owner, _start_time, claim, read_owner
 

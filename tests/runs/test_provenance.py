@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.secrets import without_secrets
 from pipeline.dataset.remote import check_source
-from pipeline.runs.provenance import describe_code, git_diff, without_secrets
+from pipeline.runs.provenance import describe_code, git_diff
 
 
 @pytest.mark.parametrize(

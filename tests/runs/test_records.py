@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.runs import records
 from pipeline.runs.records import Attempt, Line
 from pipeline.runs.sample_ledger import LEDGER

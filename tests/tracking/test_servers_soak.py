@@ -26,7 +26,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from pipeline.distributed.process_group import free_port
+from pipeline.distributed.ranks import free_port
 from pipeline.tracking.registry import example
 from tests.helpers.mlflow_server import Server
 from tests.helpers.ranks import run_ranks

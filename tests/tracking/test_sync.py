@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.core.cli import UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.runs import records
 from pipeline.tracking import client as mlflow_client

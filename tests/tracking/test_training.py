@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.dataset.format import read_index
-from pipeline.loader.batches import normalise
 from pipeline.loader.transforms import eval_image
+from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
 from pipeline.runs import records
 from pipeline.tracking.sync import read_sent

@@ -8,8 +8,10 @@ import pytest
 
 from pipeline.runs.goodput import account, summary
 from pipeline.runs.records import Attempt, Line
+from pipeline.train.anomalies import describe_nonfinite
+from pipeline.train.detectors import Spikes, stragglers
+from pipeline.train.step import Step
 from pipeline.train.stopwatch import Stopwatch, percentile
-from pipeline.train.watch import Spikes, Step, describe_nonfinite, stragglers
 
 
 def test_a_noisy_loss_that_falls_has_no_spike_and_a_jump_is_one() -> None:

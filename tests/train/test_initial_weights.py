@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.schema import ModelConfig, RunConfig, from_dict
-from pipeline.core.cli import UserError
+from pipeline.config.schema import ModelConfig, RunConfig
+from pipeline.config.serialize import from_dict
+from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, npz, timm
 from pipeline.model.transfer import resize_pos_embed, transfer
 from pipeline.model.vit import VisionTransformer

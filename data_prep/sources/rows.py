@@ -1,0 +1,29 @@
+"""What a scan of the input yields: one row per image, or per reject with its reason."""
+
+from typing import NamedTuple
+
+
+class ImageRow(NamedTuple):
+    """An image found in a source."""
+
+    wnid: str
+    name: str  # inside its class, "/" between parts
+    file: str  # that holds the bytes
+    offset: int
+    size: int
+    data: bytes = b""  # the bytes, where the source is a stream: they can't be read later
+    tar: int = 0  # number of the WebDataset tar
+
+
+class RejectRow(NamedTuple):
+    """Something found that can't be an image of the data set (pipeline.dataset.format.REJECTS_SCHEMA)."""
+
+    source: str
+    wnid: str
+    size: int
+    reason: str
+    detail: str
+    thumbnail: bytes | None = None
+
+
+Row = ImageRow | RejectRow

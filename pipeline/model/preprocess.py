@@ -1,0 +1,19 @@
+"""Pixels to what the model takes."""
+
+import torch
+
+from pipeline.config.schema import ModelConfig
+
+_HALVES = ModelConfig()
+
+
+def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype, model: ModelConfig = _HALVES) -> torch.Tensor:
+    """uint8 images -> x_BCHW on the images' device: (x - 255 mean) / (255 std), per channel.
+
+    ``model``: whose mean and std; by default 0.5, which is (x - 127.5) / 127.5, from -1 to 1.
+    """
+    mean_C, std_C = (
+        torch.tensor([255.0 * value for value in values], device=images_BHWC.device)
+        for values in (model.mean, model.std)
+    )
+    return ((images_BHWC.to(torch.float32) - mean_C) / std_C).to(dtype).permute(0, 3, 1, 2).contiguous()
