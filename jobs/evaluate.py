@@ -20,7 +20,6 @@ from pipeline.runs.evaluations import FOLDER, name_of, run_of
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.config.schema import Resize
     from pipeline.dataset.split import Split
     from pipeline.interop.trained_model import Named
     from pipeline.model.vit import VisionTransformer
@@ -54,6 +53,8 @@ class EvaluateConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     average: bool = False
     """Judge the running average of the weights (--train.average) instead of the last ones."""
+    trust_code: bool = False
+    """Load a MODEL that is a torch.export archive (.pt2). Such a file can run any code: only for files you trust."""
     out: Path | None = None
     """Folder for per_class.csv and the confusion plot."""
     format: Literal["png", "svg", "pdf"] = "png"
@@ -85,8 +86,7 @@ def main() -> int:
     from pipeline.distributed.process_group import make_accelerator
     from pipeline.evaluation.accuracy import evaluate
     from pipeline.evaluation.confusion import MOST_CLASSES, Tally, read_real, write
-    from pipeline.inference.classifier import open_classifier, with_classes
-    from pipeline.interop.published_classes import names_of_published
+    from pipeline.inference.classifier import open_classifier
     from pipeline.interop.trained_model import is_run
 
     split = open_split(config.data, config.split)
@@ -99,8 +99,9 @@ def main() -> int:
     run_dir = run_of(source) if config.log else None
     if run_dir is not None:
         check_can_make(run_dir / FOLDER, "--log's")
-    classifier = open_classifier(source, device=accelerator.device, dtype=dtype, average=config.average)
-    classifier = with_classes(classifier, names_of_published(classifier.known.classes))
+    classifier = open_classifier(
+        source, device=accelerator.device, dtype=dtype, average=config.average, trust_code=config.trust_code
+    )
     known = classifier.known
     facts = {"checkpoint": str(source), "samples": len(split), "processes": accelerator.num_processes}
     if is_run(source):
@@ -247,7 +248,7 @@ def probe(
     model: "VisionTransformer",
     split: "Split",
     device: "torch.device",
-    resize: "Resize",
+    resize: str,
 ) -> float:
     """Top-1 of frozen features on the split."""
     import torch

@@ -66,10 +66,8 @@ def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
     from pipeline.interop import export as exporting
     from pipeline.interop import trained_model
     from pipeline.interop.model_card import card
-    from pipeline.interop.published_classes import names_of_published  # torch, which --help does without
 
     model = trained_model.load(config.model, average=config.average)
-    model = trained_model.with_classes(model, names_of_published(model.description.classes))
     known = model.description
     with naming(folder):
         exporting.write(folder, config.format, model)

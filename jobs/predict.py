@@ -59,6 +59,8 @@ class PredictConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     average: bool = False
     """Use the running average of the weights (--train.average) instead of the last ones."""
+    trust_code: bool = False
+    """Load a MODEL that is a torch.export archive (.pt2). Such a file can run any code: only for files you trust."""
 
 
 def main() -> int:
@@ -67,16 +69,16 @@ def main() -> int:
     import torch  # after the command line is known to be good
 
     from pipeline.distributed.process_group import make_accelerator
-    from pipeline.inference.classifier import open_classifier, with_classes
+    from pipeline.inference.classifier import open_classifier
     from pipeline.inference.image_files import find
     from pipeline.inference.predictions import Files
-    from pipeline.interop.published_classes import names_of_published
 
     pictures = find(config.images)
     accelerator = make_accelerator()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    classifier = open_classifier(config.model, device=accelerator.device, dtype=dtype, average=config.average)
-    classifier = with_classes(classifier, names_of_published(classifier.known.classes))
+    classifier = open_classifier(
+        config.model, device=accelerator.device, dtype=dtype, average=config.average, trust_code=config.trust_code
+    )
     if config.rollout and classifier.model is None:
         raise UserError(
             f"--rollout needs the weights, and MODEL {str(config.model)!r} is a graph: name the run or another export"

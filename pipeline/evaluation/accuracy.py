@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.config.schema import ModelConfig, Resize
+from pipeline.config.schema import ModelConfig
 from pipeline.dataset.split import Split
 from pipeline.loader.batches import Batch, eval_batches
 from pipeline.model.losses import loss as loss_of
@@ -48,7 +48,7 @@ def evaluate(
     world_size: int,
     reduce: Callable[[torch.Tensor], torch.Tensor],
     observe: Callable[[torch.Tensor, Batch], None] | None = None,
-    resize: Resize = "square",
+    resize: str = "square",
 ) -> Result:
     """Run ``forward`` over the split; collective. ``reduce`` sums a float64 tensor over the ranks,
     ``observe`` gets each batch of this rank with its logits_BC.

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.schema import Resize
 from pipeline.dataset.split import Split
 from pipeline.loader.batches import eval_batches
 from pipeline.model.preprocess import normalise
@@ -27,7 +26,7 @@ def extract(
     batch: int,
     workers: int,
     device: torch.device,
-    resize: Resize = "square",
+    resize: str = "square",
 ) -> torch.Tensor:
     """The class token's features of every sample, float32, in row order."""
     model.eval()

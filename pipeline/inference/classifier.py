@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, K classes returned, H W pixels.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +41,10 @@ class Classifier:
         return classes_BK.cpu(), probabilities_BK.cpu()
 
 
-def open_classifier(path: Path, *, device: torch.device, dtype: torch.dtype, average: bool = False) -> Classifier:
-    """Raises UserError."""
+def open_classifier(
+    path: Path, *, device: torch.device, dtype: torch.dtype, average: bool = False, trust_code: bool = False
+) -> Classifier:
+    """``trust_code``: load a torch.export archive, which can run code. Raises UserError."""
     graph = _graph(path)
     if graph is None:
         found = trained_model.load(path, average=average)
@@ -59,6 +62,12 @@ def open_classifier(path: Path, *, device: torch.device, dtype: torch.dtype, ave
     known = trained_model.read_description(graph.parent)
     if graph.suffix == ".onnx":
         return Classifier(known, exporting.open_onnx(graph, device), device, dtype, None)
+    if not trust_code:
+        raise UserError(
+            f"MODEL {str(graph)!r} is a torch.export archive, which can run any code when it is loaded: name the run, "
+            "or an export to safetensors, timm, huggingface, npz or onnx; or add --trust-code if you trust the file"
+        )
+    print(f"warning: --trust-code: {str(graph)!r} may run any code that it holds", file=sys.stderr, flush=True)
     cpu = torch.device("cpu")  # where the graph was traced
     return Classifier(known, exporting.open_torch(graph), cpu, dtype, None)
 

@@ -20,12 +20,12 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from pipeline.config.schema import Resize
 from pipeline.core import retry
 from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.imaging import jpeg as jpegs
 from pipeline.imaging.jpeg import Image
+from pipeline.loader.eval_geometry import geometry
 from pipeline.loader.resample import bicubic, middle_square, short_side_size
 from pipeline.loader.shared_memory import Slots
 from pipeline.loader.transforms import central_crop, eval_image
@@ -119,7 +119,7 @@ def read(picture: Picture) -> bytes:
     return retry.steadily(whole, picture.file)
 
 
-def prepared(data: bytes, size: int, resize: Resize) -> Image:
+def prepared(data: bytes, size: int, resize: str) -> Image:
     """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole."""
     if data[:2] != b"\xff\xd8":
         return _by_pillow(data, size, resize)
@@ -136,7 +136,7 @@ def prepared(data: bytes, size: int, resize: Resize) -> Image:
     return eval_image(data, size, resize)
 
 
-def _by_pillow(data: bytes, size: int, resize: Resize) -> Image:
+def _by_pillow(data: bytes, size: int, resize: str) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata in pictures that it reads well
@@ -147,11 +147,14 @@ def _by_pillow(data: bytes, size: int, resize: Resize) -> Image:
         reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(reason) from None
     height, width = pixels_HWC.shape[:2]
-    if resize == "bicubic":
-        rows, columns = short_side_size(height, width, size)
+    how = geometry(resize)
+    if how.interpolation == "bicubic" and how.crop is None:
+        return bicubic(pixels_HWC, size, size)
+    if how.interpolation == "bicubic":
+        rows, columns = short_side_size(height, width, how.short_side(size))
         top, left = middle_square(rows, columns, size)
         return bicubic(pixels_HWC, rows, columns)[top : top + size, left : left + size]
-    top, left, rows, columns = (0, 0, height, width) if resize == "square" else central_crop(height, width)
+    top, left, rows, columns = (0, 0, height, width) if how.crop is None else central_crop(height, width, how.crop)
     return cv2.resize(  # type: ignore[return-value]
         pixels_HWC[top : top + rows, left : left + columns], (size, size), interpolation=cv2.INTER_LINEAR
     )
@@ -181,7 +184,7 @@ class PictureBatches(Dataset[Filled]):
     rank: int
     world_size: int
     size: int
-    resize: Resize
+    resize: str
     slots: Slots
 
     def __getitem__(self, item: tuple[int, int]) -> Filled:
@@ -200,7 +203,7 @@ class PictureBatches(Dataset[Filled]):
 
 
 def batches(
-    pictures: Sequence[Picture], *, batch: int, size: int, resize: Resize, workers: int, rank: int, world_size: int
+    pictures: Sequence[Picture], *, batch: int, size: int, resize: str, workers: int, rank: int, world_size: int
 ) -> Iterator[PictureBatch]:
     """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: in this process."""
     batch = min(batch, len(pictures))  # no room for pictures that don't exist

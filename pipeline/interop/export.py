@@ -4,14 +4,13 @@ Shapes: B batch, C image channels (of an image) or classes (of logits), H W pixe
 """
 
 import io
-import json
 import logging
 import math
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import flush, write_json
 from pipeline.interop import huggingface, native, npz, timm
 from pipeline.interop.load import load_weights
+from pipeline.interop.onnx_file import check_onnx
 from pipeline.interop.trained_model import Description, Trained, describe
 from pipeline.model.vit import VisionTransformer
 
@@ -128,6 +128,7 @@ def open_onnx(path: Path, device: torch.device) -> Forward:
     offered = onnxruntime.get_available_providers()
     wanted = ("CUDAExecutionProvider",) if device.type == "cuda" else ()
     providers = [name for name in (*wanted, "CPUExecutionProvider") if name in offered]
+    check_onnx(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
@@ -154,34 +155,14 @@ def write_torch(path: Path, model: VisionTransformer) -> None:
 
 
 def open_torch(path: Path) -> Forward:
-    """Raises UserError where it is no archive of torch.export, or one that could run code while it is loaded."""
+    """Run by torch. The archive can run code while it is loaded, and nothing in it shows whether it does: only for
+    files that this program wrote, or that somebody trusts. Raises UserError when it is no archive of torch.export.
+    """
     try:
-        _check_archive(path)
         module = torch.export.load(path).module()
     except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(path)!r} can't be read ({str(error).splitlines()[0]}): export it again") from error
     return module
-
-
-def _check_archive(path: Path) -> None:
-    """torch.export.load unpickles what an archive says is pickled. Ours are not. Raises ValueError."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith("_config.json") and '"use_pickle": true' in _compact(archive.read(name)):
-                raise ValueError(f"{name} has pickled tensors, which could run code")
-            if "/sample_inputs/" in name:
-                _load_harmless(archive.read(name), name)
-
-
-def _compact(content: bytes) -> str:
-    return json.dumps(json.loads(content))
-
-
-def _load_harmless(content: bytes, name: str) -> Any:
-    try:
-        return torch.load(io.BytesIO(content), weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{name} could run code") from error
 
 
 def _example(model: VisionTransformer) -> Tensor:

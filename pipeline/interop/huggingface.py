@@ -3,6 +3,8 @@
 The names written are those of transformers 4, which version 5 reads and writes too.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config.schema import ModelConfig, Resize
+from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.tensor_files import save_tensors
-from pipeline.interop.read_files import check_normalisation, read_config, read_object, read_tensors
-from pipeline.loader.transforms import CENTRAL
-from pipeline.model.state_dict import model_config
+from pipeline.interop.inputs import Triple, check_size, labels_of, refuse_unknown, says_imagenet, side, triple
+from pipeline.interop.read_files import read_config, read_object, read_tensors
+from pipeline.loader.eval_geometry import geometry, name_of
+from pipeline.model.state_dict import model_config, plain
 from pipeline.model.vit import ARCHITECTURES
 
 _TOP = {
@@ -35,51 +38,151 @@ _BLOCK = {
 _ATTENTION = ("query", "key", "value")  # ours are one matrix
 
 
-def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+# DINOv2's names in a layer -> ViT's.
+_DINOV2 = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_PREFIXES = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.")
+TRUNKS = ("vit_mae", "vit_msn", "deit", "dinov2", "dinov2_with_registers")  # other model types, as parents only
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
+# Fields of config.json that change the function, and the values that ours has
+_SETTINGS: dict[str, list[Any]] = {
+    "qkv_bias": [True], "num_channels": [3], "pooler_act": ["tanh", None], "use_swiglu_ffn": [False],
+}  # fmt: skip
+# Fields of preprocessor_config.json that are read below, or mean nothing for RGB images as we decode them
+_PREPROCESSOR = {
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std", "do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class",
+    "data_format", "input_data_format", "default_to_square", "_valid_processor_keys", "return_tensors", "device",
+    "disable_grouping", "auto_map", "image_seq_length",
+}  # fmt: skip
+
+
+def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """Configuration, float32 state with our names, {"format", "classes", "labels", "loss", "resize"}. Raises UserError.
 
-    Reads ViTForImageClassification and ViTModel, whose pooler is our pre_logits layer.
+    Reads ViTForImageClassification and ViTModel, whose pooler is our pre_logits layer. ``trunk``: only what a
+    fine-tuning starts from, without head, classes and geometry; then also ViT-MAE, and DINOv2 of our sizes.
     """
+    source = str(folder / "config.json")
     settings = read_config(folder)
-    if settings.get("qkv_bias", True) is not True:
-        raise UserError(f"{str(folder / 'config.json')!r} has qkv_bias false: choose a ViT as published")
-    preprocessor, resize = folder / "preprocessor_config.json", "square"
-    if preprocessor.is_file():
-        inputs = read_object(preprocessor)
-        resize = "central" if inputs.get("do_center_crop") else "square"
-        check_normalisation(folder, inputs.get("image_mean"), inputs.get("image_std"))
-        for step in ("do_rescale", "do_normalize"):
-            if inputs.get(step) is False:
-                raise UserError(
-                    f"{str(preprocessor)!r} has {step} false, and our inputs are from -1 to 1: choose a ViT "
-                    "trained on these, as Google's are"
-                )
+    kind = str(settings["model_type"])
+    if kind != "vit" and not trunk:
+        raise UserError(
+            f"{source!r} has model_type {kind!r}, whose head sees something else than the class token, or which has "
+            "none: it can be a --parent; otherwise choose a ViTForImageClassification"
+        )
+    refuse_unknown({name: settings[name] for name in _SETTINGS if name in settings}, _SETTINGS, "a", source)
     theirs = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
-    theirs = {name.removeprefix("vit."): tensor for name, tensor in theirs.items()}
     try:
-        state = _to_state(theirs, int(settings["num_hidden_layers"]))
+        state = _to_state(_vit_names(theirs), int(settings["num_hidden_layers"]), str(folder), trunk=trunk)
         heads = int(settings["num_attention_heads"])
     except KeyError as error:
         raise UserError(f"{str(folder)!r} lacks {error}: it holds no ViT of transformers") from None
-    if "pre_logits.fc.weight" in state and settings.get("pooler_act", "tanh") != "tanh":
-        raise UserError(f"{str(folder / 'config.json')!r} has pooler_act {settings['pooler_act']!r}: ours is tanh")
     activation = str(settings.get("hidden_act", "gelu"))
-    config, classes = model_config(
-        state,
-        heads=heads,
-        source=str(folder),
-        gelu={"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu_fast": "tanh"}.get(
-            activation, activation
-        ),
-        norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
+    gelu = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu_fast": "tanh"}.get(activation)
+    if gelu is None:
+        raise UserError(
+            f"{source!r} has activation {activation!r} (hidden_act), which is no GELU: choose a ViT as published"
+        )
+    preprocessor = folder / "preprocessor_config.json"
+    inputs = read_object(preprocessor) if preprocessor.is_file() else {}
+    mean, std = _normalisation(inputs, str(preprocessor))
+    base = ModelConfig(
+        gelu="exact" if gelu == "exact" else "tanh",
+        norm_eps=float(settings.get("layer_norm_eps", 1e-6 if kind.startswith("dinov2") else 1e-12)),
+        mean=mean,
+        std=std,
     )
-    names = settings.get("id2label") or {}
-    labels = [names[str(index)] for index in range(classes)] if len(names) == classes and classes else None
-    if labels == [f"LABEL_{index}" for index in range(classes)]:  # what transformers writes where nobody named them
+    config, classes = model_config(state, heads=heads, source=str(folder), base=base)
+    for name, own in (("image_size", config.image_size), ("patch_size", ARCHITECTURES[config.variant].patch)):
+        if settings.get(name) is not None:
+            check_size(side(settings[name], name, source), own, name, source)
+    facts: dict[str, Any] = {"format": "huggingface", "classes": classes}
+    if trunk:
+        return config, state, facts
+    facts["resize"] = _resize(inputs, config.image_size, str(preprocessor)) if inputs else "square"
+    facts["imagenet"] = says_imagenet(settings.get("_name_or_path"), folder.name)
+    return config, state, facts | _outputs(settings, classes, source)
+
+
+def _vit_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of transformers' ViT, without the prefix, for those of its relatives."""
+    named = {}
+    for name, tensor in theirs.items():
+        name = next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)  # noqa: PLW2901
+        match = re.fullmatch(r"(encoder\.layer\.\d+\.)(norm1|norm2|mlp\.fc1|mlp\.fc2)(\.\w+)", name)
+        named[f"{match[1]}{_DINOV2[match[2]]}{match[3]}" if match else name] = tensor
+    return named
+
+
+def _normalisation(inputs: Mapping[str, Any], source: str) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of pixels from 0 to 1, with the rescaling of 0 to 255 worked in."""
+    refuse_unknown({name: value for name, value in inputs.items() if name not in _PREPROCESSOR}, {}, "a", source)
+    factor = inputs.get("rescale_factor", 1 / 255) if inputs.get("do_rescale", True) else 1.0
+    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise UserError(f"{source!r} has rescale_factor {factor!r}: it must be a number above 0, such as 1/255")
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if inputs.get("do_normalize", True):
+        mean = triple(inputs.get("image_mean", 0.5), "image_mean", source)
+        std = triple(inputs.get("image_std", 0.5), "image_std", source)
+    scale = factor * 255
+    if abs(scale - 1) < 1e-6:
+        return mean, std
+    red, green, blue = (value / scale for value in mean)
+    return (red, green, blue), (std[0] / scale, std[1] / scale, std[2] / scale)
+
+
+def _resize(inputs: Mapping[str, Any], image_size: int, source: str) -> str:
+    """The name of the geometry (eval_geometry). A size of one number is a square, as ViT's processor."""
+    if inputs.get("do_resize") is False:
+        raise UserError(f"{source!r} has do_resize false, and our images come in any size: set do_resize true")
+    resample = inputs.get("resample", 2)
+    interpolation = _RESAMPLE.get(resample, resample) if isinstance(resample, int) else str(resample)
+    size = inputs.get("size", image_size)
+    short = size.get("shortest_edge") if isinstance(size, dict) else None
+    if isinstance(size, dict) and short is None:
+        size = [size.get("height"), size.get("width")]
+    elif isinstance(size, dict) and len(size) > 1:
+        raise UserError(f"{source!r} has size {size!r}: give shortest_edge alone, or height and width")
+    resized = side(size if short is None else short, "size", source)
+    if not inputs.get("do_center_crop"):
+        if short is not None:
+            raise UserError(
+                f"{source!r} has size {size!r} without do_center_crop, which gives images that aren't square"
+            )
+        check_size(resized, image_size, "size", source)
+        return name_of(None, str(interpolation), image_size, source)
+    crop = inputs.get("crop_size", image_size)
+    crop = [crop.get("height"), crop.get("width")] if isinstance(crop, dict) else crop
+    check_size(side(crop, "crop_size", source), image_size, "crop_size", source)
+    if short is None and resized != image_size:
+        raise UserError(
+            f"{source!r} squashes images to {resized} x {resized} and cuts out the middle {image_size}: only a crop of "
+            "the short side is supported (shortest_edge)"
+        )
+    return name_of(image_size / resized if short is not None else None, str(interpolation), image_size, source)
+
+
+def _outputs(settings: Mapping[str, Any], classes: int, source: str) -> dict[str, Any]:
+    """The classes' names, and which loss the head was trained with."""
+    problem = settings.get("problem_type")
+    losses = {None: "softmax", "single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
+    if problem not in losses or (problem is None and classes == 1):
+        raise UserError(
+            f"{source!r} has problem_type {problem!r} with {classes} outputs, which is a regression or unknown: only "
+            "classifiers are supported"
+        )
+    number = settings.get("num_labels")
+    if classes and number not in (None, classes):
+        raise UserError(f"{source!r} has num_labels {number}, and the head has {classes}: correct num_labels")
+    labels = labels_of(settings.get("id2label") if classes else None, classes, "id2label", source)
+    if labels == [f"LABEL_{index}" for index in range(classes)]:  # what transformers writes when nobody named them
         labels = None
-    loss = "sigmoid" if settings.get("problem_type") == "multi_label_classification" else "softmax"
-    facts = {"labels": labels, "loss": loss, "resize": resize}
-    return config, state, {"format": "huggingface", "classes": classes, **facts}
+    return {"labels": labels, "loss": losses[problem]}
 
 
 def write(
@@ -89,7 +192,7 @@ def write(
     labels: Sequence[str],
     *,
     loss: str = "softmax",
-    resize: Resize = "square",
+    resize: str = "square",
 ) -> None:
     """Write a folder that ``AutoModelForImageClassification.from_pretrained(FOLDER)`` loads. Raises UserError.
 
@@ -102,7 +205,8 @@ def write(
         )
     folder.mkdir(parents=True, exist_ok=True)
     sizes = ARCHITECTURES[config.variant]
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _from_state(state, sizes.depth).items()}
+    published = _from_state(plain(state, config, "transformers' ViT"), sizes.depth)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in published.items()}
     save_tensors(tensors, folder / "model.safetensors")
     settings = {
         "architectures": ["ViTForImageClassification"],
@@ -125,46 +229,58 @@ def write(
         "torch_dtype": "float32",
     }
     write_json(folder / "config.json", settings)
-    write_json(folder / "preprocessor_config.json", _preprocessor(config.image_size, resize))
+    write_json(folder / "preprocessor_config.json", _preprocessor(config, resize))
 
 
-def _preprocessor(size: int, resize: Resize) -> dict[str, Any]:
+def _preprocessor(config: ModelConfig, resize: str) -> dict[str, Any]:
+    how, size = geometry(resize), config.image_size
     square = {"height": size, "width": size}
-    geometry: dict[str, Any]
-    if resize == "square":  # a direct resize to the square
-        geometry = {"image_processor_type": "ViTImageProcessor", "size": square}
+    fields: dict[str, Any]
+    if how.crop is None:  # a direct resize to the square
+        fields = {"image_processor_type": "ViTImageProcessor", "size": square}
     else:  # transformers 4's ViTImageProcessor can't crop
         crop = {"do_center_crop": True, "crop_size": square}
-        short_side = {"shortest_edge": round(size * CENTRAL)}
-        geometry = {"image_processor_type": "BitImageProcessor", "size": short_side, **crop, "do_convert_rgb": True}
+        short_side = {"shortest_edge": how.short_side(size)}
+        fields = {"image_processor_type": "BitImageProcessor", "size": short_side, **crop, "do_convert_rgb": True}
     return {
-        **geometry,
+        **fields,
         "do_resize": True,
-        "resample": 2,  # PIL's number of bilinear
+        "resample": {name: number for number, name in _RESAMPLE.items()}[how.interpolation],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
     }
 
 
-def _to_state(theirs: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+def _to_state(theirs: dict[str, Tensor], depth: int, source: str, *, trunk: bool) -> dict[str, Tensor]:
+    """Our names. Raises KeyError for a tensor that is missing, UserError for one that would be dropped silently."""
     state = {}
     for ours, name in _TOP.items():
         for ending in ("",) if ours in ("cls_token", "pos_embed") else (".weight", ".bias"):
-            state[ours + ending] = theirs[name + ending]
+            state[ours + ending] = theirs.pop(name + ending)
     for index in range(depth):
         layer = f"encoder.layer.{index}"
         for ending in (".weight", ".bias"):
             for ours, name in _BLOCK.items():
-                state[f"blocks.{index}.{ours}{ending}"] = theirs[f"{layer}.{name}{ending}"]
-            parts = [theirs[f"{layer}.attention.attention.{part}{ending}"] for part in _ATTENTION]
+                state[f"blocks.{index}.{ours}{ending}"] = theirs.pop(f"{layer}.{name}{ending}")
+            parts = [theirs.pop(f"{layer}.attention.attention.{part}{ending}") for part in _ATTENTION]
             state[f"blocks.{index}.attn.qkv{ending}"] = torch.cat(parts)
+        for number in (1, 2):  # DINOv2
+            if f"{layer}.layer_scale{number}.lambda1" in theirs:
+                state[f"blocks.{index}.ls{number}.gamma"] = theirs.pop(f"{layer}.layer_scale{number}.lambda1")
+    if "embeddings.register_tokens" in theirs:
+        state["reg_token"] = theirs.pop("embeddings.register_tokens")
     # ViTForImageClassification has no pooler, and ignores one in its file
     ours, name = ("head", "classifier") if "classifier.weight" in theirs else ("pre_logits.fc", "pooler.dense")
-    if f"{name}.weight" in theirs:
-        state |= {f"{ours}{ending}": theirs[f"{name}{ending}"] for ending in (".weight", ".bias")}
+    if f"{name}.weight" in theirs and not trunk:
+        state |= {f"{ours}{ending}": theirs.pop(f"{name}{ending}") for ending in (".weight", ".bias")}
+    dropped = ("pooler.", "embeddings.mask_token", *(("classifier.", "decoder.", "head.") if trunk else ()))
+    if unknown := [name for name in sorted(theirs) if not name.startswith(dropped)]:
+        raise UserError(
+            f"{source!r} has tensor {unknown[0]!r} ({len(unknown)} such), which a published ViT lacks: choose another"
+        )
     return state
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
-from pipeline.interop import huggingface, native, npz, timm
+from pipeline.interop import huggingface, native, npz, pth, timm
 from pipeline.interop.read_files import read_config
 
 GRAPHS = ("model.onnx", "model.pt2")  # exports that can run, and nothing else
@@ -15,41 +15,51 @@ Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]
 
 
 KINDS = (
-    "a run folder, a checkpoint in it, an official .npz, a timm or transformers folder, or a folder that jobs.export "
-    "wrote"
+    "a run folder, a checkpoint in it, an official .npz or .pth, a timm or transformers folder, or a folder that "
+    "jobs.export wrote"
 )
 
 
-def load_weights(path: Path) -> Weights:
-    """The model in an official .npz file, a timm folder, a transformers folder or an export of ours.
+def load_weights(path: Path, *, trunk: bool = False) -> Weights:
+    """The model in an official .npz file, a facebookresearch .pth, a timm or transformers folder or an export of ours.
 
     Returns the configuration that gives that project's logits, the float32 weights with our names, and what else is
-    known: "format", "classes" (0: no head), and where the format has them "labels", "descriptions", "loss" and
-    "resize". Raises UserError.
+    known: "format", "classes" (0: no head), and if the format has them "labels", "descriptions", "loss", "resize" and
+    "imagenet" (it says that its classes are ImageNet-1K's). ``trunk``: only what a fine-tuning starts from; more
+    models can be that than can be evaluated. Raises UserError.
     """
     try:
         if path.is_dir():
-            return _load_folder(path)
+            return _load_folder(path, trunk=trunk)
         if path.suffix == ".npz" and path.is_file():
             return npz.read(path)
+        if path.suffix in pth.ENDINGS and path.is_file():
+            return pth.read(path, trunk=trunk)
     except UserError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # a field of another kind or shape
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+    ) as error:  # a field of another kind or shape
         raise UserError(
             f"{str(path)!r} can't be understood ({type(error).__name__}: {error}): it isn't as its project writes it"
         ) from error
     if not path.exists():
         raise UserError(f"{str(path)!r} does not exist: name {KINDS}")
-    raise UserError(f"{str(path)!r} is no .npz file: name {KINDS}")
+    raise UserError(f"{str(path)!r} is no .npz or .pth file: name {KINDS}")
 
 
-def _load_folder(path: Path) -> Weights:
+def _load_folder(path: Path, *, trunk: bool) -> Weights:
     if (path / "config.json").exists():
         settings = read_config(path)
         if "architecture" in settings:
-            return timm.read(path)
-        if settings.get("model_type") == "vit":
-            return huggingface.read(path)
+            return timm.read(path, trunk=trunk)
+        if settings.get("model_type") in ("vit", *huggingface.TRUNKS):
+            return huggingface.read(path, trunk=trunk)
         raise UserError(
             f"{str(path / 'config.json')!r} has neither timm's 'architecture' nor transformers' 'model_type': 'vit': "
             "name the folder of a ViT of either"

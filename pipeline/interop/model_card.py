@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pipeline.config.schema import Resize
-from pipeline.interop.trained_model import AVERAGED, Trained
+from pipeline.config.schema import ModelConfig
+from pipeline.interop.trained_model import AVERAGED, Trained, geometry_in_words, scaling_in_words
+from pipeline.loader.eval_geometry import geometry
 
 _PATHS = ("run_dir", "data.train", "data.eval", "parent")  # fields of the configuration
 _LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them
@@ -47,8 +48,8 @@ from PIL import Image
 facts = json.loads(Path(f"{FOLDER}/model.json").read_text())
 image = Image.open(IMAGE).convert("RGB")
 CROP
-image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-images = (np.asarray(image, np.float32).transpose(2, 0, 1)[None] - 127.5) / 127.5
+image = image.resize((SIZE, SIZE), Image.Resampling.FILTER)
+images = SCALED
 session = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")
 (logits,) = session.run(["logits"], {"images": images})
 print(facts["classes"][int(logits.argmax())]["name"])""",
@@ -58,7 +59,7 @@ model = torch.export.load(f"{FOLDER}/model.pt2").module()
 with torch.inference_mode():
     print(model(torch.zeros(1, 3, SIZE, SIZE)).argmax())  # images as above instead of zeros""",
 }
-_CROP = """side = round(min(image.size) * 7 / 8)
+_CROP = """side = round(min(image.size) * SHARE)
 left, top = (image.width - side) // 2, (image.height - side) // 2
 image = image.crop((left, top, left + side, top + side))
 """
@@ -68,11 +69,6 @@ def card(model: Trained, form: str) -> str:
     known = model.description
     size = known.model.image_size
     library = f"library_name: {_LIBRARY[form]}\n" if form in _LIBRARY else ""
-    resized = (
-        f"resized to {size} x {size}"
-        if known.resize == "square"
-        else f"cut to the middle square of 7/8 of the short side, and that is resized to {size} x {size}"
-    )
     probabilities = (
         "a softmax of the logits"
         if known.loss == "softmax"
@@ -86,9 +82,9 @@ def card(model: Trained, form: str) -> str:
     parts = [
         f"---\n{library}pipeline_tag: image-classification\ntags:\n- vision-transformer\n---",
         f"# ViT {known.model.variant}, {len(known.classes):,} classes",
-        f"Images are {resized} (bilinear) and scaled by (pixel - 127.5) / 127.5. Probabilities are {probabilities}."
-        + (f" {weights}" if model.average else ""),
-        f"## Use\n\n```python\n{use(form, size, known.resize)}\n```",
+        f"Images: {geometry_in_words(known.resize, size)}, then {scaling_in_words(known.model)}. Probabilities are "
+        f"{probabilities}." + (f" {weights}" if model.average else ""),
+        f"## Use\n\n```python\n{use(form, known.model, known.resize)}\n```",
     ]
     if model.config:
         parts += [
@@ -101,9 +97,18 @@ def card(model: Trained, form: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def use(form: str, size: int, resize: Resize) -> str:
+def use(form: str, model: ModelConfig, resize: str) -> str:
     """Python that loads and runs an export; FOLDER and IMAGE are the reader's."""
-    return _USE[form].replace("SIZE", str(size)).replace("CROP\n", _CROP if resize == "central" else "")
+    how = geometry(resize)
+    crop = "" if how.crop is None else _CROP.replace("SHARE", f"{how.crop:g}")
+    pixels = "np.asarray(image, np.float32)"
+    if (model.mean, model.std) == (ModelConfig.mean, ModelConfig.std):
+        scaled = f"({pixels}.transpose(2, 0, 1)[None] - 127.5) / 127.5"
+    else:
+        mean, std = (f"np.float32({list(values)})" for values in (model.mean, model.std))
+        scaled = f"(({pixels} / 255 - {mean}) / {std}).transpose(2, 0, 1)[None]"
+    code = _USE[form].replace("SIZE", str(model.image_size)).replace("FILTER", how.interpolation.upper())
+    return code.replace("CROP\n", crop).replace("SCALED", scaled)
 
 
 def _json(content: Any) -> str:

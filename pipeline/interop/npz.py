@@ -21,7 +21,8 @@ from torch import Tensor
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import flush
-from pipeline.model.state_dict import model_config
+from pipeline.interop.inputs import says_imagenet
+from pipeline.model.state_dict import model_config, plain
 from pipeline.model.vit import ARCHITECTURES
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -45,14 +46,14 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{str(path)!r} has no array {error}: it is no official ViT file") from None
     config, classes = model_config(state, heads=heads, source=str(path))
     _check_arrays(arrays, _to_arrays(state, heads), str(path))
-    return config, state, {"format": "npz", "classes": classes}
+    return config, state, {"format": "npz", "classes": classes, "imagenet": says_imagenet(path.name, path.parent.name)}
 
 
 def write(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Write a state with our names as a published file (202 arrays for B with pre_logits, 200 without), atomically."""
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("wb") as file:
-        arrays = _to_arrays(state, ARCHITECTURES[config.variant].heads)
+        arrays = _to_arrays(plain(state, config, "the official .npz"), ARCHITECTURES[config.variant].heads)
         np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
     flush(aside)
     aside.replace(path)
@@ -84,8 +85,9 @@ def _published_names(arrays: Arrays) -> dict[str, NDArray[Any]]:
         if match and current:
             name = f"Transformer/encoderblock_{match[1]}/{_PUBLISHED.get(match[2], match[2])}/{match[3]}"  # noqa: PLW2901
         renamed[name] = array
-    if "pos_embedding" in renamed:  # big_vision
-        renamed["Transformer/posembed_input/pos_embedding"] = renamed.pop("pos_embedding")
+    for name in ("pos_embedding", "Transformer/pos_embedding"):  # big_vision, today and before 2022
+        if name in renamed:
+            renamed["Transformer/posembed_input/pos_embedding"] = renamed.pop(name)
     return renamed
 
 

@@ -34,8 +34,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The float32 tensors of the first file of ``names`` that is there, in one or several parts. Raises UserError."""
+def read_tensors(folder: Path, names: Sequence[str], *, key: str = "") -> dict[str, Tensor]:
+    """The float32 tensors of the first file of ``names`` that is there, in one or several parts. Raises UserError.
+
+    ``key``: take what a pickled file has under this key, if it has it.
+    """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None and (index := folder / "model.safetensors.index.json").is_file():
         parts = sorted(set(read_object(index).get("weight_map", {}).values()))
@@ -47,6 +50,7 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
         return {name: tensor for part in parts for name, tensor in read_tensors(folder, [part]).items()}
     if path is None:
         raise UserError(f"{str(folder)!r} has no {' or '.join(names)}: download the weights beside config.json")
+    tensors: Any
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
@@ -59,6 +63,8 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{str(path)!r} can't be read ({error}): download it again") from error
+    if key and isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+        tensors = tensors[key]
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(
             f"{str(path)!r} holds more than tensors, as a training's checkpoint does: save the model's alone"
@@ -66,16 +72,3 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
     if any(tensor.dtype in (torch.int8, torch.uint8) for tensor in tensors.values()):
         raise UserError(f"{str(path)!r} holds quantized weights: choose the model in float32, float16 or bfloat16")
     return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def check_normalisation(
-    folder: Path, mean: Sequence[float] | float | None, std: Sequence[float] | float | None
-) -> None:
-    """Raises UserError where a model wants inputs other than ours, (x - 127.5) / 127.5."""
-    for name, given in (("mean", mean), ("std", std)):
-        values = [given] if isinstance(given, (int, float)) else given
-        if values is not None and any(abs(value - 0.5) > 1e-6 for value in values):
-            raise UserError(
-                f"{str(folder)!r} was trained on inputs of {name} {list(values)}, ours have mean and std 0.5: "
-                "choose a ViT trained with 0.5, as Google's are"
-            )

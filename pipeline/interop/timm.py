@@ -3,18 +3,31 @@
 Our parameter names are timm's, so only the configuration is translated.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pipeline.config.schema import ModelConfig, Resize
+from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.tensor_files import save_tensors
-from pipeline.interop.read_files import check_normalisation, read_config, read_tensors
-from pipeline.loader.transforms import CENTRAL
+from pipeline.interop.inputs import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_size,
+    labels_of,
+    refuse_unknown,
+    says_imagenet,
+    side,
+    triple,
+)
+from pipeline.interop.read_files import read_config, read_tensors
+from pipeline.loader.eval_geometry import NAMES, geometry, name_of
 from pipeline.model.state_dict import model_config
 from pipeline.model.vit import ARCHITECTURES
 
@@ -26,57 +39,122 @@ ENTRY_POINTS = {
     "l32": "vit_large_patch32_224",
     "tiny": "vit_base_patch16_224",
 }
-# What may stand in model_args: sizes, which the tensors show too, and what doesn't change the logits.
-_HARMLESS = {
+_ARCHITECTURE = re.compile(r"(vit|deit|deit3)_(base|large)_patch(16|32)_\d+(_in21k|_dino|_sam|_mae)?")
+# Values of model_args that don't change the function, or that the tensors show too.
+_ANY = {
     "img_size", "patch_size", "embed_dim", "depth", "mlp_ratio", "num_classes", "drop_rate", "proj_drop_rate",
-    "pos_drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate", "dynamic_img_size", "weight_init",
+    "pos_drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate", "dynamic_img_size", "dynamic_img_pad",
+    "weight_init", "fix_init", "representation_size", "init_values",
 }  # fmt: skip
+_ARGUMENTS: dict[str, list[Any]] = {
+    "in_chans": [3], "qkv_bias": [True], "proj_bias": [True], "class_token": [True], "final_norm": [True],
+    "pos_embed": ["learn"],
+}  # fmt: skip
+_INTERPOLATION = "bicubic"  # timm's defaults of a pretrained_cfg: PretrainedCfg in models/_pretrained.py
+_CROP = 0.875
 
 
-def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, float32 state, {"format", "classes", "labels", "descriptions", "resize"}. Raises UserError.
+def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, float32 state, {"format", "classes", "labels", "descriptions", "resize", "imagenet"}.
 
-    A folder without ``act_layer`` means timm's default, the exact GELU: ``config.gelu`` says so. A central crop of any
-    share below 1, such as 0.9, is read as our central crop, 7/8; one of the whole short side as the squashed square, as
-    Google evaluates these weights. The interpolation is ours, bilinear, whatever the folder says.
+    Reads pretrained_cfg nested, and flat as timm 0.5 and 0.6 wrote it. ``trunk``: only what a fine-tuning starts from,
+    without head, classes and geometry. What isn't given has timm's default: the exact GELU, ImageNet's mean and
+    standard deviation, a bicubic resize with a crop of 7/8. Raises UserError.
     """
+    source = str(folder / "config.json")
     settings = read_config(folder)
-    architecture = str(settings.get("architecture", "")).split(".")[0]
-    if not architecture.startswith(("vit_base_patch", "vit_large_patch")):
+    architecture = str(settings["architecture"]).split(".")[0]
+    if not _ARCHITECTURE.fullmatch(architecture):
         raise UserError(
-            f"{str(folder / 'config.json')!r} has architecture {architecture!r}: choose a vit_base_patch16, "
-            "vit_base_patch32, vit_large_patch16 or vit_large_patch32 model of timm"
+            f"{source!r} has architecture {architecture!r}: choose a vit_base_patch16, vit_base_patch32, "
+            "vit_large_patch16 or vit_large_patch32 model of timm, or a deit or deit3 of these sizes"
         )
+    pretrained = settings if settings.get("pretrained_cfg") is None else settings["pretrained_cfg"]
     arguments = dict(settings.get("model_args") or {})
-    gelu = arguments.pop("act_layer", "gelu")
-    heads = arguments.pop("num_heads", 12 if architecture.startswith("vit_base") else 16)
+    gelu = {"gelu": "exact", "gelu_tanh": "tanh"}.get(str(arguments.pop("act_layer", None) or "gelu"))
+    heads = arguments.pop("num_heads", 16 if "_large_" in architecture else 12)
     pooling = arguments.pop("global_pool", settings.get("global_pool", "token"))
-    if arguments.get("in_chans") == 3:  # which timm's own save_for_hf writes
-        del arguments["in_chans"]
-    if pooling != "token" or not arguments.keys() <= _HARMLESS:
-        unusual = sorted(arguments.keys() - _HARMLESS) or [f"global_pool={pooling}"]
-        raise UserError(f"{str(folder / 'config.json')!r} has model_args {unusual}: choose a ViT as published")
-    pretrained = settings.get("pretrained_cfg") or {}
-    check_normalisation(folder, pretrained.get("mean"), pretrained.get("std"))
-    state = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
-    config, classes = model_config(
-        state,
-        heads=heads,
-        source=str(folder),
-        gelu={"gelu": "exact", "gelu_tanh": "tanh"}.get(gelu, str(gelu)),
-    )
-    labels, texts = settings.get("label_names"), settings.get("label_descriptions") or {}
-    if isinstance(labels, dict):  # by index, which timm reads too
-        labels = [labels[str(index)] for index in range(len(labels))]
-    if labels and len(labels) != classes:
+    bare = arguments.pop("no_embed_class", architecture.startswith("deit3"))
+    registers = arguments.pop("reg_tokens", 0)
+    if gelu is None:
         raise UserError(
-            f"{str(folder / 'config.json')!r} has {len(labels)} label_names, the weights {classes} classes: mend or "
-            "remove label_names"
+            f"{source!r} has model_args act_layer {settings['model_args']['act_layer']!r}, which is no GELU"
         )
+    if pooling != "token" and not trunk:
+        raise UserError(
+            f"{source!r} has model_args global_pool {pooling!r}: choose a ViT whose head sees the class token"
+        )
+    refuse_unknown({k: v for k, v in arguments.items() if k not in _ANY}, _ARGUMENTS, "model_args", source)
+    state = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
+    if trunk:
+        state = {name: t for name, t in state.items() if not name.startswith(("head.", "fc_norm.", "pre_logits."))}
+        if "norm.weight" not in state:  # average pooling has its norm after it, which is dropped with the head
+            raise UserError(
+                f"{str(folder)!r} has no tensor norm.weight (global_pool {pooling!r}): choose another parent"
+            )
+    if registers and not bare:
+        _take_out_positions_of(registers, state)
+    base = ModelConfig(
+        gelu="exact" if gelu == "exact" else "tanh",
+        layer_scale=float(arguments.get("init_values") or 0.0),
+        position_resize="bicubic" if architecture.startswith("deit") else "bilinear",
+        mean=triple(pretrained.get("mean", IMAGENET_MEAN), "mean", source),
+        std=triple(pretrained.get("std", IMAGENET_STD), "std", source),
+    )
+    config, classes = model_config(state, heads=heads, source=str(folder), base=base)
+    if config.class_position == bool(bare) or config.registers != registers:
+        raise UserError(
+            f"{source!r} has no_embed_class {bare} and reg_tokens {registers}, but pos_embed has "
+            f"{state['pos_embed'].shape[1]} entries and reg_token {config.registers}: correct model_args"
+        )
+    for name, stated in (("img_size", arguments.get("img_size")), ("input_size", pretrained.get("input_size"))):
+        if stated is not None:
+            check_size(side(stated, name, source), config.image_size, name, source)
+    facts: dict[str, Any] = {"format": "timm", "classes": classes}
+    if trunk:
+        return config, state, facts
+    tag = (architecture, settings["architecture"], pretrained.get("tag"), pretrained.get("hf_hub_id"), folder.name)
+    facts["imagenet"] = says_imagenet(*tag)
+    return config, state, facts | _labels(settings, pretrained, classes, source) | _resize(pretrained, config, source)
+
+
+def _take_out_positions_of(registers: int, state: dict[str, Tensor]) -> None:
+    """Add the registers' entries of the position embedding, which timm has and we don't, to the registers, in place."""
+    entries = state["pos_embed"]
+    state["reg_token"] = state["reg_token"] + entries[:, 1 : 1 + registers]
+    state["pos_embed"] = torch.cat([entries[:, :1], entries[:, 1 + registers :]], dim=1)
+
+
+def _labels(settings: Mapping[str, Any], pretrained: Mapping[str, Any], classes: int, source: str) -> dict[str, Any]:
+    stated = {
+        name: tree[name]
+        for name, tree in (("labels", settings), ("label_names", pretrained), ("label_names", settings))
+        if tree.get(name)
+    }
+    number = settings.get("num_classes", pretrained.get("num_classes", classes))
+    if classes and number != classes:
+        raise UserError(f"{source!r} has num_classes {number}, and the head has {classes}: correct num_classes")
+    field = "label_names" if "label_names" in stated else "labels"
+    labels = labels_of(stated.get(field), classes, field, source)
+    texts = settings.get("label_descriptions") or pretrained.get("label_descriptions") or {}
     names = [texts.get(label, label) for label in labels] if labels else None
-    squashed = pretrained.get("crop_mode") == "squash" or (pretrained.get("crop_pct") or 0.875) >= 1.0
-    facts = {"labels": labels, "descriptions": names, "resize": "square" if squashed else "central"}
-    return config, state, {"format": "timm", "classes": classes, **facts}
+    return {"labels": labels, "descriptions": names}
+
+
+def _resize(pretrained: Mapping[str, Any], config: ModelConfig, source: str) -> dict[str, str]:
+    """timm.data.create_transform's evaluation: short side to floor(size / crop_pct), then the middle; or squashed."""
+    mode = pretrained.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise UserError(f"{source!r} has crop_mode {mode!r}: only center and squash are supported")
+    size, share = config.image_size, float(pretrained.get("crop_pct") or _CROP)
+    short = math.floor(size / share) if share > 0 else 0
+    if mode == "squash" and short != size:
+        raise UserError(
+            f"{source!r} has crop_mode squash with crop_pct {share:g}: only crop_pct 1 is supported with it"
+        )
+    crop = None if mode == "squash" else size / short if short else 0.0
+    interpolation = pretrained.get("interpolation") or _INTERPOLATION
+    return {"resize": name_of(crop, str(interpolation), size, source)}
 
 
 def write(
@@ -86,7 +164,7 @@ def write(
     labels: Sequence[str],
     *,
     descriptions: Sequence[str] = (),
-    resize: Resize = "square",
+    resize: str = "square",
 ) -> None:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads. Raises UserError.
 
@@ -100,7 +178,16 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     sizes = ARCHITECTURES[config.variant]
     classes = len(state["head.bias"])
+    how = geometry(resize)
+    crop_pct = how.crop or 1.0
+    if how.crop and resize not in NAMES:  # half a pixel more than the short side, which timm rounds down
+        crop_pct = config.image_size / (how.short_side(config.image_size) + 0.5)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if config.registers and config.class_position:  # timm has an entry for each register too: zeros
+        first, patches = tensors["pos_embed"][:, :1], tensors["pos_embed"][:, 1:]
+        tensors["pos_embed"] = torch.cat([first, torch.zeros_like(tensors["reg_token"]), patches], dim=1)
+    structure = {"init_values": config.layer_scale or None, "no_embed_class": not config.class_position}
+    structure["reg_tokens"] = config.registers
     save_tensors(tensors, folder / "model.safetensors")
     size = [3, config.image_size, config.image_size]
     settings = {
@@ -116,17 +203,18 @@ def write(
             "depth": sizes.depth,
             "num_heads": sizes.heads,
             "mlp_ratio": sizes.mlp / sizes.width,
+            **{name: value for name, value in structure.items() if value},
         },
         "pretrained_cfg": {
             "tag": "",
             "input_size": size,
             "fixed_input_size": True,
-            "interpolation": "bilinear",
+            "interpolation": how.interpolation,
             # squash: a direct resize to the square; center: short side to size / crop_pct, then the middle
-            "crop_pct": 1.0 if resize == "square" else 1 / CENTRAL,
-            "crop_mode": "squash" if resize == "square" else "center",
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
+            "crop_pct": crop_pct,
+            "crop_mode": "center" if how.crop else "squash",
+            "mean": list(config.mean),
+            "std": list(config.std),
             "num_classes": classes,
             "pool_size": None,
             "first_conv": "patch_embed.proj",

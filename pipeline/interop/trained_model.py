@@ -12,16 +12,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pipeline.config.schema import ModelConfig, Resize
+from pipeline.config.schema import ModelConfig
 from pipeline.config.serialize import from_dict, to_dict
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.dataset.class_lists import listed, name_of
 from pipeline.interop.load import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.read_files import read_object
+from pipeline.loader.eval_geometry import geometry
 
 Loss = Literal["softmax", "sigmoid"]
 _OF_WEIGHTS = ("variant", "image_size", "pre_logits")  # of the configuration: what the weights themselves show
+_STRUCTURE = ("layer_scale", "class_position", "registers")  # what an export may have worked into other tensors
+_SAY_INPUTS = ("timm", "huggingface")  # formats that state mean and standard deviation
 AVERAGED = "eval_average/"  # of the names of the running average's metrics
 
 
@@ -40,7 +44,7 @@ class Description:
     model: ModelConfig
     classes: tuple[Named, ...]  # in index order
     loss: Loss = "softmax"  # sigmoid: a probability a class, which don't sum to one
-    resize: Resize = "square"  # of images, before the model: pipeline.loader.transforms.eval_image
+    resize: str = "square"  # of images, before the model: pipeline.loader.transforms.eval_image
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,20 @@ def load(path: Path, *, average: bool = False) -> Trained:
                 "export the model again"
             )
         _check_description(description, config, facts, place)
-        return Trained(description, weights)
-    wnids = facts.get("labels") or [""] * classes
-    names = facts.get("descriptions") or facts.get("labels") or [f"class {index}" for index in range(classes)]
+        model = replace(description.model, **{name: getattr(config, name) for name in _STRUCTURE})
+        return Trained(replace(description, model=model), weights)
+    labels = facts.get("labels") or published_classes(classes, imagenet=facts.get("imagenet", False))
+    names = facts.get("descriptions") or (labels and [name_of(label) for label in labels])
+    names = names or [f"class {index}" for index in range(classes)]
+    wnids = labels or [""] * classes
     named = tuple(Named(str(wnid), str(name)) for wnid, name in zip(wnids, names, strict=True))
     return Trained(Description(config, named, facts.get("loss", "softmax"), facts.get("resize", "square")), weights)
+
+
+def published_classes(classes: int, *, imagenet: bool) -> list[str] | None:
+    """The wnids of a head whose file leaves them out: an ImageNet-21K head by its size, ImageNet-1K's if it says so."""
+    choice = {21843: "google21k", 21841: "fall11", 1000: "imagenet1k" if imagenet else ""}.get(classes)
+    return listed(choice) if choice else None
 
 
 def _check_description(described: Description, config: ModelConfig, facts: Mapping[str, Any], place: Path) -> None:
@@ -96,6 +109,8 @@ def _check_description(described: Description, config: ModelConfig, facts: Mappi
     wnids = [entry.wnid or str(index) for index, entry in enumerate(described.classes)]
     names = [entry.name for entry in described.classes]
     differing = [name for name in _OF_WEIGHTS if getattr(described.model, name) != getattr(config, name)]
+    if facts["format"] in _SAY_INPUTS:
+        differing += [name for name in ("mean", "std") if getattr(described.model, name) != getattr(config, name)]
     differing += ["resize"] if facts.get("resize", described.resize) != described.resize else []
     differing += ["classes"] if facts.get("labels") not in (None, wnids, names) else []
     if differing:
@@ -155,12 +170,8 @@ def describe(description: Description, form: str) -> dict[str, Any]:
             "shape": ["batch", 3, size, size],
             "dtype": "float32",
             "channels": "RGB",
-            "geometry": (
-                f"resize to {size} x {size}, bilinear"
-                if description.resize == "square"
-                else f"cut out the middle square of 7/8 of the short side, resize it to {size} x {size}, bilinear"
-            ),
-            "scaling": "(pixel - 127.5) / 127.5",
+            "geometry": geometry_in_words(description.resize, size),
+            "scaling": scaling_in_words(description.model),
         },
         "output": {"name": "logits", "shape": ["batch", len(description.classes)], "probabilities": description.loss},
         "loss": description.loss,
@@ -168,6 +179,20 @@ def describe(description: Description, form: str) -> dict[str, Any]:
         "model": to_dict(description.model),
         "classes": [{"wnid": entry.wnid, "name": entry.name} for entry in description.classes],
     }
+
+
+def geometry_in_words(resize: str, size: int) -> str:
+    how = geometry(resize)
+    if how.crop is None:
+        return f"resize to {size} x {size}, {how.interpolation}"
+    share = "7/8 of " if how.crop == 0.875 else "" if how.crop == 1 else f"{how.crop:g} of "
+    return f"cut out the middle square of {share}the short side, resize it to {size} x {size}, {how.interpolation}"
+
+
+def scaling_in_words(model: ModelConfig) -> str:
+    if (model.mean, model.std) == (ModelConfig.mean, ModelConfig.std):
+        return "(pixel - 127.5) / 127.5"
+    return f"(pixel / 255 - mean) / std, mean {list(model.mean)}, std {list(model.std)}"
 
 
 def with_classes(trained: Trained, classes: tuple[Named, ...]) -> Trained:

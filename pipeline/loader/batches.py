@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.config.schema import Resize
 from pipeline.core.arrays import Ints
 from pipeline.core.errors import UserError
 from pipeline.dataset.split import Split
@@ -127,7 +126,7 @@ class EvalBatches(Dataset[Loaded]):
     batch: int
     rank: int
     world_size: int
-    resize: Resize
+    resize: str
     slots: Slots
 
     def __getitem__(self, item: tuple[int, int]) -> Loaded:
@@ -212,7 +211,7 @@ def eval_batches(
     rank: int,
     world_size: int,
     workers: int,
-    resize: Resize = "square",
+    resize: str = "square",
 ) -> Iterator[Batch]:
     """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent.
 

@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from pipeline.config.schema import Augmentation, DataConfig, Decode, Resize, RunConfig
+from pipeline.config.schema import Augmentation, DataConfig, Decode, RunConfig
 from pipeline.imaging import jpeg as jpegs
 from pipeline.imaging.jpeg import Box, Image
+from pipeline.loader.eval_geometry import CENTRAL, geometry
 from pipeline.loader.randaugment import rand_augment
 from pipeline.loader.resample import bicubic, middle_square, resized_window, short_side_size
 from pipeline.loader.splitmix import Draws
@@ -23,7 +24,6 @@ from pipeline.loader.timm_randaugment import timm_rand_augment
 Random = np.random.Generator
 
 ASPECT = (3 / 4, 4 / 3)  # Inception crop: log-uniform; AugReg, arXiv 2106.10270 section 3
-CENTRAL = 8 / 7  # short side over crop: 448 for 384 px and 256 for 224 px, as big_vision and torchvision evaluate
 _LOG_ASPECT = math.log(ASPECT[0]), math.log(ASPECT[1])
 _BORDER = 4  # pixels reflected around the image by the simple random crop (DeiT III's augment.py)
 _ATTEMPTS = 10  # Inception's (and torchvision's) number of tries before the central crop
@@ -134,17 +134,22 @@ def decode_box(jpeg: bytes, box: Box, size: int, how: Decode = "region") -> Imag
     return jpegs.decode_region(jpeg, scaled, denominator)
 
 
-def eval_image(jpeg: bytes, size: int, resize: Resize = "square") -> Image:
+def eval_image(jpeg: bytes, size: int, resize: str = "square") -> Image:
     """``square``: direct resize to ``size``, as google-research/vision_transformer evaluates.
 
     ``central``: short side to 8/7 of ``size``, then the central square, as big_vision does. Both bilinear.
     ``bicubic``: short side to ``size``, antialiased, then the central square, as torchvision's Resize and CenterCrop.
+    Other models' names: pipeline.loader.eval_geometry.
     """
-    if resize == "bicubic":
-        rows, columns = short_side_size(*jpegs.size(jpeg), size)
-        return resized_window(jpeg, (*middle_square(rows, columns, size), size, size), size)
+    how = geometry(resize)
     height, width = jpegs.size(jpeg)
-    box = (0, 0, height, width) if resize == "square" else central_crop(height, width)
+    if how.interpolation == "bicubic" and how.crop is None:
+        return bicubic(jpegs.decode(jpeg), size, size)
+    if how.interpolation == "bicubic":
+        short = how.short_side(size)
+        rows, columns = short_side_size(height, width, short)
+        return resized_window(jpeg, (*middle_square(rows, columns, size), size, size), short)
+    box = (0, 0, height, width) if how.crop is None else central_crop(height, width, how.crop)
     return cv2.resize(  # type: ignore[return-value]
         decode_box(jpeg, box, size), (size, size), interpolation=cv2.INTER_LINEAR
     )
@@ -185,8 +190,9 @@ def simple_crop(jpeg: bytes, height: int, width: int, size: int, draws: Draws, *
     return cv2.copyMakeBorder(inside, above, below, before, behind, cv2.BORDER_REFLECT_101)  # type: ignore[return-value]
 
 
-def central_crop(height: int, width: int) -> Box:
-    side = max(1, round(min(height, width) / CENTRAL))
+def central_crop(height: int, width: int, crop: float = 1 / CENTRAL) -> Box:
+    """The middle square whose side is ``crop`` of the short side."""
+    side = max(1, round(min(height, width) * crop))
     return (height - side) // 2, (width - side) // 2, side, side
 
 

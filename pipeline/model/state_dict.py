@@ -12,6 +12,9 @@ from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 
+LAYER_SCALE = 1e-4  # initial value that a configuration gets when only the trained values are known (DeiT III's)
+_PUBLISHED = ModelConfig()
+
 
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Patch, width, depth and mlp, which the shapes give away; the number of heads doesn't show. KeyError if no ViT."""
@@ -28,41 +31,73 @@ def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
 def model_config(
     state: Mapping[str, Tensor],
     *,
-    heads: int,
+    heads: int | None,
     source: str,
-    gelu: str = "tanh",
-    norm_eps: float = 1e-6,
+    base: ModelConfig = _PUBLISHED,
 ) -> tuple[ModelConfig, int]:
     """The configuration and number of classes (0: no head) of a state dict read from ``source``.
 
-    Raises UserError where it isn't one of our variants, or lacks or has more tensors than a ViT of ours.
+    ``heads`` None: those of our variant of this width. ``base`` has what tensors don't show: GELU, epsilon, mean, ...
+    Raises UserError when it isn't one of our variants, or lacks or has more tensors than a ViT of ours.
     """
     try:
-        found = sizes_of(state) | {"heads": heads}
+        found = sizes_of(state)
     except KeyError as error:
         raise UserError(f"{source!r} has no tensor for {error}: it holds no ViT in a known layout") from None
-    variant = next((name for name, sizes in ARCHITECTURES.items() if dataclasses.asdict(sizes) == found), None)
+    found |= {"heads": heads} if heads is not None else {}
+    variant = next(
+        (name for name, sizes in ARCHITECTURES.items() if found.items() <= dataclasses.asdict(sizes).items()), None
+    )
     if variant is None:
         raise UserError(
-            f"{source!r} is a ViT with {', '.join(f'{key} {value}' for key, value in found.items())}: none of "
+            f"{source!r} is a ViT with {', '.join(f'{key} {value}' for key, value in found.items())} "
+            f"(patch_embed.proj.weight has shape {list(state['patch_embed.proj.weight'].shape)}): none of "
             f"{', '.join(ARCHITECTURES)}; choose a B/16, B/32, L/16 or L/32"
         )
-    patches = state["pos_embed"].shape[1] - 1
-    grid = math.isqrt(patches)
-    if grid * grid != patches:
-        raise UserError(f"{source!r} has {patches} patch positions, no square grid: choose a model of square images")
-    if gelu not in ("tanh", "exact"):
-        raise UserError(f"{source!r} has activation {gelu!r}, which is no GELU: choose a ViT as published")
-    config = ModelConfig(
+    entries = state["pos_embed"].shape[1]
+    grid = math.isqrt(entries)
+    class_position = grid * grid != entries
+    if class_position:
+        grid = math.isqrt(entries - 1)
+    if grid * grid != entries - class_position:
+        raise UserError(
+            f"{source!r} has pos_embed of {entries} entries, which is no square grid: choose a model of square images"
+        )
+    scale = state.get("blocks.0.ls1.gamma")
+    config = dataclasses.replace(
+        base,
         variant=variant,
         image_size=grid * ARCHITECTURES[variant].patch,
         pre_logits="pre_logits.fc.weight" in state,
-        gelu="tanh" if gelu == "tanh" else "exact",
-        norm_eps=norm_eps,
+        layer_scale=0.0 if scale is None else base.layer_scale or LAYER_SCALE,
+        class_position=class_position,
+        registers=state["reg_token"].shape[1] if "reg_token" in state else 0,
     )
     classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     check_tensors(state, config, classes, source)
     return config, classes
+
+
+def plain(state: Mapping[str, Tensor], config: ModelConfig, form: str) -> dict[str, Tensor]:
+    """The same function as weights of a ViT as published, for formats that have no more than that.
+
+    LayerScale becomes a factor of the last matrix of its branch; a position embedding without an entry for the class
+    token gets one of zeros. Raises UserError for registers, which ``form`` has no place for.
+    """
+    if config.registers:
+        raise UserError(
+            f"model.registers {config.registers} (reg_token) have no place in {form}: export to timm, safetensors or "
+            "onnx"
+        )
+    result = {name: tensor for name, tensor in state.items() if not name.endswith(".gamma")}
+    for block in range(ARCHITECTURES[config.variant].depth if config.layer_scale else 0):
+        for scale, last in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
+            factor = state[f"blocks.{block}.{scale}.gamma"]
+            weight, bias = f"blocks.{block}.{last}.weight", f"blocks.{block}.{last}.bias"
+            result |= {weight: state[weight] * factor[:, None], bias: state[bias] * factor}
+    if not config.class_position:
+        result["pos_embed"] = torch.cat([torch.zeros_like(state["cls_token"]), state["pos_embed"]], dim=1)
+    return result
 
 
 def check_tensors(state: Mapping[str, Tensor], config: ModelConfig, classes: int, source: str) -> None:

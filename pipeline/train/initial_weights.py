@@ -51,7 +51,7 @@ def read_parent(config: RunConfig) -> Parent | None:
         source = checkpoint.resolve(path)
         run, _, weights = checkpoint.read_model(source)
         return Parent(run.model, weights, _lineage(source))
-    model, weights, _ = load_weights(path)
+    model, weights, _ = load_weights(path, trunk=True)
     return Parent(model, weights, {"weights": str(path)})
 
 

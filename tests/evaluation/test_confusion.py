@@ -233,7 +233,8 @@ def test_every_export_is_evaluated_as_the_run_was(
     for form in FORMATS:
         monkeypatch.setattr(sys, "argv", ["export", str(trained), str(tmp_path / form), "--format", form])
         assert export.main() == 0
-        of_export = evaluate(monkeypatch, capsys, tmp_path / form, "--data", digits, "--workers", 0)
+        trust = ("--trust-code",) if form == "torch" else ()
+        of_export = evaluate(monkeypatch, capsys, tmp_path / form, "--data", digits, "--workers", 0, *trust)
         assert (of_export["top1"], of_export["top5"]) == (of_run["top1"], of_run["top5"]), form
         assert of_export["loss"] == pytest.approx(of_run["loss"], abs=1e-5)
         assert of_export["checkpoint"] == str(tmp_path / form)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +89,8 @@ def test_a_run_and_each_of_its_exports_answer_the_same(
     sources += [tmp_path / form / name for form, name in files.items() if form in forms]
     for source in sources:
         out = tmp_path / "out.csv"
-        call(monkeypatch, source, photos, "--csv", out, "--batch", 3, "--workers", 0)
+        trust = ("--trust-code",) if "torch" in str(source.relative_to(tmp_path)) else ()
+        call(monkeypatch, source, photos, "--csv", out, "--batch", 3, "--workers", 0, *trust)
         found = rows_of(out)
         assert [Path(row["image"]).name for row in found] == sorted(truth)
         for row in found:
@@ -362,12 +364,39 @@ def test_a_graph_refuses_what_needs_weights(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "torch"])
     export.main()
     with pytest.raises(UserError, match=r"--rollout needs the weights"):
-        call(monkeypatch, tmp_path / "out", photos, "--rollout", tmp_path / "looks")
+        call(monkeypatch, tmp_path / "out", photos, "--rollout", tmp_path / "looks", "--trust-code")
     with pytest.raises(UserError, match="float32 weights"):
         call(monkeypatch, tmp_path / "out", photos, "--dtype", "bfloat16")
     monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "out"), str(tmp_path / "again")])
     with pytest.raises(UserError, match="compiled graph"):
         export.main()
+
+
+@pytest.mark.usefixtures("_shallow")
+def test_a_torch_archive_runs_only_when_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch.export's loader executes what an archive names as its guards: a file from elsewhere could be anything."""
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "torch"])
+    export.main()
+    ran = tmp_path / "ran"
+    with zipfile.ZipFile(tmp_path / "out" / "model.pt2") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (tmp_path / "out" / "model.pt2").unlink()
+    with zipfile.ZipFile(tmp_path / "out" / "model.pt2", "w") as archive:
+        for name, content in files.items():
+            if name.endswith("models/model.json"):
+                code = f"__import__('pathlib').Path({str(ran)!r}).touch() is None"
+                content = json.dumps(json.loads(content) | {"guards_code": [code]}).encode()  # noqa: PLW2901
+            archive.writestr(name, content)
+    for model in (tmp_path / "out", tmp_path / "out" / "model.pt2"):
+        with pytest.raises(UserError, match=r"can run any code .* safetensors, timm, .* --trust-code"):
+            call(monkeypatch, model, photos)
+    assert not ran.exists()
+    call(monkeypatch, tmp_path / "out", photos, "--workers", 0, "--trust-code")
+    assert ran.exists(), "what the refusal protects from"
+    assert "warning: --trust-code" in capsys.readouterr().err
 
 
 def test_a_huge_picture_is_bad_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """jobs.export: what it writes gives the checkpoint's logits and says how to prepare images; refusals leave nothing."""
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipeline.interop import model_card, trained_model
 from pipeline.interop.export import FORMATS, Format, write_torch
 from pipeline.interop.load import load_weights
 from pipeline.interop.native import DESCRIPTION
+from pipeline.interop.onnx_file import check_onnx
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 from tests.helpers.ranks import run_ranks
 from tests.model.test_vit import random_model
@@ -166,11 +166,19 @@ def test_published_weights_get_the_names_of_their_classes(tmp_path: Path, monkey
     from pipeline.interop import npz
 
     model = random_model(ModelConfig("tiny", 32), 1000)
-    npz.write(tmp_path / "published.npz", model.config, model.state_dict())
-    call(monkeypatch, tmp_path / "published.npz", tmp_path / "out", "--format", "timm")
+    npz.write(tmp_path / "B_16-imagenet2012.npz", model.config, model.state_dict())
+    call(monkeypatch, tmp_path / "B_16-imagenet2012.npz", tmp_path / "out", "--format", "timm")
     classes = trained_model.read_description(tmp_path / "out").classes
     assert (classes[0].wnid, classes[0].name) == ("n01440764", "tench, Tinca tinca")
     assert "Recipe" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_thousand_classes_are_not_imagenet_s_unless_the_file_says_so(tmp_path: Path) -> None:
+    from pipeline.interop import npz
+
+    model = random_model(ModelConfig("tiny", 32), 1000)
+    npz.write(tmp_path / "mine.npz", model.config, model.state_dict())
+    assert trained_model.load(tmp_path / "mine.npz").description.classes[0] == trained_model.Named("", "class 0")
 
 
 def test_any_stage_and_number_of_ranks_leaves_the_same_model(
@@ -278,23 +286,27 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path, monkeypatch: pytest
         call(monkeypatch, tmp_path / "run", tmp_path / "file" / "out")
 
 
-def test_a_torch_archive_that_could_run_code_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnx_file_stays_in_its_folder_and_its_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
     make_run(tmp_path / "run", ModelConfig("tiny", 32))
-    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "torch")
-    path = tmp_path / "out" / "model.pt2"
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    ran = tmp_path / "ran"
-    code = b"cos\nsystem\n(S'touch " + str(ran).encode() + b"'\ntR."
-    for change in ("sample_inputs", "weights_config"):
-        with zipfile.ZipFile(tmp_path / f"{change}.pt2", "w") as archive:
-            for name, content in files.items():
-                if change in name:
-                    content = code if change == "sample_inputs" else content.replace(b"false", b"true")  # noqa: PLW2901
-                archive.writestr(name, content)
-        with pytest.raises(UserError, match="could run code"):
-            exporting.open_torch(tmp_path / f"{change}.pt2")
-    assert not ran.exists()
+    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "onnx")
+    path = tmp_path / "out" / "model.onnx"
+    check_onnx(path)
+    for location in ("../elsewhere", "/etc/passwd", "a/../../b", "C:\\data", "..\\b"):
+        model = onnx.load(str(path))
+        entry = model.graph.initializer[0].external_data.add()
+        entry.key, entry.value = "location", location
+        (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(UserError, match="outside its own folder"):
+            check_onnx(tmp_path / "bad.onnx")
+    for domain, operator in (("evil", "Run"), ("com.microsoft", "EPContext")):
+        model = onnx.load(str(path))
+        branch = onnx.helper.make_graph([onnx.helper.make_node(operator, [], ["y"], domain=domain)], "inner", [], [])
+        model.graph.node.append(onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+        (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(UserError, match=f"{domain}::{operator}"):
+            check_onnx(tmp_path / "bad.onnx")
 
 
 def test_the_code_of_the_card_runs(
@@ -310,7 +322,7 @@ def test_the_code_of_the_card_runs(
         capsys.readouterr()
         text = (tmp_path / form / "README.md").read_text()
         code = text.split("```python\n")[1].split("```")[0]
-        assert code.strip() == model_card.use(form, 32, "central")
+        assert code.strip() == model_card.use(form, ModelConfig("tiny", 32), "central")
         exec(code, {"FOLDER": str(tmp_path / form), "IMAGE": str(tmp_path / "image.png")})
         assert said in capsys.readouterr().out
 

@@ -214,10 +214,10 @@ def test_what_transformers_own_saving_adds_is_read(tmp_path: Path) -> None:
         (0, "config.json", lambda it: it.update(label_names=["a"]), "1 label_names"),
         (0, "config.json", lambda it: it.update(label_descriptions=["a"]), "can't be understood"),
         (0, "config.json", lambda it: it.update(model_args=["a"]), "can't be understood"),
-        (1, "config.json", lambda it: it.update(id2label={"1": "a", "2": "b", "3": "c"}), "can't be understood"),
+        (1, "config.json", lambda it: it.update(id2label={"1": "a", "2": "b", "3": "c"}), "id2label of 3"),
         (1, "config.json", lambda it: it.update(layer_norm_eps=None), "can't be understood"),
-        (1, "preprocessor_config.json", lambda it: it.update(do_rescale=False), "do_rescale false"),
-        (1, "preprocessor_config.json", lambda it: it.update(image_mean=0.4), "mean"),
+        (1, "preprocessor_config.json", lambda it: it.update(do_resize=False), "do_resize false"),
+        (1, "preprocessor_config.json", lambda it: it.update(image_mean=[0.4, 0.4]), "image_mean"),
     ],
 )
 def test_a_folder_that_isn_t_as_written_is_one_line(  # type: ignore[no-untyped-def]
