@@ -5,8 +5,9 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipeline.core import terminal
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 LAST_LINE_AFTER = 5.0  # seconds: what was shorter needs no line at its end
@@ -25,7 +26,7 @@ class Bar:
         self._what, self._total, self._unit = what, total, unit
         self._done = self._bytes = 0
         self._reasons: collections.Counter[str] = collections.Counter()
-        self._console = Console(stderr=True)
+        self._console = terminal.console(stderr=True)
         self._started = self._last_line = time.monotonic()
         self._last_drawn = 0.0
         self._progress = Progress(

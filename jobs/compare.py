@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from pipeline.compare.read_runs import read_experiment, read_runs
 from pipeline.compare.rows import Row, rows, select
@@ -18,6 +17,7 @@ from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, naming
 from pipeline.core.secrets import without_secrets
+from pipeline.core.terminal import console as make_console
 
 DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures.
 
@@ -82,7 +82,7 @@ def main() -> int:
     if config.csv or config.json or config.latex:
         sys.stdout.write((to_csv if config.csv else to_json if config.json else to_latex)(found))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 160)
+        console = make_console(width=None if sys.stdout.isatty() else 160)
         for table in terminal(found, width=console.width, everything=config.all):
             console.print(table)
             console.print()

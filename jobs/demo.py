@@ -17,10 +17,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-from rich.console import Console
 from rich.table import Table
 
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
 from pipeline.core.secrets import without_secrets
@@ -59,7 +58,7 @@ def main() -> int:
     raw = {name: config.folder / "raw" / f"{name}_whole.tar" for name in ("seven", "ten")}
     shards = {name: config.folder / "shards" / name for name in raw}
     runs = {name: config.folder / "runs" / name for name in ("pretrain", "finetune", "scratch")}
-    console = Console()
+    console = terminal.console()
 
     console.rule("1. raw data: scikit-learn's digits as a tar of <class>.tar, like ImageNet-21K's")
     write_raw(raw["seven"], classes=PRETRAIN_CLASSES)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from jobs.plan import DATA
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 from pipeline.config.schema import RunConfig
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, terminal
 from pipeline.core.errors import UserError
 from pipeline.distributed import devices
 from pipeline.distributed.ranks import ranks_from_environment
@@ -68,7 +67,7 @@ def main() -> int:
             print(json.dumps(asdict(verdict)))
     else:
         # A job's log is no terminal and has no width of its own
-        console = Console() if os.isatty(1) else Console(width=150)
+        console = terminal.console(width=None if os.isatty(1) else 150)
         console.print(table(verdicts))
     faults = [verdict.check for verdict in verdicts if verdict.state == "fail"]
     print(f"to be mended before training: {', '.join(faults)}" if faults else "fit to train", flush=True)

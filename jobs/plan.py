@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import ranges
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import RunConfig, accumulation, total_steps, warmup_steps
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, terminal
 from pipeline.core.errors import UserError
 
 DESCRIPTION = """Show a recipe's steps, learning rates, memory a GPU, FLOPs, checkpoints and hours, without GPU or data.
@@ -182,7 +181,7 @@ def curve(steps: int) -> list[int]:
 
 
 def show(config: PlanConfig, plan: dict[str, Any], rates: list[float]) -> None:
-    console = Console()
+    console = terminal.console()
     table = Table(title=f"{config.stage} {config.recipe} on {config.nodes} x {config.gpus_per_node} {config.device}")
     table.add_column("what")
     table.add_column("how much", justify="right")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 
@@ -200,16 +200,16 @@ def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: d
 
 def progress(*, shown: bool) -> Any:
     """Pictures done, their rate and the time that remains, on stderr."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown, transient=True)
+    return Progress(
+        *columns, TimeRemainingColumn(), console=terminal.console(stderr=True), disable=not shown, transient=True
+    )
 
 
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:
     """A table of the first pictures, by the ends of their names."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -223,7 +223,7 @@ def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> No
             entry = known[index]
             image = _shortened(own.image) if not place else ""
             table.add_row(escape(image), escape(entry.wnid or str(index)), escape(entry.name), f"{probability:.2%}")
-    Console().print(table)
+    terminal.console().print(table)
     if pictures > len(answers):
         print(f"... and {pictures - len(answers):,} more: --csv or --parquet writes them all")
 

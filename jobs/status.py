@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.units import duration
@@ -84,7 +83,7 @@ def main() -> int:
         for row in rows:
             print(json.dumps(dataclasses.asdict(row)))
     else:
-        console = Console() if os.isatty(1) else Console(width=150)
+        console = terminal.console(width=None if os.isatty(1) else 150)
         console.print(table(rows))
     return errors.EXIT_DONE
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.secrets import without_secrets
@@ -76,7 +75,7 @@ def sync(run_dir: Path) -> str:
         if died:
             record = records.close_dead(run_dir, record)
             records.write_record(run_dir, record)
-        with Console().status(f"{run_dir} -> {without_secrets(mlflow_client.tracking_uri(run_dir))}"):
+        with terminal.console().status(f"{run_dir} -> {without_secrets(mlflow_client.tracking_uri(run_dir))}"):
             before = mlflow_sync.read_sent(run_dir)
             count = mlflow_sync.sync(run_dir)
         sent = mlflow_sync.read_sent(run_dir)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline.compare.columns import COLUMNS, Column, cell, label, published_cell
 from pipeline.compare.rows import Row, differences, published
+from pipeline.core.terminal import csv_cell
 
 MOST_ROWS = 60  # in a terminal
 NAME = 16  # characters that a run's name has at least before it is folded
@@ -152,7 +153,7 @@ def to_csv(rows: Sequence[Row]) -> str:
             values.append(spread.n if spread else "")
         state, step = _state(row)
         head = [row.name, row.first.recipe, row.first.parent, len(row.runs), state, step.replace(",", "")]
-        writer.writerow([*head, *values, *(items[index] for items in changed.values())])
+        writer.writerow([*map(csv_cell, head), *values, *(csv_cell(items[index]) for items in changed.values())])
     return out.getvalue()
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
+from pipeline.core.terminal import escape_output
 
 Config = TypeVar("Config")
 
@@ -39,6 +40,8 @@ def run(main: Callable[[], int | None]) -> None:
         os.environ["HOME"] = "/"
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that isn't UTF-8 lacks the letters of tables
+    escape_output()
+    os.environ.setdefault("PYTHON_COLORS", "0")  # Python 3.13's tracebacks, whose escapes would be escaped
     try:
         code = main()
     except UserError as error:

@@ -1,5 +1,8 @@
 """The error that a user can mend, exit codes, and text that is safe to print."""
 
+import re
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 EXIT_DONE = 0
 
 
@@ -13,10 +16,12 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped early with everything sa
 
 
 def printable(text: str) -> str:
-    """A file's name with bytes that aren't UTF-8 written %XX, so that it can be stored and shown anywhere."""
-    if text.isascii():
-        return text
-    return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text)
+    """A file's name with bytes that aren't UTF-8 and control characters written %XX: to be stored and shown."""
+    return text if text.isprintable() else _UNPRINTABLE.sub(_percent, text)
+
+
+def _percent(found: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape"))
 
 
 class UserError(ValueError):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import naming
+from pipeline.core.terminal import csv_cell
 from pipeline.loader.batches import Batch
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def write(
     with naming(table), table.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     plotting.save(draw_confusion(confusion_CC, classes), folder / f"confusion.{ending}", dpi=120)
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import naming
+from pipeline.core.terminal import csv_cell
 from pipeline.interop.trained_model import Named
 
 
@@ -75,7 +76,7 @@ class Files:
         rows = [row(answer, self._known, self._top) for answer in answers]
         if self._csv_path is not None:
             with naming(self._csv_path):
-                self._writer.writerows(rows)
+                self._writer.writerows({name: csv_cell(value) for name, value in one.items()} for one in rows)
         if self._parquet_path is not None and rows:
             with naming(self._parquet_path):
                 self._parquet.write_table(pa.Table.from_pylist(rows, schema(self._top)))

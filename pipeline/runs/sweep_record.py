@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.config.serialize import flatten
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
+from pipeline.core.terminal import csv_cell
 from pipeline.runs import provenance, records
 from pipeline.runs.records import Attempt, Line, Record
 
@@ -77,7 +78,12 @@ def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) 
         for number, (run, score) in enumerate(scores.items(), 1):
             values = {name: configs[run].get(name, "") for name in names}
             table.writerow(
-                [run.name, *values.values(), "failed" if score is None else score, "best" if run == best else ""]
+                [
+                    csv_cell(run.name),
+                    *map(csv_cell, values.values()),
+                    "failed" if score is None else score,
+                    "best" if run == best else "",
+                ]
             )
             metrics = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
             metrics |= {} if score is None else {by: score}

@@ -24,6 +24,7 @@ from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.secrets import without_secrets
+from pipeline.core.terminal import escape_output
 from pipeline.runs import evaluations, records
 from pipeline.runs.records import Line, Record
 from pipeline.runs.sweep_record import is_sweep
@@ -355,6 +356,7 @@ def _lock_in_time(run_dir: Path) -> Iterator[None]:
 
 def main() -> int:
     run_dir = Path(sys.argv[1])
+    escape_output()
     quiet_environment()
 
     def say(text: str) -> None:

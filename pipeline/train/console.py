@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.config.schema import accumulation
+from pipeline.core import terminal
 from pipeline.core.units import duration
 from pipeline.train.state import Run
 
@@ -17,7 +17,7 @@ class Screen:
     def __init__(self, start: int, steps: int, *, speaks: bool) -> None:
         self.speaks = speaks
         self._progress: Progress | None = None
-        console = Console()
+        console = terminal.console()
         if speaks and console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
             self._progress = Progress(*columns, console=console)

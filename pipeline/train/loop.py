@@ -132,16 +132,15 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             if due(progress.step, config.train.log_every, steps) or done.stopping:
                 log_step(run, progress, done, lr, screen)
             result = {}
-            if due(progress.step, config.train.eval_every, steps) and not done.stopping:
+            if progress.step < steps and due(progress.step, config.train.eval_every, steps) and not done.stopping:
                 result = evaluate_now(run, progress, stop, screen)
             if done.save or done.stopping:
                 save(run, progress, result or {})
             if done.stopping and (progress.step < steps or run.job.held_out is not None):
                 screen.line(f"asked to stop: {', '.join(run.heartbeat.name(rank) for rank in done.stopping)}")
                 return "stopped"
-    if result is None:
-        return "stopped"
-    if run.start_step == steps and run.meta is not None and not run.meta.metrics:  # stopped before its last evaluation
+    if run.start_step < steps or not (run.meta and run.meta.metrics):  # else evaluated before it was resumed
+        run.saver.finish()  # the last checkpoint, which an evaluation that fails must not cost
         watchdog.feed()
         result = evaluate_now(run, progress, stop, screen)
         if result is None:

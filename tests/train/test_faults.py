@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import time
@@ -290,3 +291,27 @@ def test_the_attempts_add_up(digits: Path, tmp_path: Path) -> None:
     record = json.loads((run / records.RECORD).read_text())
     assert [attempt["state"] for attempt in record["attempts"]] == ["FAILED", "FINISHED"]
     assert sum(attempt["ended"] - attempt["started"] for attempt in record["attempts"]) < passed
+
+
+def test_an_evaluation_that_fails_at_the_end_costs_no_training(digits: Path, tmp_path: Path) -> None:
+    """Here an image of the held-out split that doesn't decode; put right, the run evaluates and is finished."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(digits, data)
+    held_out = open_split(data, "val").parts[0]
+    tar = data / held_out.shards[0].file_name
+    sound = tar.read_bytes()
+    with tar.open("r+b") as file:
+        file.seek(int(held_out.offset[0]))
+        file.write(bytes(int(held_out.size[0])))
+    command = job(run, data, "--data.eval-split", "val", "--train.eval-batch", 64, "--checkpoint.every", 0, steps=4)
+    (failed,) = run_ranks(1, ("-m", *command), tmp_path / "log", code=2)
+    assert "Find all such samples with data_prep.verify" in failed.output
+    assert [path.name for path in checkpoint.complete(run)] == ["step-00000004"]
+    assert not checkpoint.read_meta(checkpoint.complete(run)[-1]).metrics
+    tar.write_bytes(sound)
+    (again,) = run_ranks(1, ("-m", *command), tmp_path / "again")
+    assert "resumes after step 4" in again.output
+    status = read_status(run)
+    assert status is not None
+    assert (status.state, status.step) == ("finished", 4)
+    assert checkpoint.read_meta(checkpoint.complete(run)[-1]).metrics["eval/top1"] == status.metrics["eval/top1"]
