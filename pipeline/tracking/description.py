@@ -114,12 +114,11 @@ def kept_checkpoints(run_dir: Path) -> list[str]:
 
 
 def parent_run_id(tags: dict[str, str], uri: str) -> str:
-    """The MLflow run of the sweep that this run belongs to, or else of the run that it was fine-tuned from.
+    """The MLflow run of the sweep that this run belongs to; empty if there is none on the same server.
 
-    Empty where that isn't on the same server.
+    A fine-tune has no parent here: MLflow would hide it, the result, in the collapsed row of its pretrain run.
     """
-    parent = tags.get("sweep_dir") or tags.get("parent_run_dir", "")
-    sent = read_json(Path(parent) / "mlflow.json") if parent else {}
+    sent = read_json(Path(tags["sweep_dir"]) / "mlflow.json") if "sweep_dir" in tags else {}
     return str(sent["run_id"]) if sent.get("uri") == uri else ""
 
 

@@ -1,5 +1,6 @@
 """A finished run's model in MLflow: loadable by mlflow.pyfunc, in the registry, the best one called ``champion``."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -47,13 +48,14 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
         "recipe": f"{config['stage']} {config['recipe']}",
         "run_dir": str(run_dir.absolute()),
         "classes_digest": run.get("classes_digest", ""),
+        "eval_digest": run.get("eval_digest", ""),
         "parent_run_dir": run.get("parent", {}).get("run_dir", ""),
         "parent_mlflow_run_id": record.tags.get("parent_mlflow_run_id", ""),
         "top1": "" if top1 is None else f"{top1:.6f}",
     }
     for tag, value in tags.items():
         client.set_model_version_tag(name, version, tag, value)
-    if top1 is not None and _is_better(client, name, top1, tags["classes_digest"]):
+    if top1 is not None and _is_better(client, name, top1):
         client.set_registered_model_alias(name, CHAMPION, version)
     return model_id
 
@@ -79,20 +81,24 @@ def _register(mlflow: Any, run_dir: Path, run_id: str, name: str) -> tuple[str, 
 
 
 def registered_name(run_dir: Path, record: Record) -> str:
-    """``vit-b16-finetune``: one registered model for each experiment, variant and stage."""
-    config = read_json(run_dir / "config.json")
-    return f"{record.experiment}-{config['model']['variant']}-{config['stage']}".replace("/", "-").replace(":", "-")
+    """``vit-b16-finetune-flowers-1f0c9a2b``: the experiment, variant, stage, training data, and a digest of the classes
+    and the evaluation data. So all versions under one name know the same classes and have comparable accuracies."""
+    config, run = read_json(run_dir / "config.json"), read_json(run_dir / "run.json")
+    names = [part["name"].rpartition("/")[0] for part in run.get("datasets", ()) if part["context"] == "train"]
+    judged = hashlib.sha256(f"{run.get('classes_digest', '')} {run.get('eval_digest', '')}".encode()).hexdigest()[:8]
+    parts = [record.experiment, config["model"]["variant"], config["stage"], *dict.fromkeys(names), judged]
+    return "-".join(parts).replace("/", "-").replace(":", "-")
 
 
-def _is_better(client: Any, name: str, top1: float, classes_digest: str) -> bool:
-    """Than the champion; there is none yet, or it knows the same classes and has a lower top-1."""
+def _is_better(client: Any, name: str, top1: float) -> bool:
+    """Whether ``top1`` beats the champion's; true if there is no champion yet."""
     from mlflow.exceptions import MlflowException
 
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION).tags
     except MlflowException:  # no champion yet
         return True
-    return bool(champion.get("classes_digest") == classes_digest and float(champion.get("top1") or 0.0) < top1)
+    return float(champion.get("top1") or 0.0) < top1
 
 
 def write_weights(run_dir: Path, folder: Path) -> None:

@@ -32,6 +32,7 @@ from pipeline.tracking import description as describe
 from pipeline.tracking.client import check_writable, open_client, quiet_environment, reason, tracking_uri
 from pipeline.tracking.points import points
 from pipeline.tracking.system_metrics import Sampler
+from pipeline.tracking.view import EXPERIMENT_TAGS, VIEW_TAG
 
 STATE = "mlflow.json"
 LOCK = ".mlflow.lock"
@@ -42,11 +43,6 @@ BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
 TEXTS = (".json", ".txt", ".diff")
 SENT_FILES = (records.METRICS, records.SYSTEM, records.EVALUATIONS)  # of lines
 PARAMS = 100  # parameters or tags a call: MLflow's limit
-EXPERIMENT_TAGS = {  # what MLflow's pages show an experiment as
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.experiment.primaryMetric.name": "eval/top1",
-    "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
-}
 
 
 @dataclass
@@ -166,6 +162,8 @@ def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sen
     else:
         _refuse_deleted(experiment, uri)
         experiment_id = experiment.experiment_id
+        if VIEW_TAG not in experiment.tags:  # made by hand, or by another program
+            client.set_experiment_tag(experiment_id, VIEW_TAG, EXPERIMENT_TAGS[VIEW_TAG])
     found = client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{record.key}'", max_results=1)
     run = found[0] if found else None
     if run is None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pipeline.runs import evaluations, provenance, records
 from pipeline.runs.records import Attempt, Line, Record
+from pipeline.tracking.view import how_to_look
 
 OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
 CODE = "code"  # folder of the run folder: packages and uncommitted changes, by attempt
@@ -180,6 +181,8 @@ def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) 
             f"MLflow has not got everything of {run_dir} yet (see {run_dir / 'mlflow.log'}); it is safe in the run "
             f"folder: python -m jobs.sync {run_dir}"
         )
+    elif page := how_to_look(run_dir):
+        _say(f"MLflow: {page}")
 
 
 def _say(text: str) -> None:

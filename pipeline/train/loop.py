@@ -165,6 +165,18 @@ def save(run: Run, progress: Progress, result: dict[str, float]) -> None:
         run.saver.save(run.engine, progress.step, counts=counts, metrics=result)
 
 
+def incidents(run: Run, progress: Progress) -> dict[str, float]:
+    """How often something went wrong in the run so far; only counts above zero."""
+    counts = {
+        "watch/skipped_steps": float(progress.skipped),
+        "watch/rollbacks": float(progress.rollbacks),
+        "watch/undone_steps": float(progress.undone),
+        "watch/loss_spikes": float(progress.spikes.count),
+        **(run.damages.metrics() if run.damages else {}),
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
 def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen) -> None:
     """Metrics of the steps since the last line, to the run folder and the screen."""
     fresh = {
@@ -172,11 +184,7 @@ def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen
         "train/lr": lr,
         "train/grad_norm": done.norm,
         **run.clock.lap(),
-        "watch/skipped_steps": float(progress.skipped),
-        "watch/rollbacks": float(progress.rollbacks),
-        "watch/undone_steps": float(progress.undone),
-        "watch/loss_spikes": float(progress.spikes.count),
-        **(run.damages.metrics() if run.damages else {}),
+        **incidents(run, progress),
     }
     for line in detectors.stragglers(progress.own, fresh["speed/step_seconds"], run.heartbeat.hosts):
         screen.line(f"warning: {line}")

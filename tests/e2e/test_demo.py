@@ -17,8 +17,10 @@ def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:
     for words in (
         "Held-out accuracy",
         "Pretraining is worth",
-        "Plots:",
-        "MLflow: .venv/bin/mlflow ui --backend-store-uri",
+        "compare.html",
+        "report.html",
+        "mlflow ui --backend-store-uri sqlite:///",
+        "?workflowType=machine_learning",
     ):
         assert words in output
     assert "untested" not in output, "DeepSpeed's word for torch's SGD"
@@ -26,7 +28,12 @@ def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:
     pictures = {path.name for path in (folder / "compare").glob("*.png")}
     assert {"train_loss.png", "eval_top1.png", "bars_eval_top1.png"} <= pictures
 
+    assert (folder / "compare" / "compare.html").is_file()
+    assert (folder / "report.html").is_file()
+
     runs = folder / "runs"
+    evaluated = [line for line in (runs / "pretrain" / "metrics.jsonl").read_text().splitlines() if "eval/top1" in line]
+    assert len(evaluated) == 6, "a curve, not one point"
     held_out = {name: json.loads((folder / "shards" / name / "dataset.json").read_text())["samples"]["val"]
                 for name in ("seven", "ten")}  # fmt: skip
     assert held_out["ten"] > held_out["seven"] > 0

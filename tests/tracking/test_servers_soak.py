@@ -202,11 +202,13 @@ def test_a_training_and_its_model(lab: Lab, client: MlflowClient, seven_digits: 
     assert on_server(client, run.info.run_id) == in_folder(run_dir)
     stored = {item["Key"]: item["Size"] for item in lab.s3.list_objects_v2(Bucket="mlflow")["Contents"]}
     assert {Path(key).name for key in stored} >= {"config.json", "curves.png", "weights.safetensors", "packages-1.txt"}
-    model = mlflow.pyfunc.load_model("models:/lab-tiny-pretrain@champion")
+    (registered,) = client.search_registered_models()
+    assert registered.name.startswith("lab-tiny-pretrain-")
+    model = mlflow.pyfunc.load_model(f"models:/{registered.name}@champion")
     found = model.predict(example(32))
     assert len(found["class"][0]) == 5
     assert isinstance(found, pd.DataFrame)
-    versions = client.search_model_versions("name = 'lab-tiny-pretrain'")
+    versions = client.search_model_versions(f"name = '{registered.name}'")
     assert_no_secrets(tmp_path, repr(results), repr(run), repr(versions))
     for key in stored:
         content = lab.s3.get_object(Bucket="mlflow", Key=key)["Body"].read()

@@ -272,7 +272,7 @@ def test_the_slow_rank_and_the_odd_loss_are_pointed_out(digits: Path, tmp_path: 
     assert "rank 0 on" not in slow[0].output
     lines, _ = records.read_lines(run / records.METRICS)
     assert lines[-1].metrics["speed/step_p50"] > 0.15
-    assert lines[-1].metrics["watch/skipped_steps"] == 0
+    assert not [name for name in lines[-1].metrics if name.startswith(("watch/", "damage/"))], "nothing went wrong"
 
 
 def test_the_attempts_add_up(digits: Path, tmp_path: Path) -> None:
