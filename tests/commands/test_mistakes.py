@@ -198,7 +198,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "jobs.demo": [
         (("--ranks", "0"), ("--ranks 0", "at least 1")),
         (("--seed", "-1"), ("--seed -1", "at least 0")),
-        (("--pretrain-steps", "-1"), ("--pretrain-steps -1", "at least 0")),
+        (("--pretrain-steps", "-1"), ("--pretrain-steps -1", "at least 1")),
         (("--finetune-steps", "-1"), ("--finetune-steps -1", "at least 0")),
         (("--folder", "{file}"), ("--folder", "no folder that you may write to")),
         (("--folder", "{file}/demo"), ("--folder", "no folder that you may write to")),
