@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--restart", action="store_true", help="shards with restart markers, for all readers")
-    parser.add_argument("--readers", default="ours,full,randaugment,webdataset,dali,streaming,litdata,spdl")
+    parser.add_argument("--readers", default=",".join([*OURS, "webdataset", "dali", "streaming", "litdata", "spdl"]))
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,6 +102,8 @@ OURS = {
     "ours": TrainTransform(SIZE),
     "full": TrainTransform(SIZE, decode="full"),
     "randaugment": TrainTransform(SIZE, "medium1"),
+    "simple": TrainTransform(SIZE, crop="simple"),  # crop and flip of DeiT III, bicubic
+    "3-augment": TrainTransform(SIZE, "3-augment", crop="simple", color_jitter=0.3),  # its pretraining
 }
 
 
@@ -154,7 +156,7 @@ def show(rates: dict[str, list[float]], absent: dict[str, str]) -> None:
         print(f"# {name:12} not measured: {why.splitlines()[0][:160]}")
     limit = WORKERS * middle["bare"]
     pairs = [("ours", name) for name in middle if name not in ("bare", *OURS)] if "ours" in middle else []
-    pairs += [("ours", "full"), ("randaugment", "ours")]
+    pairs += [("ours", "full"), ("randaugment", "ours"), ("3-augment", "simple"), ("3-augment", "ours")]
     claims = [("ours", "limit", limit)] if "ours" in middle else []
     claims += [(a, b, middle[b]) for a, b in pairs if a in middle and b in middle]
     for name, peer, figure in claims:

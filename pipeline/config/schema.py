@@ -13,6 +13,7 @@ from pipeline.core.errors import UserError
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
 Decode = Literal["region", "scaled", "full"]
 Resize = Literal["square", "central", "bicubic"]
+Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
 Augmentation = Literal[
     "none", "light1", "light2", "medium1", "medium2", "strong1", "strong2", "3-augment", "rand-m9-mstd0.5-inc1"
 ]
@@ -169,6 +170,9 @@ class TrainConfig:
     """Compute type. Master weights and optimizer state are float32 in either case."""
     offload: bool = False
     """Keep and update the optimizer state in the host's memory: slower, for models that don't fit. ZeRO 1 to 3."""
+    attention: Attention = "auto"
+    """Kernel of the attention. auto: torch chooses; if a gradient is non-finite on a GPU on which torch prefers cuDNN's
+    kernel, the step is repeated once with flash. The others, if the GPU has them: flash, cudnn, efficient, math."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the model for training: about a minute at the start, faster steps. auto: on GPUs, where a C
     compiler is found (Triton needs one), but not under ZeRO-3, which takes the graph apart."""

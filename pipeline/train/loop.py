@@ -125,6 +125,12 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             )
             progress.step += 1
             note(progress.step, done.ledger)
+            if done.repeated:
+                screen.line(
+                    f"warning: step {progress.step} had a non-finite gradient, with cuDNN's attention kernel perhaps; "
+                    f"repeated with flash, it is {'finite' if done.finite else 'non-finite, too'} "
+                    "(--train.attention flash for the whole run)"
+                )
             examine(run, progress, done, screen)
             if config.train.average:
                 ds.update_average(engine, config.train.average)

@@ -31,6 +31,7 @@ from pipeline.runs import sweep_record
 from pipeline.runs.ownership import claim
 from pipeline.runs.provenance import describe_code
 from pipeline.tracking.tracker import Tracker, open_tracker
+from pipeline.train.attention import check_kernel
 from pipeline.train.initial_weights import inherit, read_parent
 from pipeline.train.resume import resume
 from pipeline.train.state import Job, Run
@@ -51,6 +52,7 @@ def prepare(config: RunConfig) -> Job:
             "characters"
         )
     ranges.check(config)
+    check_kernel(config.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if (mixup_alpha(config.data) or config.data.cutmix) and config.train.micro_batch % 2:
         what = "data.cutmix" if config.data.cutmix else "data.augment" if config.data.mixup is None else "data.mixup"
         raise UserError(
@@ -101,6 +103,8 @@ def remarks(config: RunConfig, job: Job) -> Iterator[str]:
             f"warning: the warm-up's {warmup} steps (schedule.warmup_steps) cover all of the run's {job.steps} steps: "
             "the learning rate only rises"
         )
+    if config.train.attention != "auto":
+        yield f"attention kernel: {config.train.attention}"
     if config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
         yield (
             f"warning: data.decode {config.data.decode} needs an extension that was not built, so JPEGs are decoded "

@@ -1,9 +1,11 @@
 """One optimizer step: micro-batches forward and backward, the update, and what every rank learns of it."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from pipeline.loader.order import LEDGER_BITS, ledger_hash
 from pipeline.loader.transforms import mixup_alpha
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.preprocess import normalise
+from pipeline.train.attention import kernel, may_be_cudnn
 from pipeline.train.mixup import NOTHING, draw_mix, mix
 from pipeline.train.stopwatch import Stopwatch
 
@@ -38,6 +41,7 @@ class Step:
     fed: list[Batch] = field(repr=False)  # of this rank
     ledger: int = 0  # hash of the global batch's samples (pipeline.runs.sample_ledger)
     damaged: int = 0  # times that a sample didn't decode, on all ranks
+    repeated: bool = False  # with flash attention, after a non-finite gradient
 
     @property
     def finite(self) -> bool:
@@ -70,43 +74,18 @@ def train_step(
     """
     if not engine.module.training:  # after an evaluation
         engine.train()
-    # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
-    _seed(device, ((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank) % 2**63)  # what torch takes
     passes = accumulation(config.train, ranks.world_size)
-    how = draw_mix(
-        config.train.seed, step, config.model.image_size, mixup=mixup_alpha(config.data), cutmix=config.data.cutmix
-    )
-    total = torch.zeros((), device=device)
-    norm, waited, skipped_before = None, 0.0, engine.skipped_steps
-    fed: list[Batch] = []
-    marks: list[Mark] = []
-    for _ in range(passes):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        assert batch.step == step, (batch.step, step)
-        fed.append(batch)
-        x_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype], config.model)
-        targets = batch.labels_B.to(device, non_blocking=True)
-        if how != NOTHING:
-            x_BCHW, targets = mix(x_BCHW, F.one_hot(targets, engine.module.classes).float(), how)
-        marks.append(_mark(device))
-        logits_BC = engine(x_BCHW).float()
-        marks.append(_mark(device))
-        loss = loss_of(config.train.loss, logits_BC, targets, label_smoothing=config.train.label_smoothing)
-        engine.backward(loss)
-        asked = time.perf_counter()
-        batches.fetch()  # the next one, while a GPU is still busy with this one: so this is at most what it waits
-        waited += time.perf_counter() - asked
-        if config.train.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
-            norm = ds.grad_norm(engine)
-        if engine.is_gradient_accumulation_boundary():
-            settle()
-        if norm is not None and not math.isfinite(norm):
-            ds.skip_step(engine)  # DeepSpeed does it by itself under ZeRO
-        else:
-            engine.step()
-        total += loss.detach() / passes
+    choice = config.train.attention
+    fresh = itertools.islice(batches, passes)
+    done = _update(config, engine, fresh, batches, step, ranks, device, settle, kernel(choice))
+    repeated = done.skipped and _anywhere(may_be_cudnn(choice, device), ranks, device)
+    if repeated:
+        with ds.uncompiled(engine):  # compiled code keeps the kernel that it was compiled with
+            done = replace(
+                _update(config, engine, done.fed, batches, step, ranks, device, settle, kernel("flash")),
+                waited=done.waited,
+            )
+    total, norm, waited, fed, marks = done.loss, done.norm, done.waited, done.fed, done.marks
     # Each rank fills its own row: the sum is the table of all.
     table = torch.zeros(ranks.world_size, 6, dtype=torch.float64, device=device)
     samples = sum(ledger_hash(batch.samples_B.numpy()) for batch in fed) % 2**LEDGER_BITS
@@ -124,7 +103,7 @@ def train_step(
     return Step(
         loss=sum(losses) / ranks.world_size,
         norm=float("nan") if norm is None else norm,
-        skipped=engine.skipped_steps > skipped_before,
+        skipped=done.skipped,
         losses=losses,
         own=own,
         stopping=[rank for rank, asked in enumerate(stops) if asked],
@@ -132,7 +111,84 @@ def train_step(
         fed=fed,
         ledger=int(sum(ledger)) % 2**LEDGER_BITS,
         damaged=int(sum(damaged)),
+        repeated=repeated,
     )
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What the forward and backward passes of one rank, and the optimizer's step, left."""
+
+    loss: torch.Tensor  # mean over this rank's share, on the device
+    norm: float | None  # of the gradient; None: to be asked of DeepSpeed
+    skipped: bool
+    waited: float  # seconds for data
+    fed: list[Batch]
+    marks: list["Mark"]
+
+
+def _anywhere(here: bool, ranks: Ranks, device: torch.device) -> bool:
+    """Whether ``here`` holds on any rank; collective."""
+    flag = torch.tensor(float(here), device=device)
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(flag)
+    return bool(flag.item() > 0)
+
+
+def _update(
+    config: RunConfig,
+    engine: Any,
+    source: Iterable[Batch],
+    batches: Ahead[Batch],
+    step: int,
+    ranks: Ranks,
+    device: torch.device,
+    settle: Callable[[], None],
+    attention: AbstractContextManager[None],
+) -> _Update:
+    """Forward and backward passes over the micro-batches of ``source`` and the optimizer's step; collective."""
+    # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
+    _seed(device, ((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank) % 2**63)  # what torch takes
+    passes = accumulation(config.train, ranks.world_size)
+    source = iter(source)
+    how = draw_mix(
+        config.train.seed, step, config.model.image_size, mixup=mixup_alpha(config.data), cutmix=config.data.cutmix
+    )
+    total = torch.zeros((), device=device)
+    norm, waited, skipped_before = None, 0.0, engine.skipped_steps
+    fed: list[Batch] = []
+    marks: list[Mark] = []
+    with attention:
+        for _ in range(passes):
+            asked = time.perf_counter()
+            batch = next(source)
+            waited += time.perf_counter() - asked
+            assert batch.step == step, (batch.step, step)
+            fed.append(batch)
+            x_BCHW = normalise(
+                batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype], config.model
+            )
+            targets = batch.labels_B.to(device, non_blocking=True)
+            if how != NOTHING:
+                x_BCHW, targets = mix(x_BCHW, F.one_hot(targets, engine.module.classes).float(), how)
+            marks.append(_mark(device))
+            logits_BC = engine(x_BCHW).float()
+            marks.append(_mark(device))
+            loss = loss_of(config.train.loss, logits_BC, targets, label_smoothing=config.train.label_smoothing)
+            engine.backward(loss)
+            asked = time.perf_counter()
+            batches.fetch()  # the next one, while a GPU is still busy with this one: so this is at most what it waits
+            waited += time.perf_counter() - asked
+            if config.train.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
+                norm = ds.grad_norm(engine)
+            if engine.is_gradient_accumulation_boundary():
+                settle()
+            if norm is not None and not math.isfinite(norm):
+                ds.skip_step(engine)  # DeepSpeed does it by itself under ZeRO
+            else:
+                engine.step()
+            total += loss.detach() / passes
+    return _Update(total, norm, engine.skipped_steps > skipped_before, waited, fed, marks)
 
 
 def _seed(device: torch.device, seed: int) -> None:

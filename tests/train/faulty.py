@@ -20,6 +20,7 @@ from pipeline.distributed import heartbeat
 from pipeline.engine import deepspeed_engine
 from pipeline.model.vit import VisionTransformer
 from pipeline.train import loop
+from pipeline.train import step as train_step
 
 SLOW = 0.15  # seconds
 heartbeat.PERIOD, heartbeat.SUSPICION = 0.5, 3.0  # shorter waits for the same decisions
@@ -41,7 +42,7 @@ def inject(fault: str, rank: int, step: int) -> None:
             return None
         if fault == "nan" or (fault == "nans" and forwards in (step, step + 1)):
             return logits_BC * float("nan")
-        if fault == "gradient":  # the loss stays a number
+        if fault in ("gradient", "cudnn"):  # the loss stays a number
             logits_BC.register_hook(lambda gradient: gradient * float("inf"))
         if fault == "spike":
             return logits_BC * 50.0
@@ -58,6 +59,8 @@ def inject(fault: str, rank: int, step: int) -> None:
         return None
 
     register_module_forward_hook(hook)
+    if fault == "cudnn":  # a GPU's kernel that gives a bad gradient once
+        train_step.may_be_cudnn = lambda *_: int(os.environ["RANK"]) == rank  # type: ignore[assignment]
 
     def kill(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

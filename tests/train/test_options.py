@@ -77,6 +77,29 @@ def test_a_regulariser_reaches_the_step_and_is_repeatable(
     assert losses(tmp_path / "first")[-1] != pytest.approx(losses(plain)[-1], abs=1e-4)
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_bad_gradient_of_cudnns_attention_repeats_the_step_once(
+    plain: Path, digits: Path, tmp_path: Path, stage: int
+) -> None:
+    """One of two ranks has such a kernel, and its gradient is infinite in step 3: as if nothing had happened."""
+    command = job(tmp_path / "run", digits, "--train.zero-stage", stage, steps=4)
+    first, _ = run_ranks(2, ("-m", "tests.train.faulty", "cudnn", 0, 3, *command), tmp_path / "log")
+    assert "step 3 had a non-finite gradient" in first.output
+    assert "repeated with flash, it is finite" in first.output
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-5)
+
+
+def test_an_attention_kernel_of_choice(plain: Path, digits: Path, tmp_path: Path) -> None:
+    (only,) = run_ranks(
+        1, ("-m", *job(tmp_path / "run", digits, "--train.attention", "math", steps=2)), tmp_path / "log"
+    )
+    assert "attention kernel: math" in only.output
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain)[:2], abs=1e-4)
+    command = ("-m", *job(tmp_path / "none", digits, "--train.attention", "cudnn", steps=2))
+    (refused,) = run_ranks(1, command, tmp_path / "log-none", code=2)
+    assert "train.attention cudnn is for GPUs, and this rank has none: set auto, flash, math" in refused.output
+
+
 def test_the_trace_of_some_steps(digits: Path, tmp_path: Path) -> None:
     run_ranks(1, ("-m", *job(tmp_path / "run", digits, "--train.profile", 2, steps=14)), tmp_path / "log")
     (path,) = (tmp_path / "run" / "profile").iterdir()
