@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.config import ranges
