@@ -30,8 +30,9 @@ from data_prep.images.prepare import LARGEST_FILE
 from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources import inputs
 from data_prep.sources.rows import RejectRow
+from data_prep.sources.sample_tars import LARGEST_LABEL, Label, is_number, read_label
+from data_prep.sources.splits import split_of
 from data_prep.sources.tar_headers import DamagedTarError, Read, scan
-from data_prep.sources.tar_images import split_of
 from data_prep.writing import finalize
 from pipeline.core import cli, errors, files, retry
 from pipeline.core.errors import UserError, printable
@@ -64,6 +65,8 @@ class Options:
     numbers or names themselves."""
     split: str = "auto"
     """Split of all tars; auto goes by their names."""
+    label: str = ""
+    """The member that holds a sample's class: cls (the default), txt, any other ending, or json:KEY."""
     name: str = ""
     """Name of the data set; the folder's where empty."""
     workers: int = len(os.sched_getaffinity(0))
@@ -81,6 +84,7 @@ class Tar(NamedTuple):
     path: Path
     split: str
     shard: int
+    label: Label
 
 
 class Samples(NamedTuple):
@@ -97,6 +101,7 @@ def main(args: list[str] | None = None) -> int:
     check_workers(options.workers)
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
+    label = read_label(options.label)
     tars = _tars(options)
     listed = None if options.classes == "derive" else class_lists.listed(options.classes)
     if listed is None and options.classes != "derive":
@@ -106,7 +111,7 @@ def main(args: list[str] | None = None) -> int:
     counts: collections.Counter[str] = collections.Counter()
     items: list[Tar] = []
     for split, path in sorted(zip(splits, tars, strict=True), key=lambda item: (item[0], item[1].name)):
-        items.append(Tar(path, split, counts[split]))
+        items.append(Tar(path, split, counts[split], label))
         counts[split] += 1
     rows = files.temporary(options.folder / "index.arrow")
     rejects: list[RejectRow] = []
@@ -123,7 +128,10 @@ def main(args: list[str] | None = None) -> int:
                 seen.update(pc.unique(table["class"]).to_pylist())
                 rejects += left_out
         if not writer.rows:
-            raise UserError(f"FOLDER {str(options.folder)!r}: no tar has a sample with a JPEG and a .cls member")
+            raise UserError(
+                f"FOLDER {str(options.folder)!r}: no tar has a sample with a JPEG and a .{label.ending} "
+                "member: if another member holds the class, name it by --label"
+            )
         wnids, label_of = _classes(seen, listed, options.classes)
         texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
         content = Content()
@@ -196,7 +204,7 @@ def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
     found, left_out = Samples([], [], [], []), list[RejectRow]()
     fd = retry.open_file(tar.path)
     try:
-        _find_samples(fd, tar.path, found, left_out)
+        _find_samples(fd, tar, found, left_out)
     except DamagedTarError as error:
         raise UserError(f"{str(tar.path)!r} is damaged, {error}: get it again, or move it out of the folder") from None
     finally:
@@ -218,8 +226,8 @@ def _windowed(fd: int, path: Path) -> Read:
     return read
 
 
-def _find_samples(fd: int, path: Path, found: Samples, left_out: list[RejectRow]) -> None:
-    read, tar = _windowed(fd, path), path.name
+def _find_samples(fd: int, item: Tar, found: Samples, left_out: list[RejectRow]) -> None:
+    read, tar, wanted = _windowed(fd, item.path), item.path.name, item.label
     key, offset, size, label = "", 0, -1, ""
 
     def sample() -> None:
@@ -232,7 +240,7 @@ def _find_samples(fd: int, path: Path, found: Samples, left_out: list[RejectRow]
             found.sizes.append(size)
             found.classes.append(label)
         elif key:
-            what = "no .cls member" if size >= 0 else "no JPEG"
+            what = f"no .{wanted.ending} member with a class" if size >= 0 else "no JPEG"
             left_out.append(RejectRow(printable(f"{tar}/{key}"), "", max(size, 0), "incomplete", what))
 
     for name, start, length, kind, head in scan(read, 0, os.fstat(fd).st_size, fd):
@@ -250,8 +258,8 @@ def _find_samples(fd: int, path: Path, found: Samples, left_out: list[RejectRow]
             key, size, label = stem, -1, ""
         if ending in JPEGS and size < 0:
             offset, size = start, length
-        elif ending == "cls":
-            label = (head or read(start, min(length, 256))).decode("utf-8", "replace").strip()
+        elif ending == wanted.ending or (not label and wanted.is_of(ending.lower())):
+            label = wanted.read(head or read(start, min(length, LARGEST_LABEL))) or ""
     sample()
 
 
@@ -285,8 +293,14 @@ def _constant(text: str, count: int) -> pa.DictionaryArray:
 
 def _classes(seen: set[str], listed: list[str] | None, choice: str) -> tuple[list[str], dict[str, int]]:
     """The class list, and the index that each text of a .cls member means. Raises UserError where one means none."""
-    numbers = all(text.isdecimal() for text in seen)
-    if numbers:
+    numbers = {text for text in seen if text.isdecimal()}
+    odd = sorted(text for text in seen if not text.isdecimal() and (numbers or is_number(text)))
+    if odd and not (listed and seen <= set(listed)):
+        raise UserError(
+            f"a sample has label {odd[0]!r}, which is no class number (0, 1, 2, ...) as others are: take its tar out "
+            "out (-1 marks images without a label), or list all classes by --classes FILE"
+        )
+    if len(numbers) == len(seen):
         largest = max(int(text) for text in seen)
         if largest > LARGEST_CLASS:
             raise UserError(f"a .cls member gives the class number {largest}: classes are numbered from 0")

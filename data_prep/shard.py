@@ -93,7 +93,7 @@ def run(options: Options) -> None:
     if _finished(options, identity, started):
         return
     devkit = read_devkit(options.devkit) if options.devkit else None
-    source = inputs.find(options.input, options.source, devkit, class_lists.listed(options.classes))
+    source = inputs.find(options.input, options.source, devkit, class_lists.listed(options.classes), options.label)
     check_apart(options.input, options.output, source)
     check_splits(options, source)
     with alone(options.output, options.task):
@@ -149,7 +149,7 @@ def check_apart(given: str, output: Path, source: Source) -> None:
 
 def check_splits(options: Options, source: Source) -> None:
     """Raise UserError where images held out once would be trained on."""
-    held = inputs.splits(source)
+    held = inputs.splits_of(source)
     if len(held) > 1 and split_rule(options) == SplitRule(options.split):
         raise UserError(
             f"INPUT {options.input!r} holds the splits {', '.join(held)}: shard one after another, such as "

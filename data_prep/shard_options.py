@@ -28,6 +28,9 @@ class Options:
     source: Literal["auto", "tar", "tars", "folder", "webdataset"] = "auto"
     """Form of INPUT. auto: looks at it. tar: one tar (or tar.gz) of <wnid>.tar files or class folders. tars: a folder
     of <wnid>.tar files. folder: a folder of class folders. webdataset: samples with a .cls member."""
+    label: str = ""
+    """WebDataset: the member that holds a sample's class: cls (the default), txt, any other ending, or json:KEY for a
+    key of the .json member, such as json:label."""
     devkit: Path | None = None
     """ILSVRC2012_devkit_t12.tar.gz or its folder: gives ILSVRC2012's validation images their classes."""
     split: str = "train"
@@ -149,6 +152,7 @@ def content_options(options: Options) -> dict[str, Any]:
         "min_side": options.min_side,
         "restart": options.restart,
         "samples_per_shard": options.samples_per_shard,
+        **({"label": options.label} if options.label else {}),
     }
 
 

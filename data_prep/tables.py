@@ -111,7 +111,7 @@ CATALOGUE = pa.schema(
         ("file", pa.binary()),  # path of the tar that holds the bytes, or of the image itself
         ("offset", pa.int64()),  # of the image's first byte in that file
         ("size", pa.int64()),  # bytes
-        ("tar", pa.int32()),  # number of the WebDataset tar, of images whose names may repeat in another; else 0
+        ("tar", pa.int32()),  # number of the tar or folder, of images whose names may repeat in another; else 0
     ]
 )
 

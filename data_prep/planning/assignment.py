@@ -6,7 +6,7 @@ cut into buckets by hash so that 14 million rows never stand in memory together 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -75,8 +75,8 @@ def overwritten(table: pa.Table) -> pa.Array:
     return pa.concat_arrays([same, pa.array([False] * min(len(table), 1), pa.bool_())])
 
 
-def told_apart(table: pa.Table, tars: Sequence[str]) -> pa.Table:
-    """Rows of ``by_class``; where several tars have an image of one class and name, the tar's name before theirs.
+def told_apart(table: pa.Table, name_of: Callable[[int], str]) -> pa.Table:
+    """Rows of ``by_class``; where several tars or folders have an image of one class and name, theirs before its name.
 
     As WebDataset's tars do whose writer counted from 0 in each.
     """
@@ -89,7 +89,7 @@ def told_apart(table: pa.Table, tars: Sequence[str]) -> pa.Table:
         if another:
             continue
         if len(set(numbers[start : row + 1])) > 1:
-            names[start : row + 1] = [f"{tars[numbers[k]]}/{names[k]}" for k in range(start, row + 1)]
+            names[start : row + 1] = [f"{name_of(numbers[k])}/{names[k]}" for k in range(start, row + 1)]
         start = row + 1
     return by_class(table.set_column(table.schema.get_field_index("name"), "name", pa.array(names, pa.string())))
 

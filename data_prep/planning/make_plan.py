@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,18 @@ from data_prep.planning import assignment, stream_buckets
 from data_prep.planning.assignment import SplitRule
 from data_prep.sources import inputs, streams
 from data_prep.sources.inputs import Source
+from data_prep.sources.names import ENDINGS
 from data_prep.sources.rows import ImageRow, Row
-from data_prep.sources.tar_images import ENDINGS
 from data_prep.tables import _OPTIONS, CATALOGUE, PLAN, Writer, batches, whole
 from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.dataset import class_lists
 from pipeline.dataset.format import REJECTS_SCHEMA
 
-NOT_DEFECTS = frozenset({"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small"})
+NOT_DEFECTS = frozenset(
+    {"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small", "system_file", "empty_class"}
+)
+ONLY_IF_SET = ("label", "upright")  # options that a dataset's description has only if they were given
 STREAM_BATCH = 20_000  # rows
 
 
@@ -101,11 +104,11 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
 
 def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what: str) -> None:
     """Raise UserError where a data set that is there was made with other options than asked for."""
-    for field, value in asked.items():
-        if made.get(field) != value:
+    for field in dict.fromkeys([*asked, *ONLY_IF_SET]):
+        if made.get(field) != asked.get(field):
             raise UserError(
                 f"OUTPUT {str(output)!r} holds {what} data set made with {field} {made.get(field)!r}, "
-                f"not {value!r}: choose another folder, or delete this one"
+                f"not {asked.get(field)!r}: choose another folder, or delete this one"
             )
 
 
@@ -136,11 +139,15 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
                 defects.update(rejected["reason"].to_pylist())
         if not counts:
             what = ", ".join(f"{count} {reason}" for reason, count in defects.most_common()) or "nothing else either"
-            hint = " For tars of a class each give --source tars" if source.form == "webdataset" else ""
+            hint = ""
+            if source.form == "webdataset":
+                hint = " If the class isn't in .cls members give --label; for one class per tar give --source tars"
             raise UserError(
                 f"INPUT {source.locations[0]!r} holds no images (files ending in {', '.join(sorted(ENDINGS))}; it has "
                 f"{what}): is it the right path?{hint}"
             )
+        if source.form == "webdataset":
+            check_numbers(source, options.classes, counts)
         wnids = class_lists.listed(options.classes)
         wnids = class_lists.derived(options.classes, counts) if wnids is None else wnids
         if not counts.keys() & set(wnids):
@@ -154,7 +161,7 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
             seed=options.seed,
             samples_per_shard=options.samples_per_shard,
             rejects=rejects,
-            tars=inputs.told_apart_by(source),
+            tar_name=inputs.told_apart_by(source),
         )
     (folder / "catalogue.arrow").unlink()
     if options.exclude:
@@ -180,6 +187,26 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
         streamed=not source.seekable and options.tasks > 1,
     )
     files.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+
+
+def check_numbers(source: Source, classes: str, counts: dict[str, int]) -> None:
+    """Raise UserError for names among class numbers, which would give the numbers other indices; warn of gaps."""
+    if source.class_list or class_lists.listed(classes) is not None:
+        return
+    numbers = sorted(wnid for wnid in counts if wnid.isdecimal())
+    odd = sorted(counts.keys() - set(numbers))
+    if numbers and odd:
+        raise UserError(
+            f"INPUT has the label {odd[0]!r} ({counts[odd[0]]} images) among class numbers such as {int(numbers[0])}: "
+            "leave these samples out, or name all classes, in the order of their numbers, by --classes FILE"
+        )
+    if numbers and int(numbers[-1]) >= len(numbers):
+        missing = next(number for number in range(len(numbers) + 1) if f"{number:05d}" not in counts)
+        print(
+            f"warning: no image of INPUT has class number {missing}, so greater numbers get smaller indices: to keep "
+            "them, name all classes by --classes FILE",
+            file=sys.stderr,
+        )
 
 
 def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -220,12 +247,12 @@ def make_plan(
     seed: int,
     samples_per_shard: int,
     rejects: Writer,
-    tars: Sequence[str] = (),
+    tar_name: Callable[[int], str] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write ``plan-<split>.arrow`` files to ``folder``; ``{split: {"samples": ..., "bytes": ...}}`` of the source.
 
     ``labels`` are the class indices by wnid; ``exclude`` the keys to leave out. What is left out goes to ``rejects``.
-    ``tars`` are the names of WebDataset tars in which image names may repeat.
+    ``tar_name`` names the tars (or folders), by number, in which image names may repeat.
     """
     count = sum(len(table) for table in batches(catalogue))
     buckets = max(1, -(-count // BUCKET_ROWS))
@@ -239,7 +266,7 @@ def make_plan(
         for path in by_class:
             table = assignment.by_class(whole(path))
             path.unlink()
-            table = assignment.told_apart(table, tars) if tars else table
+            table = assignment.told_apart(table, tar_name) if tar_name else table
             table = leave_out(table, assignment.overwritten(table), "duplicate_name", "a later entry has the same name")
             unlisted = pa.array([wnid not in labels for wnid in table["wnid"].to_pylist()], pa.bool_())
             table = leave_out(table, unlisted, "class_not_listed", "not a class of --classes")

@@ -7,10 +7,9 @@ and of the rejects. A stream (gzip, a pipe, a URL) is one part, and its images' 
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -20,17 +19,21 @@ import pyarrow as pa
 
 from data_prep import tables as catalogue
 from data_prep.images.prepare import LARGEST_FILE
-from data_prep.sources import streams, tar_images
+from data_prep.sources import names, sample_tars, splits, streams, tar_images
 from data_prep.sources.devkit import Devkit
 from data_prep.sources.rows import ImageRow, RejectRow, Row
-from data_prep.sources.tar_headers import BLOCK, DamagedTarError, looks_like_tar, scan
-from data_prep.sources.tar_images import ENDINGS, Tar
+from data_prep.sources.sample_tars import Label
+from data_prep.sources.tar_headers import BLOCK, DamagedTarError, Member, looks_like_tar, scan
+from data_prep.sources.tar_images import Tar
 from data_prep.tables import CATALOGUE
 from pipeline.core import retry
 from pipeline.core.errors import UserError, printable
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import REJECTS_SCHEMA
 
+PEEKED_TARS = 16  # in which members are looked at, to tell WebDataset tars from class tars
+PEEKED_MEMBERS, PEEKED_MEMBERS_MORE = 10_000, 128  # of the first tar, and of the others or of a stream
+OWN_FILES = frozenset({"dataset.json", "index.parquet", "classes.parquet", "rejects.parquet", "_info.json"})
 Form = Literal["tar", "tars", "folder", "webdataset"]
 
 
@@ -44,6 +47,14 @@ class Source:
     devkit: Devkit | None = None
     class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, where known
     ours: bool = False  # webdataset: made by data_prep.shard, which escapes characters of names in keys
+    label: Label = sample_tars.CLS  # webdataset: where a sample's class is
+    guessed: bool = False  # whether the form was found by looking at INPUT
+    beside: tuple[str, ...] = ()  # paths of what lies in INPUT's folder and isn't of the form
+
+    @cached_property
+    def numbered(self) -> bool:
+        """Whether the class list is of numbers, so that a number in a tar can't be one of its names."""
+        return all(wnid.isdecimal() for wnid in self.class_list)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -65,11 +76,12 @@ class Part:
     wnid: str = ""  # of a class's tar or folder; "" for a whole tar
     start: int = 0  # bytes, of a class's tar inside ``location``
     end: int | None = 0  # None: where the stream ends
-    number: int = 0  # of a WebDataset tar
+    number: int = 0  # of a tar, where another may hold images of the same classes and names
+    beside: bool = False  # what lies in ``location`` beside the classes or tars
 
 
-def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] | None) -> Source:
-    """What INPUT ``text`` is, of the given form unless that is "auto". Raises UserError."""
+def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] | None, label: str = "") -> Source:
+    """What INPUT ``text`` is, of the given form unless that is "auto". ``label`` is --label's. Raises UserError."""
     remote = streams.is_remote(text)
     url = urlsplit(text) if "://" in text and not text.startswith("pipe:") else None
     if url and (url.username or url.password):
@@ -92,7 +104,8 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     elif not path.exists():
         raise UserError(f"INPUT {text!r} does not exist: give the release's tar, a folder of class folders or of tars")
     elif path.is_dir():
-        locations = tuple(str(tar) for tar in sorted(path.glob("*.tar")) if not tar.name.startswith("."))
+        entries = sorted(path.iterdir())
+        locations = tuple(str(entry) for entry in entries if _is_tar(entry))
         folders = bool(_subfolders(path))
         if locations and folders and form == "auto":
             raise UserError(
@@ -106,23 +119,73 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
         locations = (text,)
     if form == "tar" and len(locations) > 1:
         raise UserError(f"INPUT {text!r} is {len(locations)} tars, and --source tar means one: give --source tars")
+    beside = _beside(path, entries, locations) if path.is_dir() else ()
     seekable = all(streams.is_seekable(location) for location in locations)
     if not remote:
         for location in locations:
             _check_tar(location, seekable)
-    if form == "auto":
-        peeked = not remote and _has_samples(locations[0], seekable)
-        several = path.is_dir() or len(locations) > 1
+    guessed = form == "auto"
+    several = path.is_dir() or len(locations) > 1
+    if guessed and label:
+        form = "webdataset"
+    elif guessed:
+        peeked = not remote and _holds_samples(text, locations, several)
         form = "webdataset" if peeked or (remote and several) else "tars" if several else "tar"
+    if label and form != "webdataset":
+        raise UserError(f"--label {label} is for WebDataset tars, and --source {form} takes classes from names")
     if form == "webdataset":
         own = _meaning(_classes_beside(locations[0]), class_list)
-        return Source("webdataset", locations, seekable, devkit, own, not remote and is_ours(Path(locations[0]).parent))
-    return Source("tar" if form == "tar" else "tars", locations, seekable, devkit)
+        made = not remote and is_ours(Path(locations[0]).parent)
+        where = sample_tars.read_label(label)
+        return Source("webdataset", locations, seekable, devkit, own, made, where, guessed, () if made else beside)
+    if form == "tars" and not devkit:
+        _check_class_tars(text, locations)
+    kind: Form = "tar" if form == "tar" else "tars"
+    return Source(kind, locations, seekable, devkit, guessed=guessed, beside=beside)
+
+
+def _is_tar(path: Path) -> bool:
+    return names.is_tar(path.name) and not names.is_system(path.name) and not path.is_dir()
+
+
+def _beside(folder: Path, entries: Sequence[Path], locations: Sequence[str]) -> tuple[str, ...]:
+    """What lies beside the tars of a folder. Raises UserError for tars that can't be read."""
+    rest = [entry for entry in entries if str(entry) not in locations and entry.name not in OWN_FILES]
+    for entry in rest:
+        if names.is_packed_tar(entry.name) and not names.is_system(entry.name) and not entry.is_dir():
+            raise UserError(
+                f"INPUT {str(folder)!r} holds {entry.name!r} among its tars, of a compression that can't be read: "
+                "unpack it to a .tar, or move it out of the folder"
+            )
+    return tuple(str(entry) for entry in rest)
+
+
+def _check_class_tars(text: str, locations: Sequence[str]) -> None:
+    """Raise UserError where tars are of splits, or two of one folder are of one class."""
+    paths = [location.split("?")[0] for location in locations if not location.startswith("pipe:")]
+    stems = {path: names.class_of_tar(path) for path in paths}
+    found = splits.among(set(stems.values()))
+    if not found and len(stems) == 1 and len(locations) == 1 and splits.has_word(stems[paths[0]]):
+        found = [splits.Split(stems[paths[0]], splits.split_of(stems[paths[0]]))]
+    if found:
+        where = {stem: path for path, stem in stems.items()}
+        raise splits.error_of_tars(text, [splits.Split(where[name], split) for name, split in found])
+    folders = {str(Path(path).parent) for path in paths}
+    if among := splits.in_paths(folders):
+        raise splits.error_of_tars(text, [splits.Split(f"/{name}", split) for name, split in among])
+    seen: dict[tuple[str, str], str] = {}
+    for path, stem in stems.items():
+        other = seen.setdefault((str(Path(path).parent), stem), path)
+        if other != path:
+            raise UserError(
+                f"INPUT {text!r} holds {Path(other).name!r} and {Path(path).name!r}, both of class {stem!r}: leave one "
+                "of them there (an unpacking that was interrupted leaves both)"
+            )
 
 
 def _subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders in it, sorted; those with a leading dot are none of ours."""
-    found = [entry for entry in _entries(folder) if not entry.name.startswith(".") and _is(entry, os.DirEntry.is_dir)]
+    """Names of the folders in it, sorted, without hidden ones and those of file managers."""
+    found = [entry for entry in _entries(folder) if not names.is_system(entry.name) and _is(entry, os.DirEntry.is_dir)]
     for entry in found:
         if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
             raise UserError(f"{entry.path!r} is a link to a folder that it lies in, not to one of a class: remove it")
@@ -163,32 +226,34 @@ def _check_tar(location: str, seekable: bool) -> None:
         )
 
 
-def _has_samples(location: str, seekable: bool) -> bool:
-    """Whether the first members look like WebDataset's: a class beside an image."""
-    with _opened(location) if seekable else nullcontext(None) as opened:
-        read = opened[0].read if opened else streams.open_stream(location).read
-        try:
-            for member in islice(scan(read, 0, None), 64):
-                if member.name.endswith(".cls"):
-                    return True
-                if tar_images.is_class_tar(member):  # gigabytes of a stream, to look behind a few of these
-                    return False
-        except DamagedTarError:
-            pass
-    return False
+def _holds_samples(text: str, locations: Sequence[str], several: bool) -> bool:
+    """Whether tars are WebDataset's, by the first members of some of them. Raises UserError if no label is there."""
+    step = -(-len(locations) // PEEKED_TARS)
+    seen = sample_tars.Peek()
+    for place, location in enumerate({*locations[::step], locations[-1]}):
+        with _opened_any(location) as (tar, size):
+            most = PEEKED_MEMBERS if size is not None and not place else PEEKED_MEMBERS_MORE
+            try:
+                sample_tars.peek(seen, scan(tar.read, 0, size, tar.fd), tar.read, most, several)
+            except DamagedTarError:
+                continue
+    if seen.samples and not seen.labelled:
+        raise UserError(sample_tars.no_label(text, seen))
+    return seen.samples
 
 
 def parts(source: Source) -> list[Part]:
     """The parts of a source, in the order they lie there. Raises UserError where there are none."""
     if source.form == "folder":
         return _folder_parts(source)
+    more = [Part(source, str(Path(source.locations[0]).parent), beside=True)] if source.beside else []
     if source.form == "tars" and not any(location.startswith("pipe:") for location in source.locations):
-        return [
-            Part(source, location, tar_images.class_of_tar(source.names[location]), 0, _size(location))
-            for location in source.locations
+        return more + [
+            Part(source, location, names.class_of_tar(source.names[location]), 0, _size(location), number)
+            for number, location in enumerate(source.locations)
         ]
     if not source.seekable or source.form == "webdataset":
-        return [Part(source, location, number=number) for number, location in enumerate(source.locations)]
+        return more + [Part(source, location, number=number) for number, location in enumerate(source.locations)]
     return _tar_parts(source)
 
 
@@ -196,7 +261,7 @@ def _size(location: str) -> int | None:
     return Path(location).stat().st_size if streams.is_seekable(location) else None
 
 
-def splits(source: Source) -> list[str]:
+def splits_of(source: Source) -> list[str]:
     """The splits that WebDataset tars belong to, sorted: by their data set if it is ours, else by their names."""
     if source.form != "webdataset":
         return []
@@ -204,58 +269,71 @@ def splits(source: Source) -> list[str]:
     known = (
         {info.file_name: info.split for info in dataset_format.read_info(paths[0].parent).shards} if source.ours else {}
     )
-    return sorted({known.get(path.name) or tar_images.split_of(path.name) for path in paths})
+    return sorted({known.get(path.name) or splits.split_of(path.name) for path in paths})
 
 
-def told_apart_by(source: Source) -> list[str]:
-    """What tells images of one name in several tars apart: the tars' names, or their numbers where those repeat.
+def told_apart_by(source: Source) -> Callable[[int], str] | None:
+    """What tells images of one name in several tars or folders apart, by number: a tar's name, or the number itself.
 
-    Empty where an image's name stands for one image, as in a release.
+    ``None`` where an image's name stands for one image, as in a dataset of ours and in a folder.
     """
-    if source.form != "webdataset" or source.ours or len(source.locations) == 1:
-        return []
-    names = [tar_images.class_of_tar(source.names[location]) for location in source.locations]
-    plain = len(set(names)) == len(names) and not any(location.startswith("pipe:") for location in source.locations)
-    return names if plain else [f"{number:05d}" for number in range(len(names))]
+    if source.ours or source.form == "folder":
+        return None
+    tars = [names.class_of_tar(source.names[location]) for location in source.locations]
+    plain = len(set(tars)) == len(tars) and not any(location.startswith("pipe:") for location in source.locations)
+    return tars.__getitem__ if source.form == "webdataset" and plain else "{:05d}".format
 
 
 def _tar_parts(source: Source) -> list[Part]:
     (location,) = source.locations
     found: list[Part] = []
+    numbers: dict[str, int] = {}  # by a class tar's name, which may come twice
+    packed: Member | None = None
+    folders = tar_images.Folders()
     loose = False
     with _opened(location) as (tar, size):
         for member in _checked(scan(tar.read, 0, size, whole=True), location):
             if tar_images.is_class_tar(member):
-                wnid = tar_images.class_of_tar(member.name)
-                found.append(Part(source, location, wnid, member.offset, member.offset + member.size))
-            elif not tar_images.is_ignored(member):
+                folders.of(printable(member.name).rpartition("/")[0])
+                wnid, end = names.class_of_tar(member.name), member.offset + member.size
+                number = numbers.setdefault(member.name, len(numbers))
+                found.append(Part(source, location, wnid, member.offset, end, number))
+            elif member.kind != "directory":
+                packed = member if names.is_packed_tar(member.name) else packed
                 loose = True
-    if loose:
-        found.append(Part(source, location))
-    if not found:
+    if found and folders.splits:
+        raise splits.error_in_tar(location, folders.all_splits())
+    if found and packed:
+        raise tar_images.packed_class_tar(location, packed)
+    if not found and not loose:
         raise UserError(f"INPUT {location!r} is an empty tar: it holds no images and no <wnid>.tar members")
-    return found
+    return [*found, *([Part(source, location)] if loose else [])]
 
 
 def _folder_parts(source: Source) -> list[Part]:
     (location,) = source.locations
-    folders = _subfolders(location)
-    splits = [name for name in folders if name in tar_images.SPLITS]
     if source.devkit:  # which knows the classes by the images' names
         return [Part(source, location)]
-    if splits and len(splits) == len(folders):
-        raise UserError(
-            f"INPUT {location!r} holds the splits {', '.join(splits)}, not classes: shard one after another, such as "
-            f"{str(Path(location) / splits[0])!r} with --split {splits[0]}"
-        )
+    if found := splits.in_folder(Path(location)):
+        raise splits.error_in_folder(location, found)
+    folders = _subfolders(location)
     if not folders:
+        if any(names.class_in_name(path.name) for path in Path(location).iterdir()):
+            return [Part(source, location)]
         raise UserError(
             f"INPUT {location!r} has no class folders and no tars: images must lie in INPUT/<class>/<image>"
         )
-    wnids = _numbered(source, folders) or folders
-    return [
-        Part(source, str(Path(location) / name), printable(wnid)) for name, wnid in zip(folders, wnids, strict=True)
-    ]
+    wnids = [names.class_name(wnid) for wnid in _numbered(source, folders) or folders]
+    by_name: dict[str, str] = {}
+    for name, wnid in zip(folders, wnids, strict=True):
+        if wnid in by_name:
+            raise UserError(
+                f"INPUT {location!r} holds the folders {printable(by_name[wnid])!a} and {printable(name)!a}, which "
+                f"are one class, {wnid!r}: move the images of one to the other"
+            )
+        by_name[wnid] = name
+    classes = [Part(source, str(Path(location) / name), wnid) for wnid, name in by_name.items()]
+    return [*classes, Part(source, location, beside=True)]
 
 
 def _numbered(source: Source, folders: Sequence[str]) -> list[str]:
@@ -272,7 +350,9 @@ def _numbered(source: Source, folders: Sequence[str]) -> list[str]:
 def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
     """What one part holds. ``on_bytes`` is told of the bytes read from a stream."""
     source = part.source
-    if source.form == "folder":
+    if part.beside:
+        yield from _rows_beside(part)
+    elif source.form == "folder":
         yield from _folder_rows(part)
     elif source.seekable:
         with _opened(part.location, part.number) as (tar, size):
@@ -289,15 +369,24 @@ def _tar_rows(part: Part, tar: Tar, size: int | None) -> Iterator[Row]:
     source = part.source
     if source.form == "webdataset":
         name_of = unquote if source.ours else str
-        return tar_images.samples(tar, size, lambda label: _class_name(source, label), name_of)
+        return sample_tars.samples(tar, size, source.label, lambda label: _class_name(source, label), name_of)
     if part.wnid:
-        return tar_images.class_tar(tar, part.start, part.end, part.wnid, whole=source.form == "tars")
+        alone = source.form == "tars"
+        return tar_images.class_tar(tar, part.start, part.end, part.wnid, whole=alone, guessed=source.guessed and alone)
     return tar_images.release_tar(tar, size, source.devkit, nested=not source.seekable)
 
 
 def _class_name(source: Source, label: str) -> str:
-    """The class a ``.cls`` member means: a number in the class list, a number without one, or a wnid itself."""
+    """The class that a label means: a number in the class list, a number without one, or a name."""
     if not label.isdecimal():
+        name = names.class_name(label)
+        if sample_tars.is_number(label) and name not in source.class_list:
+            raise UserError(
+                f"INPUT has the label {label!r}, which is no class number (0, 1, 2, ...): leave these samples out (-1 "
+                "marks images without a label), or name the classes by --classes FILE"
+            )
+        return name
+    if source.class_list and not source.numbered and label in source.class_list:
         return label
     if source.class_list and int(label) >= len(source.class_list):
         raise UserError(
@@ -305,6 +394,16 @@ def _class_name(source: Source, label: str) -> str:
             "give the list it was made with by --classes FILE"
         )
     return source.class_list[int(label)] if source.class_list else f"{int(label):05d}"
+
+
+@contextmanager
+def _opened_any(location: str) -> Iterator[tuple[Tar, int | None]]:
+    """A tar to look at the first members of, seekable or not, and its size if it is known."""
+    if streams.is_seekable(location):
+        with _opened(location) as opened:
+            yield opened
+    else:
+        yield Tar(streams.open_stream(location).read, location, streaming=True), None
 
 
 @contextmanager
@@ -327,22 +426,61 @@ def _checked(found: Iterator[Any], location: str) -> Iterator[Any]:
 
 def _folder_rows(part: Part) -> Iterator[Row]:
     devkit = part.source.devkit
+    empty = bool(part.wnid)
     for entry in _walk(part.location):
-        inside = entry.name if devkit else os.path.relpath(entry.path, part.location)
-        wnid = (devkit.wnid_of(entry.name) or "") if devkit else part.wnid
-        source = printable(f"{part.wnid}/{inside}" if part.wnid else inside)
-        if not _is(entry, os.DirEntry.is_file):
-            yield RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
+        inside = os.path.relpath(entry.path, part.location)
+        found = _file_row(part, entry, inside, entry.name if devkit else inside)
+        empty = empty and not isinstance(found, ImageRow)
+        yield found
+    if empty:
+        yield RejectRow(f"{part.wnid}/", part.wnid, 0, "empty_class", tar_images.EMPTY_CLASS)
+
+
+def _file_row(part: Part, entry: "os.DirEntry[str]", inside: str, name: str) -> Row:
+    devkit = part.source.devkit
+    wnid = (devkit.wnid_of(entry.name) or "") if devkit else part.wnid
+    if not wnid and (named := names.class_in_name(entry.name)) and not devkit and "/" not in inside:
+        wnid, name = named
+    source = printable(f"{part.wnid}/{inside}" if part.wnid else name)
+    if names.is_system_path(inside):
+        return RejectRow(source, wnid, _size_of(entry), "system_file", tar_images.SYSTEM_FILE)
+    if not _is(entry, os.DirEntry.is_file):
+        return RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
+    size = retry.steadily(entry.stat, entry.path).st_size
+    if not names.is_image(entry.name):
+        return RejectRow(source, wnid, size, "other_file", "the ending is no image's")
+    if size > LARGEST_FILE:
+        return RejectRow(source, wnid, size, "too_large", f"{size:,} bytes, more than {LARGEST_FILE:,}")
+    if not wnid:
+        return RejectRow(source, "", size, "no_class", "not a name of the --devkit" if devkit else "in no class folder")
+    return ImageRow(wnid, printable(name), entry.path, 0, size)
+
+
+def _rows_beside(part: Part) -> Iterator[Row]:
+    """The files in INPUT's folder that belong to none of its classes or tars."""
+    source = part.source
+    for entry in _entries(part.location):
+        if source.form == "folder" and _is(entry, os.DirEntry.is_dir) and not names.is_system(entry.name):
             continue
-        size = retry.steadily(entry.stat, entry.path).st_size
-        if entry.name.rpartition(".")[2].lower() not in ENDINGS:
-            yield RejectRow(source, wnid, size, "other_file", "the ending is no image's")
-        elif size > LARGEST_FILE:
-            yield RejectRow(source, wnid, size, "too_large", f"{size:,} bytes, more than {LARGEST_FILE:,}")
-        elif not wnid:
-            yield RejectRow(source, "", size, "no_class", "not a name of the --devkit")
-        else:
-            yield ImageRow(wnid, printable(inside), entry.path, 0, size)
+        if source.form != "folder" and entry.path not in source.beside:
+            continue
+        for file in _walk(entry.path) if entry.is_dir(follow_symlinks=False) else [entry]:
+            inside = os.path.relpath(file.path, part.location)
+            yield _reject_beside(file, printable(inside), source.form)
+
+
+def _reject_beside(entry: "os.DirEntry[str]", inside: str, form: Form) -> RejectRow:
+    size = _size_of(entry)
+    if names.is_system_path(inside):
+        return RejectRow(inside, "", size, "system_file", tar_images.SYSTEM_FILE)
+    what = "class folders" if form == "folder" else "tars"
+    if not names.is_image(entry.name):
+        return RejectRow(inside, "", size, "other_file", f"beside the {what}, and no image by its ending")
+    return RejectRow(inside, "", size, "no_class", f"an image beside the {what}")
+
+
+def _size_of(entry: "os.DirEntry[str]") -> int:
+    return retry.steadily(lambda: entry.stat(follow_symlinks=False), entry.path).st_size
 
 
 def _is(entry: "os.DirEntry[str]", kind: Callable[["os.DirEntry[str]"], bool]) -> bool:
@@ -361,9 +499,14 @@ def _entries(folder: str | Path) -> list["os.DirEntry[str]"]:
 
 
 def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:
-    for entry in _entries(folder):
-        if entry.name.startswith("."):
-            continue
+    """All files below a folder, in the order of names; of a system's folder that can't be read, nothing."""
+    try:
+        entries = _entries(folder)
+    except PermissionError:
+        if not names.is_system(Path(folder).name):
+            raise
+        return
+    for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path)
         else:

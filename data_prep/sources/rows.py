@@ -12,7 +12,7 @@ class ImageRow(NamedTuple):
     offset: int
     size: int
     data: bytes = b""  # the bytes, where the source is a stream: they can't be read later
-    tar: int = 0  # number of the WebDataset tar
+    tar: int = 0  # number of the tar or folder, where another may have an image of the same class and name
 
 
 class RejectRow(NamedTuple):

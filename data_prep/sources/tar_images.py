@@ -1,17 +1,26 @@
 """From tar members to images: what is an image of which class, and what is left out for which reason."""
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_prep.images.prepare import LARGEST_FILE
+from data_prep.sources import splits
 from data_prep.sources.devkit import Devkit
+from data_prep.sources.names import (
+    ENDINGS,
+    class_in_name,
+    class_name,
+    class_of_tar,
+    is_image,
+    is_packed_tar,
+    is_system_path,
+)
 from data_prep.sources.rows import ImageRow, RejectRow, Row
 from data_prep.sources.tar_headers import Member, Read, scan
 from pipeline.core.errors import UserError, printable
 
-ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
-SPLITS = ("train", "val", "test", "validation")  # folders of these names aren't classes
+SYSTEM_FILE = "a hidden file or one of a file manager's, not an image"  # detail of a reject
+EMPTY_CLASS = "the class has no images"
 
 
 class Tar(NamedTuple):
@@ -37,7 +46,7 @@ def problem(member: Member, wnid: str, where: str = "") -> RejectRow | None:
         reason, detail = "not_a_file", f"the tar member is a {member.kind}"
     elif name == ".." or name.startswith(("/", "../")) or "/../" in name or name.endswith("/.."):
         reason, detail = "unsafe_path", "the tar member's path leaves its folder"
-    elif name.rpartition(".")[2].lower() not in ENDINGS:
+    elif not is_image(name):
         reason, detail = "other_file", "the ending is no image's"
     elif member.size > LARGEST_FILE:
         reason, detail = "too_large", f"{member.size:,} bytes, more than {LARGEST_FILE:,}"
@@ -46,32 +55,30 @@ def problem(member: Member, wnid: str, where: str = "") -> RejectRow | None:
     return RejectRow(printable(where + name), wnid, member.size, reason, detail)
 
 
-def is_ignored(member: Member) -> bool:
-    """Directories, hidden files such as macOS's ``._name``, and what lies in hidden folders: not meant as images."""
-    name = member.name
-    hidden = (name[:1] == "." or "/." in name) and any(
-        part.startswith(".") and part not in (".", "..") for part in name.split("/")
-    )
-    return hidden or member.kind == "directory"
-
-
 def is_class_tar(member: Member) -> bool:
-    return member.kind == "file" and member.name.endswith(".tar") and not is_ignored(member)
+    return member.kind == "file" and member.name.lower().endswith(".tar") and not is_system_path(member.name)
 
 
-def class_of_tar(name: str) -> str:
-    """``winter21_whole/n01440764.tar`` -> ``n01440764``."""
-    return printable(name.rpartition("/")[2].removesuffix(".gz").removesuffix(".tar"))
+def packed_class_tar(file: str, member: Member) -> UserError:
+    """The error of a compressed tar among class tars, whose class would be missing."""
+    return UserError(
+        f"INPUT {file!r} holds the compressed tar {printable(member.name)!r} among class tars, where it can't be read: "
+        "unpack INPUT and gunzip this one"
+    )
 
 
-def split_of(name: str) -> str:
-    """``imagenet1k-validation-03.tar`` -> ``val``."""
-    words = set(re.split("[^a-z]+", name.lower()))
-    return "val" if words & {"val", "valid", "validation"} else "test" if "test" in words else "train"
+def system_file(member: Member, where: str = "") -> RejectRow:
+    return RejectRow(printable(where + member.name), "", member.size, "system_file", SYSTEM_FILE)
 
 
-def class_tar(tar: Tar, start: int, end: int | None, wnid: str, *, whole: bool = False) -> Iterator[Row]:
-    """The images of one class's tar; ``whole`` where it is a file by itself."""
+def class_tar(
+    tar: Tar, start: int, end: int | None, wnid: str, *, whole: bool = False, guessed: bool = False
+) -> Iterator[Row]:
+    """The images of one class's tar; ``whole`` if it is a file by itself. Yields a reject if it holds no images.
+
+    ``guessed``: that it is of one class was a guess, so labels in it are a UserError.
+    """
+    before = ""  # name of the image before
     for member in scan(tar.read, start, end, tar.fd, whole=whole):
         name = member.name
         if (  # the usual member: there are millions
@@ -83,101 +90,131 @@ def class_tar(tar: Tar, start: int, end: int | None, wnid: str, *, whole: bool =
             and member.size <= LARGEST_FILE
         ):
             yield tar.image(wnid, name, member)
+            before = name
             continue
-        if is_ignored(member):
+        if member.kind == "directory":
+            continue
+        if is_system_path(name):
+            yield system_file(member, f"{wnid}.tar/")
             continue
         reject = problem(member, wnid, f"{wnid}.tar/")
         if reject:
+            if guessed and reject.reason == "other_file" and _is_of_sample(name, before):
+                raise UserError(
+                    f"INPUT {tar.file!r} holds WebDataset samples, such as {printable(name)!r} beside "
+                    f"{printable(before)!r}: give --source webdataset with --label for the member that holds the "
+                    "class, or --source tars if each tar is one class"
+                )
             yield reject
             continue
+        before = name
         parts = [part for part in printable(member.name).split("/") if part not in ("", ".")]
         inside = parts[1:] if len(parts) > 1 and parts[0] == wnid else parts
         yield tar.image(wnid, "/".join(inside), member)
+    if not before:
+        yield RejectRow(f"{wnid}.tar", wnid, 0, "empty_class", EMPTY_CLASS)
+
+
+def stem_of(name: str) -> tuple[str, str]:
+    """A WebDataset member's key and what follows its dot: ``a.b/1.input.jpg`` -> ``a.b/1``, ``input.jpg``."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, ending = last.partition(".")
+    return f"{folder}{slash}{stem}", ending
+
+
+def _is_of_sample(name: str, image: str) -> bool:
+    return name.lower().endswith(".cls") or stem_of(name)[0] == stem_of(image)[0]
 
 
 def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) -> Iterator[Row]:
     """A release's tar: ``<class>/<image>`` members, validation images (with ``devkit``), class tars if ``nested``.
 
-    Class folders lie as deep as the first one: what lies deeper or higher is left out, for want of a class.
+    Class folders lie as deep as the first one: what lies deeper or higher is rejected, for want of a class. Raises
+    UserError for a tar of splits; only at its end if it can be read again, to name all of them.
     """
     depth = 0
-    splits: set[str] = set()
+    folders = Folders()
+    class_tars: dict[str, int] = {}
+    packed: Member | None = None
     for member in scan(tar.read, 0, end, whole=True):
-        if is_ignored(member):
+        folder, _, name = printable(member.name).rpartition("/")
+        if is_system_path(member.name):
+            if member.kind != "directory":
+                yield system_file(member)
+            continue
+        if member.kind == "directory":
+            folders.empty.add("/".join(_parts(f"{folder}/{name}")))
+            continue
+        parts = folders.of(folder)
+        if folders.splits and not devkit:
+            if tar.streaming:
+                raise splits.error_in_tar(tar.file, folders.splits)
             continue
         if is_class_tar(member):
             if nested:
-                yield from class_tar(tar, member.offset, member.offset + member.size, class_of_tar(member.name))
+                number = class_tars.setdefault(member.name, len(class_tars))
+                inner = tar._replace(number=number)
+                yield from class_tar(inner, member.offset, member.offset + member.size, class_of_tar(name))
             continue
-        folder, _, name = printable(member.name).rpartition("/")
-        folders = [part for part in folder.split("/") if part not in ("", ".")]
-        wnid = (devkit.wnid_of(name) if devkit else None) or (folders[-1] if folders else "")
-        splits.update(part for part in folders[-2:-1] if part in SPLITS and not devkit)
-        if len(splits) > 1:
-            raise UserError(
-                f"INPUT {tar.file!r} holds the splits {', '.join(sorted(splits))}, not classes: unpack it, and shard "
-                "one after another, each with its --split"
-            )
+        packed = member if is_packed_tar(name) else packed
+        if packed and class_tars:
+            raise packed_class_tar(tar.file, packed)
+        named = class_in_name(name) if not parts and not devkit else None
+        wnid = (devkit.wnid_of(name) if devkit else None) or (named[0] if named else parts[-1] if parts else "")
+        wnid = class_name(wnid)
         reject = problem(member, wnid)
         if reject:
             yield reject
+        elif named:
+            yield tar.image(wnid, named[1], member)
         elif not wnid:
             raise UserError(
                 f"INPUT {tar.file!r} has images without a class, such as {name!r}: images must lie in <wnid>.tar "
-                "members or in class folders; for ILSVRC2012's validation tar give --devkit, for samples with .cls "
-                "members --source webdataset, for the gzipped tar of one class unpack it"
+                "members or in class folders; for ILSVRC2012's validation tar give --devkit, for samples with .cls, "
+                ".json or .txt members --source webdataset with --label, for the gzipped tar of one class unpack it"
             )
         elif devkit and not devkit.wnid_of(name):
             yield RejectRow(printable(member.name), "", member.size, "no_class", "not a name of the --devkit")
-        elif not devkit and len(folders) != (depth := depth or len(folders)):
-            detail = f"its folder is {len(folders)} deep, the first image's {depth}: which one is its class?"
+        elif not devkit and len(parts) != (depth := depth or len(parts)):
+            detail = f"its folder is {len(parts)} deep, the first image's {depth}: which one is its class?"
             yield RejectRow(printable(member.name), "", member.size, "no_class", detail)
         else:
-            yield tar.image(wnid, name, member)
+            yield tar.image(wnid, name, member)._replace(tar=folders.number("" if devkit else "/".join(parts[:-1])))
+    if folders.splits and not devkit:
+        raise splits.error_in_tar(tar.file, folders.all_splits())
+    for path in sorted(folders.empty - folders.used):
+        yield RejectRow(f"{path}/", path.rpartition("/")[2], 0, "empty_class", EMPTY_CLASS)
 
 
-def samples(tar: Tar, end: int | None, wnid_of: Callable[[str], str], name_of: Callable[[str], str]) -> Iterator[Row]:
-    """A WebDataset tar: members of one key, side by side, are a sample.
+class Folders:
+    """The folders of a tar's members, each looked at once."""
 
-    ``wnid_of`` names the class in ``.cls``, ``name_of`` the image of a key, without its ending.
-    """
-    key: str | None = None
-    image: tuple[ImageRow, str] | None = None
-    label: str | None = None
-    file = printable(tar.file)
+    def __init__(self) -> None:
+        self.splits: list[splits.Split] = []
+        self.empty: set[str] = set()  # directories, whether or not something lies in them
+        self.used: set[str] = {""}  # folders in which files lie, at any depth
+        self._worded: set[str] = set()  # paths whose last part has a split's word
+        self._parts: dict[str, list[str]] = {}
+        self._numbers: dict[str, int] = {}
 
-    def left_out(size: int, reason: str, detail: str) -> RejectRow:
-        return RejectRow(f"{file}/{key}", "", size, reason, detail)
+    def of(self, folder: str) -> list[str]:
+        """The parts of a file's folder."""
+        if folder not in self._parts:
+            parts = self._parts[folder] = _parts(folder)
+            self.used |= {"/".join(parts[: depth + 1]) for depth in range(len(parts))}
+            worded = {"/".join(parts[: depth + 1]) for depth, part in enumerate(parts) if splits.has_word(part)}
+            if not worded <= self._worded:
+                self._worded |= worded
+                self.splits = self.all_splits()
+        return self._parts[folder]
 
-    def sample() -> Iterator[Row]:
-        if image and label:
-            wnid = wnid_of(label)
-            row, ending = image
-            yield row._replace(wnid=wnid, name=f"{name_of(key or '').removeprefix(wnid + '/')}.{ending}")
-        elif image:
-            yield left_out(image[0].size, "no_class", "the sample has no .cls member")
-        elif label:
-            yield left_out(0, "other_file", "the sample has no member with an image's ending")
+    def all_splits(self) -> list[splits.Split]:
+        return splits.in_paths(self._parts)
 
-    for member in scan(tar.read, 0, end, whole=True):
-        if is_ignored(member):
-            continue
-        folder, slash, name = printable(member.name).rpartition("/")
-        stem, _, ending = name.partition(".")
-        own = f"{folder}{slash}{stem}"
-        if own != key:
-            yield from sample()
-            key, image, label = own, None, None
-        if ending == "cls" and member.kind == "file":
-            label = tar.read(member.offset, min(member.size, 256)).decode("utf-8", "replace").strip()
-        elif ending.rpartition(".")[2].lower() in ENDINGS:
-            reject = problem(member, "", f"{file}/")
-            if reject:
-                yield reject
-            elif image is None or ("." in image[1] and "." not in ending):  # 1.jpg rather than 1.depth.png
-                if image:
-                    yield left_out(image[0].size, "other_file", f"the sample's image is .{ending}, not .{image[1]}")
-                image = tar.image("", "", member), ending
-            else:
-                yield left_out(member.size, "other_file", f"the sample's image is .{image[1]}, not .{ending}")
-    yield from sample()
+    def number(self, parent: str) -> int:
+        """Of a folder of class folders, counted in the tar's order."""
+        return self._numbers.setdefault(parent, len(self._numbers))
+
+
+def _parts(folder: str) -> list[str]:
+    return [part for part in folder.split("/") if part not in ("", ".")]

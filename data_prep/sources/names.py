@@ -1,0 +1,71 @@
+"""What names of files, folders and tar members say: an image, a class, a tar, or something of the system's."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+from pipeline.core.errors import printable
+
+ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
+_TARS = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
+_PACKED_TARS = re.compile(r"\.(tar\.\w+|tgz|txz|tbz2?|tzst)$", re.IGNORECASE)
+# file managers' and NAS systems' own folders and files, in lower case
+_SYSTEM = frozenset(
+    (
+        *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot", "$recycle.bin"),
+        *("system volume information", "lost+found", "__pycache__", "icon\r"),
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+    )
+)
+# Hugging Face's copies of ImageNet append the class: ILSVRC2012_val_00000293_n01440764.JPEG
+_WITH_CLASS = re.compile(r"(ILSVRC2012_val_\d{8}|n\d{8}_\d+)_(n\d{8})(\.\w+)")
+
+
+def is_system(name: str) -> bool:
+    """Whether a file or folder belongs to a file manager, a NAS or an editor: hidden names and some others."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def is_system_path(path: str) -> bool:
+    """Whether any part of a path ("/" between parts) is a system's."""
+    return any(is_system(part) for part in path.split("/") if part not in ("", ".", ".."))
+
+
+def is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in ENDINGS
+
+
+def is_tar(name: str) -> bool:
+    """Whether a file is a tar or gzipped tar by its name: .tar, .tar.gz or .tgz, in small or capital letters."""
+    return _TARS.search(name) is not None
+
+
+def is_packed_tar(name: str) -> bool:
+    """Whether a file is a compressed tar by its name, of whatever compression."""
+    return _PACKED_TARS.search(name) is not None
+
+
+def class_name(text: str) -> str:
+    """A class's name as it is stored: Unicode NFC, as Linux and most lists write it; Macs' file names are NFD."""
+    return text if text.isascii() else unicodedata.normalize("NFC", printable(text))
+
+
+def class_of_tar(name: str) -> str:
+    """``winter21_whole/n01440764.tar`` -> ``n01440764``."""
+    return class_name(_TARS.sub("", name.rpartition("/")[2]))
+
+
+def class_in_name(name: str) -> tuple[str, str] | None:
+    """Class and plain name of an image of ImageNet whose file name ends with its class; ``None`` for other names.
+
+    ``ILSVRC2012_val_00000293_n01440764.JPEG`` -> ``("n01440764", "ILSVRC2012_val_00000293.JPEG")``
+    """
+    match = _WITH_CLASS.fullmatch(name)
+    return (match[2], match[1] + match[3]) if match else None
+
+
+def subfolders(folder: str | Path) -> list[str]:
+    """Names of the folders in it, sorted, without those of systems. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not is_system(entry.name) and entry.is_dir())
