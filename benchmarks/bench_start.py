@@ -67,7 +67,7 @@ def start(scratch: Path) -> dict[str, list[float]]:
 
     from pipeline.config.recipes import tiny
     from pipeline.train import loop
-    from pipeline.train.console import Screen
+    from pipeline.train.console import Bar
     from pipeline.train.setup import prepare, start
     from pipeline.train.state import Progress
     from pipeline.train.stop_signals import StopRequest
@@ -92,8 +92,8 @@ def start(scratch: Path) -> dict[str, list[float]]:
         return done
 
     loop.train_step = marked  # type: ignore[assignment]
-    with Screen(0, 1, speaks=False) as screen:
-        loop.loop(run, Progress(0, {}), StopRequest(), screen)
+    with Bar(0, 1, shown=False) as bar:
+        loop.loop(run, Progress(0, {}), StopRequest(), bar)
     run.saver.finish()
     pairs = list(itertools.pairwise(marks))
     return {name: [end[column] - begin[column] for begin, end in pairs] for column, name in enumerate(("wall", "cpu"))}

@@ -1,8 +1,8 @@
 """python -m jobs.evaluate MODEL --data DATASET: exact accuracy on any number of processes, no DeepSpeed."""
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jobs.sync import send
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, log
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 from pipeline.runs import evaluations
 from pipeline.runs.evaluations import FOLDER, name_of, run_of
+
+logger = logging.getLogger("jobs.evaluate")
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +96,8 @@ def main() -> int:
     if real is not None:
         check_real(config, read_classes(split.folder)["wnid"].to_pylist())
     accelerator = make_accelerator()
+    if accelerator.num_processes > 1:
+        log.set_up(accelerator.process_index, accelerator.num_processes, stamped=True)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     source = checkpoint.resolve(config.model) if is_run(config.model) else config.model
     run_dir = run_of(source) if config.log else None
@@ -165,7 +169,7 @@ def main() -> int:
             for folder in folders:
                 write(folder, tally.confusion_CC.cpu().numpy(), names, config.format)
                 plot = folder / f"confusion.{config.format}"
-                print(f"per class: {folder / 'per_class.csv'}, {plot}", file=sys.stderr)
+                logger.info("per class: %s, %s", folder / "per_class.csv", plot)
         if run_dir is not None:
             send(run_dir)
     accelerator.end_training()
@@ -217,9 +221,10 @@ def check_classes(config: EvaluateConfig, classes: "Sequence[Named]", data: list
     """Raises UserError where the data set's classes are others than the model's, or in another order."""
     wnids, names = [entry["wnid"] for entry in data], [entry["name"] for entry in data]
     if len(classes) == len(data) and not any(entry.wnid for entry in classes):
-        print(
-            f"warning: MODEL {str(config.model)!r} does not name its classes: taken to be those of --data, in order",
-            file=sys.stderr,
+        logger.warning(
+            "MODEL %r does not name its classes: taken to be those of --data, in order",
+            str(config.model),
+            extra=log.ONCE,
         )
         return
     if [entry.wnid for entry in classes] in (wnids, names):  # transformers' folders have nothing but names

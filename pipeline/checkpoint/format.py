@@ -7,6 +7,7 @@ last and lists the files' sizes and hashes: it is the mark of a complete checkpo
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.engine import state_keys
 from pipeline.runs.folder import complete as complete  # noqa: PLC0414 - looked for here
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -55,7 +58,7 @@ def latest(run_dir: Path, *, hashes: bool = False) -> Path | None:
         fault = find_fault(path, hashes=hashes)
         if fault is None:
             return path
-        print(f"warning: checkpoint {path} is passed over: {fault}", flush=True)
+        logger.warning("checkpoint %s is passed over: %s", path, fault)
     return None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import io
+import logging
 import os
 import re
 import sys
@@ -16,8 +17,11 @@ from typing import Any, TypeVar
 
 import tyro
 
+from pipeline.core import log
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
 from pipeline.core.terminal import escape_output
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
@@ -43,9 +47,10 @@ def run(main: Callable[[], int | None]) -> None:
     escape_output()
     os.environ.setdefault("PYTHON_COLORS", "0")  # Python 3.13's tracebacks, whose escapes would be escaped
     try:
+        log.set_up()
         code = main()
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        logger.error("%s", " ".join(str(error).split()))
         code = EXIT_USER
     except BrokenPipeError:  # the reader of our output (head, less) has left
         code = EXIT_DONE
@@ -62,14 +67,14 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         where = "" if name is None else f"{str(name)!r}: "
         remedy = ": the disk or its server is in trouble; try again" if error.errno in TRANSIENT else ""
-        print(f"error: {where}{error.strerror}{remedy}", file=sys.stderr)
+        logger.error("%s%s%s", where, error.strerror, remedy)
         code = EXIT_USER
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again, and would leave with 120
         if not isinstance(error, BrokenPipeError):
-            print(f"error: the standard output: {error.strerror}", file=sys.stderr)
+            logger.error("the standard output: %s", error.strerror)
             code = EXIT_USER
     sys.exit(code or EXIT_DONE)
 

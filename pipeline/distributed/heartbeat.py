@@ -6,6 +6,7 @@ Nothing here is collective after :meth:`Heartbeat.start`, and training never wai
 """
 
 import datetime
+import logging
 import os
 import socket
 import threading
@@ -13,6 +14,8 @@ import time
 
 import torch.distributed
 from torch._C._distributed_c10d import TCPStore  # torch.distributed.TCPStore, where mypy finds it
+
+logger = logging.getLogger(__name__)
 
 PERIOD = 1.0  # seconds between signs of life
 SILENCE = 30.0  # seconds after which a rank is gone, whatever the others see
@@ -118,5 +121,5 @@ class Heartbeat:
         """End the process from this thread: the main one may hang in a collective for good."""
         if self._failed:
             return
-        print(f"error: {who} gone: rank {self.rank} leaves; a restart goes on from the last checkpoint", flush=True)
+        logger.error("%s gone: rank %d leaves; a restart goes on from the last checkpoint", who, self.rank)
         os._exit(EXIT_PEER_GONE)

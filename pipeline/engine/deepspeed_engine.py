@@ -5,6 +5,7 @@ and its optimizer moments, full-sized. DeepSpeed's own checkpoints are bound to 
 universal ones silently lose the second parameter group under ZeRO-3 (docs/design.md).
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.core.log import ONCE
 from pipeline.engine import gradient_norms, lamb
 from pipeline.engine import optimizer as optim
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.engine.import_deepspeed import deepspeed
 from pipeline.engine.state_keys import AVERAGE, MASTER, MOMENTS
+
+logger = logging.getLogger(__name__)
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> Any:
@@ -37,8 +41,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> 
     if isinstance(optimizer, lamb.Lamb):
         lamb.follow_zero(optimizer, engine)
     if compiles(config.train, model):
-        if torch.distributed.get_rank() == 0:
-            print("compiling the model: the first step takes about a minute (--train.compile off: none)", flush=True)
+        logger.info("compiling the model: the first step takes about a minute (--train.compile off: none)", extra=ONCE)
         engine.compile()
     return engine
 

@@ -4,10 +4,10 @@ The region decoder is a C extension over libjpeg-turbo (_jpeg.c), built where a 
 are. Without it simplejpeg decodes the whole image: the same pixels, bit for bit, at 60 % of the speed.
 """
 
+import logging
 import math
 import multiprocessing
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy.typing as npt
 import simplejpeg
 
 from pipeline.imaging.jpeg_header import without_oddities
+
+logger = logging.getLogger(__name__)
 
 try:
     from pipeline.imaging import _jpeg
@@ -42,10 +44,10 @@ def _is_tested(extension: Any) -> bool:
         return True
     if multiprocessing.parent_process() is None:
         name = f"libjpeg-turbo {'.'.join(map(str, version)) or 'of unknown version'}"
-        print(
-            f"warning: {extension.library()} is {name}, and the fast region decoder was tested with 1.5 to 3.2: whole "
-            "images are decoded, which is slower",
-            file=sys.stderr,
+        logger.warning(
+            "%s is %s, but the fast region decoder was tested with 1.5 to 3.2: whole images are decoded (slower)",
+            extension.library(),
+            name,
         )
     return False
 

@@ -4,7 +4,7 @@ A resumed run repeats the steps since its checkpoint, so a step may have several
 torch.
 """
 
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ import numpy as np
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, ledger_hash
 from pipeline.runs.records import Appender
+
+logger = logging.getLogger(__name__)
 
 LEDGER = "ledger.txt"
 _CHUNK = 1 << 20  # positions at a time
@@ -48,7 +50,7 @@ def appending(run_dir: Path, *, wanted: bool = True) -> Iterator[Callable[[int, 
     finally:
         file.close()
         if file.waiting:
-            print(f"error: {len(file.waiting)} line(s) of {file.path} are lost: {file.fault}", file=sys.stderr)
+            logger.error("%d line(s) of %s are lost: %s", len(file.waiting), file.path, file.fault)
 
 
 def read(run_dir: Path) -> list[tuple[int, int]]:

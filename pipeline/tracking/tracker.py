@@ -5,8 +5,8 @@ runs beside the training, follows the folder, and survives servers that are down
 what it could not.
 """
 
-import contextlib
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pipeline.runs import evaluations, provenance, records
 from pipeline.runs.records import Attempt, Line, Record
 from pipeline.tracking.view import how_to_look
+
+logger = logging.getLogger(__name__)
 
 OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
 CODE = "code"  # folder of the run folder: packages and uncommitted changes, by attempt
@@ -51,13 +53,14 @@ class Tracker:
         line = Line(step, samples, now, self._attempt.number, metrics | self._progress(step, samples, now, metrics))
         if not self._file.append(records.to_json(line)) and not self._warned:
             self._warned = True
-            _say(
-                f"warning: {self._file.path} can't be written ({self._file.fault}): its lines wait in memory until "
-                "there is room again"
+            logger.warning(
+                "%s can't be written (%s): its lines wait in memory until there is room again",
+                self._file.path,
+                self._file.fault,
             )
         elif self._warned and not self._file.waiting:
             self._warned = False
-            _say(f"{self._file.path} is written again, nothing is lost")
+            logger.info("%s is written again, nothing is lost", self._file.path)
 
     def _progress(self, step: int, samples: int, now: float, metrics: dict[str, float]) -> dict[str, float]:
         """What any curve can be drawn against, beside the step.
@@ -90,7 +93,7 @@ class Tracker:
         self._save(dataclasses.replace(self._record, attempts=[*self._record.attempts[:-1], self._attempt]))
         self._file.close()
         if self._file.waiting:
-            _say(f"error: {len(self._file.waiting)} line(s) of {self._file.path} are lost: {self._file.fault}")
+            logger.error("%d line(s) of %s are lost: %s", len(self._file.waiting), self._file.path, self._file.fault)
         if self._sync is not None:
             _finish_sync(self._sync, self.run_dir, PATIENCE[status])
 
@@ -99,7 +102,7 @@ class Tracker:
         try:
             records.write_record(self.run_dir, record)
         except OSError as error:
-            _say(f"warning: {self.run_dir / records.RECORD} can't be written: {error}")
+            logger.warning("%s can't be written: %s", self.run_dir / records.RECORD, error)
 
 
 def open_tracker(
@@ -160,7 +163,7 @@ def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:
                 command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
     except OSError as error:
-        _say(f"warning: no MLflow sync ({error}): run python -m jobs.sync {run_dir} later")
+        logger.warning("no MLflow sync (%s): run python -m jobs.sync %s later", error, run_dir)
         return None
 
 
@@ -177,15 +180,11 @@ def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) 
         sync.kill()
         code = sync.wait()
     if code != 0:
-        _say(
-            f"MLflow has not got everything of {run_dir} yet (see {run_dir / 'mlflow.log'}); it is safe in the run "
-            f"folder: python -m jobs.sync {run_dir}"
+        logger.warning(
+            "MLflow has not got everything of %s yet (see %s); it is safe in the run folder: python -m jobs.sync %s",
+            run_dir,
+            run_dir / "mlflow.log",
+            run_dir,
         )
     elif page := how_to_look(run_dir):
-        _say(f"MLflow: {page}")
-
-
-def _say(text: str) -> None:
-    """On stderr, which may be a file on the very disk that is full: that must not end a training."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        logger.info("MLflow: %s", page)

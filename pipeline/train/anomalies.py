@@ -3,6 +3,7 @@
 Every rank knows the same of a step (:class:`pipeline.train.step.Step`) and so comes to the same end without asking.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,37 +11,39 @@ from pathlib import Path
 import torch.distributed
 
 from pipeline.core.errors import UserError
+from pipeline.core.log import ONCE
 from pipeline.core.tensor_files import save_tensors
 from pipeline.loader.batches import Batch
 from pipeline.loader.damage import Damage
-from pipeline.train.console import Screen
 from pipeline.train.resume import resume
 from pipeline.train.state import Progress, Run
 from pipeline.train.step import Step
 
+logger = logging.getLogger(__name__)
 
-def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
+
+def examine(run: Run, progress: Progress, done: Step) -> None:
     """Look at a step's numbers; collective where they are none. Raises NonFiniteError where those may not pass."""
     if done.damaged:
-        examine_damage(run, progress.step, done, screen)
+        examine_damage(run, progress.step, done)
     progress.own.append(done.own)
     if done.finite:
         if spike := progress.spikes.see(done.loss):
-            screen.line(f"warning: step {progress.step}: {spike}")
+            logger.warning("step %d: %s", progress.step, spike, extra=ONCE)
         return
     report = describe_nonfinite(done, progress.step, run.heartbeat.hosts)
     if (rank := run.job.ranks.rank) in done.culprits:
         all_keys = run.job.data.sample_keys()
         keys = [all_keys[row] for batch in done.fed for row in batch.samples_B.tolist()]
         path = dump(run.config.run_dir / "nonfinite", progress.step, rank, done.fed, keys)
-        print(f"warning: {report}; rank {rank}'s samples {', '.join(keys)} are kept in {path}", flush=True)
+        logger.warning("%s; rank %d's samples %s are kept in %s", report, rank, ", ".join(keys), path)
     torch.distributed.barrier()  # a rank that leaves before would take those that still write with it
     limits = run.config.train
     if done.skipped and progress.skipped < limits.skip_nonfinite:
         progress.skipped += 1
-        screen.line(f"warning: {report}; the step is left out, {progress.skipped} so far")
+        logger.warning("%s; the step is left out, %d so far", report, progress.skipped, extra=ONCE)
     elif progress.rollbacks < limits.rollback_nonfinite:
-        go_back(run, progress, report, screen)
+        go_back(run, progress, report)
     else:
         raise NonFiniteError(
             f"{report}. Training has diverged: resume from the last checkpoint with a lower optim.lr or optim.clip 1, "
@@ -50,7 +53,7 @@ def examine(run: Run, progress: Progress, done: Step, screen: Screen) -> None:
         )
 
 
-def go_back(run: Run, progress: Progress, report: str, screen: Screen) -> None:
+def go_back(run: Run, progress: Progress, report: str) -> None:
     """Put the last checkpoint's weights and moments back; collective. Raises NonFiniteError where there is none.
 
     The run goes on with the next step's samples and learning rate, as PaLM's did (arXiv 2204.02311, section 5.1): the
@@ -66,13 +69,18 @@ def go_back(run: Run, progress: Progress, report: str, screen: Screen) -> None:
     progress.rollbacks += 1
     progress.undone += lost
     run.clock.undo(progress.saved.get(meta.step, 0.0))
-    screen.line(
-        f"warning: {report}; back to the weights of step {meta.step}, {lost} steps are undone ({progress.rollbacks} of "
-        f"{run.config.train.rollback_nonfinite} times)"
+    logger.warning(
+        "%s; back to the weights of step %d, %d steps are undone (%d of %d times)",
+        report,
+        meta.step,
+        lost,
+        progress.rollbacks,
+        run.config.train.rollback_nonfinite,
+        extra=ONCE,
     )
 
 
-def examine_damage(run: Run, step: int, done: Step, screen: Screen) -> None:
+def examine_damage(run: Run, step: int, done: Step) -> None:
     """Report the samples that didn't decode; collective. Raises UserError, on all ranks, past the run's budget."""
     own = [item for batch in done.fed for item in batch.damaged]
     everyone: list[list[Damage]] = [[] for _ in range(run.job.ranks.world_size)]
@@ -80,7 +88,7 @@ def examine_damage(run: Run, step: int, done: Step, screen: Screen) -> None:
     verdict = [""]
     if run.damages is not None:
         for item in run.damages.see(step, [item for rank in everyone for item in rank]):
-            screen.line(f"warning: step {step}: {item}; another stands in")
+            logger.warning("step %d: %s; another stands in", step, item)
         if len(run.damages.samples) > run.config.data.damage_budget:
             verdict = [run.damages.summary()]
     torch.distributed.broadcast_object_list(verdict)

@@ -1,29 +1,34 @@
-"""What rank 0 tells the person who watches: a progress bar on a terminal, lines anywhere else."""
+"""What rank 0 shows of a training: the text of its log lines, and a progress bar on a terminal."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.config.schema import accumulation
-from pipeline.core import terminal
+from pipeline.core import log, terminal
 from pipeline.core.units import duration
 from pipeline.train.state import Run
 
 
-class Screen:
-    """A context manager. Only the one made with ``speaks`` prints."""
+class Bar:
+    """A progress bar on a terminal, where ``shown``; the log's lines go above it meanwhile. A context manager."""
 
-    def __init__(self, start: int, steps: int, *, speaks: bool) -> None:
-        self.speaks = speaks
+    def __init__(self, start: int, steps: int, *, shown: bool) -> None:
         self._progress: Progress | None = None
-        console = terminal.console()
-        if speaks and console.is_terminal:
+        self._lines: AbstractContextManager[None] = nullcontext()
+        console = terminal.console(stderr=True)
+        if shown and console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
             self._progress = Progress(*columns, console=console)
             self._task = self._progress.add_task("", total=steps, completed=start)
+            self._lines = log.written_by(
+                lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+            )
 
     def __enter__(self) -> Self:
+        self._lines.__enter__()
         if self._progress is not None:
             self._progress.start()
         return self
@@ -31,13 +36,7 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:
             self._progress.stop()
-
-    def line(self, text: str) -> None:
-        """A line that stays."""
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self.speaks:
-            print(text, flush=True)
+        self._lines.__exit__(None, None, None)
 
     def step(self, step: int, loss: float) -> None:
         if self._progress is not None:

@@ -1,6 +1,7 @@
 """Starting a fine-tune: from a run of ours, from somebody else's weights, or from scratch."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,11 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.config.schema import ModelConfig, RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.core.log import ONCE
 from pipeline.interop.load import load_weights
 from pipeline.interop.trained_model import is_run
+
+logger = logging.getLogger(__name__)
 
 SCRATCH = "scratch"
 
@@ -78,11 +82,8 @@ def inherit(config: RunConfig, parent: Parent | None) -> RunConfig:
         own = replace(own, mean=theirs.mean, std=theirs.std)
     differing = [name for name in ("gelu", "norm_eps", "mean", "std") if getattr(own, name) != getattr(theirs, name)]
     if differing:  # it can be trained, but the parent's features are not quite what the model now computes
-        print(
-            f"warning: --parent {config.parent!r} was trained with other settings: "
-            f"{_options(theirs, differing)} keeps them",
-            flush=True,
-        )
+        keeps = _options(theirs, differing)
+        logger.warning("--parent %r was trained with other settings: %s keeps them", config.parent, keeps, extra=ONCE)
     return replace(config, model=own)
 
 

@@ -1,6 +1,7 @@
 """Training, pretraining and fine-tuning alike: one rank's run from start to exit code."""
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import sys
@@ -16,6 +17,7 @@ from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import RunConfig
 from pipeline.core.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from pipeline.core.files import flush
+from pipeline.core.log import ONCE
 from pipeline.core.retry import UnreadableError
 from pipeline.distributed import process_group
 from pipeline.engine import deepspeed_engine as ds
@@ -29,13 +31,15 @@ from pipeline.runs.goodput import account, summary
 from pipeline.runs.records import METRICS, read_lines, read_record
 from pipeline.train import anomalies, detectors
 from pipeline.train.anomalies import examine
-from pipeline.train.console import Screen, finished_line, headline, progress_line
+from pipeline.train.console import Bar, finished_line, headline, progress_line
 from pipeline.train.profiler import profile
 from pipeline.train.setup import prepare, start
 from pipeline.train.state import Progress, Run
 from pipeline.train.step import DTYPES, Step, train_step
 from pipeline.train.stop_signals import StopRequest
 from pipeline.train.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "stopped", "failed"]
 TOLD_EVERY = 5.0  # seconds between writes of status.json, which wait for the disk
@@ -53,8 +57,7 @@ def train(config: RunConfig) -> int:
     """
     job = prepare(config)
     if job.status is not None and job.status.state == "finished":
-        if job.ranks.rank == 0:
-            print(finished_line(config.run_dir, job.status.step, job.status.metrics), flush=True)
+        logger.info("%s", finished_line(config.run_dir, job.status.step, job.status.metrics), extra=ONCE)
         return EXIT_DONE
     stop = StopRequest()
     run = start(config, job)
@@ -62,9 +65,9 @@ def train(config: RunConfig) -> int:
     if run.meta is not None:
         progress.skipped, progress.rollbacks, progress.undone = run.meta.skipped, run.meta.rollbacks, run.meta.undone
     try:
-        with Screen(run.start_step, job.steps, speaks=run.tracker is not None) as screen:
-            screen.line(headline(run))
-            outcome = loop(run, progress, stop, screen)
+        with Bar(run.start_step, job.steps, shown=job.ranks.rank == 0) as bar:
+            logger.info("%s", headline(run), extra=ONCE)
+            outcome = loop(run, progress, stop, bar)
             run.saver.finish()
             torch.distributed.barrier()
     except BaseException as error:
@@ -83,7 +86,7 @@ def train(config: RunConfig) -> int:
     return EXIT_DONE if outcome == "finished" else EXIT_REQUEUE
 
 
-def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Outcome:
+def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
     """Optimizer steps until the run is finished or any rank is asked to stop."""
     config, engine, steps = run.config, run.engine, run.job.steps
     batches = Ahead(
@@ -126,29 +129,33 @@ def loop(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> Out
             progress.step += 1
             note(progress.step, done.ledger)
             if done.repeated:
-                screen.line(
-                    f"warning: step {progress.step} had a non-finite gradient, with cuDNN's attention kernel perhaps; "
-                    f"repeated with flash, it is {'finite' if done.finite else 'non-finite, too'} "
-                    "(--train.attention flash for the whole run)"
+                logger.warning(
+                    "step %d had a non-finite gradient, with cuDNN's attention kernel perhaps; repeated with flash, it "
+                    "is %s (--train.attention flash for the whole run)",
+                    progress.step,
+                    "finite" if done.finite else "non-finite, too",
+                    extra=ONCE,
                 )
-            examine(run, progress, done, screen)
+            examine(run, progress, done)
             if config.train.average:
                 ds.update_average(engine, config.train.average)
             tick()
             if due(progress.step, config.train.log_every, steps) or done.stopping:
-                log_step(run, progress, done, lr, screen)
+                log_step(run, progress, done, lr)
+                bar.step(progress.step, done.loss)
             result = {}
             if progress.step < steps and due(progress.step, config.train.eval_every, steps) and not done.stopping:
-                result = evaluate_now(run, progress, stop, screen)
+                result = evaluate_now(run, progress, stop)
             if done.save or done.stopping:
                 save(run, progress, result or {})
             if done.stopping and (progress.step < steps or run.job.held_out is not None):
-                screen.line(f"asked to stop: {', '.join(run.heartbeat.name(rank) for rank in done.stopping)}")
+                names = ", ".join(run.heartbeat.name(rank) for rank in done.stopping)
+                logger.info("asked to stop: %s", names, extra=ONCE)
                 return "stopped"
     if run.start_step < steps or not (run.meta and run.meta.metrics):  # else evaluated before it was resumed
         run.saver.finish()  # the last checkpoint, which an evaluation that fails must not cost
         watchdog.feed()
-        result = evaluate_now(run, progress, stop, screen)
+        result = evaluate_now(run, progress, stop)
         if result is None:
             return "stopped"
         if result and run.tracker is not None:
@@ -183,8 +190,8 @@ def incidents(run: Run, progress: Progress) -> dict[str, float]:
     return {name: count for name, count in counts.items() if count}
 
 
-def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen) -> None:
-    """Metrics of the steps since the last line, to the run folder and the screen."""
+def log_step(run: Run, progress: Progress, done: Step, lr: float) -> None:
+    """Metrics of the steps since the last line, to the run folder and the log."""
     fresh = {
         "train/loss": done.loss,
         "train/lr": lr,
@@ -193,21 +200,20 @@ def log_step(run: Run, progress: Progress, done: Step, lr: float, screen: Screen
         **incidents(run, progress),
     }
     for line in detectors.stragglers(progress.own, fresh["speed/step_seconds"], run.heartbeat.hosts):
-        screen.line(f"warning: {line}")
+        logger.warning("%s", line, extra=ONCE)
     progress.own.clear()
-    screen.step(progress.step, done.loss)
     record(run, progress, fresh)
     if time.monotonic() - progress.told >= TOLD_EVERY:
         progress.told = time.monotonic()
         write_status(run, progress, "running")
-    screen.line(progress_line(fresh, progress.step, run.job.steps))
+    logger.info("%s", progress_line(fresh, progress.step, run.job.steps), extra=ONCE)
 
 
 class StoppedError(Exception):
     """A rank was asked to stop in the middle of an evaluation."""
 
 
-def evaluate_now(run: Run, progress: Progress, stop: StopRequest, screen: Screen) -> dict[str, float] | None:
+def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, float] | None:
     """Metrics of the held-out split, if there is one, by the weights and by their running average; collective.
 
     None where a rank was asked to stop meanwhile: an evaluation may take longer than the time that is left to save.
@@ -244,7 +250,8 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest, screen: Screen
                 world_size=ranks.world_size,
                 reduce=reduce,
             )
-        screen.line(f"step {progress.step}  {'averaged weights' if 'average' in prefix else 'evaluation'}: {result}")
+        kind = "averaged weights" if "average" in prefix else "evaluation"
+        logger.info("step %d  %s: %s", progress.step, kind, result, extra=ONCE)
         return result.metrics(prefix)
 
     try:
@@ -254,7 +261,7 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest, screen: Screen
                 with ds.averaged_weights(run.engine):
                     fresh |= metrics("eval_average/")
     except StoppedError:
-        screen.line(f"asked to stop: the evaluation of step {progress.step} is left out")
+        logger.info("asked to stop: the evaluation of step %d is left out", progress.step, extra=ONCE)
         return None
     record(run, progress, fresh | run.clock.account())  # the last line of training came before, without its seconds
     return fresh
@@ -286,8 +293,8 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
         history = read_record(run.config.run_dir)
         where = summary(account(lines, history.attempts)) if history else ""
         if damage := run.damages.summary() if run.damages else "":
-            print(f"warning: {damage}; {run.config.run_dir / DAMAGE} names each")
-        print(f"{outcome} after step {progress.step} of {run.job.steps}: {run.config.run_dir}; {where}", flush=True)
+            logger.warning("%s; %s names each", damage, run.config.run_dir / DAMAGE)
+        logger.info("%s after step %d of %d: %s; %s", outcome, progress.step, run.job.steps, run.config.run_dir, where)
 
 
 def fail(run: Run, progress: Progress, error: BaseException) -> None:
@@ -305,11 +312,9 @@ def fail(run: Run, progress: Progress, error: BaseException) -> None:
 
 def leave(run: Run, error: Exception, why: str) -> NoReturn:
     """End this process at once: a broken process group may hang or abort when the interpreter takes it down."""
-    if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-    print(f"error: rank {run.job.ranks.rank} leaves {why}", file=sys.stderr)
+    what = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
+    logger.error("%s", what)
+    logger.error("rank %d leaves %s", run.job.ranks.rank, why)
     sys.stdout.flush()
     sys.stderr.flush()
     for worker in multiprocessing.active_children():

@@ -1,10 +1,13 @@
 """A trace of some training steps, for chrome://tracing, Perfetto or TensorBoard."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 FIRST = 10  # steps before the first recorded one: the start of a run is not what it is like
 
@@ -26,10 +29,10 @@ def profile(run_dir: Path, steps: int) -> Iterator[Callable[[], None]]:
         folder.mkdir(exist_ok=True)
         path = folder / f"steps-{FIRST}-{profiler.step_num}.json"
         profiler.export_chrome_trace(str(path))
-        print(f"profile: {path}", flush=True)
+        logger.info("profile: %s", path)
 
     schedule = torch.profiler.schedule(wait=FIRST - 1, warmup=1, active=steps, repeat=1)
     with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profiler:
         yield profiler.step
     if profiler.step_num <= FIRST:
-        print(f"no profile: the attempt ended within its first {FIRST} steps, which aren't recorded", flush=True)
+        logger.info("no profile: the attempt ended within its first %d steps, which aren't recorded", FIRST)

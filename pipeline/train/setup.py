@@ -1,5 +1,6 @@
 """From a configuration to ranks that are ready to train: checks first, then the group, the engine and the records."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from pipeline.checkpoint.saver import Saver
 from pipeline.config import ranges
 from pipeline.config.schema import DataConfig, RunConfig, total_steps, warmup_steps
 from pipeline.config.serialize import flatten, to_dict
+from pipeline.core import log
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.core.log import ONCE
 from pipeline.dataset.format import read_classes
 from pipeline.dataset.split import Choice, Split, chosen, make_cache, open_split
 from pipeline.distributed import devices, process_group
@@ -38,6 +41,8 @@ from pipeline.train.initial_weights import inherit, read_parent
 from pipeline.train.resume import resume
 from pipeline.train.state import Job, Run
 from pipeline.train.stopwatch import Stopwatch
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENT_NAME = 500  # characters that MLflow takes
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
@@ -84,33 +89,37 @@ def prepare(config: RunConfig) -> Job:
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
     job = Job(data, held_out, steps, ranks, facts, run_folder.read_status(config.run_dir))
     run_folder.check_facts(config.run_dir, job.all_facts)
-    if ranks.rank == 0:
-        for remark in remarks(config, job):
-            print(remark, flush=True)
+    several = ranks.world_size > 1  # one process may still be a mistyped command, whose error is a plain line
+    log.set_up(ranks.rank, ranks.world_size, stamped=several)
+    for level, remark in remarks(config, job):
+        logger.log(level, "%s", remark, extra=ONCE)
     return job
 
 
-def remarks(config: RunConfig, job: Job) -> Iterator[str]:
-    """What is no mistake, but hardly what was meant."""
+def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
+    """Log level and text of what is not a mistake, but hardly what was meant."""
     began = run_folder.as_begun(config).parent
     if Path(began).resolve() != Path(config.parent).resolve():
         yield (
-            f"warning: --parent {config.parent!r} is not looked at: the run in {str(config.run_dir)!r} began from "
-            f"{began!r} and has checkpoints of its own; name another --run-dir to start from another parent"
+            logging.WARNING,
+            f"--parent {config.parent!r} is not looked at: the run in {str(config.run_dir)!r} began from "
+            f"{began!r} and has checkpoints of its own; name another --run-dir to start from another parent",
         )
     if job.held_out is None:
-        yield "no evaluation: there is no held-out split (data.eval, data.eval_split)"
+        yield logging.INFO, "no evaluation: there is no held-out split (data.eval, data.eval_split)"
     if (warmup := warmup_steps(config.schedule, job.steps)) >= job.steps:
         yield (
-            f"warning: the warm-up's {warmup} steps (schedule.warmup_steps) cover all of the run's {job.steps} steps: "
-            "the learning rate only rises"
+            logging.WARNING,
+            f"the warm-up's {warmup} steps (schedule.warmup_steps) cover all of the run's {job.steps} steps: "
+            "the learning rate only rises",
         )
     if config.train.attention != "auto":
         yield f"attention kernel: {config.train.attention}"
     if config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
         yield (
-            f"warning: data.decode {config.data.decode} needs an extension that was not built, so JPEGs are decoded "
-            f"whole, which is slower: {jpeg.HOW_TO_BUILD}"
+            logging.WARNING,
+            f"data.decode {config.data.decode} needs an extension that was not built, so JPEGs are decoded "
+            f"whole, which is slower: {jpeg.HOW_TO_BUILD}",
         )
 
 
@@ -153,6 +162,7 @@ def start(config: RunConfig, job: Job) -> Run:
         transfer(parent.weights, model)
     lineage = parent.lineage if parent is not None else {}
     fence = claim(config.run_dir, os.environ) if ranks.rank == 0 else None
+    log.set_up(ranks.rank, ranks.world_size, stamped=True)
     device = process_group.start(ranks)
     heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
     try:
@@ -167,7 +177,7 @@ def start(config: RunConfig, job: Job) -> Run:
         facts["datasets"] = [*describe_data(job.data, "train"), *describe_data(job.held_out, "eval")]
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
         if meta is not None and (changed := run_folder.retuned(config, meta.config)):
-            print(f"from step {start_step} on: {', '.join(changed)}", flush=True)
+            logger.info("from step %d on: %s", start_step, ", ".join(changed))
         record = run_folder.start(config, {**job.all_facts, **facts}, classes, resumed=meta is not None)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
     return Run(

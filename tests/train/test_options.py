@@ -110,18 +110,23 @@ def test_the_trace_of_some_steps(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("done", "name"), [(10, None), (12, "steps-10-12.json"), (20, "steps-10-14.json")])
 def test_a_trace_is_named_by_the_steps_in_it_and_none_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], done: int, name: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, done: int, name: str | None
 ) -> None:
+    caplog.set_level("INFO", "pipeline")
     with profile(tmp_path, 4) as tick:
         for _ in range(done):
             tick()
     assert [path.name for path in (tmp_path / "profile").glob("*")] == ([name] if name else [])
-    assert ("no profile: the attempt ended within its first 10 steps" in capsys.readouterr().out) == (name is None)
+    assert ("no profile: the attempt ended within its first 10 steps" in caplog.text) == (name is None)
 
 
 def test_a_terminal_gets_a_bar_and_a_file_gets_lines(plain: Path, digits: Path, tmp_path: Path) -> None:
     lines = (plain.parent / "log" / "rank0.log").read_text()
-    assert re.search(r"^step 4/4  loss \d\.\d+  lr .*  grad .* img/s  MFU .*%  data wait .*%  ETA 00:00$", lines, re.M)
+    assert re.search(
+        r"^\S+ \S+ \S+ 0/2 info: step 4/4  loss \d\.\d+  lr .*  grad .* img/s  MFU .*%  data wait .*%  ETA 00:00$",
+        lines,
+        re.M,
+    )
     assert "\x1b" not in lines
     ours, theirs = pty.openpty()
     environment = os.environ | VARIABLES | {"TERM": "xterm-256color", "COLUMNS": "160"}
