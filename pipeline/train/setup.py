@@ -114,7 +114,7 @@ def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
             "the learning rate only rises",
         )
     if config.train.attention != "auto":
-        yield f"attention kernel: {config.train.attention}"
+        yield logging.INFO, f"attention kernel: {config.train.attention}"
     if config.data.decode != "full" and not jpeg.HAS_REGION_DECODER:
         yield (
             logging.WARNING,
