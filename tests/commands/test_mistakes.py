@@ -291,12 +291,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def test_a_start_says_that_the_fast_decoder_was_not_built(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
 ) -> None:
     """Without libjpeg-turbo's headers the installation leaves it out, and only the speed would tell."""
     monkeypatch.setattr(jpeg, "HAS_REGION_DECODER", False)
     recipe = PRETRAIN_RECIPES["tiny"]()
     for decode in ("region", "full"):
+        caplog.clear()
         data = dataclasses.replace(recipe.data, train=(str(digits),), decode=decode)
         prepare(dataclasses.replace(recipe, run_dir=tmp_path / "run", data=data))
-        assert ("libjpeg-dev" in capsys.readouterr().out) == (decode == "region")
+        assert ("libjpeg-dev" in caplog.text) == (decode == "region")

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core import log
 from pipeline.core.errors import UserError
 from pipeline.runs import records
 from pipeline.runs.records import Attempt, Line
@@ -119,6 +120,7 @@ def no_file_above(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log.set_up()
     tracker = opened(tmp_path / "run")
     path = tmp_path / "run" / records.METRICS
     tracker.log(1, 8, {"train/loss": 1.0})
@@ -141,6 +143,7 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, capfd: pytest.C
 
 
 def test_lines_that_never_found_room_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log.set_up()
     tracker = opened(tmp_path / "run")
     tracker.log(1, 8, {f"train/{number}": 1.0 for number in range(500)})
     with no_file_above((tmp_path / "run" / records.METRICS).stat().st_size):  # smaller files can be written
@@ -152,6 +155,7 @@ def test_lines_that_never_found_room_are_counted(tmp_path: Path, capfd: pytest.C
 def test_where_not_even_the_warning_finds_room_training_goes_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    log.set_up()
     tracker = opened(tmp_path / "run")
     with no_file_above(0):  # pytest's capture is such a file, as a Slurm log is
         tracker.log(1, 8, {"train/loss": 2.0})
