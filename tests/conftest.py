@@ -7,7 +7,7 @@ import pytest
 
 from data_prep import shard
 from jobs.demo import write_raw
-from tests.helpers.jobs import pretrain
+from tests.helpers.jobs import job, pretrain
 from tests.helpers.launch import TORCHRUN, run
 from tests.helpers.ranks import run_ranks
 
@@ -45,8 +45,6 @@ def seven_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 60 steps on the ten digits, with a running average of its weights. Read only."""
-    from tests.train.test_faults import job
-
     run = tmp_path_factory.mktemp("trained") / "run"
     command = job(run, digits, "--train.average", 0.8, "--train.log-every", 20, steps=60)
     run_ranks(1, ("-m", *command, "--checkpoint.every", 0), run.parent / "log")

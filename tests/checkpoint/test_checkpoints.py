@@ -15,8 +15,8 @@ from pipeline.config.schema import CheckpointConfig, RunConfig
 from pipeline.config.serialize import from_dict, to_dict
 from pipeline.core.errors import UserError
 from pipeline.runs import folder as run_folder
+from tests.helpers.jobs import job
 from tests.helpers.ranks import run_ranks
-from tests.train.test_faults import job
 
 NINE = (
     "--train.average", 0.8, "--data.eval-split", "val", "--model.dropout", 0.1, "--model.stochastic-depth", 0.1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.vit import COMMANDS
-from tests.commands.test_training_mistakes import mistake
+from tests.helpers.mistakes import mistake
 
 MODULES = sorted(module for module, _ in COMMANDS.values())
 

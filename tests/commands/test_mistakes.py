@@ -14,7 +14,7 @@ import pytest
 from pipeline.config.recipes import PRETRAIN as PRETRAIN_RECIPES
 from pipeline.imaging import jpeg
 from pipeline.train.setup import prepare
-from tests.commands.test_training_mistakes import mistake
+from tests.helpers.mistakes import mistake
 
 LOGIN = "https://alice:hunter2@lab.example/in21k"
 PRETRAIN = ("tiny", "--run-dir", "{new}", "--data.train", "{digits}")

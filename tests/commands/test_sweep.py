@@ -16,8 +16,8 @@ from pipeline.runs import records, sweep_record
 from pipeline.runs.folder import read_status
 from pipeline.tracking import sync as mlflow_sync
 from pipeline.tracking.client import open_client, quiet_environment, tracking_uri
+from tests.helpers.jobs import OPTIONS
 from tests.helpers.ranks import VARIABLES
-from tests.train.test_faults import OPTIONS
 
 RATES = ("1e-05", "0.03", "1e+30")
 

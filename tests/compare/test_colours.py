@@ -23,7 +23,7 @@ from pipeline.compare.plots import MOST_COLOURS, draw_curves
 from pipeline.compare.rows import rows
 from pipeline.core import plotting
 from pipeline.runs.curves import COLOURS
-from tests.compare.test_comparison import read, write_run
+from tests.helpers.runs import read_runs, write_run
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     folder = tmp_path_factory.mktemp("runs")
     for number in range(MOST_COLOURS + 3):
         write_run(folder / f"run{number}", lr=1e-3 * (number + 1), top1=0.5 + 0.02 * number)
-    figure = draw_curves(rows(read(folder)), "train/loss", "samples")
+    figure = draw_curves(rows(read_runs(folder)), "train/loss", "samples")
     assert figure is not None
     out = io.StringIO()
     plotting.save(figure, out, format="svg")

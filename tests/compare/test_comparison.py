@@ -7,7 +7,6 @@ import math
 import shutil
 import statistics
 import subprocess
-import uuid
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,48 +20,17 @@ from rich.console import Console
 
 from pipeline.compare.html import page
 from pipeline.compare.plots import OTHERS, REFERENCE, draw_all
-from pipeline.compare.read_runs import Run, find_run_folders, read_run
+from pipeline.compare.read_runs import find_run_folders, read_run
 from pipeline.compare.rows import differences, published, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
-from pipeline.config.serialize import flatten
 from pipeline.core.files import write_json
 from pipeline.runs.curves import COLOURS
 from pipeline.runs.records import METRICS, Attempt, Line, Record, read_record, write_record
 from pipeline.runs.records import to_json as line_to_json
+from tests.helpers.mlflow_runs import jobs_sync
 from tests.helpers.mlflow_server import Server
 from tests.helpers.quick_python import executable
-from tests.tracking.test_sync import jobs_sync
-
-
-def write_run(
-    folder: Path, *, seed: int = 0, top1: float = 0.8, lr: float = 1e-3, stage: str = "pretrain",
-    recipe: str = "b16", parent: Path | None = None, classes: int = 10, size: int = 224,
-    experiment: str = "vit", **tags: str,
-) -> Path:  # fmt: skip
-    """A run folder as a training leaves it."""
-    folder.mkdir(parents=True)
-    tree = {"stage": stage, "recipe": recipe, "optim": {"lr": lr}, "train": {"seed": seed}, "run_dir": str(folder)}
-    tree["model"] = {"image_size": size}
-    write_json(folder / "config.json", tree)
-    lineage = {"run_dir": str(parent)} if parent else {}
-    write_json(folder / "run.json", {"classes": classes, "dataset_digest": "d" * 32, "parent": lineage})
-    tags |= {f"parent_{name}": value for name, value in lineage.items()}
-    ended = [Attempt(1, 0, 100.0, 1, {}, "FINISHED", 111.0)]
-    write_record(folder, Record(uuid.uuid4().hex, experiment, folder.name, flatten(tree), tags, attempts=ended))
-    lines = [
-        Line(step, 8 * step, 100.0 + step, 1, {
-            "train/loss": 2 / step, "eval/top1": top1 * step / 10, "speed/images_per_second": 100.0 + seed,
-            "progress/samples": 8.0 * step, "progress/device_hours": step / 60, "progress/epochs": step / 5,
-            "progress/goodput": 0.9,
-        })
-        for step in range(1, 11)
-    ]  # fmt: skip
-    (folder / METRICS).write_bytes(b"".join(map(line_to_json, lines)))
-    return folder
-
-
-def read(folder: Path) -> list[Run]:
-    return [read_run(path) for path in find_run_folders([folder])]
+from tests.helpers.runs import read_runs, write_run
 
 
 @pytest.fixture
@@ -78,7 +46,7 @@ def family(tmp_path: Path) -> Path:
 
 
 def test_seeds_share_a_row_under_the_run_they_started_from(family: Path) -> None:
-    found = rows(read(family))
+    found = rows(read_runs(family))
     assert [(row.name, row.depth, len(row.runs)) for row in found] == [
         ("b16", 0, 1),
         ("ft-0 and 2 other seeds", 1, 3),
@@ -95,21 +63,21 @@ def test_seeds_share_a_row_under_the_run_they_started_from(family: Path) -> None
 def test_other_data_are_another_row(family: Path) -> None:
     facts = json.loads((family / "ft-1" / "run.json").read_text())
     write_json(family / "ft-1" / "run.json", facts | {"dataset_digest": "e" * 32})
-    assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
+    assert sorted(len(row.runs) for row in rows(read_runs(family))) == [1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("code", [{"commit": "b" * 40}, {"dirty": "b" * 32}, {"packages": {"torch": "2.1.0"}}])
 def test_another_code_is_another_row_that_says_so(family: Path, code: dict[str, Any]) -> None:
     facts = json.loads((family / "ft-1" / "run.json").read_text())
     write_json(family / "ft-1" / "run.json", facts | {"code": code})
-    found = rows(read(family))
+    found = rows(read_runs(family))
     assert sorted(len(row.runs) for row in found) == [1, 1, 1, 1, 2]
     assert any(name.startswith(("code.", "package.")) for name in differences(found, "facts"))
 
 
 def test_a_copy_of_a_run_is_no_second_seed(family: Path) -> None:
     shutil.copytree(family / "ft-0", family / "backup" / "ft-0")
-    found = rows([*read(family), *read(family / "backup")])
+    found = rows([*read_runs(family), *read_runs(family / "backup")])
     assert sorted(len(row.runs) for row in found) == [1, 1, 1, 1, 3]
     assert {run.name for row in found for run in row.runs} >= {"ft-0", "backup/ft-0"}
 
@@ -125,7 +93,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_families_stand_in_the_order_of_their_best_run(family: Path) -> None:
     write_run(family / "scratch", stage="finetune", top1=0.6, classes=1000, size=384)
     (family / "b16" / METRICS).write_bytes(line_to_json(Line(1, 8, 101.0, 1, {"train/loss": 2.0})))  # not evaluated
-    found = [row.name for row in rows(read(family))]
+    found = [row.name for row in rows(read_runs(family))]
     assert found == ["b16", "ft-0 and 2 other seeds", "ft-fast", "scratch", "b32"]
 
 
@@ -133,7 +101,7 @@ def test_a_fine_tune_of_a_fine_tune_stands_under_it(tmp_path: Path) -> None:
     parent = None
     for name in ("b16", "b16-224", "b16-384", "b16-384-birds"):
         parent = write_run(tmp_path / name, stage="finetune" if parent else "pretrain", parent=parent)
-    assert [(row.name, row.depth) for row in rows(read(tmp_path))] == [
+    assert [(row.name, row.depth) for row in rows(read_runs(tmp_path))] == [
         ("b16", 0), ("b16-224", 1), ("b16-384", 2), ("b16-384-birds", 3)
     ]  # fmt: skip
 
@@ -145,7 +113,7 @@ def test_a_run_has_one_colour_in_all_figures_and_the_best_have_one(tmp_path: Pat
         write_run(
             tmp_path / f"{index}", top1=0.1 * (index + 1), lr=0.01 * (index + 1), parent=parent if index else None
         )
-    figures = draw_all(rows(read(tmp_path)), "samples")
+    figures = draw_all(rows(read_runs(tmp_path)), "samples")
     for name in ("eval_top1", "train_loss"):
         (legend,) = figures[name].legends
         shown = {text.get_text(): line.get_color() for text, line in zip(legend.texts, legend.get_lines(), strict=True)}
@@ -156,7 +124,7 @@ def test_a_run_has_one_colour_in_all_figures_and_the_best_have_one(tmp_path: Pat
 def test_axes_of_shares_end_at_100_percent(tmp_path: Path) -> None:
     for index in range(3):
         write_run(tmp_path / f"{index}", top1=1.0 - 0.001 * index, lr=0.01 * (index + 1))
-    found = rows(read(tmp_path))
+    found = rows(read_runs(tmp_path))
     figures = draw_all(found, "samples")
     assert figures["eval_top1"].axes[0].get_ylim()[1] == 1.0
     for name in ("bars_eval_top1", "bars_progress_goodput"):
@@ -166,7 +134,7 @@ def test_axes_of_shares_end_at_100_percent(tmp_path: Path) -> None:
 def test_bars_have_the_colours_of_the_curves(tmp_path: Path) -> None:
     for index in range(9):
         write_run(tmp_path / f"{index}", top1=0.9 - 0.1 * index, lr=0.01 * (index + 1))
-    (axes,) = draw_all(rows(read(tmp_path)), "samples")["bars_eval_top1"].axes
+    (axes,) = draw_all(rows(read_runs(tmp_path)), "samples")["bars_eval_top1"].axes
     assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches] == [*COLOURS, *2 * [OTHERS.upper()]]
 
 
@@ -177,7 +145,7 @@ def test_the_best_value_of_a_run_is_kept_beside_the_last(tmp_path: Path) -> None
         Line(step, step, step, 1, {"eval/top1": top1, "eval/loss": loss}) for step, (top1, loss) in enumerate(values)
     ]
     (folder / METRICS).write_bytes(b"".join(map(line_to_json, lines)))
-    (row,) = rows(read(tmp_path))
+    (row,) = rows(read_runs(tmp_path))
     assert (row.results["eval/top1"].mean, row.best["eval/top1"].mean) == (0.7, 0.9)
     assert (row.results["eval/loss"].mean, row.best["eval/loss"].mean) == (0.6, 0.4)
 
@@ -186,7 +154,7 @@ def test_a_seed_that_isn_t_at_its_end_is_another_row(family: Path) -> None:
     record = read_record(family / "ft-1")
     assert record is not None
     write_record(family / "ft-1", replace(record, attempts=[Attempt(1, 0, 100.0, 1, {}, "FAILED", 111.0)]))
-    assert sorted(len(row.runs) for row in rows(read(family))) == [1, 1, 1, 1, 2]
+    assert sorted(len(row.runs) for row in rows(read_runs(family))) == [1, 1, 1, 1, 2]
 
 
 EVAL = {"context": "eval", "digest": "1" * 32}
@@ -216,7 +184,7 @@ def test_seeds_have_one_origin_and_one_evaluation_set(
         facts, config = (json.loads((folder / name).read_text()) for name in ("run.json", "config.json"))
         write_json(folder / "config.json", config | {"data": {"eval": own.get("data.eval", "")}})
         write_json(folder / "run.json", facts | own)
-    found = rows(read(tmp_path))
+    found = rows(read_runs(tmp_path))
     assert len(found) == (1 if together else 2)
     assert not differences(found, "facts").keys() - {"origin", "eval_data"}
     assert bool(differences(found, "facts")) != together
@@ -228,7 +196,7 @@ def test_other_checkpoints_of_parents_that_are_seeds_are_other_rows(tmp_path: Pa
         child = write_run(tmp_path / f"ft-{seed}", stage="finetune", seed=seed, parent=parent)
         facts = json.loads((child / "run.json").read_text())
         write_json(child / "run.json", facts | {"parent": {**facts["parent"], "step": step}})
-    assert [len(row.runs) for row in rows(read(tmp_path))] == [3, 2, 1]
+    assert [len(row.runs) for row in rows(read_runs(tmp_path))] == [3, 2, 1]
 
 
 def test_a_run_is_one_however_it_is_reached(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +210,7 @@ def test_a_run_is_one_however_it_is_reached(family: Path, monkeypatch: pytest.Mo
 
 
 def test_choosing(family: Path) -> None:
-    runs = read(family)
+    runs = read_runs(family)
 
     def chosen(recipe: str = "", parent: str = "", **tags: str) -> set[str]:
         return {run.name for run in select(runs, recipe=recipe, tags=tags, parent=parent)}
@@ -259,7 +227,7 @@ def test_choosing(family: Path) -> None:
 def test_the_published_course_of_a_fine_tuning_is_drawn_in_grey(family: Path, tmp_path: Path) -> None:
     runs = tmp_path / "deit3"
     write_run(runs / "ours", stage="finetune", recipe="b16_deit3_224", classes=1000, size=224, top1=0.85)
-    found = rows(read(runs / "ours"))
+    found = rows(read_runs(runs / "ours"))
     for against, first in (("epochs", 5.0), ("samples", 5 * 1_281_167), ("step", 5 * 1_281_167 / 2048)):
         (axes,) = draw_all(found, against)["eval_top1"].axes
         grey = next(curve for curve in axes.lines if curve.get_color() == REFERENCE)
@@ -268,7 +236,7 @@ def test_the_published_course_of_a_fine_tuning_is_drawn_in_grey(family: Path, tm
     assert any(
         "b16_deit3_224, published" in text.get_text() for text in _legend(draw_all(found, "epochs")["eval_top1"])
     )
-    for others, against in ((found, "device-hours"), (rows(read(family)), "epochs")):
+    for others, against in ((found, "device-hours"), (rows(read_runs(family)), "epochs")):
         (axes,) = draw_all(others, against)["eval_top1"].axes
         assert all(curve.get_color() != REFERENCE for curve in axes.lines)
     (axes,) = draw_all(found, "epochs")["train_loss"].axes
@@ -280,13 +248,13 @@ def _legend(figure: Any) -> list[Any]:
 
 
 def test_published_figures_only_where_the_task_is_the_same(family: Path) -> None:
-    by_name = {run.name: run for run in read(family)}
+    by_name = {run.name: run for run in read_runs(family)}
     assert published(by_name["ft-0"]) == {"ViT paper, Table 5": 83.97, "AugReg, 300 epochs": 85.49}
     assert published(by_name["b16"]) == {}  # ten classes
 
 
 def test_only_what_differs_is_listed(family: Path) -> None:
-    found = rows(read(family))
+    found = rows(read_runs(family))
     changed = differences(found)
     assert changed["optim.lr"] == ["0.001", "0.001", "0.1", "0.001"]
     assert changed.keys() == {"optim.lr", "stage", "model.image_size"}
@@ -304,7 +272,7 @@ def test_terminal(family: Path) -> None:
     write_json(odd / "config.json", config | {"odd": {"[/lr]": "[/lr]"}})
     console = Console(width=200, record=True, quiet=False)
     with console.capture() as capture:
-        for table in terminal(rows(read(family)), width=200):
+        for table in terminal(rows(read_runs(family)), width=200):
             console.print(table)
     text = capture.get()
     assert "odd [bold]x[/odd]" in text
@@ -319,7 +287,7 @@ def test_a_narrow_terminal_breaks_no_figure(family: Path, width: int) -> None:
     write_run(family / "a-long-name-of-a-run-lr0.03-wd0.1", top1=0.2, parent=family / "b16")
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(terminal(rows(read(family)), width=width)[0])
+        console.print(terminal(rows(read_runs(family)), width=width)[0])
     text = capture.get()
     figures = [line.split() for line in text.splitlines() if "finished" in line]
     assert len(figures) == 5
@@ -330,7 +298,7 @@ def test_a_narrow_terminal_breaks_no_figure(family: Path, width: int) -> None:
 
 
 def test_csv_and_json_say_the_same(family: Path) -> None:
-    found = rows(read(family))
+    found = rows(read_runs(family))
     flat = list(csv.DictReader(io.StringIO(to_csv(found))))
     tree = json.loads(to_json(found), parse_constant=pytest.fail)
     assert [row["name"] for row in flat] == [row["name"] for row in tree] == [row.name for row in found]
@@ -345,7 +313,7 @@ def test_csv_and_json_say_the_same(family: Path) -> None:
 def test_latex_is_a_table_whose_rows_have_as_many_cells_as_columns(family: Path) -> None:
     (family / "b32").rename(family / "b32_new")
     write_record(family / "b32_new", Record("k", "vit", "b32_50%&more~\\x^2", {}, {}))
-    lines = to_latex(rows(read(family))).splitlines()
+    lines = to_latex(rows(read_runs(family))).splitlines()
     columns = lines[1].count("r", lines[1].index("{l")) - lines[1][lines[1].index("{l") :].count("tabular") + 1
     body = [line for line in lines if line.endswith("\\\\")]
     assert len(body) == 5
@@ -372,7 +340,7 @@ def test_every_name_stands_in_the_legend_as_it_is(tmp_path: Path) -> None:
 def test_any_number_of_runs(tmp_path: Path, count: int) -> None:
     for index in range(count):
         write_run(tmp_path / "runs" / f"run{index:03d}", lr=1e-3 * (index + 1), top1=0.5 + index / 1000)
-    found = rows(read(tmp_path / "runs"))
+    found = rows(read_runs(tmp_path / "runs"))
     assert len(found) == count
     table = terminal(found, width=80)[0]
     assert table.row_count == min(count, 60)
@@ -418,7 +386,7 @@ def test_runs_that_only_the_server_has(family: Path, server: Server) -> None:
     jobs_sync(*sorted(family.iterdir()), uri=server.uri)
     by_folder = json.loads(compare(family, "--json").stdout)
     fine = ["--experiment", "vit", "--mlflow", server.uri, "--json"]
-    assert json.loads(compare(*fine).stdout) == by_folder  # read from the folders, which are here
+    assert json.loads(compare(*fine).stdout) == by_folder  # read_runs from the folders, which are here
     family.rename(family.with_name("moved"))
     done = compare(*fine)
     assert done.returncode == 0, done.stderr

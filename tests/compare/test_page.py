@@ -16,8 +16,8 @@ from pipeline.compare.rows import rows
 from pipeline.core.files import write_json
 from pipeline.runs.records import METRICS, Line, read_record, write_record
 from pipeline.runs.records import to_json as line_to_json
-from tests.compare.test_comparison import read, write_run
 from tests.helpers.browser import Browser, open_browser
+from tests.helpers.runs import read_runs, write_run
 
 HOSTILE = '</script><script>document.title="caught"</script><img src=x onerror=\'document.title="caught"\'>&amp;"'
 
@@ -62,7 +62,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stage = "finetune" if tuned else "pretrain"
             write_run(folder / "runs" / name, seed=seed, lr=lr, stage=stage, parent=parent if tuned else None)
         (folder / "runs" / name / METRICS).write_bytes(b"".join(map(line_to_json, curve(200, top1))))
-    (folder / "compare.html").write_text(page(rows(read(folder / "runs")), f"Runs {HOSTILE}", "made by hand"))
+    (folder / "compare.html").write_text(page(rows(read_runs(folder / "runs")), f"Runs {HOSTILE}", "made by hand"))
     return folder / "compare.html"
 
 

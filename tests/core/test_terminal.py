@@ -144,7 +144,7 @@ def test_a_dataset_of_evil_names(evil_folder: Path, run: Run, tmp_path: Path) ->
 
 
 def test_predictions_of_evil_names(evil_folder: Path, tmp_path: Path, run: Run) -> None:
-    from tests.interop.test_export import make_run
+    from tests.helpers.runs import make_run
 
     make_run(tmp_path / "run", ModelConfig("tiny", 32))
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from tests.data_prep.releases import Images
-
-WNIDS = ("n01440764", "n02119789", "n04557648", "n15075141")
+from tests.data_prep.releases import WNIDS, Images
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,12 @@ import tarfile
 import warnings
 from pathlib import Path
 
+import numpy as np
+import scipy.io
 import webdataset
+from PIL import Image
 
+WNIDS = ("n01440764", "n02119789", "n04557648", "n15075141")
 Images = dict[str, dict[str, bytes]]  # wnid -> file name -> bytes
 
 
@@ -95,3 +99,38 @@ def write_webdataset(images: Images, folder: Path, pattern: str = "shard-%03d.ta
                 sink.write({"__key__": Path(name).stem, "jpg": data, "cls": number})
         gc.collect()
     return sorted(str(path) for path in folder.glob("*.tar"))
+
+
+def recoded(jpeg: bytes, kind: str, mode: str = "RGB") -> bytes:
+    """The same picture in another format."""
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(jpeg))
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def folders(path: Path, photos: list[bytes], *classes: str, each: int = 2) -> Path:
+    for place, wnid in enumerate(classes):
+        (path / wnid).mkdir(parents=True)
+        for number in range(each):
+            (path / wnid / f"{number}.jpg").write_bytes(photos[place * each + number])
+    return path
+
+
+def devkit(path: Path, wnids: list[str], truth: list[str]) -> Path:
+    """ILSVRC2012_devkit_t12.tar.gz with a real meta.mat: ids are no ranks, and inner nodes follow the leaves."""
+    ids = {wnid: number for number, wnid in enumerate(reversed(wnids), 1)}
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)]
+    kinds += [("num_children", object), ("children", object), ("wordnet_height", object), ("num_train_images", object)]
+    rows = [(ids[wnid], wnid, f"name of {wnid}", "gloss", 0, [], 0, 1300) for wnid in reversed(wnids)]
+    rows += [(len(wnids) + 1, "n00001740", "entity", "gloss", 2, [1, 2], 3, 0)]
+    synsets = np.array(rows, dtype=kinds).reshape(-1, 1)
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": synsets})
+    with tarfile.open(path, "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/readme.txt", b"readme")
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        lines = "".join(f"{ids[wnid]}\n" for wnid in truth)
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", lines.encode())
+    return path

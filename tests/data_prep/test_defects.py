@@ -23,19 +23,9 @@ from data_prep.writing import tar_writer
 from pipeline.core import cli
 from pipeline.dataset import format as dataset_format
 from pipeline.imaging import jpeg
-from tests.data_prep.conftest import WNIDS
-from tests.data_prep.releases import add, class_tar, unpack
+from tests.data_prep.releases import WNIDS, add, class_tar, recoded, unpack
 
 WNID = WNIDS[0]
-
-
-def recoded(jpeg: bytes, kind: str, mode: str = "RGB") -> bytes:
-    """The same picture in another format."""
-    buffer = io.BytesIO()
-    image = Image.open(io.BytesIO(jpeg))
-    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
-    image.save(buffer, kind)
-    return buffer.getvalue()
 
 
 def ycck(jpeg: bytes) -> bytes:

@@ -18,29 +18,8 @@ from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.imaging import jpeg
 from tests.data_prep import releases
-from tests.data_prep.releases import Images, add, contents
-
-
-def run(*arguments: object) -> Path:
-    assert shard.main([str(argument) for argument in arguments]) == 0
-    return Path(str(arguments[1]))
-
-
-def folders(path: Path, photos: list[bytes], *classes: str, each: int = 2) -> Path:
-    for place, wnid in enumerate(classes):
-        (path / wnid).mkdir(parents=True)
-        for number in range(each):
-            (path / wnid / f"{number}.jpg").write_bytes(photos[place * each + number])
-    return path
-
-
-def keys(dataset: Path) -> set[str]:
-    return set(dataset_format.read_index(dataset, ["key"])["key"].to_pylist())
-
-
-def wnids(dataset: Path) -> list[str]:
-    found: list[str] = dataset_format.read_classes(dataset)["wnid"].to_pylist()
-    return found
+from tests.data_prep.datasets import keys, shard_into, wnids
+from tests.data_prep.releases import Images, add, contents, folders
 
 
 def findings(dataset: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -54,7 +33,7 @@ def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -
     with alone(out, None), pytest.raises(UserError, match="is being made by another process"):
         shard.main([str(source), str(out), "--workers", "1"])
     assert not out.exists()
-    run(source, out, "--workers", 1)
+    shard_into(source, out, "--workers", 1)
     assert len(keys(out)) == 4
 
 
@@ -77,10 +56,10 @@ def test_foreign_files_are_not_overwritten(photos: list[bytes], tmp_path: Path) 
 
 def test_a_finished_data_set_that_lost_a_shard_is_not_called_finished(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "a", "b")
-    out = run(source, tmp_path / "out", "--samples-per-shard", 1, "--workers", 1)
+    out = shard_into(source, tmp_path / "out", "--samples-per-shard", 1, "--workers", 1)
     (out / "train-00002.tar").unlink()
     with pytest.raises(UserError, match=r"1 of its shards are missing or cut short since \(train-00002\.tar\)"):
-        run(source, out, "--samples-per-shard", 1)
+        shard_into(source, out, "--samples-per-shard", 1)
 
 
 def test_a_task_answers_for_its_share_of_what_scanning_found(photos: list[bytes], tmp_path: Path) -> None:
@@ -88,10 +67,10 @@ def test_a_task_answers_for_its_share_of_what_scanning_found(photos: list[bytes]
     for number in range(12):
         (source / "a" / f"gone{number}.jpg").symlink_to("nowhere")
     options = ("--samples-per-shard", 4, "--failure-budget", "30%", "--workers", 1, "--name", "x")
-    run(source, tmp_path / "whole", *options)
+    shard_into(source, tmp_path / "whole", *options)
     for task in range(12):
-        run(source, tmp_path / "out", *options, "--tasks", 12, "--task", task)
-    run(source, tmp_path / "out", *options, "--tasks", 12, "--finalize")
+        shard_into(source, tmp_path / "out", *options, "--tasks", 12, "--task", task)
+    shard_into(source, tmp_path / "out", *options, "--tasks", 12, "--finalize")
     for name in ("index.parquet", "rejects.parquet", "train-00000.tar"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -100,17 +79,17 @@ def test_images_at_another_depth_than_the_first_have_no_class(photos: list[bytes
     with tarfile.open(tmp_path / "raw.tar", "w") as tar:
         for place, name in enumerate(("./tabby/x.jpg", "./tabby/garden/1.jpg", "./lynx/x.jpg", "./lynx/garden/1.jpg")):
             add(tar, name, photos[place])
-    out = run(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
+    out = shard_into(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
     assert wnids(out) == ["lynx", "tabby"]
     assert dataset_format.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"] * 2
 
 
 def test_excluded_keys_of_any_name(photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folders(tmp_path / "raw", photos, "#food", "li\u2028ne", "plain", each=1)
-    every = keys(run(source, tmp_path / "all", "--workers", 1))
+    every = keys(shard_into(source, tmp_path / "all", "--workers", 1))
     assert every == {"#food/0", "li\u2028ne/0", "plain/0"}
     (tmp_path / "gone").write_text("# key\tother\n#food/0\tx\r\nli\u2028ne/0\nplain/0.jpg\n")
-    assert keys(run(source, tmp_path / "out", "--exclude", tmp_path / "gone", "--workers", 1)) == {"plain/0"}
+    assert keys(shard_into(source, tmp_path / "out", "--exclude", tmp_path / "gone", "--workers", 1)) == {"plain/0"}
     assert "warning: 1 of 3 keys of --exclude name no image of INPUT" in capsys.readouterr().err
 
 
@@ -118,16 +97,16 @@ def test_our_own_data_sets_keep_their_keys(photos: list[bytes], tmp_path: Path) 
     for place, name in enumerate(("x/IMG.1.jpg", "do.t/1.jpg", "x/50%.jpg", "x/n01_2.jpg")):
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / name).write_bytes(photos[place])
-    first = run(tmp_path / "raw", tmp_path / "first", "--workers", 1, "--name", "x")
+    first = shard_into(tmp_path / "raw", tmp_path / "first", "--workers", 1, "--name", "x")
     assert keys(first) == {"x/IMG%2E1", "do%2Et/1", "x/50%25", "x/n01_2"}
-    again = run(first, tmp_path / "again", "--workers", 1, "--name", "x")
+    again = shard_into(first, tmp_path / "again", "--workers", 1, "--name", "x")
     assert contents(again) == contents(first)
 
 
 def test_class_lists_with_spaces_comments_and_a_byte_order_mark(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "sea lion", "lynx", "n01440764", each=1)
     (tmp_path / "list").write_text("\ufefflynx\tthe cat\nsea lion\nn01440764 tench, Tinca tinca\n")
-    out = run(source, tmp_path / "out", "--classes", tmp_path / "list", "--workers", 1)
+    out = shard_into(source, tmp_path / "out", "--classes", tmp_path / "list", "--workers", 1)
     assert wnids(out) == ["lynx", "sea lion", "n01440764"]
     assert len(keys(out)) == 3
 
@@ -137,7 +116,7 @@ def test_an_empty_class_member_is_no_class(photos: list[bytes], tmp_path: Path) 
         for number, label in enumerate((b"cat", b"", b"dog")):
             add(tar, f"{number}.jpg", photos[number])
             add(tar, f"{number}.cls", label)
-    out = run(tmp_path / "in.tar", tmp_path / "out", "--workers", 1)
+    out = shard_into(tmp_path / "in.tar", tmp_path / "out", "--workers", 1)
     assert wnids(out) == ["cat", "dog"]
     assert dataset_format.read_rejects(out, ["reason"])["reason"].to_pylist() == ["no_class"]
 
@@ -145,8 +124,8 @@ def test_an_empty_class_member_is_no_class(photos: list[bytes], tmp_path: Path) 
 def test_a_command_s_backslashes_stay(images: Images, tmp_path: Path) -> None:
     source = releases.make("tar of tars", images, tmp_path)
     (tmp_path / "a b.tar").write_bytes(source.read_bytes())
-    piped = run(f"pipe:cat {tmp_path}/a\\ b.tar", tmp_path / "out", "--name", "x", "--workers", 1)
-    assert contents(piped) == contents(run(source, tmp_path / "direct", "--name", "x", "--workers", 1))
+    piped = shard_into(f"pipe:cat {tmp_path}/a\\ b.tar", tmp_path / "out", "--name", "x", "--workers", 1)
+    assert contents(piped) == contents(shard_into(source, tmp_path / "direct", "--name", "x", "--workers", 1))
 
 
 @pytest.mark.parametrize("verified", ["decode", "header"])
@@ -178,8 +157,8 @@ def test_a_picture_that_no_jpeg_can_hold_is_left_out() -> None:
 def test_verify_compares_the_class_list(
     photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = run(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
-    other = run(folders(tmp_path / "other", photos, "b", "c"), tmp_path / "other_out", "--workers", 1)
+    out = shard_into(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
+    other = shard_into(folders(tmp_path / "other", photos, "b", "c"), tmp_path / "other_out", "--workers", 1)
     (out / "classes.parquet").write_bytes((other / "classes.parquet").read_bytes())
     assert "classes.parquet lists other classes" in findings(out, capsys)
 
@@ -210,7 +189,7 @@ def test_the_split_is_a_word_of_the_name(photos: list[bytes], tmp_path: Path) ->
 
 @pytest.mark.parametrize("spoilt", ["index.parquet", "classes.parquet"])
 def test_damaged_pages_are_one_line(spoilt: str, photos: list[bytes], tmp_path: Path) -> None:
-    out = run(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
+    out = shard_into(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
     data = bytearray((out / spoilt).read_bytes())
     data[4:200] = bytes(196)
     (out / spoilt).write_bytes(data)

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import io
 import json
 import tarfile
 import warnings
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 
 from benchmarks.peers import import_peer
 from data_prep import shard
@@ -18,37 +16,14 @@ from pipeline.core import cli, errors
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
 from tests.data_prep import releases
-from tests.data_prep.releases import Images, add, contents, unpack, write_webdataset
-from tests.data_prep.test_defects import recoded
-
-
-def make(*arguments: object) -> Path:
-    assert shard.main([str(argument) for argument in arguments]) == 0
-    return Path(str(arguments[1]))
+from tests.data_prep.datasets import shard_into
+from tests.data_prep.releases import Images, add, contents, devkit, recoded, unpack, write_webdataset
 
 
 def by_key(dataset: Path) -> dict[str, str]:
     """Key -> wnid."""
     wnids = dataset_format.read_classes(dataset)["wnid"].to_pylist()
     return {row["key"]: wnids[row["label"]] for row in dataset_format.read_index(dataset, ["key", "label"]).to_pylist()}
-
-
-def devkit(path: Path, wnids: list[str], truth: list[str]) -> Path:
-    """ILSVRC2012_devkit_t12.tar.gz with a real meta.mat: ids are no ranks, and inner nodes follow the leaves."""
-    ids = {wnid: number for number, wnid in enumerate(reversed(wnids), 1)}
-    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)]
-    kinds += [("num_children", object), ("children", object), ("wordnet_height", object), ("num_train_images", object)]
-    rows = [(ids[wnid], wnid, f"name of {wnid}", "gloss", 0, [], 0, 1300) for wnid in reversed(wnids)]
-    rows += [(len(wnids) + 1, "n00001740", "entity", "gloss", 2, [1, 2], 3, 0)]
-    synsets = np.array(rows, dtype=kinds).reshape(-1, 1)
-    meta = io.BytesIO()
-    scipy.io.savemat(meta, {"synsets": synsets})
-    with tarfile.open(path, "w:gz") as tar:
-        add(tar, "ILSVRC2012_devkit_t12/readme.txt", b"readme")
-        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
-        lines = "".join(f"{ids[wnid]}\n" for wnid in truth)
-        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", lines.encode())
-    return path
 
 
 def test_the_2012_train_tar(photos: list[bytes], tmp_path: Path) -> None:
@@ -62,7 +37,7 @@ def test_the_2012_train_tar(photos: list[bytes], tmp_path: Path) -> None:
     images["n02105855"] = {"n02105855_2933.JPEG": recoded(photos[2], "PNG"), "n02105855_1.JPEG": photos[3]}
     images["n01739381"] = {"n01739381_1309.JPEG": recoded(photos[4], "JPEG", "CMYK")}
     source = releases.tar_of_tars(images, tmp_path / "ILSVRC2012_img_train.tar")
-    out = make(source, tmp_path / "out", "--classes", "imagenet1k", "--name", "imagenet1k", "--seed", 1)
+    out = shard_into(source, tmp_path / "out", "--classes", "imagenet1k", "--name", "imagenet1k", "--seed", 1)
     info = dataset_format.read_info(out)
     assert (info.classes, info.samples, info.rejects) == (1000, {"train": 1999}, 0)
     assert by_key(out) == {Path(name).stem: wnid for wnid, files in images.items() for name in files}
@@ -89,7 +64,7 @@ def test_validation_images_get_the_classes_of_their_numbers(
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
         for number in np.random.default_rng(0).permutation(40):  # the tar's order isn't the names'
             add(tar, names[number], photos[number])
-    out = make(tmp_path / "ILSVRC2012_img_val.tar", tmp_path / "out", "--split", "val", "--devkit", kit)
+    out = shard_into(tmp_path / "ILSVRC2012_img_val.tar", tmp_path / "out", "--split", "val", "--devkit", kit)
     assert by_key(out) == {name.removesuffix(".JPEG"): wnid for name, wnid in zip(names, truth, strict=True)}
     named = dict(
         zip(*(dataset_format.read_classes(out)[column].to_pylist() for column in ("wnid", "name")), strict=True)
@@ -99,7 +74,7 @@ def test_validation_images_get_the_classes_of_their_numbers(
     loose.mkdir()
     for number, name in enumerate(names):
         (loose / name).write_bytes(photos[number])
-    again = make(loose, tmp_path / "again", "--split", "val", "--devkit", kit, "--name", "out")
+    again = shard_into(loose, tmp_path / "again", "--split", "val", "--devkit", kit, "--name", "out")
     assert contents(again) == contents(out)
 
 
@@ -120,10 +95,10 @@ def test_foreign_webdataset_tars(images: Images, tmp_path: Path, way: str) -> No
     tars = write_webdataset(images, tmp_path / "foreign")
     (tmp_path / "wnids.txt").write_text("\n".join(sorted(images)))
     options = ("--classes", tmp_path / "wnids.txt", "--name", "out", "--samples-per-shard", 16)
-    reference = make(releases.make("tar of tars", images, tmp_path), tmp_path / "reference", *options)
+    reference = shard_into(releases.make("tar of tars", images, tmp_path), tmp_path / "reference", *options)
     braces = f"{tmp_path}/foreign/shard-{{000..{len(tars) - 1:03d}}}.tar"
     source = {"folder": str(tmp_path / "foreign"), "braces": braces, "pipe": f"pipe:cat {braces}"}[way]
-    out = make(source, tmp_path / "out", *options)
+    out = shard_into(source, tmp_path / "out", *options)
     assert contents(out) == contents(reference)
 
 
@@ -164,7 +139,7 @@ def test_21k_p_keeps_classes_of_more_than_500_and_holds_out_the_first_50(photos:
     big = {f"n00000001_{number:04d}.JPEG": photos[number % 96] for number in range(501)}
     small = {f"n00000002_{number:04d}.JPEG": photos[number % 96] for number in range(500)}
     source = releases.tar_of_tars({"n00000001": big, "n00000002": small}, tmp_path / "whole.tar")
-    out = make(source, tmp_path / "out", "--classes", "21k-p", "--verify", "header")
+    out = shard_into(source, tmp_path / "out", "--classes", "21k-p", "--verify", "header")
     info = dataset_format.read_info(out)
     assert (info.classes, info.samples) == (1, {"train": 451, "val": 50})
     rows = dataset_format.read_index(out, ["key", "split"]).to_pylist()
@@ -175,7 +150,7 @@ def test_21k_p_keeps_classes_of_more_than_500_and_holds_out_the_first_50(photos:
 
 
 def test_listed_classes_keep_their_indices_whatever_the_input_holds(images: Images, tmp_path: Path) -> None:
-    out = make(releases.make("folder of tars", images, tmp_path), tmp_path / "out", "--classes", "imagenet1k")
+    out = shard_into(releases.make("folder of tars", images, tmp_path), tmp_path / "out", "--classes", "imagenet1k")
     info = dataset_format.read_info(out)
     listed = class_lists.listed("imagenet1k") or []
     assert info.classes == 1000
@@ -190,13 +165,13 @@ def test_imagenet_v2_names_its_folders_by_class_number(photos: list[bytes], tmp_
         folder = raw / str(number)
         folder.mkdir(parents=True)
         (folder / f"{number:04x}.jpeg").write_bytes(photos[number % len(photos)])
-    found = by_key(make(raw, tmp_path / "v2", "--classes", "imagenet1k", "--split", "test", "--workers", 1))
+    found = by_key(shard_into(raw, tmp_path / "v2", "--classes", "imagenet1k", "--split", "test", "--workers", 1))
     wnids = class_lists.listed("imagenet1k") or []
     assert found == {f"{wnid}/{number:04x}": wnid for number, wnid in enumerate(wnids)}
     (raw / "1000").mkdir()
     (raw / "1000" / "a.jpeg").write_bytes(photos[0])
     with pytest.raises(errors.UserError, match=r"class number 1000, but the class list has 1000 classes"):
-        make(raw, tmp_path / "again", "--classes", "imagenet1k", "--split", "test", "--workers", 1)
+        shard_into(raw, tmp_path / "again", "--classes", "imagenet1k", "--split", "test", "--workers", 1)
 
 
 def test_folders_whose_numbers_are_the_classes_names_keep_them(photos: list[bytes], tmp_path: Path) -> None:
@@ -205,14 +180,14 @@ def test_folders_whose_numbers_are_the_classes_names_keep_them(photos: list[byte
         (raw / digit).mkdir(parents=True)
         (raw / digit / "a.jpg").write_bytes(photos[int(digit)])
     names.write_text("7\n3\n1\n")
-    assert by_key(make(raw, tmp_path / "out", "--classes", names)) == {"7/a": "7", "3/a": "3", "1/a": "1"}
+    assert by_key(shard_into(raw, tmp_path / "out", "--classes", names)) == {"7/a": "7", "3/a": "3", "1/a": "1"}
 
 
 def test_excluded_keys_are_left_out_and_counted(images: Images, tmp_path: Path) -> None:
     gone = [Path(name).stem for name in list(images["n01440764"])[:3]]
     (tmp_path / "leaks.tsv").write_text("# key\tother\n" + "".join(f"{key}\tx\tnear\t0.97\n" for key in gone))
     source = releases.make("tar of tars", images, tmp_path)
-    out = make(source, tmp_path / "out", "--exclude", tmp_path / "leaks.tsv")
+    out = shard_into(source, tmp_path / "out", "--exclude", tmp_path / "leaks.tsv")
     assert by_key(out).keys() == {Path(name).stem for files in images.values() for name in files} - set(gone)
     assert dataset_format.read_rejects(out, ["reason"])["reason"].to_pylist() == ["excluded"] * 3
 
@@ -238,7 +213,7 @@ def test_output_and_input_are_apart(
 
 
 def test_timm_info_and_json_agree(images: Images, tmp_path: Path) -> None:
-    out = make(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
+    out = shard_into(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
     info = dataset_format.read_info(out)
     timm_info = json.loads((out / "_info.json").read_text())
     assert {split: facts["num_samples"] for split, facts in timm_info["splits"].items()} == info.samples
@@ -251,7 +226,7 @@ def test_timm_reads_it(images: Images, tmp_path: Path) -> None:
         import_peer("timm")
         from timm.data.readers.reader_wds import ReaderWds  # a peer
 
-        out = make(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
+        out = shard_into(releases.make("tar of tars", images, tmp_path), tmp_path / "out", "--val-fraction", 0.25)
         info = dataset_format.read_info(out)
         for split, count in info.samples.items():
             reader = ReaderWds(root=str(out), split=split, batch_size=1)

@@ -18,9 +18,8 @@ from pipeline.core import errors
 from pipeline.core.errors import UserError
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
-from tests.data_prep.releases import Images, add, class_tar, make
-from tests.data_prep.test_nothing_overwritten import folders, keys, run, wnids
-from tests.data_prep.test_releases import devkit
+from tests.data_prep.datasets import keys, shard_into, wnids
+from tests.data_prep.releases import Images, add, class_tar, devkit, folders, make
 
 REASON = "reason"
 
@@ -48,12 +47,12 @@ def test_our_own_data_sets_keep_their_classes_under_another_list(
     classes: str, photos: list[bytes], tmp_path: Path
 ) -> None:
     source = folders(tmp_path / "raw", photos, "n01530575", "n03042490")
-    first = run(source, tmp_path / "first", "--workers", 1)
-    again = run(first, tmp_path / "again", "--classes", classes, "--workers", 1)
+    first = shard_into(source, tmp_path / "first", "--workers", 1)
+    again = shard_into(first, tmp_path / "again", "--classes", classes, "--workers", 1)
     names = class_lists.listed(classes)
     assert names is not None
     assert {names[label] for label in labels(again).values()} == {"n01530575", "n03042490"}
-    assert labels(again) == labels(run(source, tmp_path / "at_once", "--classes", classes, "--workers", 1))
+    assert labels(again) == labels(shard_into(source, tmp_path / "at_once", "--classes", classes, "--workers", 1))
 
 
 @pytest.mark.parametrize("piped", [False, True])
@@ -63,7 +62,7 @@ def test_keys_that_begin_anew_in_each_tar_are_told_apart(piped: bool, photos: li
         members = [(f"{key}.{end}", b"0" if end == "cls" else data) for key, data in pictures for end in ("cls", "jpg")]
         samples(tmp_path / "raw" / f"x-{tar}.tar", *members)
     source = "pipe:cat " + str(tmp_path / "raw/x-{0..2}.tar") if piped else tmp_path / "raw"
-    out = run(source, tmp_path / "out", "--source", "webdataset", "--workers", 1)
+    out = shard_into(source, tmp_path / "out", "--source", "webdataset", "--workers", 1)
     names = ("00000", "00001", "00002") if piped else ("x-0", "x-1", "x-2")
     assert keys(out) == {f"00000/{name}/000{n}" for name in names for n in range(3)}
     assert not rejects(out)
@@ -79,7 +78,7 @@ def test_tars_one_after_another_are_all_read(form: str, photos: list[bytes], tmp
     (tmp_path / "both.tar.gz").write_bytes(gzip.compress(first) + gzip.compress(second))
     source = {"file": "both.tar", "pipe": "pipe:cat 1.tar 2.tar", "gzip": "both.tar.gz"}[form]
     place = f"pipe:cd {tmp_path} && cat 1.tar 2.tar" if form == "pipe" else tmp_path / source
-    assert keys(run(place, tmp_path / "out", "--workers", 1)) == {"a/1", "b/1", "a/2", "c/1"}
+    assert keys(shard_into(place, tmp_path / "out", "--workers", 1)) == {"a/1", "b/1", "a/2", "c/1"}
 
 
 @pytest.mark.parametrize("form", ["raw.tar", "raw.tar.gz", "tars"])
@@ -91,28 +90,28 @@ def test_a_tar_that_was_cut_between_two_members_is_refused(form: str, photos: li
     (tmp_path / "raw.tar").write_bytes(cut)
     (tmp_path / "raw.tar.gz").write_bytes(gzip.compress(cut))
     with pytest.raises(UserError, match=rf"ends at byte {len(cut)} without an end marker"):
-        run(tmp_path / form, tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / form, tmp_path / "out", "--workers", 1)
 
 
 def test_rubbish_behind_a_tar_s_end_is_named(photos: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "raw.tar").write_bytes(class_tar({"a/1.jpg": photos[0]}) + b"rubbish" * 200)
     with pytest.raises(UserError, match="no valid tar header at byte 10240"):
-        run(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
 
 
 def test_what_was_held_out_isn_t_trained_on(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "a", "b", each=4)
-    first = run(source, tmp_path / "first", "--val-fraction", 0.25, "--workers", 1)
+    first = shard_into(source, tmp_path / "first", "--val-fraction", 0.25, "--workers", 1)
     with pytest.raises(UserError, match=r"holds the splits train, val: shard one after another"):
-        run(first, tmp_path / "out", "--workers", 1)
-    train = run(first / "train-{00000..00000}.tar", tmp_path / "train", "--workers", 1)
+        shard_into(first, tmp_path / "out", "--workers", 1)
+    train = shard_into(first / "train-{00000..00000}.tar", tmp_path / "train", "--workers", 1)
     assert dataset_format.read_info(train).samples == {"train": 6}
-    anew = run(first, tmp_path / "anew", "--val-fraction", 0.25, "--workers", 1)
+    anew = shard_into(first, tmp_path / "anew", "--val-fraction", 0.25, "--workers", 1)
     assert dataset_format.read_info(anew).samples == {"train": 6, "val": 2}
     names = {f"{split}/a/1.jpg": photos[place] for place, split in enumerate(("train", "val"))}
     (tmp_path / "raw.tar").write_bytes(class_tar(names))
     with pytest.raises(UserError, match=r"holds the splits train, val, not classes"):
-        run(tmp_path / "raw.tar", tmp_path / "tar", "--workers", 1)
+        shard_into(tmp_path / "raw.tar", tmp_path / "tar", "--workers", 1)
 
 
 def test_of_several_images_of_a_sample_the_plain_one_is_taken(photos: list[bytes], tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_of_several_images_of_a_sample_the_plain_one_is_taken(photos: list[bytes
         ("2.cls", b"0"),
         ("2.tif", b"tif"),
     )
-    out = run(source, tmp_path / "out", "--workers", 1)
+    out = shard_into(source, tmp_path / "out", "--workers", 1)
     assert keys(out) == {"00000/1"}
     assert dataset_format.read_index(out, ["size"])["size"].to_pylist() == [len(photos[0])]
     assert rejects(out) == ["other_file"] * 3
@@ -137,11 +136,11 @@ def test_the_audit_of_indexed_tars_is_a_list_that_shard_takes(photos: list[bytes
     assert index.main([str(folder), "--workers", "1"]) == 0
     gone = tmp_path / "gone.tsv"
     assert overlap.main([str(folder), "--against", str(folder), "--out", str(gone), "--workers", "1"]) == 0
-    out = run(folder, tmp_path / "out", "--exclude", gone, "--workers", 1)
+    out = shard_into(folder, tmp_path / "out", "--exclude", gone, "--workers", 1)
     assert keys(out) == {"00001/0", "00001/1", "00001/2"}
     gone.write_text("3\n")
     with pytest.raises(UserError, match="none of the 1 keys of --exclude names an image"):
-        run(folder, tmp_path / "other", "--exclude", gone, "--workers", 1)
+        shard_into(folder, tmp_path / "other", "--exclude", gone, "--workers", 1)
 
 
 def test_the_devkit_says_the_class_wherever_the_images_lie(photos: list[bytes], tmp_path: Path) -> None:
@@ -150,43 +149,43 @@ def test_the_devkit_says_the_class_wherever_the_images_lie(photos: list[bytes], 
     for number in (1, 2):
         (tmp_path / "raw" / "images" / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(photos[number])
     (tmp_path / "raw" / "images" / "other.JPEG").write_bytes(photos[0])
-    out = run(tmp_path / "raw", tmp_path / "out", "--devkit", kit, "--split", "val", "--workers", 1)
+    out = shard_into(tmp_path / "raw", tmp_path / "out", "--devkit", kit, "--split", "val", "--workers", 1)
     assert labels(out) == {"ILSVRC2012_val_00000001": 1, "ILSVRC2012_val_00000002": 0}
     assert rejects(out) == ["no_class"]
     kit.write_bytes(kit.read_bytes()[:200])
     with pytest.raises(UserError, match="can't be read"):
-        run(tmp_path / "raw", tmp_path / "again", "--devkit", kit, "--split", "val")
+        shard_into(tmp_path / "raw", tmp_path / "again", "--devkit", kit, "--split", "val")
 
 
 def test_a_stream_that_is_shorter_the_second_time_is_refused(images: Images, tmp_path: Path) -> None:
     source = make("tar of tars", images, tmp_path)
     once = f"pipe:cd {tmp_path} && if [ -e been ]; then head -c 100000 {source}; else touch been; cat {source}; fi"
     with pytest.raises(UserError, match="was shorter when it was read again"):
-        run(once, tmp_path / "out", "--tasks", 2, "--task", 0, "--workers", 1)
+        shard_into(once, tmp_path / "out", "--tasks", 2, "--task", 0, "--workers", 1)
 
 
 def test_an_image_that_changed_between_tasks_is_named(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "a", "b")
-    run(source, tmp_path / "out", "--samples-per-shard", 1, "--tasks", 4, "--task", 0, "--workers", 1)
+    shard_into(source, tmp_path / "out", "--samples-per-shard", 1, "--tasks", 4, "--task", 0, "--workers", 1)
     for path in source.rglob("*.jpg"):
         path.write_bytes(photos[9] + bytes(9))
     with pytest.raises(UserError, match=r"has changed since INPUT was listed"):
-        run(source, tmp_path / "out", "--samples-per-shard", 1, "--tasks", 4, "--task", 1, "--workers", 1)
+        shard_into(source, tmp_path / "out", "--samples-per-shard", 1, "--tasks", 4, "--task", 1, "--workers", 1)
 
 
 def test_class_tars_named_by_braces(photos: list[bytes], tmp_path: Path) -> None:
     for wnid, photo in zip("abc", photos, strict=False):
         (tmp_path / f"{wnid}.tar").write_bytes(class_tar({"1.jpg": photo}))
-    assert keys(run(tmp_path / "{a..c}.tar", tmp_path / "out", "--workers", 1)) == {"a/1", "b/1", "c/1"}
+    assert keys(shard_into(tmp_path / "{a..c}.tar", tmp_path / "out", "--workers", 1)) == {"a/1", "b/1", "c/1"}
     with pytest.raises(UserError, match="is INPUT's own folder or lies in it"):
-        run(tmp_path, tmp_path / "deep" / "out", "--source", "tars")
+        shard_into(tmp_path, tmp_path / "deep" / "out", "--source", "tars")
     (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "b.tar").read_bytes()))
-    assert keys(run(tmp_path / "{a..c}.tar", tmp_path / "zipped", "--workers", 1)) == {"a/1", "b/1", "c/1"}
+    assert keys(shard_into(tmp_path / "{a..c}.tar", tmp_path / "zipped", "--workers", 1)) == {"a/1", "b/1", "c/1"}
 
 
 def test_hidden_folders_of_a_tar_are_no_classes(photos: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "raw.tar").write_bytes(class_tar({"./.Trash/3.jpg": photos[0], "./a/1.jpg": photos[1]}))
-    assert wnids(run(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)) == ["a"]
+    assert wnids(shard_into(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)) == ["a"]
 
 
 @pytest.mark.parametrize(("options", "kind"), [({"resize": 20}, "JPEG"), ({}, "PNG"), ({}, "CMYK")])
@@ -266,10 +265,10 @@ def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
 
 def test_index_leaves_data_sets_of_shard_alone(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "a", "b")
-    run(source, tmp_path / "out", "--samples-per-shard", 1, "--tasks", 4, "--task", 0, "--workers", 1)
+    shard_into(source, tmp_path / "out", "--samples-per-shard", 1, "--tasks", 4, "--task", 0, "--workers", 1)
     with pytest.raises(UserError, match=r"is being made by data_prep\.shard"):
         index.main([str(tmp_path / "out")])
-    whole = run(source, tmp_path / "whole", "--workers", 1)
+    whole = shard_into(source, tmp_path / "whole", "--workers", 1)
     with pytest.raises(UserError, match=r"was made by data_prep\.shard"):
         index.main([str(whole), "--force"])
 
@@ -277,16 +276,16 @@ def test_index_leaves_data_sets_of_shard_alone(photos: list[bytes], tmp_path: Pa
 def test_a_link_to_a_folder_above_is_no_class(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "a", "b")
     (source / "again").symlink_to("a")  # another class's folder may well be linked
-    assert wnids(run(source, tmp_path / "out", "--workers", 1)) == ["a", "again", "b"]
+    assert wnids(shard_into(source, tmp_path / "out", "--workers", 1)) == ["a", "again", "b"]
     (source / "loop").symlink_to(".")
     with pytest.raises(UserError, match=r"loop' is a link to a folder that it lies in"):
-        run(source, tmp_path / "other", "--workers", 1)
+        shard_into(source, tmp_path / "other", "--workers", 1)
 
 
 def test_an_image_is_no_input(photos: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photos[0])
     with pytest.raises(UserError, match=r"photo\.jpg' is no tar .*a folder of images for each class"):
-        run(tmp_path / "photo.jpg", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "photo.jpg", tmp_path / "out", "--workers", 1)
 
 
 @pytest.mark.parametrize("name", ["broken", b"bytes\xe9"])
@@ -296,5 +295,5 @@ def test_an_output_that_can_t_be_is_named(name: str | bytes, photos: list[bytes]
     if name == "broken":
         out.symlink_to("nowhere")
     with pytest.raises(UserError, match="OUTPUT"):
-        run(source, out, "--workers", 1)
+        shard_into(source, out, "--workers", 1)
     assert errors.EXIT_INTERRUPTED == 130

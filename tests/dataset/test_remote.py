@@ -12,11 +12,10 @@ import tarfile
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torch.utils.data import Dataset
 
 from data_prep import index
 from pipeline.core.errors import UserError
@@ -28,8 +27,10 @@ from pipeline.dataset.split import open_split
 from pipeline.loader.batches import eval_batches
 from pipeline.runs import records
 from tests.dataset.flaky_server import Server
+from tests.helpers.jobs import job
+from tests.helpers.launch import REPOSITORY
 from tests.helpers.ranks import run_ranks
-from tests.train.test_faults import job
+from tests.helpers.waiting import wait_until
 
 FAULTS = ("", "error", "", "cut", "", "", "stall", "wrong", "")
 STEPS = 4
@@ -196,31 +197,14 @@ def test_a_command_that_stalls_is_ended_with_all_it_started(tmp_path: Path) -> N
     wait_until(lambda: not alive(str(file).encode()))  # killed, but dying takes them a moment
 
 
-class Piped(Dataset[bytes]):
-    def __init__(self, pipe: str):
-        self.pipe = pipe
-
-    def __getitem__(self, item: tuple[int, int]) -> bytes:
-        return b"".join(remote.read_blocks(self.pipe, 9, Patience()))
-
-
 def test_a_killed_reader_takes_its_workers_and_their_commands_along(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    items = f"test_remote.Piped('pipe:echo ab; tail -f {file}; true'), range(1), slots_for(range(1), 1, 1, 8), 1"
-    program = "from tests.dataset import test_remote\nfrom pipeline.loader.workers import load, slots_for\n"
-    program += f"list(load({items}))"
-    with subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2]) as reader:
-        wait_until(lambda: bool(alive(f"tail\0-f\0{file}".encode())))
+    command = [sys.executable, "-m", "tests.dataset.piped_reader", f"pipe:echo ab; tail -f {file}; true"]
+    with subprocess.Popen(command, cwd=REPOSITORY) as reader:
+        wait_until(lambda: alive(f"tail\0-f\0{file}".encode()))
         reader.kill()
     wait_until(lambda: not alive(str(file).encode()))  # the worker's command line is the reader's
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 120
-    while not met():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pipeline.dataset.split import open_split
 from pipeline.evaluation.accuracy import Result, _counts, evaluate
 from pipeline.loader.batches import eval_batches
 from pipeline.model.preprocess import normalise
-from tests.model.test_vit import random_model
+from tests.helpers.models import random_model
 
 
 def run(digits: Path, world: int, batch: int) -> Result:

@@ -13,27 +13,28 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-import pipeline.train.loop
-import pipeline.train.step
 from pipeline.model.vit import VisionTransformer
+from pipeline.train import loop, step
 
 fed: list[torch.Tensor] = []
 
 
 def spy(out: Path) -> None:
     file = (out / f"rank-{os.environ['RANK']}-of-{os.environ['WORLD_SIZE']}.txt").open("a", buffering=1)
-    train_step, loss_of = pipeline.train.loop.train_step, pipeline.train.step.loss_of
+    in_loop: Any = loop
+    in_step: Any = step
+    train_step, loss_of = in_loop.train_step, in_step.loss_of
     now = [0]
 
     def keep(module: torch.nn.Module, arguments: Any) -> None:
         if isinstance(module, VisionTransformer) and module.training:
             fed.append(arguments[0])
 
-    def step_spy(config: Any, engine: Any, batches: Any, step: int, *others: Any, **more: Any) -> Any:
-        now[0] = step + 1
-        return train_step(config, engine, batches, step, *others, **more)
+    def step_spy(config: Any, engine: Any, batches: Any, done: int, *others: Any, **more: Any) -> Any:
+        now[0] = done + 1
+        return train_step(config, engine, batches, done, *others, **more)
 
-    def loss_spy(kind: Any, logits_BC: torch.Tensor, targets: torch.Tensor, **more: Any) -> torch.Tensor:
+    def loss_spy(kind: Any, logits_BC: torch.Tensor, targets: torch.Tensor, **more: Any) -> Any:
         x_BCHW = fed.pop()
         assert not fed
         assert x_BCHW.dtype == torch.float32
@@ -42,8 +43,8 @@ def spy(out: Path) -> None:
         return loss_of(kind, logits_BC, targets, **more)
 
     register_module_forward_pre_hook(keep)
-    pipeline.train.loop.train_step = step_spy  # type: ignore[assignment]
-    pipeline.train.step.loss_of = loss_spy  # type: ignore[assignment]
+    in_loop.train_step = step_spy
+    in_step.loss_of = loss_spy
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def _attend(connection: socket.socket, program: Path) -> None:
         os.close(stream)
     ended = os.pidfd_open(pid)
     while True:
-        ready, _, _ = select.select([connection, ended], [], [])
+        ready, _, _ = select.select([connection.fileno(), ended], [], [])
         if ended in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             with suppress(OSError):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from pipeline.imaging import _jpeg, jpeg
+from pipeline.imaging import jpeg
 from pipeline.imaging.jpeg import Box, Image
 from pipeline.imaging.jpeg_header import without_oddities
-from tests.loader.test_transforms import encode
+from tests.helpers.jpegs import encode, is_read_by_us
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image:
@@ -34,10 +34,6 @@ def smooth(height: int, width: int) -> Image:
 def cut(pixels: Image, box: Box) -> Image:
     top, left, height, width = box
     return pixels[top : top + height, left : left + width]
-
-
-def is_read_by_us(data: bytes, box: Box) -> bool:
-    return _jpeg.decode(data, 1, *box, np.empty(1 << 20, np.uint8))[3]
 
 
 def damaged(good: bytes, seed: int, damages: int, first: int, longest: int) -> bytes:

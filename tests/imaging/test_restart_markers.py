@@ -12,8 +12,7 @@ from data_prep.images import prepare
 from data_prep.images._restart import with_restarts
 from data_prep.images.jpeg_header import jpeg_header
 from pipeline.imaging import jpeg
-from tests.imaging.test_huffman import is_read_by_us
-from tests.loader.test_transforms import encode
+from tests.helpers.jpegs import encode, is_read_by_us
 
 KINDS = ["444", "422", "420", "440", "411", "gray"]
 

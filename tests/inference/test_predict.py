@@ -31,9 +31,9 @@ from pipeline.loader.transforms import eval_image
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import ARCHITECTURES, Attention, VisionTransformer
 from tests.helpers.launch import ACCELERATE, last_json, run
+from tests.helpers.models import random_model
 from tests.helpers.quick_python import executable
-from tests.interop.test_export import CLASSES, make_run
-from tests.model.test_vit import random_model
+from tests.helpers.runs import CLASSES, make_run
 
 
 @pytest.fixture

@@ -1,22 +1,16 @@
 """jobs.export: what it writes gives the checkpoint's logits and says how to prepare images; refusals leave nothing."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from jobs import export
-from pipeline.checkpoint.format import FORMAT_VERSION, Meta
-from pipeline.config.recipes import tiny
-from pipeline.config.schema import DataConfig, ModelConfig
-from pipeline.config.serialize import to_dict
+from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
-from pipeline.core.files import xxh3_128
 from pipeline.interop import export as exporting
 from pipeline.interop import model_card, trained_model
 from pipeline.interop.export import FORMATS, Format, write_torch
@@ -24,54 +18,15 @@ from pipeline.interop.load import load_weights
 from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.onnx_file import check_onnx
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
+from tests.helpers.models import random_model
 from tests.helpers.ranks import run_ranks
-from tests.model.test_vit import random_model
-
-CLASSES = 10
+from tests.helpers.runs import CLASSES, make_run, run_export
 
 
 @pytest.fixture(autouse=True)
 def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two blocks are enough for a layout, and a graph of two is traced in seconds."""
     monkeypatch.setitem(ARCHITECTURES, "tiny", replace(ARCHITECTURES["tiny"], depth=2))
-
-
-def make_run(
-    run: Path,
-    model_config: ModelConfig,
-    *,
-    resize: str = "square",
-    loss: str = "softmax",
-    weights: Mapping[str, torch.Tensor] | None = None,
-    average: bool = False,
-) -> VisionTransformer:
-    """A run folder with one checkpoint, in the files that training writes. ``weights``: random ones where None."""
-    model = random_model(model_config, CLASSES).eval()
-    if weights:
-        model.load_state_dict(dict(weights))
-    checkpoint = run / "checkpoints" / "step-00000007"
-    checkpoint.mkdir(parents=True)
-    path = checkpoint / "state-000.safetensors"
-    state = {f"param/{name}": tensor for name, tensor in model.state_dict().items()}
-    state |= {f"average/{name}": tensor / 2 for name, tensor in model.state_dict().items()} if average else {}
-    save_file(state, path)
-    train = replace(tiny().train, loss=loss)  # type: ignore[arg-type]
-    data = DataConfig(eval_resize=resize)  # type: ignore[arg-type]
-    config = to_dict(replace(tiny(), model=model_config, data=data, train=train, run_dir=run, parent=str(run)))
-    config["data"]["train"] = str(run.parent / "shards" / "mine")
-    files = {path.name: {"bytes": path.stat().st_size, "xxh3_128": xxh3_128(path)}}
-    metrics = {"eval/top1": 0.5} | ({"eval_average/top1": 0.625} if average else {})
-    meta = Meta(FORMAT_VERSION, 7, 70, 7, config, CLASSES, "c", "digest-of-data", 1, files, 0, metrics)
-    (checkpoint / "meta.json").write_text(json.dumps(asdict(meta)))
-    classes = [{"wnid": f"n{index}", "name": f"name {index}"} for index in range(CLASSES)]
-    (run / "classes.json").write_text(json.dumps(classes))
-    (run / "run.json").write_text(json.dumps({"parent": {"run_dir": str(run.parent / "the-parent"), "step": 3}}))
-    return model
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    monkeypatch.setattr("sys.argv", ["export", *map(str, args)])
-    return export.main()
 
 
 def logits_differ(one: Callable[[torch.Tensor], torch.Tensor], other: Callable, size: int) -> float:  # type: ignore[type-arg]
@@ -89,7 +44,7 @@ def test_the_export_has_the_checkpoints_logits(
     resize = "square" if size == 32 else "central"
     model = make_run(tmp_path / "run", ModelConfig("tiny", size), resize=resize, loss="sigmoid")
     out = tmp_path / "out"
-    call(monkeypatch, tmp_path / "run", out, "--format", form)
+    run_export(monkeypatch, tmp_path / "run", out, "--format", form)
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 <= report["largest_difference"] <= 1e-5
     assert report["resize"] == resize
@@ -109,7 +64,7 @@ def test_pre_logits_leave_in_the_formats_that_hold_them(
 ) -> None:
     gelu = "tanh" if form == "npz" else "exact"
     model = make_run(tmp_path / "run", ModelConfig("tiny", 32, pre_logits=True, gelu=gelu))
-    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
+    run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
     again = exporting.read_back(tmp_path / "out", form, trained_model.read_description(tmp_path / "out"))
     assert logits_differ(again, model, 32) <= 1e-5
 
@@ -120,7 +75,7 @@ def test_formats_with_their_own_words_for_it_say_how_images_are_resized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, resize: str
 ) -> None:
     make_run(tmp_path / "run", ModelConfig("tiny", 32), resize=resize)
-    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
+    run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
     (tmp_path / "out" / DESCRIPTION).unlink()
     assert load_weights(tmp_path / "out")[2]["resize"] == resize
     known = trained_model.load(tmp_path / "out").description
@@ -132,7 +87,7 @@ def test_the_card_tells_results_data_lineage_and_recipe_and_no_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central")
-    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "safetensors")
+    run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "safetensors")
     text = (tmp_path / "out" / "README.md").read_text()
     for part in ("eval/top1: 0.5000", "digest-of-data", '"the-parent"', "7 steps", '"mine"', "middle square of 7/8"):
         assert part in text
@@ -142,7 +97,7 @@ def test_the_card_tells_results_data_lineage_and_recipe_and_no_path(
 def test_an_average_says_so_and_gives_its_own_results_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "run", ModelConfig("tiny", 32), average=True)
     for name, options, order in (("last", (), (0.5, 0.625)), ("average", ("--average",), (0.625, 0.5))):
-        call(monkeypatch, tmp_path / "run", tmp_path / name, "--format", "safetensors", *options)
+        run_export(monkeypatch, tmp_path / "run", tmp_path / name, "--format", "safetensors", *options)
         text = (tmp_path / name / "README.md").read_text()
         assert [float(line.split()[-1]) for line in text.splitlines() if "/top1" in line] == list(order)
         assert ("running average" in text.split("## Results")[0]) == (name == "average")
@@ -154,7 +109,7 @@ def test_an_export_is_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central", loss="sigmoid")
     source = tmp_path / "run"
     for form in ("npz", "huggingface", "safetensors", "timm"):
-        call(monkeypatch, source, tmp_path / form, "--format", form)
+        run_export(monkeypatch, source, tmp_path / form, "--format", form)
         source = tmp_path / form
     last = trained_model.load(source)
     assert logits_differ(exporting.build(last), model, 32) <= 1e-5
@@ -167,7 +122,7 @@ def test_published_weights_get_the_names_of_their_classes(tmp_path: Path, monkey
 
     model = random_model(ModelConfig("tiny", 32), 1000)
     npz.write(tmp_path / "B_16-imagenet2012.npz", model.config, model.state_dict())
-    call(monkeypatch, tmp_path / "B_16-imagenet2012.npz", tmp_path / "out", "--format", "timm")
+    run_export(monkeypatch, tmp_path / "B_16-imagenet2012.npz", tmp_path / "out", "--format", "timm")
     classes = trained_model.read_description(tmp_path / "out").classes
     assert (classes[0].wnid, classes[0].name) == ("n01440764", "tench, Tinca tinca")
     assert "Recipe" not in (tmp_path / "out" / "README.md").read_text()
@@ -193,7 +148,7 @@ def test_any_stage_and_number_of_ranks_leaves_the_same_model(
         options = ("--schedule.steps", 2, "--schedule.warmup-steps", 0, "--train.zero-stage", stage)
         run_ranks(world, (*job, *options, "--train.micro-batch", 8), tmp_path / f"log-{stage}")
         out = tmp_path / f"out-{stage}"
-        call(monkeypatch, run, out, "--format", "safetensors")
+        run_export(monkeypatch, run, out, "--format", "safetensors")
         exports.append(exporting.build(trained_model.load(out)))
     start = random_model(ModelConfig("tiny", exports[0].config.image_size), CLASSES).eval()
     assert logits_differ(exports[0], start, exports[0].config.image_size) > 0.01
@@ -218,7 +173,7 @@ def test_what_is_refused_leaves_nothing(
 ) -> None:
     make_run(tmp_path / "run", config)
     with pytest.raises(UserError) as caught:
-        call(monkeypatch, tmp_path / "run", tmp_path / "out", *arguments)
+        run_export(monkeypatch, tmp_path / "run", tmp_path / "out", *arguments)
     for part in parts:
         assert part in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -262,7 +217,7 @@ def test_models_that_are_none(
     make_run(tmp_path / "run", ModelConfig("tiny", 32))
     model = damage(tmp_path / "run")
     with pytest.raises(UserError) as caught:
-        call(monkeypatch, model, tmp_path / "out")
+        run_export(monkeypatch, model, tmp_path / "out")
     for part in parts:
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -279,18 +234,18 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path, monkeypatch: pytest
     make_run(tmp_path / "run", ModelConfig("tiny", 32))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists"):
-        call(monkeypatch, tmp_path / "run", tmp_path / "out")
+        run_export(monkeypatch, tmp_path / "run", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
-        call(monkeypatch, tmp_path / "run", tmp_path / "file" / "out")
+        run_export(monkeypatch, tmp_path / "run", tmp_path / "file" / "out")
 
 
 def test_an_onnx_file_stays_in_its_folder_and_its_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
 
     make_run(tmp_path / "run", ModelConfig("tiny", 32))
-    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "onnx")
+    run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "onnx")
     path = tmp_path / "out" / "model.onnx"
     check_onnx(path)
     for location in ("../elsewhere", "/etc/passwd", "a/../../b", "C:\\data", "..\\b"):
@@ -318,7 +273,7 @@ def test_the_code_of_the_card_runs(
     cv2.imwrite(str(tmp_path / "image.png"), np.zeros((40, 50, 3), np.uint8))
     make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central")
     for form, said in (("onnx", "name "), ("torch", "tensor("), ("npz", "(128, 10)"), ("safetensors", "[10, 128]")):
-        call(monkeypatch, tmp_path / "run", tmp_path / form, "--format", form)
+        run_export(monkeypatch, tmp_path / "run", tmp_path / form, "--format", form)
         capsys.readouterr()
         text = (tmp_path / form / "README.md").read_text()
         code = text.split("```python\n")[1].split("```")[0]
@@ -334,7 +289,7 @@ def test_a_model_that_has_diverged_is_refused(tmp_path: Path, monkeypatch: pytes
     }
     make_run(tmp_path / "run", config, weights=weights)
     with pytest.raises(UserError, match="its training has diverged"):
-        call(monkeypatch, tmp_path / "run", tmp_path / "out")
+        run_export(monkeypatch, tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     good, bad = (lambda x: x.mean((2, 3))), (lambda x: x.mean((2, 3)) * torch.nan)
     assert exporting.difference(good, good, 4)[0] == 0
@@ -355,4 +310,4 @@ def test_a_broken_checkpoint_is_named(
     if damage == "gone":
         state.unlink()
     with pytest.raises(UserError, match="is broken" if named or damage == "flipped" else "has no complete checkpoint"):
-        call(monkeypatch, checkpoint if named else tmp_path / "run", tmp_path / "out")
+        run_export(monkeypatch, checkpoint if named else tmp_path / "run", tmp_path / "out")

@@ -22,7 +22,7 @@ from pipeline.interop import huggingface, npz, timm, trained_model
 from pipeline.interop.load import load_weights
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
-from tests.model.test_vit import random_model
+from tests.helpers.models import random_model
 
 SIZE, CLASSES = 48, 3
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, npz, timm, trained_model
 from pipeline.interop.load import load_weights
 from pipeline.model.vit import ARCHITECTURES
-from tests.model.test_vit import random_model
+from tests.helpers.models import random_model
 
 KEY = "Transformer/encoderblock_3/MultiHeadDotProductAttention_1/key/kernel"  # of heads x their width, by position
 NORMS = {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2"}

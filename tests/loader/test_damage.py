@@ -4,10 +4,8 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +21,9 @@ from pipeline.loader.order import Order
 from pipeline.loader.transforms import TrainTransform
 from pipeline.loader.workers import load, slots_for
 from pipeline.runs import records
+from tests.helpers.jobs import job
+from tests.helpers.launch import REPOSITORY
 from tests.helpers.ranks import run_ranks
-from tests.train.test_faults import job
 
 GLOBAL_BATCH, STEPS = 32, 3
 
@@ -181,39 +180,10 @@ def test_a_users_error_in_a_worker_stays_one_line(workers: int) -> None:
         list(load(Refusing(), range(3), slots_for(range(3), workers, 1, 8), workers))
 
 
-def read_until_a_worker_is_killed(data: str, busy: bool) -> None:
-    """A process of its own: torch raises in a signal handler, which would hit whatever pytest is doing just then."""
-    reader = batches(open_split(Path(data), "train"), workers=2, stop=100_000)
-    next(reader)
-    worker = multiprocessing.active_children()[0]
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGKILL)
-    print(f"killed {worker.pid}", flush=True)
-    if busy:
-        time.sleep(0.5)
-        print("elsewhere", flush=True)
-    try:
-        for _ in reader:
-            pass
-    except RuntimeError as error:
-        print(error)
-    another = batches(open_split(Path(data), "train"), workers=2, stop=100_000)
-    next(another)
-    raise ValueError("something else, while workers are there")
-
-
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_killed_worker_ends_the_reader_and_nothing_else(digits: Path, busy: bool) -> None:
-    arguments = f"{str(digits)!r}, {busy}"
-    program = f"from tests.loader import test_damage; test_damage.read_until_a_worker_is_killed({arguments})"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "tests.loader.killed_worker", str(digits), *["busy"] * busy]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     killed, *elsewhere, said = done.stdout.splitlines()
     assert elsewhere == ["elsewhere"] * busy

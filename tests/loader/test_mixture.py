@@ -16,9 +16,8 @@ from pipeline.loader.batches import train_batches
 from pipeline.loader.mixture import BLOCK, Mixture, sampling, shares
 from pipeline.loader.order import LANES, Order, micro_batch_positions
 from pipeline.loader.transforms import TrainTransform
+from tests.helpers.jobs import audit, job
 from tests.helpers.ranks import run_ranks
-from tests.runs.test_sample_ledger import audit
-from tests.train.test_faults import job
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple)
 LARGE = st.lists(st.integers(100, 5000), min_size=4, max_size=6).map(tuple)

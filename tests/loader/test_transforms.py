@@ -27,15 +27,7 @@ from pipeline.loader.transforms import (
     inception_crop,
     train_transform,
 )
-
-
-def encode(height: int, width: int, subsampling: str = "420", colour: bool = True, seed: int = 0) -> bytes:
-    """Smooth noise, so that chroma and luma both vary everywhere."""
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), np.uint8)
-    pixels = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    if not colour:
-        return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[:, :, :1]), 90, "GRAY", "Gray")  # type: ignore[no-any-return]
-    return simplejpeg.encode_jpeg(pixels, 90, "RGB", subsampling)  # type: ignore[no-any-return]
+from tests.helpers.jpegs import encode
 
 
 def test_the_region_decoder_was_built() -> None:

@@ -7,7 +7,7 @@ from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.model.transfer import resize_pos_embed, transfer
 from pipeline.model.vit import VisionTransformer, initialise
-from tests.model.test_vit import random_model
+from tests.helpers.models import random_model
 
 
 def bilinear_corners(grid: torch.Tensor, size: int) -> torch.Tensor:

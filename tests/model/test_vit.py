@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.config.schema import ModelConfig, Variant
 from pipeline.core.errors import UserError
 from pipeline.model.vit import ARCHITECTURES, Block, VisionTransformer, _attend, drop_rates, initialise
+from tests.helpers.models import random_model
 
 # Parameters of the released models (google-research/vision_transformer).
 COUNTS = [
@@ -90,17 +91,6 @@ def reference(state: dict[str, Tensor], images: Tensor, *, heads: int, exact_gel
             y = torch.tanh(dense("pre_logits.fc", y))
         logits.append(dense("head", y))
     return torch.stack(logits)
-
-
-def random_model(config: ModelConfig, classes: int = 10, seed: int = 0) -> VisionTransformer:
-    """Weights that are nowhere zero, as after training."""
-    model = VisionTransformer(config, classes)
-    initialise(model, seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return model
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "exact"])

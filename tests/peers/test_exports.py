@@ -19,7 +19,7 @@ from pipeline.model.preprocess import normalise
 from pipeline.model.transfer import resize_pos_embed
 from pipeline.model.vit import ARCHITECTURES
 from tests.helpers.ranks import run_ranks
-from tests.interop.test_export import call, make_run
+from tests.helpers.runs import make_run, run_export
 
 pytestmark = pytest.mark.peers
 
@@ -106,7 +106,7 @@ def picture_without_resampling(path: Path, size: int, resize: str) -> Path:
 @torch.inference_mode()
 def check(run: Path, form: str, monkeypatch: pytest.MonkeyPatch, resize: str) -> None:
     out = run.parent / f"{run.name}-{form}"
-    call(monkeypatch, run, out, "--format", form)
+    run_export(monkeypatch, run, out, "--format", form)
     model = trained_model.load(run)
     picture = picture_without_resampling(run.parent / "noise.png", model.description.model.image_size, resize)
     ours = exporting.build(model)(ours_input(picture, model.description))
@@ -183,7 +183,7 @@ def test_the_code_of_the_card_runs(
     for name in ("timm", "transformers"):
         import_peer(name)
     make_run(tmp_path / "run", ModelConfig("tiny", 56), resize="central")
-    call(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
+    run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", form)
     picture = picture_without_resampling(tmp_path / "noise.png", 56, "central")
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace("local-dir:FOLDER", f"local-dir:{tmp_path / 'out'}")

@@ -11,7 +11,7 @@ from benchmarks.peers import import_peer
 from pipeline.config.schema import ModelConfig, Variant
 from pipeline.interop import huggingface, npz, timm
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
-from tests.model.test_vit import random_model
+from tests.helpers.models import random_model
 
 pytestmark = pytest.mark.peers
 

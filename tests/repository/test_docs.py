@@ -14,8 +14,8 @@ from jobs.vit import COMMANDS
 from pipeline.config.recipes import FINETUNE
 from pipeline.interop import npz
 from tests.helpers.launch import environment
+from tests.helpers.models import random_model
 from tests.helpers.quick_python import executable
-from tests.model.test_vit import random_model
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])

@@ -1,6 +1,5 @@
 """The ledger of a real run that was stopped and resumed on other ranks, and what jobs.audit says of it."""
 
-import subprocess
 from pathlib import Path
 
 import cv2
@@ -12,32 +11,15 @@ from pipeline.loader.batches import train_batches
 from pipeline.loader.order import Order, ledger_hash
 from pipeline.loader.transforms import TrainTransform
 from pipeline.runs import sample_ledger
-from tests.helpers.quick_python import executable
-from tests.helpers.ranks import run_ranks
+from tests.helpers.jobs import AUDITED_BATCH, STEPS, audit, run_pretrain
 
-STEPS, GLOBAL_BATCH = 24, 64  # 1,348 samples: a little over an epoch
-
-
-def pretrain(run: Path, data: Path, world: int, *options: object, code: int = 0) -> None:
-    arguments = (
-        "-m", "jobs.pretrain", "tiny", "--run-dir", run, "--data.train", data, "--schedule.steps", STEPS,
-        "--data.flip", False, "--data.min-area", 0.5, "--data.workers", 0, "--model.image-size", 16,
-        "--train.global-batch", GLOBAL_BATCH, "--train.micro-batch", 16, "--train.log-every", 100,
-        "--schedule.warmup-steps", 2, "--data.eval-split", "none", "--checkpoint.every", 10, *options,
-    )  # fmt: skip
-    run_ranks(world, arguments, run.parent / f"log{world}", 90, code=code)
-
-
-def audit(*arguments: object) -> tuple[int, str]:
-    command = [str(executable()), "-m", "jobs.audit", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout + done.stderr
+GLOBAL_BATCH = AUDITED_BATCH  # 24 batches of the split's 1,348 samples: a little over an epoch
 
 
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("audit") / "run"
-    pretrain(run, digits, 2)
+    run_pretrain(run, digits, 2)
     return run
 
 

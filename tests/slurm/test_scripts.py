@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import REPO, Cluster
+from tests.slurm.scripts import sourced, submit_all
 
 GOLDEN = Path(__file__).with_name("golden")
 TRAINING = [f"{stage}_{size}.sh" for stage in ("pretrain", "finetune") for size in ("b16", "b32", "l16", "l32", "tiny")]
@@ -131,17 +132,6 @@ def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
 
 
-def sourced(folder: Path, *lines: str, code: int = 0, **environment: str) -> str:
-    """What bash lines print after launch.sh, in a job whose run folder is ``folder``; no Slurm."""
-    variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "PATH": os.environ["PATH"]} | environment
-    lines = (f"source {REPO}/slurm/launch.sh", f"RUN={folder}", *lines)
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(lines)], env=variables, text=True, capture_output=True, timeout=60, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_a_job_that_was_submitted_from_another_job(tmp_path: Path) -> None:
     """srun would ask for that one's memory and GPUs, and pass on no variable after sbatch --export=NONE."""
     left = sourced(
@@ -253,16 +243,3 @@ def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> N
 )
 def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     assert message in submit_all(tmp_path, *arguments, code=2)
-
-
-def submit_all(work: Path, *arguments: object, code: int = 0, **environment: str) -> str:
-    done = subprocess.run(
-        [str(REPO / "slurm" / "submit_all.sh"), *map(str, arguments)],
-        env=os.environ | {"VIT_WORK": str(work)} | environment,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr

@@ -8,9 +8,9 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.runs import records
+from tests.helpers.mlflow_runs import only_run, shown
 from tests.slurm.cluster import REPO, TWO_RANKS, Cluster
 from tests.slurm.faults import FAULT_STEP, losses, requeue, starts, submit, wait_for_step
-from tests.tracking.test_sync import only_run, shown
 
 pytestmark = [
     pytest.mark.slurm,

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.status import squeue_environment
 from tests.slurm.cluster import REPO, Cluster
-from tests.slurm.test_scripts import sourced, submit_all
+from tests.slurm.scripts import sourced, submit_all
 
 # squeue's and scontrol's input variables (their man pages), with values that hide jobs or change the output
 FILTERS = {

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from pipeline.core.files import write_json
 from pipeline.runs import records
 from pipeline.runs.records import Attempt, Line, Record
-from tests.tracking.test_sync import in_folder, jobs_sync, on_server, only_run
+from tests.helpers.mlflow_runs import in_folder, jobs_sync, on_server, only_run
 
 # SQLAlchemy's, of MLflow's own tables
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

@@ -28,10 +28,11 @@ from mlflow import MlflowClient
 
 from pipeline.distributed.ranks import free_port
 from pipeline.tracking.registry import example
+from tests.helpers.jobs import TRACKED
+from tests.helpers.mlflow_runs import in_folder, jobs_sync, log_of, on_server, only_run, program
 from tests.helpers.mlflow_server import Server
 from tests.helpers.ranks import run_ranks
-from tests.tracking.test_sync import in_folder, jobs_sync, log_of, on_server, only_run, program, wait_until
-from tests.tracking.test_training import TINY
+from tests.helpers.waiting import wait_until
 
 pytestmark = [
     pytest.mark.soak,
@@ -192,7 +193,7 @@ def test_outages_and_wrong_logins_lose_nothing(lab: Lab, client: MlflowClient, r
 
 def test_a_training_and_its_model(lab: Lab, client: MlflowClient, seven_digits: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TINY)
+    job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TRACKED)
     variables = {"MLFLOW_TRACKING_URI": lab.server.uri, "VIT_MLFLOW": "on", **lab.login}
     results = run_ranks(2, (*job, "--experiment", "lab"), tmp_path / "ranks", 300, **variables)
     if "jobs.sync" in results[0].output:  # a busy machine: two minutes were too short for the model

@@ -4,7 +4,6 @@ Values are compared one by one: name, step, millisecond and value.
 """
 
 import base64
-import math
 import os
 import signal
 import subprocess
@@ -12,8 +11,6 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +22,12 @@ from pipeline.core.files import write_json
 from pipeline.runs import records
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sync as mlflow_sync
+from tests.helpers.mlflow_runs import in_folder, jobs_sync, log_of, on_server, only_run, program, shown
 from tests.helpers.mlflow_server import Proxy, Server
-from tests.helpers.quick_python import executable
+from tests.helpers.waiting import wait_until
 
 # SQLAlchemy's, of MLflow's own tables
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-Values = Counter[tuple[str, int, int, str]]  # name, step, millisecond, value as text: NaN equals itself
-
-
-@contextmanager
-def program(run_dir: Path, *options: object, uri: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    variables = {name: value for name, value in os.environ.items() if name != "VIT_MLFLOW"}
-    variables |= {"MLFLOW_TRACKING_URI": uri, **environment}
-    command = [str(executable()), "-m", "tests.tracking.program", str(run_dir), *map(str, options)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def run_program(run_dir: Path, *options: object, uri: str, **environment: str) -> str:
@@ -55,66 +37,12 @@ def run_program(run_dir: Path, *options: object, uri: str, **environment: str) -
     return output
 
 
-def jobs_sync(*run_dirs: Path, uri: str, code: int = 0, **environment: str) -> str:
-    done = subprocess.run(
-        [str(executable()), "-m", "jobs.sync", *map(str, run_dirs)],
-        capture_output=True, text=True, check=False, env=os.environ | {"MLFLOW_TRACKING_URI": uri, **environment},
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def shown(value: float) -> str:
-    """As sqlite stores it: MLflow writes infinities as the largest floats."""
-    if math.isinf(value):
-        value = math.copysign(sys.float_info.max, value)
-    return repr(value)
-
-
-def on_server(client: MlflowClient, run_id: str) -> Values:
-    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith("system/")]
-    return Counter(
-        (name, point.step, point.timestamp, shown(point.value))
-        for name in names
-        for point in client.get_metric_history(run_id, name)
-    )
-
-
-def in_folder(run_dir: Path) -> Values:
-    return Counter(
-        (name, line.step, round(line.time * 1000), shown(value))
-        for line in records.read_lines(run_dir / records.METRICS)[0]
-        for name, value in line.metrics.items()
-    )
-
-
-def only_run(client: MlflowClient, run_dir: Path) -> Any:
-    record = records.read_record(run_dir)
-    assert record is not None
-    experiment = client.get_experiment_by_name(record.experiment)
-    runs = client.search_runs([experiment.experiment_id], f"tags.run_key = '{record.key}'")
-    assert len(runs) == 1
-    return runs[0]
-
-
 def assert_same(server: Server, run_dir: Path, state: str = "FINISHED") -> Any:
     client = MlflowClient(server.uri)
     run = only_run(client, run_dir)
     assert on_server(client, run.info.run_id) == in_folder(run_dir)
     assert run.info.status == state
     return run
-
-
-def wait_until(condition: Any, seconds: float = 120.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-
-
-def log_of(run_dir: Path) -> str:
-    path = run_dir / "mlflow.log"
-    return path.read_text() if path.exists() else ""
 
 
 def test_a_good_server_has_everything_when_the_run_ends(server: Server, run_dir: Path) -> None:

@@ -25,14 +25,10 @@ from pipeline.runs import records
 from pipeline.runs.records import Record
 from pipeline.tracking.registry import registered_name
 from pipeline.tracking.sync import read_sent
+from tests.helpers.jobs import TRACKED
+from tests.helpers.mlflow_runs import only_run, shown
 from tests.helpers.mlflow_server import Server
 from tests.helpers.ranks import Ranks, run_ranks
-from tests.tracking.test_sync import only_run, shown
-
-TINY = (
-    "--data.flip", False, "--data.min-area", 0.5, "--data.workers", 0, "--train.global-batch", 32,
-    "--train.micro-batch", 16, "--train.log-every", 1, "--schedule.steps", 30, "--schedule.warmup-steps", 4,
-)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")  # of mlflow's model loader and of what it imports
@@ -40,7 +36,7 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     server: Server, seven_digits: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TINY)
+    job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TRACKED)
     job += ("--experiment", "the lab's digits", "--data.eval-resize", "central")
     variables = {"VIT_MLFLOW": "on", "MLFLOW_TRACKING_URI": server.uri}
     with Ranks(2, job, tmp_path / "first", **variables) as ranks:
@@ -98,7 +94,18 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     assert all(sum(scores) <= 1 + 1e-5 for scores in found["probability"])
 
     tuned = tmp_path / "tuned"
-    job = ("-m", "jobs.finetune", "tiny", "--parent", run_dir, "--run-dir", tuned, "--data.train", seven_digits, *TINY)
+    job = (
+        "-m",
+        "jobs.finetune",
+        "tiny",
+        "--parent",
+        run_dir,
+        "--run-dir",
+        tuned,
+        "--data.train",
+        seven_digits,
+        *TRACKED,
+    )
     run_ranks(
         1, (*job, "--experiment", "the lab's digits", "--schedule.steps", 4), tmp_path / "third", 300, **variables
     )

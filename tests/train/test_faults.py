@@ -17,20 +17,10 @@ from pipeline.dataset.keys import split_keys
 from pipeline.dataset.split import open_split
 from pipeline.runs import records
 from pipeline.runs.folder import read_status
+from tests.helpers.jobs import SHORT_STEPS, job
 from tests.helpers.ranks import Finished, Ranks, run_ranks
 
 HOST = socket.gethostname()
-STEPS = 8
-OPTIONS = (
-    "--data.flip", False, "--data.min-area", 0.5, "--data.workers", 0, "--model.image-size", 16,
-    "--train.global-batch", 16, "--train.micro-batch", 8, "--train.log-every", 1, "--checkpoint.every", 3,
-    "--schedule.warmup-steps", 2, "--data.eval-split", "none",
-)  # fmt: skip
-
-
-def job(run_dir: Path, data: Path, *options: object, steps: int = STEPS) -> tuple[object, ...]:
-    command = ("jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", data, "--schedule.steps", steps)
-    return (*command, *OPTIONS, *options)
 
 
 def meet(fault: str, rank: int, step: int, folder: Path, *command: object, timeout: float = 60) -> list[Finished]:
@@ -93,7 +83,7 @@ def test_a_step_may_be_left_out_and_is_counted(
     assert any(not torch.equal(tensor, later[key]) for key, tensor in after.items())
     assert all(bool(tensor.isfinite().all()) for tensor in later.values())
     meta = checkpoint.read_meta(saved[-1])
-    assert (meta.step, meta.skipped, meta.optimizer_steps) == (STEPS, 1, STEPS - 1)
+    assert (meta.step, meta.skipped, meta.optimizer_steps) == (SHORT_STEPS, 1, SHORT_STEPS - 1)
     assert (run / "nonfinite" / "step-00000005-rank-000.safetensors").exists()
     if fault == "gradient":
         assert "all ranks' losses are finite" in finished[0].output
@@ -139,8 +129,8 @@ def test_a_run_may_go_back_to_its_last_checkpoint(
         assert any(not torch.equal(tensor, end[key]) for key, tensor in after.items())
         assert all(bool(tensor.isfinite().all()) for tensor in end.values())
         meta = checkpoint.read_meta(saved[-1])
-        assert (meta.step, meta.rollbacks, meta.undone, meta.skipped) == (STEPS, 1, 2, 0)
-        assert meta.optimizer_steps == STEPS - 2
+        assert (meta.step, meta.rollbacks, meta.undone, meta.skipped) == (SHORT_STEPS, 1, 2, 0)
+        assert meta.optimizer_steps == SHORT_STEPS - 2
         lines, _ = records.read_lines(run / records.METRICS)
         assert lines[-1].metrics["watch/rollbacks"] == 1
         assert lines[-1].metrics["watch/undone_steps"] == 2
@@ -220,7 +210,7 @@ def test_a_rank_that_cannot_write_its_share_ends_the_run_at_once(digits: Path, t
 
 @pytest.mark.parametrize(
     ("fault", "when"),
-    [("stop", STEPS - 1), ("stop_evaluation", 2)],  # the last step is the first that begins with the wish
+    [("stop", SHORT_STEPS - 1), ("stop_evaluation", 2)],  # the last step is the first that begins with the wish
 )
 def test_a_stop_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(
     digits: Path, tmp_path: Path, fault: str, when: int
@@ -233,15 +223,15 @@ def test_a_stop_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(
     assert "samples, top-1" not in stopped[0].output
     status = read_status(run)
     assert status is not None
-    assert (status.state, status.step) == ("stopped", STEPS)
+    assert (status.state, status.step) == ("stopped", SHORT_STEPS)
     run_ranks(2, ("-m", *command, "--optim.lr", 0.5), tmp_path / "log")
     status = read_status(run)
     assert status is not None
-    assert (status.state, status.step) == ("finished", STEPS)
+    assert (status.state, status.step) == ("finished", SHORT_STEPS)
     assert 0 <= status.metrics["eval/top1"] <= 1
     assert checkpoint.read_meta(checkpoint.complete(run)[-1]).metrics["eval/top1"] == status.metrics["eval/top1"]
     assert records.read_lines(run / records.METRICS)[0][-1].metrics["eval/top1"] == status.metrics["eval/top1"]
-    assert f"from step {STEPS} on: optim.lr 0.001 -> 0.5" in (tmp_path / "log" / "rank0.log").read_text()
+    assert f"from step {SHORT_STEPS} on: optim.lr 0.001 -> 0.5" in (tmp_path / "log" / "rank0.log").read_text()
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)])

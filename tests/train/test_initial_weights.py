@@ -17,7 +17,7 @@ from pipeline.model.vit import VisionTransformer
 from pipeline.runs import folder as run_folder
 from pipeline.train.initial_weights import Parent, inherit, read_parent
 from pipeline.train.setup import prepare
-from tests.model.test_vit import random_model
+from tests.helpers.models import random_model
 
 LABELS = [f"class{index}" for index in range(7)]
 

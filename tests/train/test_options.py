@@ -14,9 +14,9 @@ import torch
 from pipeline.checkpoint import format as checkpoint
 from pipeline.runs import records
 from pipeline.train.profiler import profile
+from tests.helpers.jobs import job
 from tests.helpers.quick_python import executable
 from tests.helpers.ranks import VARIABLES, run_ranks
-from tests.train.test_faults import job
 
 
 def losses(run: Path) -> list[float]:

@@ -14,8 +14,8 @@ from pipeline.dataset.split import open_split
 from pipeline.loader.batches import eval_batches, train_batches
 from pipeline.loader.transforms import TrainTransform
 from pipeline.runs import records, sample_ledger
+from tests.helpers.jobs import audit, run_pretrain
 from tests.helpers.ranks import Ranks, run_ranks
-from tests.runs.test_sample_ledger import audit, pretrain
 
 STEPS, GLOBAL_BATCH = 20, 32  # 404 samples, 30 % of the data set: an epoch and a half
 
@@ -81,7 +81,7 @@ def test_crop_erasing_and_evaluation_resize_reach_the_model(digits: Path, tmp_pa
     run, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(digits, data)
     options = ("--data.crop", "resize", "--data.erasing", 0.5, "--data.eval-resize", "central", "--schedule.steps", 3)
-    pretrain(run, data, 2, *options, "--data.eval-split", "val")
+    run_pretrain(run, data, 2, *options, "--data.eval-split", "val")
     code, output = audit(run, "--step", 2)
     assert code == 0, output
     grid = cv2.cvtColor(cv2.imread(str(run / "step-2.png")), cv2.COLOR_BGR2RGB)

@@ -9,8 +9,8 @@ import torch
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.runs import records
+from tests.helpers.jobs import job
 from tests.helpers.ranks import Ranks, run_ranks
-from tests.train.test_faults import job
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
