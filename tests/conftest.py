@@ -1,5 +1,7 @@
 """Data that every test may use: scikit-learn's digits, sharded once a session by the real command."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -9,6 +11,7 @@ from data_prep import shard
 from jobs.demo import write_raw
 from tests.helpers.jobs import job, pretrain
 from tests.helpers.launch import TORCHRUN, run
+from tests.helpers.mlflow_server import Server
 from tests.helpers.ranks import run_ranks
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # time says nothing here: others may be at work
@@ -57,3 +60,22 @@ def uninterrupted(seven_digits: Path, tmp_path_factory: pytest.TempPathFactory) 
     run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
     run(*TORCHRUN, *pretrain(run_dir, seven_digits), log=run_dir.parent / "log")
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def quiet_mlflow() -> None:
+    """What pipeline.tracking.sync sets before mlflow is imported, and short waits."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+
+@pytest.fixture(scope="session")
+def server(quiet_mlflow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ARG001
+    """A real MLflow server."""
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()

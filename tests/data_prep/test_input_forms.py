@@ -12,9 +12,8 @@ from data_prep import index
 from data_prep.sources import splits
 from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
-from tests.data_prep.releases import add, class_tar
-from tests.data_prep.test_nothing_overwritten import folders, keys, run, wnids
-from tests.data_prep.test_sources import labels, rejects, samples
+from tests.data_prep.datasets import keys, labels, rejects, samples, shard_into, wnids
+from tests.data_prep.releases import add, class_tar, folders
 
 
 def split_folders(root: Path, photos: list[bytes], names: Sequence[str]) -> Path:
@@ -66,7 +65,7 @@ def test_splits_never_become_classes(form: str, names: Sequence[str], photos: li
         packed.write_bytes(gzip.compress(source.read_bytes()))
         source = packed
     with pytest.raises(UserError, match="holds the splits") as caught:
-        run(source, tmp_path / "out", "--workers", 1)
+        shard_into(source, tmp_path / "out", "--workers", 1)
     shown = [name for name in names if f"/{name} OUTPUT-" in str(caught.value)]
     assert len(shown) == len(names) or (form == "tar.gz" and len(shown) >= 2)  # which is read no further than needed
     assert not (tmp_path / "out").exists()
@@ -79,17 +78,17 @@ def test_splits_some_levels_below_are_found(photos: list[bytes], tmp_path: Path)
     (place / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(photos[0])
     for level in ("kaggle", "kaggle/ILSVRC", "kaggle/ILSVRC/Data"):
         with pytest.raises(UserError, match=r"--split val --devkit ILSVRC2012_devkit_t12\.tar\.gz"):
-            run(tmp_path / level, tmp_path / "out", "--workers", 1)
-    assert len(wnids(run(place / "train", tmp_path / "train", "--workers", 1))) == 2
+            shard_into(tmp_path / level, tmp_path / "out", "--workers", 1)
+    assert len(wnids(shard_into(place / "train", tmp_path / "train", "--workers", 1))) == 2
 
 
 def test_splits_inside_each_class_are_refused(photos: list[bytes], tmp_path: Path) -> None:
     for wnid in ("bottle", "cable"):
         folders(tmp_path / "raw" / wnid, photos, "train", "test")
     with pytest.raises(UserError, match="splits inside several of its folders"):
-        run(tmp_path / "raw", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
     with pytest.raises(UserError, match="holds the splits test, train"):
-        run(tar_of(tmp_path / "raw"), tmp_path / "out", "--workers", 1)
+        shard_into(tar_of(tmp_path / "raw"), tmp_path / "out", "--workers", 1)
 
 
 def test_class_tars_of_several_splits_are_refused(photos: list[bytes], tmp_path: Path) -> None:
@@ -98,18 +97,18 @@ def test_class_tars_of_several_splits_are_refused(photos: list[bytes], tmp_path:
         (tmp_path / "raw" / split / "a.tar").write_bytes(class_tar({"1.jpg": photos[0]}))
     for source in (tmp_path / "raw", tmp_path / "raw" / "{train,val}" / "a.tar", tar_of(tmp_path / "raw")):
         with pytest.raises(UserError, match="holds the splits train, val"):
-            run(source, tmp_path / "out", "--workers", 1)
+            shard_into(source, tmp_path / "out", "--workers", 1)
     (tmp_path / "tars").mkdir()
     for split in ("train", "val"):
         (tmp_path / "tars" / f"ILSVRC2012_img_{split}.tar").write_bytes(class_tar({"1.jpg": photos[0]}))
     with pytest.raises(UserError, match=r"img_val\.tar OUTPUT-val --split val --devkit"):
-        run(tmp_path / "tars", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "tars", tmp_path / "out", "--workers", 1)
 
 
 def test_equal_names_in_two_folders_of_a_class_are_both_kept(photos: list[bytes], tmp_path: Path) -> None:
     members = {"part1/cat/1.jpg": photos[0], "part2/cat/1.jpg": photos[1], "part2/cat/2.jpg": photos[2]}
     (tmp_path / "raw.tar").write_bytes(class_tar(members))
-    out = run(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
+    out = shard_into(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
     assert keys(out) == {"cat/00000/1", "cat/00001/1", "cat/2"}
     assert not rejects(out)
 
@@ -131,17 +130,17 @@ def test_a_label_of_another_ending_is_asked_for_and_taken(photos: list[bytes], t
     for number in range(2):
         sample_tar(tmp_path / "raw" / f"{number:05d}.tar", photos, ("json", json_text), ("txt", "caption {}"))
     with pytest.raises(UserError, match=r"--label txt or --label json:KEY \(its keys: label\)"):
-        run(tmp_path / "raw", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
     with pytest.raises(UserError, match=r"--label txt or --label json:KEY"):
-        run(tmp_path / "raw" / "00000.tar", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "raw" / "00000.tar", tmp_path / "out", "--workers", 1)
     for label in ("json:label", "json:n.class"):
-        out = run(tmp_path / "raw", tmp_path / label.replace(":", ""), "--label", label, "--workers", 1)
+        out = shard_into(tmp_path / "raw", tmp_path / label.replace(":", ""), "--label", label, "--workers", 1)
         assert {key[-2:]: number for key, number in labels(out).items()} == {f"{n:02d}": n % 5 for n in range(10)}
         assert dataset_format.read_info(out).options["label"] == label
-    captions = run(tmp_path / "raw", tmp_path / "txt", "--label", "txt", "--workers", 1)
+    captions = shard_into(tmp_path / "raw", tmp_path / "txt", "--label", "txt", "--workers", 1)
     assert wnids(captions) == [f"caption {n}" for n in range(5)]
     with pytest.raises(UserError, match=r"json:nothing|no_class"):
-        run(tmp_path / "raw", tmp_path / "no", "--label", "json:nothing", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "no", "--label", "json:nothing", "--workers", 1)
     assert index.main([str(tmp_path / "raw"), "--label", "json:label", "--workers", "1"]) == 0
     assert labels(tmp_path / "raw") == {f"s{n:02d}": n % 5 for n in range(10)}
 
@@ -149,7 +148,7 @@ def test_a_label_of_another_ending_is_asked_for_and_taken(photos: list[bytes], t
 @pytest.mark.parametrize("ending", ["CLS", "target.cls"])
 def test_other_spellings_of_cls_are_labels(ending: str, photos: list[bytes], tmp_path: Path) -> None:
     sample_tar(tmp_path / "raw" / "00000.tar", photos, (ending, "{}"))
-    assert len(wnids(run(tmp_path / "raw", tmp_path / "out", "--workers", 1))) == 5
+    assert len(wnids(shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1))) == 5
     assert index.main([str(tmp_path / "raw"), "--workers", "1"]) == 0
     assert len(wnids(tmp_path / "raw")) == 5
 
@@ -157,13 +156,13 @@ def test_other_spellings_of_cls_are_labels(ending: str, photos: list[bytes], tmp
 def test_images_before_all_labels_are_refused(photos: list[bytes], tmp_path: Path) -> None:
     sample_tar(tmp_path / "raw" / "00000.tar", photos, ("cls", "{}"), apart=True)
     with pytest.raises(UserError, match="side by side"):
-        run(tmp_path / "raw", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
 
 
 def test_an_unlabelled_tar_before_the_others_hides_nothing(photos: list[bytes], tmp_path: Path) -> None:
     sample_tar(tmp_path / "raw" / "a.tar", photos)
     sample_tar(tmp_path / "raw" / "b.tar", photos, ("cls", "{}"))
-    out = run(tmp_path / "raw", tmp_path / "out", "--workers", 1)
+    out = shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
     assert len(wnids(out)) == 5
     assert rejects(out) == ["no_class"] * 10
 
@@ -172,8 +171,8 @@ def test_class_tars_with_annotations_are_classes_when_asked_for(photos: list[byt
     for wnid in ("a", "b"):
         samples(tmp_path / "raw" / f"{wnid}.tar", ("1.jpg", photos[0]), ("1.xml", b"<x/>"))
     with pytest.raises(UserError, match="--source tars if each tar is one class"):
-        run(tmp_path / "raw", tmp_path / "out", "--workers", 1)
-    out = run(tmp_path / "raw", tmp_path / "out", "--source", "tars", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
+    out = shard_into(tmp_path / "raw", tmp_path / "out", "--source", "tars", "--workers", 1)
     assert wnids(out) == ["a", "b"]
     assert rejects(out) == ["other_file"] * 2
 
@@ -183,7 +182,7 @@ def test_a_label_that_is_no_number_among_numbers_is_named(odd: str, photos: list
     members = [(f"{n:02d}.jpg", photos[n]) for n in range(12)] + [(f"{n:02d}.cls", f"{n}".encode()) for n in range(11)]
     samples(tmp_path / "raw" / "a.tar", *sorted([*members, ("11.cls", odd.encode())]))
     with pytest.raises(UserError, match=f"label '{odd}'"):
-        run(tmp_path / "raw", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
     with pytest.raises(UserError, match=f"label '{odd}'"):
         index.main([str(tmp_path / "raw"), "--workers", "1"])
 
@@ -192,7 +191,7 @@ def test_gaps_in_class_numbers_are_warned_of(
     photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples(tmp_path / "a.tar", ("1.cls", b"0"), ("1.jpg", photos[0]), ("2.cls", b"5"), ("2.jpg", photos[1]))
-    run(tmp_path / "a.tar", tmp_path / "out", "--workers", 1)
+    shard_into(tmp_path / "a.tar", tmp_path / "out", "--workers", 1)
     assert "no image of INPUT has class number 1," in capsys.readouterr().err
 
 
@@ -214,13 +213,13 @@ def test_everything_beside_the_images_is_listed(photos: list[bytes], tmp_path: P
         "cat/@eaDir/1.jpg/SYNOFILE_THUMB.jpg": "system_file",
         "desktop.ini": "system_file", "empty/": "empty_class", "notes.txt": "other_file", "loose.jpg": "no_class",
     }  # fmt: skip
-    out = run(source, tmp_path / "out", "--workers", 1)
+    out = shard_into(source, tmp_path / "out", "--workers", 1)
     table = dataset_format.read_rejects(out, ["source", "reason"])
     found = dict(zip(table["source"].to_pylist(), table["reason"].to_pylist(), strict=True))
     assert found == expected
     assert wnids(out) == ["cat", "dog"]
     (source / "loose.jpg").unlink()  # in a tar its folder, being the first, would be the class
-    tarred = run(tar_of(source), tmp_path / "tarred", "--workers", 1)
+    tarred = shard_into(tar_of(source), tmp_path / "tarred", "--workers", 1)
     table = dataset_format.read_rejects(tarred, ["source", "reason"])
     found = dict(zip(table["source"].to_pylist(), table["reason"].to_pylist(), strict=True))
     del expected["loose.jpg"]
@@ -236,15 +235,15 @@ def test_compressed_and_capital_tars_are_classes_too(photos: list[bytes], tmp_pa
     (tmp_path / "raw" / "owl.tgz").write_bytes(gzip.compress(class_tar({"1.jpg": photos[3]})))
     (tmp_path / "raw" / "elk.tar").write_bytes(class_tar({}))
     (tmp_path / "raw" / "notes.txt").write_text("x")
-    out = run(tmp_path / "raw", tmp_path / "out", "--workers", 1)
+    out = shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
     assert wnids(out) == ["cat", "dog", "fox", "owl"]
     assert rejects(out) == ["empty_class", "other_file"]
     (tmp_path / "raw" / "dog.tar").write_bytes(class_tar({"1.jpg": photos[1]}))
     with pytest.raises(UserError, match=r"'dog\.tar' and 'dog\.tar\.gz', both of class 'dog'"):
-        run(tmp_path / "raw", tmp_path / "twice", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "twice", "--workers", 1)
     (tmp_path / "raw" / "dog.tar").rename(tmp_path / "raw" / "dog.tar.xz")
     with pytest.raises(UserError, match=r"holds 'dog\.tar\.xz' among its tars"):
-        run(tmp_path / "raw", tmp_path / "xz", "--workers", 1)
+        shard_into(tmp_path / "raw", tmp_path / "xz", "--workers", 1)
 
 
 def test_a_compressed_tar_among_a_release_s_class_tars_is_refused(photos: list[bytes], tmp_path: Path) -> None:
@@ -253,6 +252,6 @@ def test_a_compressed_tar_among_a_release_s_class_tars_is_refused(photos: list[b
         add(tar, "dog.tar.gz", gzip.compress(class_tar({"1.jpg": photos[1]})))
         add(tar, "fox.TAR", class_tar({"1.jpg": photos[2]}))
     with pytest.raises(UserError, match=r"holds the compressed tar 'dog\.tar\.gz' among class tars"):
-        run(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
+        shard_into(tmp_path / "raw.tar", tmp_path / "out", "--workers", 1)
     with pytest.raises(UserError, match=r"holds the compressed tar 'dog\.tar\.gz' among class tars"):
-        run(f"pipe:cat {tmp_path}/raw.tar", tmp_path / "out", "--workers", 1)
+        shard_into(f"pipe:cat {tmp_path}/raw.tar", tmp_path / "out", "--workers", 1)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,28 +17,8 @@ from pipeline.core import errors
 from pipeline.core.errors import UserError
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
-from tests.data_prep.datasets import keys, shard_into, wnids
-from tests.data_prep.releases import Images, add, class_tar, devkit, folders, make
-
-REASON = "reason"
-
-
-def samples(path: Path, *members: tuple[str, bytes]) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            add(tar, name, data)
-    return path
-
-
-def rejects(dataset: Path) -> list[str]:
-    found: list[str] = dataset_format.read_rejects(dataset, [REASON])[REASON].to_pylist()
-    return sorted(found)
-
-
-def labels(dataset: Path) -> dict[str, int]:
-    table = dataset_format.read_index(dataset, ["key", "label"])
-    return dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+from tests.data_prep.datasets import keys, labels, rejects, samples, shard_into, wnids
+from tests.data_prep.releases import Images, class_tar, devkit, folders, make
 
 
 @pytest.mark.parametrize("classes", ["imagenet1k", "google21k"])

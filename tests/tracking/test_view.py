@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 
 from pipeline.tracking.view import address, how_to_look
-from tests.compare.test_comparison import write_run
 from tests.helpers.browser import open_browser
+from tests.helpers.mlflow_runs import jobs_sync
 from tests.helpers.mlflow_server import Server
-from tests.tracking.test_sync import jobs_sync
+from tests.helpers.runs import write_run
 
 HEADS = "return [...document.querySelectorAll('[role=columnheader]')].map(head => head.innerText.trim())"
 RUNS = "return [...document.querySelectorAll('[role=row] a[href*=\"/runs/\"]')].map(link => link.innerText.trim())"
