@@ -19,7 +19,8 @@ import torch
 from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.config.schema import ModelConfig, RunConfig, TrainConfig
-from pipeline.distributed import process_group, ranks
+from pipeline.distributed import process_group
+from pipeline.distributed.ranks import ranks_from_environment
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.model.vit import VisionTransformer
 
@@ -38,7 +39,7 @@ def main() -> None:
             model=ModelConfig(arguments.variant, 224),
             train=TrainConfig(global_batch=arguments.batch, micro_batch=arguments.batch, dtype="float32"),
         )
-        device = process_group.start(ranks.ranks_from_environment(os.environ))
+        device = process_group.start(ranks_from_environment(os.environ))
         engine = ds.build_engine(config, VisionTransformer(config.model, 1000).to(device), 1)
         images_BCHW = torch.zeros(arguments.batch, 3, 224, 224, device=device)
 

@@ -10,7 +10,7 @@ import tyro
 
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_local, naming
+from pipeline.core.files import check_local, naming, temporary
 
 DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
@@ -43,9 +43,8 @@ def main() -> int:
     check_local(config.output, "OUTPUT")
     if config.output.exists() or config.output.is_symlink():
         raise UserError(f"OUTPUT {str(config.output)!r} exists: name a folder that doesn't")
-    aside = config.output.with_name(f".{config.output.name}.tmp")
+    aside = temporary(config.output)
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
         aside.mkdir(parents=True)
         facts = write(config, aside)
         aside.replace(config.output)

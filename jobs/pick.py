@@ -14,6 +14,7 @@ from jobs.sync import send
 from pipeline.compare.read_runs import evaluated_on
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
+from pipeline.core.files import temporary
 from pipeline.runs import sweep_record as sweep
 from pipeline.runs.folder import read_status
 
@@ -100,8 +101,7 @@ def point(link: Path, run: Path) -> None:
         raise UserError(f"--link {str(link)!r} exists and is no link: name another path")
     if not link.parent.is_dir():
         raise UserError(f"--link {str(link)!r} can't be made: {str(link.parent)!r} is no folder")
-    aside = link.with_name(f".{link.name}.tmp")
-    aside.unlink(missing_ok=True)
+    aside = temporary(link)
     aside.symlink_to(run.resolve())
     aside.replace(link)
 

@@ -97,6 +97,8 @@ def parse(
     if not flags:
         options["config"] = (tyro.conf.FlagConversionOff,)
 
+    args = _without_local_rank(sys.argv[1:] if args is None else args)
+
     def call() -> Config:
         return tyro.cli(  # type: ignore[no-any-return]
             config, prog=prog, description=description, args=args, **options
@@ -109,7 +111,7 @@ def parse_recipe(
     recipes: Mapping[str, Callable[[], Config]], *, prog: str, description: str, args: Sequence[str] | None = None
 ) -> Config:
     """Parse ``RECIPE [--field value ...]``: the recipe's configuration with the fields that were named replaced."""
-    args = sys.argv[1:] if args is None else list(args)
+    args = _without_local_rank(sys.argv[1:] if args is None else args)
     names = ", ".join(recipes)
     if not args:
         raise UserError(f"RECIPE is missing: name one of {names} (see {prog} --help)")
@@ -127,6 +129,13 @@ def parse_recipe(
     default = recipes[args[0]]()
     prog = f"{prog} {args[0]}"
     return parse(type(default), prog=prog, description=description, args=args[1:], default=default, flags=False)
+
+
+def _without_local_rank(args: Sequence[str]) -> list[str]:
+    """The arguments without the ``--local_rank=N`` that the deepspeed launcher puts first; LOCAL_RANK says it too."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    given = local_rank is not None and args and args[0] in (f"--local_rank={local_rank}", f"--local-rank={local_rank}")
+    return list(args[1:] if given else args)
 
 
 def _one_line_errors(parse: Callable[[], Config], prog: str) -> Config:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,12 +20,21 @@ _CHUNK = 1 << 20  # bytes: few enough to be in the processor's cache when they a
 
 def write_json(path: Path, content: Any) -> None:
     """Atomically: aside, flushed, renamed."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with naming(path):
-        aside.write_text(json.dumps(content, indent=1) + "\n")
-        flush(aside)
-        aside.replace(path)
-        flush(path.parent)
+    aside = temporary(path)
+    try:
+        with naming(path):
+            aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            flush(aside)
+            aside.replace(path)
+            flush(path.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def temporary(path: Path) -> Path:
+    """A new name beside ``path`` to write under before renaming: no other process's, on this host or another."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 @contextmanager
@@ -101,11 +111,6 @@ def xxh3_128(path: Path) -> str:
     finally:
         os.close(descriptor)
     return digest.hexdigest()
-
-
-def temporary(path: Path) -> Path:
-    """A name beside ``path`` that no other process takes, to be renamed to it."""
-    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

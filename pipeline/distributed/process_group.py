@@ -1,23 +1,29 @@
-"""Who am I among the ranks: Slurm's, torchrun's or accelerate's variables -> ranks, device, process group.
+"""Ranks -> devices and process group. One process is one rank and drives one device."""
 
-One process is one rank and drives one device. Without a launcher around it a process is alone: rank 0 of 1.
-"""
-
+import contextlib
+import dataclasses
 import datetime
 import gc
 import os
-from typing import TYPE_CHECKING
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
 
 from pipeline.core.errors import UserError
 from pipeline.distributed.malloc import keep_freed_memory
-from pipeline.distributed.ranks import Ranks, export_variables
+from pipeline.distributed.ranks import Ranks, export_variables, ranks_from_environment
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# Settings of accelerate that a shell may export: they would change what is computed, or call DeepSpeed
+ACCELERATE = (
+    "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+)  # fmt: skip
 TIMEOUT = datetime.timedelta(minutes=10)  # of one collective: longer than any evaluation's skew between ranks
 
 
@@ -26,8 +32,11 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
 
     ``timeout``: of the ranks' meeting, and of each collective after it.
     """
-    os.environ.update(export_variables(ranks, os.environ))
     device = local_device(ranks.local_rank)
+    if device.type == "cuda":  # DeepSpeed takes LOCAL_RANK for its device's index
+        os.environ |= export_variables(dataclasses.replace(ranks, local_rank=device.index), os.environ)
+    else:
+        os.environ |= export_variables(ranks, os.environ)
     if device.type == "cpu":
         keep_freed_memory()
     from pipeline.engine.import_deepspeed import deepspeed  # evaluation needs this module, but no DeepSpeed
@@ -38,24 +47,65 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False, "deepspeed_not_implemented": False}
     # DeepSpeed clones the data-parallel group with torch's default of 30 minutes, whatever timeout it is given.
     torch.distributed.distributed_c10d.default_pg_timeout = timeout
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=timeout, verbose=False)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        with _ended_by_signals():
+            deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+    except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
+        raise RuntimeError(
+            f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT): they did not start, or the port is taken"
+        ) from error
+    if device.type == "cuda":
+        check_devices(ranks, torch.distributed.distributed_c10d._get_default_store(), identity(device))
     return device
 
 
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """The ranks' meeting waits in C++, where no Python handler runs: a signal ends it, as there is nothing to save."""
+    before = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that Python did not install
+                signal.signal(number, handler)
+
+
 def local_device(local_rank: int) -> torch.device:
-    """The GPU of this rank, or the CPU where there is none. Raises UserError where a node has too few GPUs."""
+    """The GPU of this rank, or the CPU if there is none.
+
+    A site may show each task all GPUs of its node, or only its own, as device 0 and on (srun --gpus-per-task,
+    --gpu-bind, cgroups, CUDA_VISIBLE_DEVICES): :func:`check_devices` then finds ranks that share one.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    # srun --gpus-per-task shows each task its own GPU alone, as device 0
-    index = 0 if count == 1 and "SLURM_GPUS_PER_TASK" in os.environ else local_rank
-    if index >= count:
-        raise UserError(
-            f"local rank {local_rank} has no GPU: this node shows {count}; start one task a GPU "
-            "(--ntasks-per-node = --gpus-per-node)"
-        )
+    index = local_rank % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def identity(device: torch.device) -> str:
+    """The GPU's own name, which no other has: its UUID, or that of the MIG slice that CUDA_VISIBLE_DEVICES names."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if device.index < len(named) and named[device.index].startswith("MIG-"):
+        return named[device.index]
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def check_devices(ranks: Ranks, store: Any, device: str) -> None:
+    """Raises UserError on the ranks whose GPU another rank has too. Every rank calls it with its own GPU's identity."""
+    store.set(f"gpu/{ranks.rank}", device)
+    devices = [store.get(f"gpu/{rank}").decode() for rank in range(ranks.world_size)]
+    same = [rank for rank, other in enumerate(devices) if other == device]
+    if len(same) > 1:
+        raise UserError(
+            f"ranks {', '.join(map(str, same))} have one GPU ({device}): start one task per GPU "
+            "(--ntasks-per-node = --gpus-per-node)"
+        )
 
 
 def finish() -> None:
@@ -73,9 +123,18 @@ def make_accelerator() -> "Accelerator":
     """accelerate's view of the processes, for jobs that only evaluate."""
     from accelerate import Accelerator  # training does without
 
+    ranks = ranks_from_environment(os.environ)
+    if ranks.launcher == "slurm" and ranks.world_size > 1:
+        raise UserError(
+            f"srun started {ranks.world_size} tasks, and each would do everything alone: start one task, or accelerate "
+            "launch as slurm/evaluate.sh does"
+        )
+    alone = ranks.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+    for name in (*ACCELERATE, *(("RANK", "WORLD_SIZE", "LOCAL_RANK") if alone else ())):
+        os.environ.pop(name, None)
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         keep_freed_memory()
     # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = ranks.world_size > 1
     return Accelerator(cpu=several and on_cpu)

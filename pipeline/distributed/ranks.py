@@ -1,4 +1,7 @@
-"""Which rank this process is, from the variables of Slurm, torchrun or accelerate."""
+"""Who am I among the ranks: the variables of srun, torchrun, accelerate or deepspeed -> rank, world size, local rank.
+
+Without a launcher a process is alone: rank 0 of 1, whatever MASTER_ADDR and MASTER_PORT its shell still exports.
+"""
 
 import socket
 from collections.abc import Mapping
@@ -7,32 +10,81 @@ from typing import Literal
 
 from pipeline.core.errors import UserError
 
+# Launchers that start processes without RANK and WORLD_SIZE: their variables of the rank and the number of processes.
+# The first that is there decides. OMPI: mpirun of Open MPI, IBM's jsrun. MV2: MVAPICH. PMI: mpirun of MPICH and Intel,
+# Cray's, and srun --mpi=pmi2. PMIx tells no number
+MPI = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+    ("PMIX_RANK", ""),
+)
+MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # of torchrun and accelerate, of deepspeed: their processes bear them
+
 
 @dataclass(frozen=True)
 class Ranks:
     rank: int
     world_size: int
-    local_rank: int  # on this node: the index of its device
-    launcher: Literal["torchrun", "slurm", "alone"]  # accelerate launch sets torchrun's variables
+    local_rank: int  # on this node: the index of its device, where a task sees all of the node's
+    launcher: Literal["torchrun", "slurm", "alone"]  # accelerate and deepspeed set torchrun's variables
 
 
 def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
-    """Read the launcher's variables. Raises UserError where they are incomplete.
+    """Read the launcher's variables. Raises UserError if they are incomplete, contradict, or are only mpirun's.
 
     torchrun's come first, so that torchrun inside a Slurm allocation works. Slurm's count only inside a step of srun:
     the batch script and an interactive shell carry SLURM_NTASKS too, but run one process.
     """
+    step = None
+    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+        rank, world = _integer(environment, "SLURM_PROCID"), _integer(environment, "SLURM_STEP_NUM_TASKS")
+        step = Ranks(rank, world, _integer(environment, "SLURM_LOCALID"), "slurm")
     if "RANK" in environment or "WORLD_SIZE" in environment:
         rank, world = _integer(environment, "RANK"), _integer(environment, "WORLD_SIZE")
-        local, launcher = _integer(environment, "LOCAL_RANK"), "torchrun"
-    elif "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
-        rank, world = _integer(environment, "SLURM_PROCID"), _integer(environment, "SLURM_STEP_NUM_TASKS")
-        local, launcher = _integer(environment, "SLURM_LOCALID"), "slurm"
+        ranks = Ranks(rank, world, _integer(environment, "LOCAL_RANK"), "torchrun")
     else:
-        return Ranks(0, 1, 0, "alone")
-    if not 0 <= rank < world:
-        raise UserError(f"rank {rank} is not below the world size {world}: the launcher's variables contradict")
-    return Ranks(rank, world, local, launcher)  # type: ignore[arg-type]
+        ranks = step or Ranks(0, 1, 0, "alone")
+    if not 0 <= ranks.rank < ranks.world_size:
+        raise UserError(
+            f"rank {ranks.rank} is not below the world size {ranks.world_size}: the launcher's variables contradict"
+        )
+    if not any(mark in environment for mark in MARKS):
+        if step is not None:
+            _check_step(ranks, step)
+        _check_mpi(environment, ranks)
+    return ranks
+
+
+def _check_step(ranks: Ranks, step: Ranks) -> None:
+    """Raises UserError if RANK and WORLD_SIZE can't be those of a task of srun: they are left over from a shell."""
+    per_task, rest = divmod(ranks.world_size, step.world_size)
+    if rest or ranks.rank // per_task != step.rank:
+        raise UserError(
+            f"RANK {ranks.rank} and WORLD_SIZE {ranks.world_size} contradict srun, whose task this is "
+            f"{step.rank} of {step.world_size} (SLURM_PROCID, SLURM_STEP_NUM_TASKS): unset RANK, WORLD_SIZE and "
+            "LOCAL_RANK, or start the ranks with torchrun"
+        )
+
+
+def _check_mpi(environment: Mapping[str, str], ranks: Ranks) -> None:
+    """Raises UserError if mpirun has started several processes and ``ranks`` are others than it says.
+
+    srun sets some of its variables too, and a script between mpirun and us may have set RANK and WORLD_SIZE from them.
+    """
+    for rank, size in MPI:
+        if rank not in environment:
+            continue
+        unknown = "unknown" if ranks.launcher == "alone" else str(ranks.world_size)
+        said = environment[rank], environment.get(size, unknown)
+        if said[1] != "1" and said != (str(ranks.rank), str(ranks.world_size)):
+            raise UserError(
+                f"this is process {said[0]} of {said[1]} of an MPI launcher such as mpirun ({rank}), and each would "
+                "train or evaluate everything alone: start the ranks with srun, torchrun or accelerate launch instead "
+                f"(or unset {rank} to run one process)"
+            )
+        return
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
@@ -46,10 +98,16 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
 
 
 def export_variables(ranks: Ranks, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that torch and DeepSpeed read, for any launcher (DeepSpeed falls back to MPI without them)."""
-    address = environment.get("MASTER_ADDR", "127.0.0.1" if ranks.world_size == 1 else "")
-    port = environment.get("MASTER_PORT", str(free_port()) if ranks.world_size == 1 else "")
-    if not address or not port:
+    """The variables that torch and DeepSpeed read, for any launcher (DeepSpeed falls back to MPI without them).
+
+    One process needs no meeting point: it takes a free port of its own, unless torchrun's agent listens for it.
+    """
+    elastic = ranks.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" in environment
+    if ranks.world_size == 1 and not elastic:
+        address, port = "127.0.0.1", str(free_port())
+    else:
+        address, port = environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")
+    if not address or not port.isdecimal():
         raise UserError(
             f"MASTER_ADDR {address!r} and MASTER_PORT {port!r} must name rank 0's host and a free port there, the "
             f"same on all {ranks.world_size} ranks: slurm/launch.sh exports both"
@@ -60,6 +118,10 @@ def export_variables(ranks: Ranks, environment: Mapping[str, str]) -> dict[str, 
         "LOCAL_RANK": str(ranks.local_rank),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
+        # torch would take the port for that of torchrun's agent, and open none
+        "TORCHELASTIC_USE_AGENT_STORE": environment.get("TORCHELASTIC_USE_AGENT_STORE", "False")
+        if elastic
+        else "False",
     }
 
 

@@ -4,6 +4,7 @@ A row: image, error ("" where there is none), then index_1, wnid_1, name_1, prob
 """
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,4 +101,4 @@ class Files:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")  # two runs may write one file

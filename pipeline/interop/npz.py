@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
-from pipeline.core.files import flush
+from pipeline.core.files import flush, temporary
 from pipeline.interop.inputs import says_imagenet
 from pipeline.model.state_dict import model_config, plain
 from pipeline.model.vit import ARCHITECTURES
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
 
 def write(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Write a state with our names as a published file (202 arrays for B with pre_logits, 200 without), atomically."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = temporary(path)
     with aside.open("wb") as file:
         arrays = _to_arrays(plain(state, config, "the official .npz"), ARCHITECTURES[config.variant].heads)
         np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
@@ -63,7 +63,14 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: _decoded(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise UserError(f"{str(path)!r} can't be read as .npz ({error}): download it again") from error
+        raise UserError(  # numpy's own words are to load it all the same
+            f"{str(path)!r} holds pickled objects, which could run code and are not loaded: save it "
+            "again with arrays of numbers only"
+        ) from None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(path)!r} can't be read as .npz ({error}): download it again") from error
 
 

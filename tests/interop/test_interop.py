@@ -1,6 +1,7 @@
 """The official .npz layout, against a reference that copies the weights one head at a time; folders of others."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def test_bfloat16_arrays_are_read(example: Example, tmp_path: Path) -> None:
     [
         (lambda arrays: arrays.pop("cls"), "no array 'cls'"),
         (lambda arrays: arrays.update({"cls": arrays["cls"][..., :-1]}), "of shape"),
-        (lambda arrays: arrays.update({"head/kernel": np.array([{}], dtype=object)}), "download it again"),
+        (lambda arrays: arrays.update({"head/kernel": np.array([{}], dtype=object)}), "holds pickled objects"),
         (lambda arrays: arrays.update({"MAPHead_0/probe": arrays["cls"]}), "1 arrays unknown ['MAPHead_0/probe']"),
         (lambda arrays: arrays.update({KEY: arrays[KEY].transpose(0, 2, 1)}), f"{KEY} of shape [128, 32, 4] instead"),
     ],
@@ -245,6 +246,13 @@ def test_a_pickle_that_could_run_code_is_refused_without_advice_to_load_it(tmp_p
     with pytest.raises(UserError, match="could run code and is not loaded") as error:
         load_weights(folder)
     assert "weights_only" not in str(error.value)
+
+
+def test_a_pickled_npz_is_refused_without_advice_to_load_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "B_16.npz", cls=np.array([{"not": "a tensor"}], dtype=object))
+    with pytest.raises(UserError, match=r"B_16.npz' holds pickled objects, which could run code") as error:
+        npz.read(tmp_path / "B_16.npz")
+    assert not re.search("unsafe|allow_pickle|download it again", str(error.value))
 
 
 def test_a_part_that_was_not_downloaded_is_named(tmp_path: Path) -> None:
