@@ -16,7 +16,7 @@ from data_prep.images.jpeg_header import JpegHeader, RejectedError, jpeg_header
 from pipeline.imaging import jpeg
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 try:
     from data_prep.images import _restart
@@ -189,7 +189,9 @@ def _gunzip(data: bytes) -> bytes:
 
 def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
     """An RGB JPEG of the picture and its EXIF orientation. The size is looked at before anything is decoded."""
-    from PIL import Image  # few images need it
+    from PIL import Image  # few images need it, or the next
+
+    from pipeline.imaging.rgb import to_rgb
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata in pictures that it reads well
@@ -197,7 +199,7 @@ def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
             with Image.open(io.BytesIO(data), formats=[kind]) as image:
                 _check_size(image.width, image.height, options.min_side)
                 orientation = image.getexif().get(0x0112, 1)
-                pixels_HWC = np.asarray(_rgb(image))
+                pixels_HWC = np.asarray(to_rgb(image))
         except RejectedError:
             raise
         except Image.DecompressionBombError as error:  # PIL's own limit, which it applies when opening
@@ -207,19 +209,6 @@ def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
             raise RejectedError(reason, f"{kind}: {error}") from None
     encoded = _encode(pixels_HWC, RECODE_QUALITY)
     return encoded, orientation if orientation in range(1, 9) else 1
-
-
-def _rgb(image: "Image.Image") -> "Image.Image":
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255
-        high_HW = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(high_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    return image.convert("RGB")
 
 
 def _resized(data: bytes, width: int, height: int, options: ImageOptions) -> tuple[bytes, int, int]:

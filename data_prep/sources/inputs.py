@@ -230,7 +230,7 @@ def _holds_samples(text: str, locations: Sequence[str], several: bool) -> bool:
     """Whether tars are WebDataset's, by the first members of some of them. Raises UserError if no label is there."""
     step = -(-len(locations) // PEEKED_TARS)
     seen = sample_tars.Peek()
-    for place, location in enumerate({*locations[::step], locations[-1]}):
+    for place, location in enumerate(dict.fromkeys([*locations[::step], locations[-1]])):
         with _opened_any(location) as (tar, size):
             most = PEEKED_MEMBERS if size is not None and not place else PEEKED_MEMBERS_MORE
             try:

@@ -25,6 +25,7 @@ from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.imaging import jpeg as jpegs
 from pipeline.imaging.jpeg import Image
+from pipeline.imaging.rgb import to_rgb
 from pipeline.loader.eval_geometry import geometry
 from pipeline.loader.resample import bicubic, middle_square, short_side_size
 from pipeline.loader.shared_memory import Slots
@@ -142,7 +143,7 @@ def _by_pillow(data: bytes, size: int, resize: str) -> Image:
             warnings.simplefilter("ignore")  # of odd metadata in pictures that it reads well
             with Pillow.open(io.BytesIO(data)) as image:
                 jpegs.check_size(image.height, image.width)
-                pixels_HWC = np.asarray(_rgb(image))
+                pixels_HWC = np.asarray(to_rgb(image))
     except Exception as error:  # Pillow's decoders raise many types on damaged bytes
         reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(reason) from None
@@ -158,18 +159,6 @@ def _by_pillow(data: bytes, size: int, resize: str) -> Image:
     return cv2.resize(  # type: ignore[return-value]
         pixels_HWC[top : top + rows, left : left + columns], (size, size), interpolation=cv2.INTER_LINEAR
     )
-
-
-def _rgb(image: Pillow.Image) -> Pillow.Image:
-    """Transparent pixels become white, as data_prep.shard makes them."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        canvas = Pillow.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
-        high_HW = np.asarray(image).astype(np.uint32) >> 8
-        return Pillow.fromarray(high_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
 
 
 Filled = tuple[int, list[int], list[tuple[int, str]]]  # slot, and as in PictureBatch: kept, bad

@@ -1,0 +1,7 @@
+"""``python -m data_prep.audit``: the former name of data_prep.overlap."""
+
+from data_prep.overlap import main
+from pipeline.core import cli
+
+if __name__ == "__main__":
+    cli.run(main)
