@@ -1,3 +1,4 @@
 """Which image goes where: key, split, order and shard of each image, before anything is written.
 
-assignment.py is pure; read it first."""
+Sources and bytes belong to sources/ and writing/. Read assignment.py first: it is pure.
+"""

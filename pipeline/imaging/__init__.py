@@ -1,3 +1,4 @@
 """JPEG bytes to pixels: whole, scaled down, or a region, through libjpeg-turbo.
 
-Augmentation belongs to pipeline.loader, checking and rewriting of images to data_prep.images. Read jpeg.py first."""
+Augmentation belongs to pipeline.loader, checking and rewriting of images to data_prep.images. Read jpeg.py first.
+"""

@@ -12,6 +12,8 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)  # timm's IMAGENET_DEFAULT_MEAN, t
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 _IMAGENET = re.compile(r"imagenet[-_ ]?(1k|2012)|in1k", re.IGNORECASE)
 
+LARGEST = 1e3  # of a mean or deviation of pixels from 0 to 1: beyond it, float32 has no digits left for the pixels
+
 
 def triple(value: Any, name: str, source: str) -> Triple:
     """Mean or standard deviation per channel, from three numbers, or one for all. Raises UserError."""
@@ -19,10 +21,13 @@ def triple(value: Any, name: str, source: str) -> Triple:
     if (
         not isinstance(values, Sequence)
         or len(values) != 3
-        or not all(isinstance(one, (int, float)) and math.isfinite(one) for one in values)
-        or ("std" in name and not all(one > 0 for one in values))
+        or not all(isinstance(one, (int, float)) and math.isfinite(one) and abs(one) <= LARGEST for one in values)
+        or ("std" in name and not all(one >= 1 / LARGEST for one in values))
     ):
-        raise UserError(f"{source!r} has {name} {value!r}: it must be three finite numbers, above 0 for a deviation")
+        raise UserError(
+            f"{source!r} has {name} {value!r}: it must be three numbers "
+            f"up to {LARGEST:.0f}, a deviation at least {1 / LARGEST}"
+        )
     red, green, blue = map(float, values)
     return red, green, blue
 

@@ -171,7 +171,7 @@ def test_queries_are_names_only_where_nothing_else_tells_urls_apart() -> None:
     assert classes("https://h/n{1,2}.tar?test=a#b") == ["n1", "n2"]
     assert classes("https://h/get?n={1,2}.tar") == ["get?n=1", "get?n=2"]
     assert classes("s3://h/n?{1,2}.tar") == ["n?1", "n?2"]
-    assert inputs.splits(inputs.find("https://h/n{1,2}.tar?test=a", "webdataset", None, None)) == ["train"]
+    assert inputs.splits_of(inputs.find("https://h/n{1,2}.tar?test=a", "webdataset", None, None)) == ["train"]
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(cloud: dict[str, str], tmp_path: Path) -> None:
