@@ -151,7 +151,7 @@ def test_past_the_budget_of_all_ranks_a_run_stops_and_says_why(
     options = ("--train.seed", 3, "--train.global-batch", GLOBAL_BATCH, "--data.damage-budget")
     ends = run_ranks(2, ("-m", *job(tmp_path / "run", split.folder, *options, 1)), tmp_path / "log", 60, code=2)
     for rank in ends:
-        (error,) = [line for line in rank.output.splitlines() if line.startswith("error:")]
+        (error,) = [line for line in rank.output.splitlines() if " error: " in line]
         assert "2 samples don't decode, met 2 times: 2 no_jpeg" in error
         assert "data.damage_budget allows 1" in error
         assert "train-0" in error
@@ -164,7 +164,7 @@ def test_a_run_on_nothing_but_damage_names_the_samples(digits: Path, tmp_path: P
         tar.write_bytes(bytes(tar.stat().st_size))
     (end,) = run_ranks(1, ("-m", *job(tmp_path / "run", tmp_path / "copy")), tmp_path / "log", 60, code=2)
     assert "Traceback" not in end.output
-    (error,) = [line for line in end.output.splitlines() if line.startswith("error:")]
+    (error,) = [line for line in end.output.splitlines() if " error: " in line]
     assert "no_jpeg" in error
     assert len(Damages(tmp_path / "run", 1).samples) > 100
 
