@@ -252,6 +252,12 @@ def _is_finished(task: ShardTask) -> bool:
 def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: float) -> None:
     reasons = collections.Counter(dataset_format.read_rejects(options.output, ["reason"])["reason"].to_pylist())
     size = sum(shard.bytes for shard in info.shards)
+    if info.classes == 1:
+        print(
+            f"warning: all images of INPUT {options.input!r} are of one class, so there is nothing to learn: name the "
+            "folder that holds one folder or tar per class, or give --source or --label",
+            file=sys.stderr,
+        )
     if options.json:
         facts = {"dataset": str(options.output), "samples": info.samples, "classes": info.classes, "bytes": size}
         facts |= {"shards": len(info.shards), "rejects": reasons, "seconds": round(seconds, 3), "digest": info.digest}
