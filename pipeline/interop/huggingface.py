@@ -3,7 +3,6 @@
 The names written are those of transformers 4, which version 5 reads and writes too.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,8 +122,10 @@ def _normalisation(inputs: Mapping[str, Any], source: str) -> tuple[Triple, Trip
     """Mean and standard deviation of pixels from 0 to 1, with the rescaling of 0 to 255 worked in."""
     refuse_unknown({name: value for name, value in inputs.items() if name not in _PREPROCESSOR}, {}, "a", source)
     factor = inputs.get("rescale_factor", 1 / 255) if inputs.get("do_rescale", True) else 1.0
-    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
-        raise UserError(f"{source!r} has rescale_factor {factor!r}: it must be a number above 0, such as 1/255")
+    if not isinstance(factor, (int, float)) or not 1e-6 <= factor <= 1e3:  # else float32 overflows
+        raise UserError(
+            f"{source!r} has rescale_factor {factor!r}: it must be a number from 1e-06 to 1000, such as 1/255"
+        )
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if inputs.get("do_normalize", True):
         mean = triple(inputs.get("image_mean", 0.5), "image_mean", source)

@@ -434,7 +434,7 @@ def test_square_brackets_are_names(
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
 @pytest.mark.parametrize("rows", [0, 10_000])
 def test_a_full_disk_is_named_with_the_file_and_leaves_none(tmp_path: Path, name: str, rows: int) -> None:
-    (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
+    (tmp_path / f".{name}.{os.uname().nodename}.{os.getpid()}.tmp").symlink_to("/dev/full")
     paths = [tmp_path / name if name.endswith(kind) else None for kind in ("csv", "parquet")]
     known = [Named("n1", "cat")]
     with (
