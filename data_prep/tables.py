@@ -114,20 +114,14 @@ CATALOGUE = pa.schema(
         ("tar", pa.int32()),  # number of the tar or folder, of images whose names may repeat in another; else 0
     ]
 )
-
-
 PLAN = pa.schema(
     [*CATALOGUE, ("key", pa.string()), ("label", pa.int32()), ("split", pa.string()), ("hash", pa.uint64())]
 )
-
-
 ROW_GROUP = 131_072  # rows of index.parquet
 
 
 # Columns of few values, and those whose neighbours are alike: half the size and twice the speed of parquet's defaults.
 REPEATED = frozenset({"split", "shard", "label", "width", "height", "orientation", "recoded", "wnid", "reason"})
-
-
 ALIKE = {"key": "DELTA_BYTE_ARRAY", "offset": "DELTA_BINARY_PACKED"}
 
 

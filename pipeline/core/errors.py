@@ -4,14 +4,8 @@ import re
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]")
 EXIT_DONE = 0
-
-
 EXIT_USER = 2
-
-
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped early with everything saved, run me again
 
 

@@ -3,8 +3,6 @@
 import re
 
 _HIDDEN = "<hidden>"
-
-
 _SECRETS = (
     re.compile(r"(?P<keep>\w+://)[^/\s@]+@"),  # user:password@ of a URL
     re.compile(

@@ -13,17 +13,11 @@ from pipeline.runs.records import Line
 
 # Okabe and Ito, "Color Universal Design" (2008); without the yellow, which vanishes on white paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-
-
 RUN_CURVES = (
     "eval/top1", "train/loss", "eval/loss", "eval/top5", "train/lr", "train/grad_norm",
     "speed/images_per_second", "speed/data_wait", "progress/goodput",
 )  # fmt: skip
-
-
 PERCENT = ("eval/top1", "eval/top5", "progress/goodput", "speed/data_wait")
-
-
 TITLES = {
     "train/loss": "training loss",
     "eval/loss": "evaluation loss",

@@ -6,17 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 
 SPIKE_WINDOW = 200  # steps that a loss is compared with
-
-
 SPIKE_DEVIATIONS = 6.0  # robust standard deviations above the median: one step in a billion, were the losses normal
-
-
 STRAGGLER = 1.5  # times the usual rank's own time
-
-
 STRAGGLER_SHARE = 0.05  # ... and by at least this share of a step, or nobody would notice
-
-
 STRAGGLER_STEPS = 20  # fewer say nothing
 
 
