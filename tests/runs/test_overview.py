@@ -1,4 +1,4 @@
-"""jobs.status: what a run folder and Slurm's queue say together."""
+"""The overview of runs: what a run folder and Slurm's queue say together."""
 
 import io
 import json
@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.status import QueuedJob, collect, parse_queue, read_queue, run_state, table
+from jobs.status import table
 from pipeline.core.errors import UserError
 from pipeline.runs.folder import Status, write_status
+from pipeline.runs.overview import collect, run_state
 from pipeline.runs.records import Attempt, Line, Record, to_json, write_record
+from pipeline.runs.slurm_queue import QueuedJob, parse_queue, read_queue
 
 NOW = 1_800_000_000.0
 
@@ -83,14 +85,14 @@ def test_states(folder: str | None, queued: str | None, alive: bool, expected: s
 
 
 def test_a_silent_slurm_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where the folders alone would say that a waiting job is none."""
     (tmp_path / "squeue").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert read_queue() == {}
-    assert "warning: squeue failed (Unable to contact slurm controller): what follows is" in capsys.readouterr().err
+    assert "squeue failed (Unable to contact slurm controller): what follows is" in caplog.text
 
 
 def test_the_queue_keeps_jobs_that_have_not_ended() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.status import collect
+from pipeline.runs.overview import collect
 from tests.slurm.cluster import REPO, Cluster
 
 STAGES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.status import squeue_environment
+from pipeline.runs.slurm_queue import squeue_environment
 from tests.slurm.cluster import REPO, Cluster
 from tests.slurm.scripts import sourced, submit_all
 

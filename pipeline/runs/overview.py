@@ -1,0 +1,135 @@
+"""Where every run and every other job of a campaign stands: from their folders and Slurm's queue."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import check_local
+from pipeline.runs import records
+from pipeline.runs.folder import Status, complete, read_status, step_of
+from pipeline.runs.slurm_queue import QueuedJob
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One run, or one job of a campaign that is not a training run."""
+
+    name: str
+    state: str  # of the run folder: running, stopped, finished, failed; of Slurm: pending; or dead, done, not submitted
+    step: int = 0
+    steps: int = 0
+    eta: float | None = None  # seconds
+    checkpoint_step: int | None = None
+    checkpoint_age: float | None = None  # seconds
+    goodput: float | None = None  # share of the device time that went into steps that count
+    starts: int = 0
+    job: str = ""
+    note: str = ""  # nodes of a running job, reason of a pending one
+
+
+def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[StatusRow]:
+    """A row for each stage of a campaign and each run, in the folders' order. Raises UserError for a missing folder."""
+    rows: dict[
+        Path, StatusRow
+    ] = {}  # by the run's or the job's file, wherever it was reached from: it may be in two folders
+    for folder in folders:
+        check_local(folder, "FOLDER")
+        if not folder.is_dir():
+            raise UserError(
+                f"FOLDER {str(folder)!r} does not exist or is no folder: name a run folder or a campaign's folder"
+            )
+        inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+        for path in inside:
+            for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_mtime):
+                runs = [Path(line).resolve() for line in job.read_text().splitlines()[1:] if is_run(Path(line))]
+                rows |= {run: _row(run, queue, now) for run in runs} or {job.resolve(): stage_row(job, queue)}
+            if is_run(path):
+                run = path.resolve()
+                rows[run] = (run_row if path == folder else _row)(run, queue, now)
+    return list(rows.values())
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file() or (folder / "slurm").is_dir()  # models of others have a config.json too
+
+
+def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> StatusRow:
+    """A stage of a campaign that is no training run, or one that hasn't started.
+
+    ``job_file``: the job's id, then a line for each folder that the stage makes.
+    """
+    job, *results = job_file.read_text().splitlines()
+    name = f"{job_file.parent.name}/{job_file.stem}"
+    tasks = [queued for queued_id, queued in queue.items() if job in (queued_id, queued.array)]
+    if tasks:
+        queued = next((task for task in tasks if task.state == "RUNNING"), tasks[0])  # it speaks for its array
+        return StatusRow(name, queued.state.lower(), job=job, note=_note(queued))
+    done = job_file.with_suffix(".done").exists() or any((Path(path) / "dataset.json").exists() for path in results)
+    return StatusRow(name, "done" if done else "ended", job=job)
+
+
+def _row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
+    """A damaged run's row says so, and hides no other run's."""
+    try:
+        return run_row(run, queue, now)
+    except UserError as error:
+        return StatusRow(run.name, "damaged", note=str(error))
+
+
+def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
+    status, (job, starts) = read_status(run), _slurm_starts(run)
+    queued = queue.get(job)
+    record = records.read_record(run)
+    lines, _ = records.read_lines(run / records.METRICS)
+    kept = records.effective(lines, record.attempts if record else [])
+    latest: dict[str, float] = {}
+    for line in kept:
+        latest |= line.metrics
+    last = next(reversed(complete(run)), None)
+    state = run_state(status, queued, alive=record is not None and records.alive(run, record.attempts[-1]))
+    eta = None
+    if status and state == "running" and "speed/step_seconds" in latest:
+        eta = (status.steps - status.step) * latest["speed/step_seconds"]
+    return StatusRow(
+        name=run.name,
+        state=state,
+        step=status.step if status else 0,
+        steps=status.steps if status else 0,
+        eta=eta,
+        checkpoint_step=step_of(last) if last else None,
+        checkpoint_age=now - (last / "meta.json").stat().st_mtime if last else None,
+        goodput=latest.get("progress/goodput"),
+        starts=max(starts, len(record.attempts) if record else 0),
+        job=job,
+        note=_note(queued) if queued else "",
+    )
+
+
+def run_state(status: Status | None, queued: QueuedJob | None, *, alive: bool) -> str:
+    """What the run folder says, put right by what Slurm knows: a folder says "running" for ever if its node dies."""
+    if status and status.state == "finished":
+        return "finished"
+    if queued and queued.state != "RUNNING":
+        return queued.state.lower()
+    if queued:
+        return "running" if status and status.state == "running" else "starting"
+    if status is None:
+        return "dead" if not alive else "starting"
+    if status.state == "running" and not alive:
+        return "dead"
+    return status.state
+
+
+def _note(job: QueuedJob) -> str:
+    return job.nodes if job.state == "RUNNING" else job.reason
+
+
+def _slurm_starts(run: Path) -> tuple[str, int]:
+    """The latest Slurm job of a run, and how often jobs have started it (slurm/launch.sh)."""
+    path = run / "slurm" / "attempts.tsv"
+    if not path.is_file():
+        return "", 0
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    jobs = [row[1] for row in rows if row[0] == "start"]
+    return (jobs[-1] if jobs else ""), len(jobs)
