@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.config import ranges
+from pipeline.config import fields
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import RunConfig, accumulation, total_steps, warmup_steps
@@ -149,7 +149,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
 
 def check(config: PlanConfig) -> None:
     """Raises UserError for numbers that no run has, and a picture that can't be drawn."""
-    ranges.check(config)
+    fields.check_ranges(config)
     for name in ("nodes", "gpus_per_node"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least 1")

@@ -9,12 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from pipeline.compare.read_runs import Run
-
-# May differ between the seeds of one row; the data are compared by their digest, the parent by the origin (facts).
-PLACES = frozenset({"data.train", "data.eval", "data.cache", "data.cache_gb"})
-UNLIKE_SEEDS = frozenset({"run_dir", "name", "train.seed", "experiment", "parent", "sweep"}) | PLACES
-# Not shown as a difference: they name the run, or where things lie.
-NO_DIFFERENCE = frozenset({"run_dir", "name", "recipe", "experiment", "parent", "sweep"}) | PLACES
+from pipeline.config.fields import HIDDEN, UNLIKE_SEEDS
 
 
 @dataclass(frozen=True)
@@ -171,6 +166,7 @@ def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
     above: object = run.facts.get("origin")
     if parent is not None:
         above = (_kind(parent, [other for other in runs if other is not run]), run.parent_step)
+    # the data are compared by their digest, the parent by the origin (facts)
     config = tuple(sorted((key, value) for key, value in run.config.items() if key not in UNLIKE_SEEDS))
     if not run.config or run.state != "finished":  # nothing is known of it, or it is at another step: its own row
         config = (("path", run.path),)
@@ -222,7 +218,7 @@ def differences(rows: Sequence[Row], kind: str = "config") -> dict[str, list[str
     Digests of datasets come with the datasets' names.
     """
     trees = [getattr(row.first, kind) for row in rows]
-    names = sorted({name for tree in trees for name in tree if name not in NO_DIFFERENCE})
+    names = sorted({name for tree in trees for name in tree if name not in HIDDEN})
     found = {name: [tree.get(name, "") for tree in trees] for name in names}
     shown = {name: values for name, values in found.items() if len(set(values)) > 1}
     return {

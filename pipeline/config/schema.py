@@ -1,13 +1,34 @@
 """The configuration of a run: frozen dataclasses, one a subject. Imports no torch.
 
 Batch sizes are in samples, times in seconds, sizes of images in pixels. Every field can be overridden on the command
-line by its path, such as ``--optim.lr 3e-4``.
+line by its path, such as ``--optim.lr 3e-4``. Each field is a ``setting`` (pipeline.config.facts): its default, whether
+a resumed run may change it, the range of a number, and what else is known of it. The docstring below is its --help.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.config.facts import (
+    BETWEEN_0_AND_1,
+    FIXED,
+    FREE,
+    INHERITED,
+    LESS_THAN_ONE,
+    NONE_OR_MORE,
+    NOT_ZERO,
+    ONE_OR_MORE,
+    ONE_TO_MANY,
+    PIXELS,
+    POSITIVE,
+    RETUNED,
+    SECONDS,
+    SEED,
+    SHARE,
+    UP_TO_MANY,
+    Range,
+    setting,
+)
 from pipeline.core.errors import UserError
 
 Variant = Literal["b16", "b32", "l16", "l32", "tiny"]
@@ -21,208 +42,208 @@ Augmentation = Literal[
 
 @dataclass(frozen=True)
 class ModelConfig:
-    variant: Variant = "b16"
+    variant: Variant = setting("b16", FIXED)
     """B = Base, L = Large, the number is the patch size; tiny is for CPUs and tests."""
-    image_size: int = 224
+    image_size: int = setting(224, FIXED, PIXELS)
     """Side of the square input, pixels; a multiple of the patch size."""
-    pre_logits: bool = False
+    pre_logits: bool = setting(False, FIXED)
     """A Dense + tanh layer before the head, as in the paper's ImageNet-21K models."""
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
+    dropout: float = setting(0.0, FIXED, LESS_THAN_ONE)
+    stochastic_depth: float = setting(0.0, FIXED, LESS_THAN_ONE)
     """Drop rate of a residual branch in the last block."""
-    stochastic_depth_decay: Literal["linear", "constant"] = "linear"
+    stochastic_depth_decay: Literal["linear", "constant"] = setting("linear", FIXED)
     """Drop rates of the other blocks. linear: they grow from 0 at the first block. constant: the same (DeiT III)."""
-    gelu: Literal["tanh", "exact"] = "tanh"
+    gelu: Literal["tanh", "exact"] = setting("tanh", FIXED)
     """tanh: the approximation that the published models were trained with. exact: as timm and transformers assume."""
-    norm_eps: float = 1e-6
+    norm_eps: float = setting(1e-6, FIXED, NONE_OR_MORE)
     """Epsilon of every LayerNorm."""
-    layer_scale: float = 0.0
+    layer_scale: float = setting(0.0, FIXED, NONE_OR_MORE)
     """Initial value of LayerScale, a learned factor per channel of each residual branch (arXiv 2103.17239; DeiT III:
     1e-4). 0: no LayerScale."""
-    class_position: bool = True
+    class_position: bool = setting(True, FIXED)
     """The position embedding has an entry for the class token. Off: one per patch only (DeiT III, big_vision)."""
-    registers: int = 0
+    registers: int = setting(0, FIXED, Range(0, 64))
     """Register tokens after the class token, without an entry in the position embedding (arXiv 2309.16588)."""
-    initialisation: Literal["vit", "deit3"] = "vit"
+    initialisation: Literal["vit", "deit3"] = setting("vit", FIXED)
     """Random weights. vit: as google-research/vision_transformer draws them. deit3: as facebookresearch/deit, normal of
     standard deviation 0.02."""
-    position_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    position_resize: Literal["bilinear", "bicubic"] = setting("bilinear", FIXED)
     """Resizing of a parent's position embedding to another image size. bilinear: corners aligned, as the paper's code.
     bicubic: corners not aligned, as DeiT and DeiT III."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), INHERITED)
     """Mean of the input normalisation (R, G, B; pixels from 0 to 1). ImageNet's: 0.485 0.456 0.406."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), INHERITED)
     """Standard deviation of the input normalisation. ImageNet's: 0.229 0.224 0.225."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = setting(False, FIXED)
     """Recompute each block in the backward pass: about a third more FLOPs, far less memory, the same numbers."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: tuple[str, ...] = ()
+    train: tuple[str, ...] = setting((), FREE, seeds=True, hidden=True, path=True)
     """The training data set, made by data_prep.shard: its folder, or its URL (https://, s3://, ... or a command such as
     'pipe:ssh host cat /data/{}'). Several with the same classes are joined. Required."""
-    train_split: str = "train"
-    weights: tuple[float, ...] = ()
+    train_split: str = setting("train", FIXED)
+    weights: tuple[float, ...] = setting((), FIXED)
     """How often the samples of each training data set come, in proportion. Empty: all samples alike, once an epoch."""
-    percent: float = 100.0
+    percent: float = setting(100.0, FIXED, Range(0, 100, above=True))
     """Train on the first samples of the index only, this share of each data set: for quick experiments."""
-    classes: Path | None = None
+    classes: Path | None = setting(None, FIXED, path=True)
     """Train and evaluate on the samples of some classes only: a text file, one wnid a line. The model keeps all."""
-    eval: str = ""
+    eval: str = setting("", FREE, seeds=True, hidden=True, path=True)
     """The evaluation data set; without it, the (first) training data set's eval split if it has one."""
-    eval_split: str = "val"
+    eval_split: str = setting("val", FIXED)
     """Its split. none: no evaluation, where no data.eval is named."""
-    cache: Path | None = None
+    cache: Path | None = setting(None, FREE, seeds=True, hidden=True, path=True)
     """Folder on a disk of the node for shards that come from URLs, shared by its ranks. Default: VIT_CACHE, or
     ~/.cache/vit-pipeline."""
-    cache_gb: float = 100.0
+    cache_gb: float = setting(100.0, FREE, POSITIVE, seeds=True, hidden=True)
     """Size of the cache; the shards used longest ago make room."""
-    augment: Augmentation = "none"
+    augment: Augmentation = setting("none", FIXED)
     """Augmentation on top of crop and flip. light1 to strong2: RandAugment and mixup by AugReg's names (arXiv
     2106.10270, section 3). 3-augment: greyscale, solarisation or blur (DeiT III, arXiv 2204.07118).
     rand-m9-mstd0.5-inc1: RandAugment by timm's name."""
-    color_jitter: float = 0.0
+    color_jitter: float = setting(0.0, FIXED, SHARE)
     """Brightness, contrast and saturation each change by a factor uniform in 1 -+ this, after data.augment."""
-    mixup: float | None = None
+    mixup: float | None = setting(None, FIXED, NONE_OR_MORE)
     """Alpha of mixup's Beta distribution; 0 turns mixup off. Default: what data.augment's name includes."""
-    cutmix: float = 0.0
+    cutmix: float = setting(0.0, FIXED, NONE_OR_MORE)
     """Alpha of CutMix's Beta distribution; 0 turns CutMix off. With mixup, each step has one or the other."""
-    min_area: float = 0.05
+    min_area: float = setting(0.05, FIXED, NOT_ZERO)
     """Smallest fraction of the image's area that a random crop covers (Inception crop: 0.05)."""
-    flip: bool = True
+    flip: bool = setting(True, FIXED)
     """Mirror half of the training images. Turn off where left and right mean something, as in digits."""
-    crop: Literal["inception", "resize", "simple"] = "inception"
+    crop: Literal["inception", "resize", "simple"] = setting("inception", FIXED)
     """Crop of training images. inception: random area and aspect. resize: a random square of 7/8 of the short side.
     simple: the short side is resized to the input size, 4 pixels are reflected at each border, and a random square is
     cut out (DeiT III's simple random crop; always bicubic)."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = setting("bilinear", FIXED)
     """Resizing of training crops. bilinear: from the 2 x 2 nearest pixels, as the published ViT code. bicubic:
     antialiased, as Pillow, timm and torchvision; slower."""
-    erasing: float = 0.0
+    erasing: float = setting(0.0, FIXED, SHARE)
     """Probability of random erasing (arXiv 1708.04896)."""
-    decode: Decode = "region"
+    decode: Decode = setting("region", FIXED)
     """Of training images. region: only the blocks under the crop, the pixels of a whole decode. full: everything.
     scaled: region, at 1/2, 1/4 or 1/8 where the crop is that much larger than the input: for large originals."""
-    eval_resize: Resize = "square"
+    eval_resize: Resize = setting("square", FIXED)
     """Resizing of evaluation images. square: straight to the input size. central: the middle square of 7/8 of the short
     side. Both bilinear. bicubic: the short side to the input size, antialiased bicubic, then the middle square (crop
     ratio 1.0, as DeiT III evaluates)."""
-    damage_budget: int = 100
+    damage_budget: int = setting(100, FREE, NONE_OR_MORE)
     """Samples of a run that may turn out not to decode; others stand in for them. One more stops the run."""
-    workers: int = 2
+    workers: int = setting(2, FREE, NONE_OR_MORE)
     """Loader processes a rank. 0 loads in the training process."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    kind: Literal["adamw", "lamb", "sgd"] = "adamw"
+    kind: Literal["adamw", "lamb", "sgd"] = setting("adamw", FIXED)
     """lamb: Adam's update, for each weight matrix scaled to the matrix's norm (arXiv 1904.00962; DeiT III)."""
-    lr: float = 1e-3
+    lr: float = setting(1e-3, RETUNED, NONE_OR_MORE)
     """Peak learning rate, at the declared global batch size: never scaled behind your back."""
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, FIXED, NONE_OR_MORE)
     """Of the kernels: not of biases, norms, class token and position embedding. AdamW's is decoupled, multiplied by the
     current learning rate; SGD's is added to the gradient (L2)."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    layer_decay: float = 1.0
+    beta1: float = setting(0.9, FIXED, LESS_THAN_ONE)
+    beta2: float = setting(0.999, FIXED, LESS_THAN_ONE)
+    layer_decay: float = setting(1.0, FIXED, NOT_ZERO)
     """Each layer's learning rate is this times that of the layer above, from the head down (0.65 to 0.75 are usual for
     fine-tuning). 1: the same rate for all."""
-    momentum: float = 0.9
+    momentum: float = setting(0.9, FIXED, BETWEEN_0_AND_1)
     """Of SGD."""
-    clip: float = 0.0
+    clip: float = setting(0.0, RETUNED, NONE_OR_MORE)
     """Largest global gradient norm; 0 turns clipping off."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    steps: int = 0
+    steps: int = setting(0, FIXED, UP_TO_MANY)
     """Optimizer steps. 0: computed once from epochs."""
-    epochs: float = 0.0
+    epochs: float = setting(0.0, FIXED, UP_TO_MANY)
     """Passes over the training split, used where steps is 0."""
-    warmup_steps: int = 0
-    warmup_epochs: float = 0.0
+    warmup_steps: int = setting(0, FIXED, NONE_OR_MORE)
+    warmup_epochs: float = setting(0.0, FIXED, UP_TO_MANY)
     """Warm-up as a share of schedule.epochs, used when warmup_steps is 0."""
-    start_lr: float = 0.0
+    start_lr: float = setting(0.0, FIXED, NONE_OR_MORE)
     """Learning rate at the start of the warm-up."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    end_lr: float = 0.0
+    decay: Literal["cosine", "linear", "constant"] = setting("cosine", FIXED)
+    end_lr: float = setting(0.0, FIXED, NONE_OR_MORE)
     """Learning rate at the end of a cosine or linear decay."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    global_batch: int = 4096
+    global_batch: int = setting(4096, FIXED, ONE_TO_MANY)
     """Samples an optimizer step, over all ranks."""
-    micro_batch: int = 64
+    micro_batch: int = setting(64, FREE, ONE_OR_MORE)
     """Samples a rank's forward pass; global_batch / (micro_batch x ranks) passes are accumulated."""
-    loss: Literal["sigmoid", "softmax"] = "softmax"
+    loss: Literal["sigmoid", "softmax"] = setting("softmax", FIXED)
     """sigmoid: binary cross-entropy summed over the classes. softmax: cross-entropy."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, FIXED, LESS_THAN_ONE)
     """s turns a target t into t (1 - s) + s / classes."""
-    average: float = 0.0
+    average: float = setting(0.0, FIXED, LESS_THAN_ONE)
     """Decay of a running average of the weights (Polyak averaging), such as 0.9999; evaluations and checkpoints then
     hold both. 0: none."""
-    seed: int = 0
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    seed: int = setting(0, FIXED, SEED, seeds=True)
+    zero_stage: Literal[0, 1, 2, 3] = setting(1, FREE)
     """DeepSpeed ZeRO: 1 shards the optimizer state, 2 also the gradients, 3 also the parameters."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = setting("bfloat16", FIXED)
     """Compute type. Master weights and optimizer state are float32 in either case."""
-    offload: bool = False
+    offload: bool = setting(False, FREE)
     """Keep and update the optimizer state in the host's memory: slower, for models that don't fit. ZeRO 1 to 3."""
-    attention: Attention = "auto"
+    attention: Attention = setting("auto", FIXED)
     """Kernel of the attention. auto: torch chooses; if a gradient is non-finite on a GPU on which torch prefers cuDNN's
     kernel, the step is repeated once with flash. The others, if the GPU has them: flash, cudnn, efficient, math."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = setting("auto", FREE)
     """torch.compile the model for training: about a minute at the start, faster steps. auto: on GPUs, where a C
     compiler is found (Triton needs one), but not under ZeRO-3, which takes the graph apart."""
-    skip_nonfinite: int = 0
+    skip_nonfinite: int = setting(0, FREE, NONE_OR_MORE)
     """Steps with a non-finite loss or gradient that a run may leave out, each reported; one more goes back or stops."""
-    rollback_nonfinite: int = 0
+    rollback_nonfinite: int = setting(0, FREE, NONE_OR_MORE)
     """Times that a run may go back to its last checkpoint's weights after such a step, and on with the samples that
     follow it; one more stops it."""
-    profile: int = 0
+    profile: int = setting(0, FREE, NONE_OR_MORE)
     """Steps to record with torch's profiler, from the tenth of an attempt on, into RUN/profile/."""
-    log_every: int = 50
+    log_every: int = setting(50, FREE, ONE_OR_MORE)
     """Steps between logged lines."""
-    eval_every: int = 5000
+    eval_every: int = setting(5000, FREE, NONE_OR_MORE)
     """Steps between evaluations; there is always one at the end. 0: only at the end."""
-    eval_batch: int = 128
+    eval_batch: int = setting(128, FREE, ONE_OR_MORE)
     """Samples a rank's evaluation pass."""
-    step_timeout: int = 1800
+    step_timeout: int = setting(1800, FREE, SECONDS)
     """Seconds without a finished step (evaluations and checkpoints included) after which a rank prints the stacks of
     its threads and leaves, so that a hung cluster is not paid for."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 1000
+    every: int = setting(1000, FREE, NONE_OR_MORE)
     """Steps between checkpoints; there is always one at the end."""
-    minutes: float = 0.0
+    minutes: float = setting(0.0, FREE, NONE_OR_MORE)
     """Also save where this many minutes have passed since the last checkpoint. 0: steps alone decide."""
-    background: bool = True
+    background: bool = setting(True, FREE)
     """Write while training goes on: it only waits for a copy in the host's memory."""
-    keep_last: int = 2
-    keep_every: int = 0
+    keep_last: int = setting(2, FREE, ONE_OR_MORE)
+    keep_every: int = setting(0, FREE, NONE_OR_MORE)
     """Also keep each checkpoint whose step is a multiple of this for good. 0: none."""
-    keep_best: int = 0
+    keep_best: int = setting(0, FREE, NONE_OR_MORE)
     """Also keep this many with the highest eval/top1, of those saved at a step that was evaluated."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    run_dir: Path = Path()
+    run_dir: Path = setting(Path(), FREE, seeds=True, hidden=True, own=True, path=True)
     """Folder of the run: config, metrics, checkpoints. One that holds an unfinished run is resumed. Required."""
-    recipe: str = ""
+    recipe: str = setting("", FIXED, hidden=True)
     """Name of the recipe this started from. Set by the command."""
-    stage: Literal["pretrain", "finetune"] = "pretrain"
-    parent: str = ""
+    stage: Literal["pretrain", "finetune"] = setting("pretrain", FIXED)
+    parent: str = setting("", FREE, seeds=True, hidden=True, path=True)
     """Fine-tuning: the run folder, or weights, to start from; "scratch": random weights. Required by jobs.finetune."""
-    sweep: str = ""
+    sweep: str = setting("", FREE, seeds=True, hidden=True, path=True)
     """Folder of the sweep that this run belongs to, beside the run's: MLflow shows the run under it (jobs.sweep)."""
-    experiment: str = "vit"
+    experiment: str = setting("vit", FREE, seeds=True, hidden=True)
     """MLflow experiment."""
-    name: str = ""
+    name: str = setting("", FREE, seeds=True, hidden=True, own=True)
     """Name of the run in MLflow; the run folder's name where empty."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -1,15 +1,15 @@
 """README.md of an exported model: how to use it, results, data, lineage, recipe. Names no path of a machine. Pure."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from pipeline.config.fields import PATHS
 from pipeline.config.schema import ModelConfig
 from pipeline.interop.trained_model import AVERAGED, Trained, geometry_in_words, scaling_in_words
 from pipeline.loader.eval_geometry import geometry
 
-_PATHS = ("run_dir", "data.train", "data.eval", "parent")  # fields of the configuration
 _LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them
 
 _USE = {
@@ -92,7 +92,7 @@ def card(model: Trained, form: str) -> str:
             f"## Data\n\nDigest of the training set: `{model.dataset_digest}`",
             f"## Lineage\n\n{model.step} steps from "
             + (f"these weights:\n\n```json\n{_json(lineage)}\n```" if model.parent else "random weights."),
-            f"## Recipe\n\n```json\n{_json(_named(model.config, _PATHS))}\n```",
+            f"## Recipe\n\n```json\n{_json(_named(model.config, PATHS))}\n```",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -115,7 +115,7 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=1)
 
 
-def _named(tree: Mapping[str, Any], fields: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+def _named(tree: Mapping[str, Any], fields: Container[str], prefix: str = "") -> dict[str, Any]:
     """``tree`` with the last part of a path instead of the path, in the named fields."""
     result: dict[str, Any] = {}
     for key, value in tree.items():

@@ -13,28 +13,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.config import fields
 from pipeline.config.schema import ModelConfig, RunConfig
 from pipeline.config.serialize import flatten, to_dict
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, read_json, write_json
 
 FIXED_FILES = ("config.json", "run.json", "classes.json")  # written at the first start
-RETUNED = frozenset({"optim.lr", "optim.clip"})  # what may rescue a run that diverged; said aloud when it changes
-# A resumed run may change these: the others don't change what is learned (beyond float32 rounding).
-FREE_FIELDS = RETUNED | frozenset(
-    {
-        "run_dir", "name", "experiment", "parent", "sweep", "data.train", "data.eval", "data.workers",
-        "data.damage_budget", "data.cache", "data.cache_gb",
-        "train.micro_batch",
-        "train.zero_stage", "train.offload", "train.compile", "train.skip_nonfinite", "train.rollback_nonfinite",
-        "train.profile",
-        "train.log_every", "train.eval_every", "train.eval_batch", "train.step_timeout", "checkpoint.every",
-        "checkpoint.minutes", "checkpoint.background", "checkpoint.keep_last", "checkpoint.keep_every",
-        "checkpoint.keep_best",
-    }
-)  # fmt: skip
-
-INHERITED = ("model.mean", "model.std")  # from the parent, when the command line leaves the default
 _DEFAULTS = flatten(to_dict(RunConfig()))
 
 
@@ -89,7 +74,7 @@ def check_config(config: RunConfig) -> None:
         return
     # a field that the run's version didn't have yet stood for what is now its default
     old, new = flatten(to_dict(RunConfig())) | flatten(read_json(path)), flatten(to_dict(config))
-    free = FREE_FIELDS | {key for key in INHERITED if new[key] == _DEFAULTS[key]}
+    free = fields.FREE | {key for key in fields.INHERITED if new[key] == _DEFAULTS[key]}
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in free]
     if changed:
         difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
@@ -102,7 +87,7 @@ def check_config(config: RunConfig) -> None:
 def retuned(config: RunConfig, before: dict[str, Any]) -> list[str]:
     """What this start changes of the configuration ``before`` (to_dict's) that changes what is learned, in words."""
     old, new = flatten(before), flatten(to_dict(config))
-    return [f"{name} {old[name]} -> {new[name]}" for name in sorted(RETUNED) if old.get(name) != new[name]]
+    return [f"{name} {old[name]} -> {new[name]}" for name in sorted(fields.RETUNED) if old.get(name) != new[name]]
 
 
 def as_begun(config: RunConfig) -> RunConfig:

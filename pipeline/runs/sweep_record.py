@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.fields import OWN
 from pipeline.config.serialize import flatten
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
@@ -24,7 +25,6 @@ from pipeline.runs.records import Attempt, Line, Record
 
 TABLE = "sweep.csv"
 STAGE = "sweep"  # what MLflow's tag "stage" says of it
-NAMES = frozenset({"run_dir", "name"})  # settings that name a run
 
 
 def start(folder: Path, *, experiment: str, tags: Mapping[str, str]) -> None:
@@ -111,5 +111,5 @@ def _attempt(number: int) -> Attempt:
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the settings in which they are not all alike."""
-    names = sorted({name for config in configs for name in config} - NAMES)
+    names = sorted({name for config in configs for name in config} - OWN)
     return [name for name in names if len({json.dumps(config.get(name)) for config in configs}) > 1]

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import fields
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 from pipeline.config.serialize import flatten, to_dict
 from pipeline.core import files
 from pipeline.core.secrets import without_secrets
 from pipeline.core.units import duration
 from pipeline.runs import records, sweep_record
-from pipeline.runs.folder import FREE_FIELDS, RETUNED, complete
+from pipeline.runs.folder import complete
 from pipeline.runs.records import Attempt, Line, Record
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit (MAX_PARAM_VAL_LENGTH)
@@ -87,7 +88,7 @@ def recipe_changes(config: dict[str, Any]) -> str:
     if config.get("recipe") not in recipes:
         return ""
     published, ours = flatten(to_dict(recipes[config["recipe"]]())), flatten(config)
-    silent = (FREE_FIELDS - RETUNED) | {"recipe", "train.seed"}
+    silent = (fields.FREE - fields.RETUNED) | fields.HIDDEN | fields.UNLIKE_SEEDS
     changed = [name for name in sorted(ours) if name not in silent and ours[name] != published.get(name)]
     return "; ".join(f"{name} {published.get(name)} -> {ours[name]}" for name in changed) or "none"
 

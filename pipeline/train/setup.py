@@ -10,7 +10,7 @@ import torch
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
-from pipeline.config import ranges
+from pipeline.config import fields
 from pipeline.config.schema import DataConfig, RunConfig, total_steps, warmup_steps
 from pipeline.config.serialize import flatten, to_dict
 from pipeline.core import log
@@ -58,7 +58,7 @@ def prepare(config: RunConfig) -> Job:
             f"--experiment {config.experiment!r} can be no MLflow experiment: give a name of 1 to {EXPERIMENT_NAME} "
             "characters"
         )
-    ranges.check(config)
+    fields.check_ranges(config)
     check_kernel(config.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if (mixup_alpha(config.data) or config.data.cutmix) and config.train.micro_batch % 2:
         what = "data.cutmix" if config.data.cutmix else "data.augment" if config.data.mixup is None else "data.mixup"

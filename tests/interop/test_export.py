@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.schema import ModelConfig
+from pipeline.config.fields import PATHS
+from pipeline.config.schema import ModelConfig, RunConfig
+from pipeline.config.serialize import flatten, to_dict
 from pipeline.core.errors import UserError
 from pipeline.interop import export as exporting
 from pipeline.interop import model_card, trained_model
@@ -92,6 +94,17 @@ def test_the_card_tells_results_data_lineage_and_recipe_and_no_path(
     for part in ("eval/top1: 0.5000", "digest-of-data", '"the-parent"', "7 steps", '"mine"', "middle square of 7/8"):
         assert part in text
     assert "/" not in text.split("## Lineage")[1]
+
+
+def test_the_card_names_no_path_in_any_field() -> None:
+    tree = to_dict(RunConfig())
+    for name in PATHS:
+        *section, field = name.split(".")
+        place = tree[section[0]] if section else tree
+        place[field] = ["/home/me/it"] if isinstance(place[field], list) else "/home/me/it"
+    shown = flatten(model_card._named(tree, PATHS))
+    assert {name for name, value in shown.items() if value in ("it", ["it"])} == PATHS
+    assert "/home" not in json.dumps(shown)
 
 
 def test_an_average_says_so_and_gives_its_own_results_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

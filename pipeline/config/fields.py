@@ -1,0 +1,52 @@
+"""The fields of a run's configuration by their facts, named as on the command line (``optim.lr``). Pure."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import get_type_hints
+
+from pipeline.config.facts import FACTS, Facts
+from pipeline.config.schema import RunConfig
+from pipeline.config.serialize import flatten, to_dict
+from pipeline.core.errors import UserError
+
+
+def facts_of(kind: type, prefix: str = "") -> dict[str, Facts]:
+    """The facts of each field of a dataclass, those of its sections under their dotted names.
+
+    Raises KeyError for a field that was made without :func:`pipeline.config.facts.setting`.
+    """
+    hints, found = get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], prefix + field.name
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            found.update(facts_of(hint, f"{name}."))
+        else:
+            found[name] = field.metadata[FACTS]
+    return found
+
+
+FIELDS = facts_of(RunConfig)
+
+
+def names(holds: Callable[[Facts], bool]) -> frozenset[str]:
+    """The fields whose facts ``holds`` is true of."""
+    return frozenset(name for name, facts in FIELDS.items() if holds(facts))
+
+
+RETUNED = names(lambda facts: facts.resume == "retuned")
+FREE = RETUNED | names(lambda facts: facts.resume == "free")
+INHERITED = names(lambda facts: facts.resume == "inherited")
+UNLIKE_SEEDS = names(lambda facts: facts.seeds)
+HIDDEN = names(lambda facts: facts.hidden)
+OWN = names(lambda facts: facts.own)
+PATHS = names(lambda facts: facts.path)
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Raises UserError for the first number that is out of its range."""
+    values = flatten(to_dict(config))
+    for name, facts in FIELDS.items():
+        limits, value = facts.limits, values[name]
+        if limits is not None and value is not None and not limits.holds(value):
+            raise UserError(f"{name} {value} is out of range: give a number of {limits}")
