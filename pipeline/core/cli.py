@@ -50,7 +50,7 @@ def run(main: Callable[[], int | None]) -> None:
         log.set_up()
         code = main()
     except UserError as error:
-        logger.error("%s", " ".join(str(error).split()))
+        logger.error("%s", error)
         code = EXIT_USER
     except BrokenPipeError:  # the reader of our output (head, less) has left
         code = EXIT_DONE

@@ -19,4 +19,11 @@ def _percent(found: re.Match[str]) -> str:
 
 
 class UserError(ValueError):
-    """Something the user can put right. The message names the field, the value and the remedy."""
+    """Something the user can put right. The message names the field, the value and the remedy.
+
+    It is one line: a line break that another program's message or a file brought along becomes a blank. What comes
+    from a file or the command line is best written by repr, which shows line breaks and control characters as escapes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))

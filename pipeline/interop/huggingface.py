@@ -179,7 +179,7 @@ def _outputs(settings: Mapping[str, Any], classes: int, source: str) -> dict[str
         )
     number = settings.get("num_labels")
     if classes and number not in (None, classes):
-        raise UserError(f"{source!r} has num_labels {number}, and the head has {classes}: correct num_labels")
+        raise UserError(f"{source!r} has num_labels {number!r}, and the head has {classes}: correct num_labels")
     labels = labels_of(settings.get("id2label") if classes else None, classes, "id2label", source)
     if labels == [f"LABEL_{index}" for index in range(classes)]:  # what transformers writes when nobody named them
         labels = None

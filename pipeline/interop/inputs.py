@@ -88,6 +88,7 @@ def refuse_unknown(fields: Mapping[str, Any], defaults: Mapping[str, Sequence[An
         if known is None and value in (None, False):
             continue  # a switch that is off
         if known is None or value not in known:
+            shown = name if name.isidentifier() else repr(name)
             raise UserError(
-                f"{source!r} has {what} {name} {value!r}, which is not supported: choose a ViT as published"
+                f"{source!r} has {what} {shown} {value!r}, which is not supported: choose a ViT as published"
             )

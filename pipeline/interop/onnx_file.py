@@ -25,8 +25,9 @@ def check_onnx(path: Path) -> None:
     for message in _messages(model):
         kind = message.DESCRIPTOR.name
         if kind == "NodeProto" and (message.op_type in _LOADS_FILES or message.domain not in (*_DOMAINS, *own)):
+            operator = f"{message.domain}::{message.op_type}"
             raise UserError(
-                f"{str(path)!r} has operator {message.domain}::{message.op_type}, which needs a library of its own "
+                f"{str(path)!r} has operator {operator!r}, which needs a library of its own "
                 "and could run code: export the model with standard operators"
             )
         if kind == "TensorProto":

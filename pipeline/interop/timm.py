@@ -104,7 +104,7 @@ def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, T
     config, classes = model_config(state, heads=heads, source=str(folder), base=base)
     if config.class_position == bool(bare) or config.registers != registers:
         raise UserError(
-            f"{source!r} has no_embed_class {bare} and reg_tokens {registers}, but pos_embed has "
+            f"{source!r} has no_embed_class {bare!r} and reg_tokens {registers!r}, but pos_embed has "
             f"{state['pos_embed'].shape[1]} entries and reg_token {config.registers}: correct model_args"
         )
     for name, stated in (("img_size", arguments.get("img_size")), ("input_size", pretrained.get("input_size"))):
@@ -133,7 +133,7 @@ def _labels(settings: Mapping[str, Any], pretrained: Mapping[str, Any], classes:
     }
     number = settings.get("num_classes", pretrained.get("num_classes", classes))
     if classes and number != classes:
-        raise UserError(f"{source!r} has num_classes {number}, and the head has {classes}: correct num_classes")
+        raise UserError(f"{source!r} has num_classes {number!r}, and the head has {classes}: correct num_classes")
     field = "label_names" if "label_names" in stated else "labels"
     labels = labels_of(stated.get(field), classes, field, source)
     texts = settings.get("label_descriptions") or pretrained.get("label_descriptions") or {}

@@ -50,7 +50,7 @@ def model_config(
     )
     if variant is None:
         raise UserError(
-            f"{source!r} is a ViT with {', '.join(f'{key} {value}' for key, value in found.items())} "
+            f"{source!r} is a ViT with {', '.join(f'{key} {value!r}' for key, value in found.items())} "
             f"(patch_embed.proj.weight has shape {list(state['patch_embed.proj.weight'].shape)}): none of "
             f"{', '.join(ARCHITECTURES)}; choose a B/16, B/32, L/16 or L/32"
         )
