@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jobs.sync import send
 from pipeline.core import cli, errors, log
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 from pipeline.runs import evaluations
 from pipeline.runs.evaluations import FOLDER, name_of, run_of
+from pipeline.tracking.resend import send
 
 logger = logging.getLogger("jobs.evaluate")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jobs.pick import PickConfig, choose
+from pipeline.compare.select import publish, select
 from pipeline.config.recipes import FINETUNE, FINETUNE_RATES
 from pipeline.config.schema import RunConfig
 from pipeline.config.serialize import flatten, to_dict
@@ -63,7 +63,9 @@ def main() -> int:
         if status is None or status.state == "running" or (code and status.state != "failed"):
             print(f"error: {run} left with exit code {code}: see above; the same command goes on", file=sys.stderr)
             return 1
-    choose(PickConfig(tuple(runs), by=config.by, link=folder / "best", sweep=folder))
+    selection = select(runs, config.by)
+    print(selection, flush=True)
+    publish(selection, link=folder / "best", sweep=folder)
     return errors.EXIT_DONE
 
 

@@ -1,21 +1,16 @@
 """python -m jobs.sync RUN...: send to MLflow what a run folder holds and MLflow lacks."""
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from pipeline.core import cli, errors, terminal
+from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
-from pipeline.core.secrets import without_secrets
 from pipeline.runs import records
-from pipeline.tracking import client as mlflow_client
-from pipeline.tracking import sync as mlflow_sync
-from pipeline.tracking.tracker import OFF
+from pipeline.tracking.resend import resend_all
 
 DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
 
@@ -47,59 +42,7 @@ def main() -> int:
         raise UserError(
             f"RUN {str(config.runs[0])!r} has no {records.RECORD}: it is no run folder, or was never started"
         )
-    mlflow_client.quiet_environment()
-    failed = 0
-    for run_dir in folders:
-        try:
-            print(f"{run_dir}: {sync(run_dir)}", flush=True)
-        except UserError as error:  # a damaged run, say: the others still want their turn
-            if len(folders) == 1:
-                raise
-            failed += 1
-            print(f"{run_dir}: not sent: {error}", file=sys.stderr, flush=True)
-        except Exception as error:  # whatever the server or its client raise
-            failed += 1
-            uri = without_secrets(mlflow_client.tracking_uri(run_dir))
-            print(f"{run_dir}: not sent, MLflow at {uri}: {mlflow_client.reason(error)}", flush=True)
-    return errors.EXIT_DONE if not failed else 1
-
-
-def sync(run_dir: Path) -> str:
-    """Send one run; says what was done."""
-    with mlflow_sync.locked(run_dir) as mine:
-        if not mine:
-            return "its training is syncing it now"
-        record = records.read_record(run_dir)
-        assert record is not None
-        died = record.attempts[-1].state == "RUNNING" and not records.alive(run_dir, record.attempts[-1])
-        if died:
-            record = records.close_dead(run_dir, record)
-            records.write_record(run_dir, record)
-        with terminal.console().status(f"{run_dir} -> {without_secrets(mlflow_client.tracking_uri(run_dir))}"):
-            before = mlflow_sync.read_sent(run_dir)
-            count = mlflow_sync.sync(run_dir)
-        sent = mlflow_sync.read_sent(run_dir)
-        assert sent is not None
-        if before and before.uri == sent.uri and before.run_id != sent.run_id:
-            print(f"{run_dir}: MLflow at {sent.uri} no longer has run {before.run_id}: a new one gets everything")
-        state = record.attempts[-1].state.lower()
-        for name in mlflow_sync.missing_artifacts(run_dir, record, sent) if state != "running" else ():
-            print(f"warning: {run_dir}: {name} is to be sent with the run and isn't there", file=sys.stderr)
-        return f"{count:,} values sent, {state}{' (it died)' if died else ''}, MLflow run {sent.run_id} at {sent.uri}"
-
-
-def send(folder: Path) -> None:
-    """Send what another command has added to a run's folder, unless MLflow is off; a failure costs a line alone."""
-    if os.environ.get(OFF) == "off":
-        return
-    mlflow_client.quiet_environment()
-    try:
-        sync(folder)
-    except Exception as error:  # whatever the server or its client raise
-        print(
-            f"warning: {folder} is not sent to MLflow ({mlflow_client.reason(error)}): python -m jobs.sync {folder}",
-            file=sys.stderr,
-        )
+    return 1 if resend_all(folders) else errors.EXIT_DONE
 
 
 if __name__ == "__main__":

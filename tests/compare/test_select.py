@@ -1,4 +1,4 @@
-"""jobs.pick: the best of several runs, and what it refuses."""
+"""Selection: the best of several runs, and what it refuses."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import pick
+from pipeline.compare.select import best, point, read_scores, select
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.runs.folder import Status, write_status
@@ -33,7 +34,7 @@ def test_the_best_is_named_and_linked(
         assert pick.main() == 0
         output = capsys.readouterr().out.splitlines()
         assert json.loads(output[-1]) == {"best": str(runs[1]), "by": "eval/top1", "score": 0.9}
-        assert output[2] == f"{runs[2]}: failed, left out"
+        assert output[2] == f"{runs[2]}: failed, skipped"
         assert link.is_symlink()
         assert link.resolve() == runs[1].resolve()
 
@@ -42,31 +43,32 @@ def test_the_best_is_named_and_linked(
 def test_an_unfinished_run_stops_the_choice(tmp_path: Path, state: str) -> None:
     run = make_run(tmp_path, "a", state=state, eval_top1=0.9)
     with pytest.raises(UserError, match=f"is not finished .{state}.: start it again"):
-        pick.read_scores([run], "eval/top1")
+        read_scores([run], "eval/top1")
 
 
 def test_what_cannot_be_picked_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not started"):
-        pick.read_scores([tmp_path], "eval/top1")
-    with pytest.raises(UserError, match=r"no metric --by 'eval/top1' .it has train.loss.: give its data set"):
-        pick.read_scores([make_run(tmp_path, "a", train_loss=1.0)], "eval/top1")
+        read_scores([tmp_path], "eval/top1")
+    with pytest.raises(UserError, match=r"no metric --by 'eval/top1' .it has train.loss.: give its dataset"):
+        read_scores([make_run(tmp_path, "a", train_loss=1.0)], "eval/top1")
     with pytest.raises(UserError, match="none of the 1 runs finished"):
-        pick.best({tmp_path: None}, "eval/top1")
-    assert pick.best({tmp_path / "a": float("nan"), tmp_path / "b": 0.1}, "eval/top1") == tmp_path / "b"
-    assert pick.best({tmp_path / "a": 0.2, tmp_path / "b": 0.1}, "eval/loss") == tmp_path / "b"
+        best({tmp_path: None}, "eval/top1")
+    assert best({tmp_path / "a": float("nan"), tmp_path / "b": 0.1}, "eval/top1") == tmp_path / "b"
+    assert best({tmp_path / "a": 0.2, tmp_path / "b": 0.1}, "eval/loss") == tmp_path / "b"
 
 
-def test_scores_of_different_data_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_of_different_data_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runs = [make_run(tmp_path, name, eval_top1=0.5) for name in ("a", "b")]
     for digests, said in ((("1", "1"), False), (("1", "2"), True)):
         for run, digest in zip(runs, digests, strict=True):
             write_json(run / "run.json", {"eval_digest": digest})
-        pick.choose(pick.PickConfig(tuple(runs)))
-        warning = "warning: the runs were evaluated on different data, which no score compares (a: 1, b: 2)\n"
-        assert capsys.readouterr().err == (warning if said else "")
+        caplog.clear()
+        assert select(runs, "eval/top1").best == runs[0]
+        warning = "the runs were evaluated on different data, so their scores are not comparable (a: 1, b: 2)"
+        assert caplog.messages == ([warning] if said else [])
 
 
 def test_a_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
-    with pytest.raises(UserError, match="exists and is no link"):
-        pick.point(tmp_path / "best", tmp_path)
+    with pytest.raises(UserError, match="exists and is not a symbolic link"):
+        point(tmp_path / "best", tmp_path)

@@ -15,7 +15,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from jobs import evaluate as job
 from jobs import export
-from jobs.sync import send
 from pipeline.core.errors import UserError
 from pipeline.dataset.split import open_split
 from pipeline.evaluation import feature_probes
@@ -25,6 +24,7 @@ from pipeline.interop.trained_model import Named
 from pipeline.loader.batches import Batch
 from pipeline.runs import evaluations
 from pipeline.runs.records import Attempt, Record, write_record
+from pipeline.tracking import resend
 from pipeline.tracking.client import open_client, tracking_uri
 from pipeline.tracking.sync import read_sent
 from pipeline.tracking.tracker import OFF
@@ -190,7 +190,7 @@ def test_results_are_kept_with_the_run_and_shown_by_mlflow(
 ) -> None:
     """The run had finished, and MLflow knew of it, before any evaluation."""
     monkeypatch.delenv(OFF, raising=False)
-    send(trained)
+    resend.send(trained)
     words = (trained, "--data", digits, "--workers", 0, "--log")
     result = evaluate(monkeypatch, capsys, *words)
     probed = evaluate(monkeypatch, capsys, *words, "--probe", "knn", "--shots", 5)
@@ -246,15 +246,15 @@ def test_every_export_is_evaluated_as_the_run_was(
 
 
 def test_classes_in_another_order_are_refused_and_nameless_ones_taken_in_order(
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]
     config = job.EvaluateConfig(Path("model"), "shards")
     job.check_classes(config, [Named(entry["wnid"], "") for entry in data], data)
     job.check_classes(config, [Named(entry["name"], "") for entry in data], data)  # transformers': names alone
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     job.check_classes(config, [Named("", f"class {index}") for index in range(3)], data)
-    assert "'model' does not name its classes" in capsys.readouterr().err
+    assert "'model' does not name its classes" in caplog.text
     with pytest.raises(UserError, match=r"'shards' has another class map .3 classes, class 1 is 'n1', not 'n2'"):
         job.check_classes(config, [Named(f"n{index}", "") for index in (0, 2, 1)], data)
     for classes in (2, 4):

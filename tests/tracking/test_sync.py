@@ -260,7 +260,7 @@ def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
     text = jobs_sync(runs / "moved", uri="")
     assert f"no longer has run {first.info.run_id}: a new one gets everything" in text
     assert "warning: " in text
-    assert "config.json is to be sent with the run and isn't there" in text
+    assert "config.json should be sent with the run, and no longer exists" in text
     (runs / "mlflow.db").rename(tmp_path / "new.db")  # this process still has the lost file open under its name
     client = MlflowClient(f"sqlite:///{tmp_path / 'new.db'}")
     assert on_server(client, only_run(client, runs / "moved").info.run_id) == in_folder(runs / "moved")
