@@ -2,7 +2,7 @@
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check format bench coverage audit release peers soak clean
+.PHONY: demo test check docs docs-serve format bench coverage audit release peers soak clean
 
 demo: ## the whole path on real images, on the CPU, in minutes
 	@bash .ci/install demo
@@ -17,7 +17,16 @@ check: ## lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir .mypy_cache/import_linter
+	@$(MAKE) --no-print-directory docs
 	bash -n slurm/*.sh && shellcheck -x slurm/*.sh tests/slurm/*.sh .ci/install .ci/run .ci/release
+
+docs: ## the documentation site, into build/site; a dead link or a missing page fails
+	@bash .ci/install test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs-serve: ## the site on http://127.0.0.1:8000, built anew when a page changes
+	@bash .ci/install test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 peers: ## compare with timm, transformers and datasets
 	@bash .ci/install peers

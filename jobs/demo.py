@@ -106,7 +106,7 @@ def main() -> int:
         f"  {config.folder / 'compare' / 'compare.html'}   the three runs side by side (open it in a browser)",
         f"  {config.folder / 'report.html'}   the dataset",
         f"  {mlflow}",
-        "Next: train on your own images, docs/own_data.md",
+        "Next: train on your own images, docs/tutorials/own_images.md",
     ):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return errors.EXIT_DONE

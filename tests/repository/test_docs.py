@@ -1,10 +1,11 @@
-"""The commands of docs/own_data.md, as they stand there, on a folder of digits; and that what documents name exists."""
+"""The commands of the tutorials, as they stand there, on digits; and that what the documents name exists."""
 
 import csv
 import json
 import re
 import runpy
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.helpers.models import random_model
 from tests.helpers.quick_python import executable
 
 REPOSITORY = Path(__file__).parents[2]
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 # what a reader with the tests' little time and no photographs sets instead of the page's first block
 SETTINGS = "RECIPE=tiny\nPARENT=tiny.npz\nSTEPS=60\nBATCH=32\nMICRO=32\n"
 PER_CLASS = 40
@@ -46,8 +47,8 @@ def desk(tmp_path: Path, raw_digits: Path) -> Path:
     return tmp_path
 
 
-def test_the_page_on_own_data_does_what_it_says(desk: Path) -> None:
-    first, *rest = blocks(REPOSITORY / "docs" / "own_data.md")
+def test_the_tutorial_on_own_images_does_what_it_says(desk: Path) -> None:
+    first, *rest = blocks(REPOSITORY / "docs" / "tutorials" / "own_images.md")
     assert [line.split("=")[0] for line in first.splitlines()] == [line.split("=")[0] for line in SETTINGS.split()]
     script = "set -eu\n" + SETTINGS + "".join(rest)
     path = f"{executable().parent}:/usr/bin:/bin"  # python is ours, as in an activated environment
@@ -75,22 +76,56 @@ def test_the_page_on_own_data_does_what_it_says(desk: Path) -> None:
     assert "photos-2" in done.stdout
 
 
+def test_the_rehearsal_does_what_it_says(tmp_path: Path, raw_digits: Path) -> None:
+    first, *rest = blocks(REPOSITORY / "docs" / "tutorials" / "rehearse_campaign.md")
+    settings = "RAW=raw\nSTEPS=40\nFINETUNE_STEPS=12\nWAIT=9\n"
+    assert [line.split("=")[0] for line in first.splitlines()] == [line.split("=")[0] for line in settings.split()]
+    (tmp_path / "raw").mkdir()
+    for name in ("seven", "ten"):
+        (tmp_path / "raw" / f"{name}_whole.tar").symlink_to(raw_digits)
+    script = tmp_path / "commands.sh"  # a file: the page's pkill looks at command lines
+    path = f"{executable().parent}:{Path(sys.executable).parent}:/usr/bin:/bin"  # torchrun's place is the second
+    script.write_text("set -eu\n" + settings + "".join(rest))
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=environment(PATH=path, PYTHONPATH=str(REPOSITORY)),
+        capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    runs = tmp_path / "work" / "rehearsal" / "runs"
+    assert json.loads((runs / "pretrain" / "status.json").read_text())["state"] == "finished"
+    assert (runs / "finetune" / "best").is_symlink()
+    assert (tmp_path / "work" / "rehearsal" / "compare" / "compare.html").is_file()
+    assert (tmp_path / "work" / "rehearsal" / "model" / "model.json").is_file()
+
+
+def test_the_reference_names_every_environment_variable_of_ours() -> None:
+    code = [*REPOSITORY.glob("pipeline/**/*.py"), *REPOSITORY.glob("jobs/*.py"), *REPOSITORY.glob("data_prep/**/*.py")]
+    ours = {name for path in code for name in re.findall(r"\bVIT_[A-Z_]+\b", path.read_text())}
+    site = set(re.findall(r"^([A-Z_0-9]+)=\$\{", (REPOSITORY / "slurm" / "env.sh").read_text(), re.M)) - {"WORK"}
+    page = (REPOSITORY / "docs" / "reference" / "environment.md").read_text()
+    assert ours
+    assert site
+    assert {name for name in ours | site if f"`{name}`" not in page} == set()
+
+
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_what_a_document_names_exists(page: Path) -> None:
     text = page.read_text()
     modules = set(re.findall(r"python3? -m ((?:jobs|data_prep)\.\w+)", text))
     assert modules <= {module for module, _ in COMMANDS.values()} | {"jobs.vit"}
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    for link in re.findall(
+        r"\]\(([^)#:]+)\)", text if page.parent == REPOSITORY else ""
+    ):  # make docs checks the site's
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
     for script in re.findall(r"sbatch (?:-\S+ )*(slurm/\w+\.sh)", text):
         assert (REPOSITORY / script).exists(), f"{page.name} names {script}"
 
 
 def test_the_figure_names_commands_that_are_there() -> None:
-    boxes = runpy.run_path(str(REPOSITORY / "docs" / "pipeline_figure.py"))["BOXES"]
-    drawn = (REPOSITORY / "docs" / "pipeline.svg").read_text()
+    boxes = runpy.run_path(str(REPOSITORY / "docs" / "pictures" / "pipeline_figure.py"))["BOXES"]
+    drawn = (REPOSITORY / "docs" / "pictures" / "pipeline.svg").read_text()
     known = {module for module, _ in COMMANDS.values()}
     for title, commands, *_ in boxes.values():
-        assert f">{title}<" in drawn, "python docs/pipeline_figure.py draws it anew"
+        assert f">{title}<" in drawn, "python docs/pictures/pipeline_figure.py draws it anew"
         for command in filter(None, commands.split(" · ")):
             assert known & {command, f"jobs.{command}", f"data_prep.{command}"}, command

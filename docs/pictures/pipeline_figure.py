@@ -1,4 +1,4 @@
-"""Draws docs/pipeline.svg: python docs/pipeline_figure.py. Its text stays text, to be searched and read aloud."""
+"""Draw pipeline.svg: python docs/pictures/pipeline_figure.py. Its text stays text, to be searched and read aloud."""
 
 from pathlib import Path
 
