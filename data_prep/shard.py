@@ -24,7 +24,8 @@ from data_prep.pyarrow_setup import without_pandas
 from data_prep.shard_options import Options, budget, check, content_options, plan_options, short_side, split_rule
 from data_prep.sources import inputs, streams
 from data_prep.sources.devkit import read_devkit
-from data_prep.sources.inputs import Source
+from data_prep.sources.parts import splits_of
+from data_prep.sources.source import Source
 from data_prep.work_folder import alone
 from data_prep.writing import build_shard, finalize
 from data_prep.writing.build_shard import ShardTask
@@ -149,7 +150,7 @@ def check_apart(given: str, output: Path, source: Source) -> None:
 
 def check_splits(options: Options, source: Source) -> None:
     """Raise UserError where images held out once would be trained on."""
-    held = inputs.splits_of(source)
+    held = splits_of(source)
     if len(held) > 1 and split_rule(options) == SplitRule(options.split):
         raise UserError(
             f"INPUT {options.input!r} holds the splits {', '.join(held)}: shard one after another, such as "

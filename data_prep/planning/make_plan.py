@@ -26,10 +26,11 @@ from data_prep import process_pool as workers
 from data_prep import progress, tables, work_folder
 from data_prep.planning import assignment, stream_buckets
 from data_prep.planning.assignment import SplitRule
-from data_prep.sources import inputs, streams
-from data_prep.sources.inputs import Source
+from data_prep.sources import read_parts, streams
 from data_prep.sources.names import ENDINGS
+from data_prep.sources.parts import find_parts
 from data_prep.sources.rows import ImageRow, Row
+from data_prep.sources.source import Source, told_apart_by
 from data_prep.tables import _OPTIONS, CATALOGUE, PLAN, Writer, batches, whole
 from pipeline.core import files
 from pipeline.core.errors import UserError
@@ -161,7 +162,7 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
             seed=options.seed,
             samples_per_shard=options.samples_per_shard,
             rejects=rejects,
-            tar_name=inputs.told_apart_by(source),
+            tar_name=told_apart_by(source),
         )
     (folder / "catalogue.arrow").unlink()
     if options.exclude:
@@ -211,17 +212,17 @@ def check_numbers(source: Source, classes: str, counts: dict[str, int]) -> None:
 
 def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tuple[pa.Table, pa.Table]]:
     """(images, rejects) tables of the whole source."""
-    parts = inputs.parts(source)
+    parts = find_parts(source)
     if source.seekable:
         with progress.Bar("scanning", len(parts), "parts") as bar:
-            for found in workers.run(inputs.scan_part, parts, options.workers, begin_here=True):
+            for found in workers.run(read_parts.scan_part, parts, options.workers, begin_here=True):
                 bar.report({"images": 1})
                 yield found
         return
     size = sum(item[1] for item in _fingerprint(source))
     with progress.Bar("reading the stream", size, "bytes") as bar:
         rows: Iterator[Row] = (
-            row for part in parts for row in inputs.rows(part, lambda count: bar.report({"images": count}))
+            row for part in parts for row in read_parts.rows(part, lambda count: bar.report({"images": count}))
         )
         if options.tasks == 1:
             rows = stream_buckets.lay_down(rows, files.fresh(stream_folder(output)), options.seed)
@@ -229,9 +230,9 @@ def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tup
         for row in rows:
             batch.append(row._replace(data=b"") if isinstance(row, ImageRow) else row)
             if len(batch) >= STREAM_BATCH:
-                yield inputs.tables(batch)
+                yield read_parts.tables(batch)
                 batch = []
-        yield inputs.tables(batch)
+        yield read_parts.tables(batch)
 
 
 BUCKET_ROWS = 65_536  # about 100 MB while a bucket is sorted, and 217 files open for 14.2 million images

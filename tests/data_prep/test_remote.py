@@ -19,6 +19,7 @@ from s3fs import S3FileSystem
 
 from data_prep import shard
 from data_prep.sources import inputs, streams
+from data_prep.sources.parts import find_parts, splits_of
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from tests.data_prep import releases, servers
@@ -166,12 +167,12 @@ def test_urls_that_are_signed_anew_are_one_input_and_kept_nowhere(
 
 def test_queries_are_names_only_where_nothing_else_tells_urls_apart() -> None:
     def classes(url: str) -> list[str]:
-        return [part.wnid for part in inputs.parts(inputs.find(url, "tars", None, None))]
+        return [part.wnid for part in find_parts(inputs.find(url, "tars", None, None))]
 
     assert classes("https://h/n{1,2}.tar?test=a#b") == ["n1", "n2"]
     assert classes("https://h/get?n={1,2}.tar") == ["get?n=1", "get?n=2"]
     assert classes("s3://h/n?{1,2}.tar") == ["n?1", "n?2"]
-    assert inputs.splits_of(inputs.find("https://h/n{1,2}.tar?test=a", "webdataset", None, None)) == ["train"]
+    assert splits_of(inputs.find("https://h/n{1,2}.tar?test=a", "webdataset", None, None)) == ["train"]
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(cloud: dict[str, str], tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""What INPUT is, the parts that processes scan, and the tars in it, opened."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from data_prep.sources import names, sample_tars, streams
+from data_prep.sources.devkit import Devkit
+from data_prep.sources.sample_tars import Label
+from data_prep.sources.tar_headers import DamagedTarError
+from data_prep.sources.tar_images import Tar
+from pipeline.core import retry
+from pipeline.core.errors import UserError
+
+Form = Literal["tar", "tars", "folder", "webdataset"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What INPUT is."""
+
+    form: Form
+    locations: tuple[str, ...]  # tars, or the one folder
+    seekable: bool  # else its images can only be read in order
+    devkit: Devkit | None = None
+    class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, where known
+    ours: bool = False  # webdataset: made by data_prep.shard, which escapes characters of names in keys
+    label: Label = sample_tars.CLS  # webdataset: where a sample's class is
+    guessed: bool = False  # whether the form was found by looking at INPUT
+    beside: tuple[str, ...] = ()  # paths of what lies in INPUT's folder and isn't of the form
+
+    @cached_property
+    def numbered(self) -> bool:
+        """Whether the class list is of numbers, so that a number in a tar can't be one of its names."""
+        return all(wnid.isdecimal() for wnid in self.class_list)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What is kept of each location: a URL without the query that signs it, anew each time, and may be a secret.
+
+        Where the queries alone tell locations apart they are names.
+        """
+        plain = {location: re.split("[?#]", location)[0] for location in self.locations}
+        signed = all(location.startswith(("https://", "http://")) for location in self.locations)
+        return plain if signed and len(set(plain.values())) == len(plain) else {name: name for name in plain}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a source that one process scans."""
+
+    source: Source
+    location: str
+    wnid: str = ""  # of a class's tar or folder; "" for a whole tar
+    start: int = 0  # bytes, of a class's tar inside ``location``
+    end: int | None = 0  # None: where the stream ends
+    number: int = 0  # of a tar, where another may hold images of the same classes and names
+    beside: bool = False  # what lies in ``location`` beside the classes or tars
+
+
+def told_apart_by(source: Source) -> Callable[[int], str] | None:
+    """What tells images of one name in several tars or folders apart, by number: a tar's name, or the number itself.
+
+    ``None`` where an image's name stands for one image, as in a dataset of ours and in a folder.
+    """
+    if source.ours or source.form == "folder":
+        return None
+    tars = [names.class_of_tar(source.names[location]) for location in source.locations]
+    plain = len(set(tars)) == len(tars) and not any(location.startswith("pipe:") for location in source.locations)
+    return tars.__getitem__ if source.form == "webdataset" and plain else "{:05d}".format
+
+
+def _class_name(source: Source, label: str) -> str:
+    """The class that a label means: a number in the class list, a number without one, or a name."""
+    if not label.isdecimal():
+        name = names.class_name(label)
+        if sample_tars.is_number(label) and name not in source.class_list:
+            raise UserError(
+                f"INPUT has the label {label!r}, which is no class number (0, 1, 2, ...): leave these samples out (-1 "
+                "marks images without a label), or name the classes by --classes FILE"
+            )
+        return name
+    if source.class_list and not source.numbered and label in source.class_list:
+        return label
+    if source.class_list and int(label) >= len(source.class_list):
+        raise UserError(
+            f"INPUT has class number {label}, but the class list has {len(source.class_list)} classes: "
+            "give the list it was made with by --classes FILE"
+        )
+    return source.class_list[int(label)] if source.class_list else f"{int(label):05d}"
+
+
+@contextmanager
+def _opened_any(location: str) -> Iterator[tuple[Tar, int | None]]:
+    """A tar to look at the first members of, seekable or not, and its size if it is known."""
+    if streams.is_seekable(location):
+        with _opened(location) as opened:
+            yield opened
+    else:
+        yield Tar(streams.open_stream(location).read, location, streaming=True), None
+
+
+@contextmanager
+def _opened(location: str, number: int = 0) -> Iterator[tuple[Tar, int]]:
+    """The tar at ``location``, for positioned reads, and its size."""
+    fd = retry.open_file(location)
+    try:
+        read = lambda offset, size: retry.pread(fd, size, offset, location)  # noqa: E731
+        yield Tar(read, location, streaming=False, fd=fd, number=number), os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def _checked(found: Iterator[Any], location: str) -> Iterator[Any]:
+    try:
+        yield from found
+    except DamagedTarError as error:
+        raise UserError(f"INPUT {location!r} is damaged, {error}: download it again and check its md5") from None
