@@ -1,4 +1,4 @@
-"""Folders: their entries and the files below them, in the order of names; read again after errors that pass."""
+"""Entries of folders and the files below them, sorted by name, read again after transient errors."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,27 +9,35 @@ from pipeline.core import retry
 from pipeline.core.errors import UserError
 
 
-def _subfolders(folder: str | Path) -> list[str]:
+def subfolders(folder: str | Path) -> list[str]:
+    """Names of the folders in it, sorted, without those of systems. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not names.is_system(entry.name) and entry.is_dir())
+
+
+def class_folders(folder: str | Path) -> list[str]:
     """Names of the folders in it, sorted, without hidden ones and those of file managers."""
-    found = [entry for entry in _entries(folder) if not names.is_system(entry.name) and _is(entry, os.DirEntry.is_dir)]
+    found = [
+        entry for entry in entries_of(folder) if not names.is_system(entry.name) and entry_is(entry, os.DirEntry.is_dir)
+    ]
     for entry in found:
         if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
             raise UserError(f"{entry.path!r} is a link to a folder that it lies in, not to one of a class: remove it")
     return sorted(entry.name for entry in found)
 
 
-def _size_of(entry: "os.DirEntry[str]") -> int:
+def size_of(entry: "os.DirEntry[str]") -> int:
     return retry.steadily(lambda: entry.stat(follow_symlinks=False), entry.path).st_size
 
 
-def _is(entry: "os.DirEntry[str]", kind: Callable[["os.DirEntry[str]"], bool]) -> bool:
+def entry_is(entry: "os.DirEntry[str]", kind: Callable[["os.DirEntry[str]"], bool]) -> bool:
     try:
         return retry.steadily(lambda: kind(entry), entry.path)
     except OSError:  # a link to itself
         return False
 
 
-def _entries(folder: str | Path) -> list["os.DirEntry[str]"]:
+def entries_of(folder: str | Path) -> list["os.DirEntry[str]"]:
     def read() -> list["os.DirEntry[str]"]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -37,16 +45,16 @@ def _entries(folder: str | Path) -> list["os.DirEntry[str]"]:
     return retry.steadily(read, folder)
 
 
-def _walk(folder: str) -> Iterator["os.DirEntry[str]"]:
+def files_below(folder: str) -> Iterator["os.DirEntry[str]"]:
     """All files below a folder, in the order of names; of a system's folder that can't be read, nothing."""
     try:
-        entries = _entries(folder)
+        entries = entries_of(folder)
     except PermissionError:
         if not names.is_system(Path(folder).name):
             raise
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
+            yield from files_below(entry.path)
         else:
             yield entry

@@ -1,7 +1,6 @@
-"""The raw forms: what INPUT is, and its images, found without unpacking anything.
+"""What INPUT is: its form, and its tars or its folder, found without unpacking anything.
 
-A source is cut into parts (a class each, as a rule) that processes scan side by side, each giving rows of the catalogue
-and of the rejects. A stream (gzip, a pipe, a URL) is one part, and its images' bytes come along.
+parts.py cuts the source into parts, and read_parts.py gives the rows of each.
 """
 
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ import braceexpand
 
 from data_prep.sources import names, sample_tars, splits, streams
 from data_prep.sources.devkit import Devkit
-from data_prep.sources.folders import _subfolders
-from data_prep.sources.source import Form, Source, _opened_any
+from data_prep.sources.folders import class_folders
+from data_prep.sources.source import Form, Source, opened_any
 from data_prep.sources.tar_headers import BLOCK, DamagedTarError, looks_like_tar, scan
 from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
@@ -49,7 +48,7 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     elif path.is_dir():
         entries = sorted(path.iterdir())
         locations = tuple(str(entry) for entry in entries if _is_tar(entry))
-        folders = bool(_subfolders(path))
+        folders = bool(class_folders(path))
         if locations and folders and form == "auto":
             raise UserError(
                 f"INPUT {text!r} holds both tars and folders: say which by --source folder or --source tars"
@@ -165,7 +164,7 @@ def _holds_samples(text: str, locations: Sequence[str], several: bool) -> bool:
     step = -(-len(locations) // PEEKED_TARS)
     seen = sample_tars.Peek()
     for place, location in enumerate(dict.fromkeys([*locations[::step], locations[-1]])):
-        with _opened_any(location) as (tar, size):
+        with opened_any(location) as (tar, size):
             most = PEEKED_MEMBERS if size is not None and not place else PEEKED_MEMBERS_MORE
             try:
                 sample_tars.peek(seen, scan(tar.read, 0, size, tar.fd), tar.read, most, several)

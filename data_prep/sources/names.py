@@ -1,9 +1,7 @@
 """What names of files, folders and tar members say: an image, a class, a tar, or something of the system's."""
 
-import os
 import re
 import unicodedata
-from pathlib import Path
 
 from pipeline.core.errors import printable
 
@@ -63,9 +61,3 @@ def class_in_name(name: str) -> tuple[str, str] | None:
     """
     match = _WITH_CLASS.fullmatch(name)
     return (match[2], match[1] + match[3]) if match else None
-
-
-def subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders in it, sorted, without those of systems. Raises OSError."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not is_system(entry.name) and entry.is_dir())

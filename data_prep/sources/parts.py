@@ -1,11 +1,14 @@
-"""A source cut into parts that processes scan side by side: a class each, as a rule."""
+"""A source cut into parts that processes scan side by side: one class each, as a rule.
+
+A stream (gzip, a pipe, a URL) is one part.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.sources import names, splits, streams, tar_images
-from data_prep.sources.folders import _subfolders
-from data_prep.sources.source import Part, Source, _checked, _class_name, _opened
+from data_prep.sources.folders import class_folders
+from data_prep.sources.source import Part, Source, checked, class_of_label, opened
 from data_prep.sources.tar_headers import Member, scan
 from pipeline.core.errors import UserError, printable
 from pipeline.dataset import format as dataset_format
@@ -48,8 +51,8 @@ def _tar_parts(source: Source) -> list[Part]:
     packed: Member | None = None
     folders = tar_images.Folders()
     loose = False
-    with _opened(location) as (tar, size):
-        for member in _checked(scan(tar.read, 0, size, whole=True), location):
+    with opened(location) as (tar, size):
+        for member in checked(scan(tar.read, 0, size, whole=True), location):
             if tar_images.is_class_tar(member):
                 folders.of(printable(member.name).rpartition("/")[0])
                 wnid, end = names.class_of_tar(member.name), member.offset + member.size
@@ -73,7 +76,7 @@ def _folder_parts(source: Source) -> list[Part]:
         return [Part(source, location)]
     if found := splits.in_folder(Path(location)):
         raise splits.error_in_folder(location, found)
-    folders = _subfolders(location)
+    folders = class_folders(location)
     if not folders:
         if any(names.class_in_name(path.name) for path in Path(location).iterdir()):
             return [Part(source, location)]
@@ -101,4 +104,4 @@ def _numbered(source: Source, folders: Sequence[str]) -> list[str]:
     known = source.class_list
     if not known or not all(name.isdecimal() for name in folders) or not set(known).isdisjoint(folders):
         return []
-    return [_class_name(source, name) for name in folders]
+    return [class_of_label(source, name) for name in folders]

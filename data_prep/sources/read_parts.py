@@ -1,4 +1,7 @@
-"""The rows of a part: its images, and what is rejected with the reason."""
+"""The rows of a part: its images for the catalogue, and rejects with their reasons.
+
+The images of a stream come with their bytes, as it can be read only once.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,9 +13,9 @@ import pyarrow as pa
 from data_prep import tables as catalogue
 from data_prep.images.prepare import LARGEST_FILE
 from data_prep.sources import names, sample_tars, streams, tar_images
-from data_prep.sources.folders import _entries, _is, _size_of, _walk
+from data_prep.sources.folders import entries_of, entry_is, files_below, size_of
 from data_prep.sources.rows import ImageRow, RejectRow, Row
-from data_prep.sources.source import Form, Part, _checked, _class_name, _opened
+from data_prep.sources.source import Form, Part, checked, class_of_label, opened
 from data_prep.sources.tar_images import Tar
 from data_prep.tables import CATALOGUE
 from pipeline.core import retry
@@ -28,12 +31,12 @@ def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
     elif source.form == "folder":
         yield from _folder_rows(part)
     elif source.seekable:
-        with _opened(part.location, part.number) as (tar, size):
-            yield from _checked(_tar_rows(part, tar, size), part.location)
+        with opened(part.location, part.number) as (tar, size):
+            yield from checked(_tar_rows(part, tar, size), part.location)
     else:
         stream = streams.open_stream(part.location, on_bytes)
         tar = Tar(stream.read, source.names[part.location], streaming=True, number=part.number)
-        yield from _checked(_tar_rows(part, tar, None), part.location)
+        yield from checked(_tar_rows(part, tar, None), part.location)
         while not stream.ended:  # what follows the tar: its end decides whether gzip's checksum and the command held
             stream.skip()
 
@@ -42,7 +45,7 @@ def _tar_rows(part: Part, tar: Tar, size: int | None) -> Iterator[Row]:
     source = part.source
     if source.form == "webdataset":
         name_of = unquote if source.ours else str
-        return sample_tars.samples(tar, size, source.label, lambda label: _class_name(source, label), name_of)
+        return sample_tars.samples(tar, size, source.label, lambda label: class_of_label(source, label), name_of)
     if part.wnid:
         alone = source.form == "tars"
         return tar_images.class_tar(tar, part.start, part.end, part.wnid, whole=alone, guessed=source.guessed and alone)
@@ -52,7 +55,7 @@ def _tar_rows(part: Part, tar: Tar, size: int | None) -> Iterator[Row]:
 def _folder_rows(part: Part) -> Iterator[Row]:
     devkit = part.source.devkit
     empty = bool(part.wnid)
-    for entry in _walk(part.location):
+    for entry in files_below(part.location):
         inside = os.path.relpath(entry.path, part.location)
         found = _file_row(part, entry, inside, entry.name if devkit else inside)
         empty = empty and not isinstance(found, ImageRow)
@@ -68,8 +71,8 @@ def _file_row(part: Part, entry: "os.DirEntry[str]", inside: str, name: str) -> 
         wnid, name = named
     source = printable(f"{part.wnid}/{inside}" if part.wnid else name)
     if names.is_system_path(inside):
-        return RejectRow(source, wnid, _size_of(entry), "system_file", tar_images.SYSTEM_FILE)
-    if not _is(entry, os.DirEntry.is_file):
+        return RejectRow(source, wnid, size_of(entry), "system_file", tar_images.SYSTEM_FILE)
+    if not entry_is(entry, os.DirEntry.is_file):
         return RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
     size = retry.steadily(entry.stat, entry.path).st_size
     if not names.is_image(entry.name):
@@ -84,18 +87,18 @@ def _file_row(part: Part, entry: "os.DirEntry[str]", inside: str, name: str) -> 
 def _rows_beside(part: Part) -> Iterator[Row]:
     """The files in INPUT's folder that belong to none of its classes or tars."""
     source = part.source
-    for entry in _entries(part.location):
-        if source.form == "folder" and _is(entry, os.DirEntry.is_dir) and not names.is_system(entry.name):
+    for entry in entries_of(part.location):
+        if source.form == "folder" and entry_is(entry, os.DirEntry.is_dir) and not names.is_system(entry.name):
             continue
         if source.form != "folder" and entry.path not in source.beside:
             continue
-        for file in _walk(entry.path) if entry.is_dir(follow_symlinks=False) else [entry]:
+        for file in files_below(entry.path) if entry.is_dir(follow_symlinks=False) else [entry]:
             inside = os.path.relpath(file.path, part.location)
             yield _reject_beside(file, printable(inside), source.form)
 
 
 def _reject_beside(entry: "os.DirEntry[str]", inside: str, form: Form) -> RejectRow:
-    size = _size_of(entry)
+    size = size_of(entry)
     if names.is_system_path(inside):
         return RejectRow(inside, "", size, "system_file", tar_images.SYSTEM_FILE)
     what = "class folders" if form == "folder" else "tars"

@@ -1,4 +1,4 @@
-"""What INPUT is, the parts that processes scan, and the tars in it, opened."""
+"""The description of INPUT (Source), a part of it that one process scans (Part), and how its tars are opened."""
 
 import os
 import re
@@ -74,7 +74,7 @@ def told_apart_by(source: Source) -> Callable[[int], str] | None:
     return tars.__getitem__ if source.form == "webdataset" and plain else "{:05d}".format
 
 
-def _class_name(source: Source, label: str) -> str:
+def class_of_label(source: Source, label: str) -> str:
     """The class that a label means: a number in the class list, a number without one, or a name."""
     if not label.isdecimal():
         name = names.class_name(label)
@@ -95,17 +95,17 @@ def _class_name(source: Source, label: str) -> str:
 
 
 @contextmanager
-def _opened_any(location: str) -> Iterator[tuple[Tar, int | None]]:
+def opened_any(location: str) -> Iterator[tuple[Tar, int | None]]:
     """A tar to look at the first members of, seekable or not, and its size if it is known."""
     if streams.is_seekable(location):
-        with _opened(location) as opened:
+        with opened(location) as opened:
             yield opened
     else:
         yield Tar(streams.open_stream(location).read, location, streaming=True), None
 
 
 @contextmanager
-def _opened(location: str, number: int = 0) -> Iterator[tuple[Tar, int]]:
+def opened(location: str, number: int = 0) -> Iterator[tuple[Tar, int]]:
     """The tar at ``location``, for positioned reads, and its size."""
     fd = retry.open_file(location)
     try:
@@ -115,7 +115,7 @@ def _opened(location: str, number: int = 0) -> Iterator[tuple[Tar, int]]:
         os.close(fd)
 
 
-def _checked(found: Iterator[Any], location: str) -> Iterator[Any]:
+def checked(found: Iterator[Any], location: str) -> Iterator[Any]:
     try:
         yield from found
     except DamagedTarError as error:

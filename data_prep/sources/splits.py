@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.sources.names import is_image, is_system, subfolders
+from data_prep.sources.folders import subfolders
+from data_prep.sources.names import is_image, is_system
 from pipeline.core.errors import UserError, printable
 
 _WORDS = {
