@@ -92,8 +92,8 @@ def large_plan(folder: Path, rows: int) -> None:
         "    pyarrow_setup.without_pandas()\n"
         "    chosen = shard_options.Options(sys.argv[1], Path(sys.argv[2]))\n"
         "    found = inputs.find(chosen.input, 'auto', None, None)\n"
-        "    plan = options.plan_options(chosen, options.content_options(chosen))\n"
-        "    print(sum(prepare.planned(chosen.output, found, plan).samples.values()))\n"
+        "    plan = shard_options.plan_options(chosen, shard_options.content_options(chosen))\n"
+        "    print(sum(make_plan.planned(chosen.output, found, plan).samples.values()))\n"
     )
     seconds, own, workers, printed = watched([sys.executable, "-c", program, str(source), str(folder / "out")])
     assert int(printed.split()[-1]) == rows

@@ -22,7 +22,7 @@ from jobs.demo import write_raw
 from pipeline.config.recipes import tiny
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import ModelConfig, Variant
-from pipeline.dataset.split import Split, open_split
+from pipeline.dataset.joined_split import JoinedSplit, open_split
 from pipeline.engine import optimizer as optim
 from pipeline.evaluation.accuracy import evaluate
 from pipeline.loader.batches import train_batches
@@ -106,7 +106,7 @@ def timms(variant: Variant, classes: int, size: int) -> torch.nn.Module:
     return network
 
 
-def learn(name: str, train: Split, held_out: Split, epochs: float, seed: int, *, flip: bool) -> float:
+def learn(name: str, train: JoinedSplit, held_out: JoinedSplit, epochs: float, seed: int, *, flip: bool) -> float:
     """Held-out top-1 after ``epochs``."""
     recipe, size = tiny(), 32
     model = build(name, train.info.classes, seed, size)

@@ -28,7 +28,7 @@ from torch.utils.data import get_worker_info
 
 from benchmarks import loader_peers
 from data_prep import shard
-from pipeline.dataset.split import Split, open_split
+from pipeline.dataset.joined_split import JoinedSplit, open_split
 from pipeline.imaging import jpeg
 from pipeline.loader import transforms
 from pipeline.loader.batches import train_batches
@@ -81,7 +81,7 @@ def crops_of_photographs(folder: Path) -> Path:
     return folder
 
 
-def choose(names: list[str], split: Split, images: int) -> tuple[dict[str, Reader], dict[str, str]]:
+def choose(names: list[str], split: JoinedSplit, images: int) -> tuple[dict[str, Reader], dict[str, str]]:
     """The readers to measure, and why others aren't."""
     readers: dict[str, Reader] = {}
     absent: dict[str, str] = {}
@@ -107,7 +107,7 @@ OURS = {
 }
 
 
-def ours(split: Split, transform: TrainTransform, images: int) -> Iterator[Any]:
+def ours(split: JoinedSplit, transform: TrainTransform, images: int) -> Iterator[Any]:
     return train_batches(
         split,
         transform,
@@ -122,7 +122,7 @@ def ours(split: Split, transform: TrainTransform, images: int) -> Iterator[Any]:
     )
 
 
-def bare(split: Split, images: int) -> float:
+def bare(split: JoinedSplit, images: int) -> float:
     """Images a second of one process: header, crop, whole decode, resize; the bytes are in memory."""
     files = [split.read(row) for row in range(len(split))]
     draws = Draws(0)
@@ -181,7 +181,7 @@ def cpu(batches: Iterator[Any]) -> float:
     return sum(os.times()[:4]) - sum(before[:4])
 
 
-def profile(split: Split, images: int) -> None:
+def profile(split: JoinedSplit, images: int) -> None:
     """CPU time of decoding and resizing in the workers, and the rest of all CPU time, in microseconds an image."""
     inside = np.frombuffer(mmap.mmap(-1, 8 * WORKERS), np.float64)  # seconds, by worker
     whole = (transforms.decode_box, cv2.resize)

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.bench_shard import CORES, crops
 from data_prep import shard
-from pipeline.dataset.split import open_split
+from pipeline.dataset.joined_split import open_split
 from pipeline.inference import image_files
 from pipeline.loader.batches import eval_batches
 

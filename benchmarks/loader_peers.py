@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline.dataset.split import Split
+from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.imaging import jpeg
 
 Reader = Callable[[], Iterator[Any]]
@@ -45,11 +45,11 @@ def random_box(width: int, height: int) -> tuple[int, int, int, int]:
     return 0, 0, width, height
 
 
-def tars(split: Split) -> list[str]:
+def tars(split: JoinedSplit) -> list[str]:
     return [str(split.folder / item.file_name) for item in split.shards]
 
 
-def webdataset(split: Split, size: int, batch: int, workers: int) -> Reader:
+def webdataset(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
     import webdataset as wds
 
     def start() -> Iterator[Any]:
@@ -60,7 +60,7 @@ def webdataset(split: Split, size: int, batch: int, workers: int) -> Reader:
     return start
 
 
-def dali(split: Split, size: int, batch: int, workers: int) -> Reader:
+def dali(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
     from nvidia.dali import fn, pipeline_def, types
 
     index = Path(tempfile.mkdtemp())
@@ -94,7 +94,7 @@ def dali(split: Split, size: int, batch: int, workers: int) -> Reader:
     return start
 
 
-def streaming(split: Split, size: int, batch: int, workers: int) -> Reader:
+def streaming(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
     # its vision part isn't used here, and wants torchvision with the very torch that is installed
     sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
     from streaming import MDSWriter, StreamingDataset
@@ -116,7 +116,7 @@ def streaming(split: Split, size: int, batch: int, workers: int) -> Reader:
     return start
 
 
-def litdata(split: Split, size: int, batch: int, workers: int) -> Reader:
+def litdata(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -141,7 +141,7 @@ def litdata(split: Split, size: int, batch: int, workers: int) -> Reader:
     return start
 
 
-def spdl(split: Split, size: int, batch: int, workers: int) -> Reader:
+def spdl(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 
@@ -176,7 +176,7 @@ def spdl(split: Split, size: int, batch: int, workers: int) -> Reader:
     return start
 
 
-PEERS: dict[str, Callable[[Split, int, int, int], Reader]] = {
+PEERS: dict[str, Callable[[JoinedSplit, int, int, int], Reader]] = {
     "webdataset": webdataset,
     "dali": dali,
     "streaming": streaming,

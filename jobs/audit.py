@@ -11,7 +11,7 @@ from pipeline.config.serialize import from_dict
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
-from pipeline.dataset.split import Split, chosen, make_cache, open_split
+from pipeline.dataset.joined_split import JoinedSplit, chosen, make_cache, open_split
 from pipeline.loader.damage import Damages
 from pipeline.loader.mixture import sampling
 from pipeline.runs import sample_ledger
@@ -87,7 +87,7 @@ def check(options: AuditConfig) -> None:
         raise UserError(f"--out {str(out)!r} can't be written: name a .png file in a folder that exists")
 
 
-def open_again(options: AuditConfig, config: RunConfig) -> Split:
+def open_again(options: AuditConfig, config: RunConfig) -> JoinedSplit:
     """What the run was trained on. Raises UserError where it is something else by now."""
     record = read_json(options.run / "run.json")
     split = open_split(
@@ -105,7 +105,7 @@ def open_again(options: AuditConfig, config: RunConfig) -> Split:
     return split
 
 
-def show(options: AuditConfig, config: RunConfig, split: Split) -> int:
+def show(options: AuditConfig, config: RunConfig, split: JoinedSplit) -> int:
     """List the samples of a step and save their crops."""
     import cv2  # after the command line is known to be good
     import numpy as np

@@ -25,7 +25,7 @@ from pipeline.distributed.ranks import ranks_from_environment
 from pipeline.preflight.verdicts import Facts, Need, Verdict, judge
 
 if TYPE_CHECKING:
-    from pipeline.dataset.split import Split
+    from pipeline.dataset.joined_split import JoinedSplit
 
 DESCRIPTION = """Check what training needs, on all ranks: rendezvous, all-reduce, same code and packages, clocks,
 GPUs and their speed, CPUs, the shared folder and its speed, free space, and the loader against what the recipe needs.
@@ -158,9 +158,9 @@ def measure(config: DoctorConfig, plan: RunConfig | None) -> list[Facts] | None:
     return [Facts(**fact) for fact in everyone] if ranks.rank == 0 else None
 
 
-def open_data(plan: RunConfig) -> "Split | UserError":
+def open_data(plan: RunConfig) -> "JoinedSplit | UserError":
     """The training data as this rank sees it, or why it doesn't: the other ranks wait for it in either case."""
-    from pipeline.dataset.split import chosen, make_cache, open_split
+    from pipeline.dataset.joined_split import chosen, make_cache, open_split
 
     try:
         cache = make_cache(plan.data.cache, plan.data.cache_gb)
@@ -171,7 +171,7 @@ def open_data(plan: RunConfig) -> "Split | UserError":
 
 def needed(plan: RunConfig, ranks: int) -> Need:
     """What a run on ``ranks`` ranks asks of a cluster."""
-    from pipeline.dataset.split import open_info
+    from pipeline.dataset.joined_split import open_info
     from pipeline.model.flops import train_flops
     from pipeline.preflight import estimates
 

@@ -22,7 +22,7 @@ logger = logging.getLogger("jobs.evaluate")
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.dataset.split import Split
+    from pipeline.dataset.joined_split import JoinedSplit
     from pipeline.interop.trained_model import Named
     from pipeline.model.vit import VisionTransformer
 
@@ -84,7 +84,7 @@ def main() -> int:
 
     from pipeline.checkpoint import format as checkpoint
     from pipeline.dataset.format import read_classes
-    from pipeline.dataset.split import open_split
+    from pipeline.dataset.joined_split import open_split
     from pipeline.distributed.process_group import make_accelerator
     from pipeline.evaluation.accuracy import evaluate
     from pipeline.evaluation.confusion import MOST_CLASSES, Tally, read_real, write
@@ -206,7 +206,7 @@ def check(config: EvaluateConfig) -> None:
         check_can_make(config.out, "--out")
 
 
-def result_name(config: EvaluateConfig, split: "Split") -> str:
+def result_name(config: EvaluateConfig, split: "JoinedSplit") -> str:
     """What the result is kept under in the run's folder and in MLflow."""
     return name_of(split.info.name, config.split, average=config.average)
 
@@ -251,14 +251,14 @@ def check_real(config: EvaluateConfig, wnids: list[str]) -> None:
 def probe(
     config: EvaluateConfig,
     model: "VisionTransformer",
-    split: "Split",
+    split: "JoinedSplit",
     device: "torch.device",
     resize: str,
 ) -> float:
     """Top-1 of frozen features on the split."""
     import torch
 
-    from pipeline.dataset.split import open_split
+    from pipeline.dataset.joined_split import open_split
     from pipeline.evaluation.feature_probes import choose_shots, extract, linear_probe, nearest_neighbours
 
     train = open_split(config.data, config.train_split)

@@ -101,7 +101,7 @@ def memory_of(device: str) -> int | None:
 def make_plan(config: PlanConfig) -> dict[str, Any]:
     """Everything that is shown. Raises UserError for what can't be run at all."""
     check(config)
-    from pipeline.dataset.split import chosen, open_split
+    from pipeline.dataset.joined_split import chosen, open_split
     from pipeline.distributed.devices import peak_flops
     from pipeline.engine.deepspeed_config import deepspeed_config
     from pipeline.model.flops import forward_macs, train_flops

@@ -19,7 +19,7 @@ from pipeline.config.serialize import flatten, to_dict
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
-from pipeline.dataset.split import open_info
+from pipeline.dataset.joined_split import open_info
 from pipeline.runs.folder import read_status
 
 DESCRIPTION = """Fine-tune by each of several learning rates, one after another on this machine, and pick the best by

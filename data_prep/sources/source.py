@@ -98,8 +98,8 @@ def class_of_label(source: Source, label: str) -> str:
 def opened_any(location: str) -> Iterator[tuple[Tar, int | None]]:
     """A tar to look at the first members of, seekable or not, and its size if it is known."""
     if streams.is_seekable(location):
-        with opened(location) as opened:
-            yield opened
+        with opened(location) as found:
+            yield found
     else:
         yield Tar(streams.open_stream(location).read, location, streaming=True), None
 

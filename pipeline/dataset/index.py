@@ -1,4 +1,4 @@
-"""What the loader needs of each sample, ROW, one record a sample of a split, in index order.
+"""Reading index.parquet: what the loader needs of each sample (ROW, one record per sample in index order), and keys.
 
 A large split's records are made once from index.parquet and kept as a file in a cache folder, which all processes of a
 node map: opening takes milliseconds, memory is shared, and only the pages that are looked at are read.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import readable_as_folder
-from pipeline.dataset.format import damage_of, open_parquet
+from pipeline.dataset.format import damage_of, open_parquet, read_index
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
 CACHED = 1 << 20  # samples from which on a split's records are worth a file: 20 MB
@@ -40,6 +40,13 @@ def read_rows(folder: Path, split: str, samples: int, digest: str, *, cached_fro
         rows = np.empty(samples, ROW)
         _fill(rows, index, split)
         return rows
+
+
+def split_keys(folder: Path, split: str) -> list[str]:
+    """The key of each sample of a split, by row: the name by which the raw image is found."""
+    table = read_index(folder, ["split", "key"])
+    table = table.filter(table.column("split").cast("string").to_numpy() == split)
+    return table.column("key").to_pylist()  # type: ignore[no-any-return]
 
 
 def cache_folder() -> Path:

@@ -1,121 +1,26 @@
-"""Files behind URLs: read in blocks, each tried again with growing pauses, checked against size and hash.
+"""A dataset behind a URL: its small files are kept in the node's cache folder, its shards are checked to be there."""
 
-A data set's source is a folder, a URL that fsspec opens (https://, http://, s3://, ...), or ``pipe:COMMAND``, where
-COMMAND writes a file to its standard output and ``{}`` stands for the file's name.
-"""
-
-import contextlib
-import errno
 import fcntl
 import os
-import select
-import shlex
-import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import TypeVar
 
 import xxhash
 
-from pipeline.core import retry
 from pipeline.core.errors import UserError
-from pipeline.core.secrets import secrets_in, without_secrets
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import ShardInfo
+from pipeline.dataset.urls import GoneError, Patience, check_source, is_remote, join, read_blocks, size_of
 
 Item = TypeVar("Item")
-BLOCK = 1 << 24  # bytes of one request: what a failure costs
-_PIPED = 1 << 20  # bytes that are read from a command at a time, at most
 CHECKERS = 16  # requests at a time when the shards are looked for
-REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
 _TABLES = ("index.parquet", "classes.parquet")  # that a run reads
-BAD_REQUEST = errno.EINVAL  # s3fs's word for HTTP's 400, with which S3 answers expired keys
 CHECKED = 600.0  # seconds for which the shards, once found, are not looked for again by processes of this node
-
-
-@dataclass(frozen=True)
-class Patience:
-    """With a server that fails."""
-
-    seconds: float = 600.0  # without any progress, after which it is given up
-    pause: float = 0.5  # before the first repetition; it doubles up to
-    longest_pause: float = 30.0
-    stall: float = 30.0  # seconds without a byte after which a request has failed
-
-
-class GoneError(UserError):
-    """What isn't there, may not be read or is another file than dataset.json says: trying again doesn't help."""
-
-
-def is_remote(source: str) -> bool:
-    return "://" in source or source.startswith("pipe:")
-
-
-def check_source(source: str) -> None:
-    """Raises UserError for a URL that can't be one of a data set."""
-    if source.startswith("pipe:"):
-        if "{}" not in source:
-            raise UserError(
-                f"data set {source!r} has no {{}} where the file's name goes: 'pipe:ssh host cat /data/{{}}'"
-            )
-        if any(not word.lstrip("\"'").startswith(("$", "/", "~")) for word in secrets_in(source)):
-            raise UserError(
-                f"data set {without_secrets(source)!r} is a command with a login in it, which config.json and MLflow "
-                "would show: name a variable ($PASSWORD) or a file that it is read from"
-            )
-        return
-    url = urlsplit(source)
-    if url.username or url.password or url.query or url.fragment:
-        raise UserError(
-            f"data set '{url.scheme}://...{url.path}' is a URL with a login, a query or a fragment, which config.json "
-            "and MLflow would show: put logins into ~/.netrc (https) or the AWS variables (s3)"
-        )
-
-
-def join(source: str, name: str) -> str:
-    """The URL, or the pipe's command, of one of a data set's files."""
-    if source.startswith("pipe:"):
-        return source.replace("{}", shlex.quote(name))
-    return f"{source.rstrip('/')}/{quote(name) if source.startswith('http') else name}"
-
-
-def read_blocks(url: str, size: int, patience: Patience) -> Iterator[bytes]:
-    """The file's ``size`` bytes; in one block from a pipe, or where the size isn't known (-1). Raises GoneError and
-    OSError."""
-    at = 0
-    if url.startswith("pipe:"):
-        yield _again(lambda: _piped(url, size, patience), url, patience)
-        return
-    if size < 0:
-        yield _again(lambda: _ask(url, patience, "cat_file"), url, patience)
-    while at < size:
-        wanted = min(BLOCK, size - at)
-        block: bytes = _again(partial(_block, url, at, wanted, size, patience), url, patience)
-        yield block
-        at += len(block)
-
-
-def download(url: str, file: int, size: int, digest: str, patience: Patience) -> None:
-    """Write the file into the descriptor ``file``. Raises GoneError where its bytes aren't those of ``digest``."""
-    for _ in range(2):
-        hashed = xxhash.xxh3_128()
-        os.lseek(file, 0, os.SEEK_SET)
-        for block in read_blocks(url, size, patience):
-            hashed.update(block)
-            _write(file, block)
-        if not digest or hashed.hexdigest() == digest:
-            return
-    raise GoneError(
-        f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}: put the data set's own file there again"
-    )
 
 
 def open_folder(source: str, cache: Path, patience: Patience | None = None) -> Path:
@@ -178,7 +83,7 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
 
         def size(shard: ShardInfo) -> int | str:
             try:
-                return _size(join(source, shard.file_name), patience)
+                return size_of(join(source, shard.file_name), patience)
             except (GoneError, OSError) as error:
                 return str(error)
 
@@ -201,21 +106,6 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _size(url: str, patience: Patience) -> int:
-    """Bytes of a file; -1 where only reading it would tell: of a pipe, of a server that sends no Content-Length."""
-    if url.startswith("pipe:"):
-        return -1
-    for missed in range(3):
-        try:
-            size = _again(lambda: _ask(url, patience, "info")["size"], url, patience)
-            return -1 if size is None else int(size)
-        except GoneError:  # which for fsspec's https is any answer but a good one
-            if missed == 2:
-                raise
-            time.sleep(patience.pause)
-    raise AssertionError
-
-
 def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Callable[[Path], Item]) -> Item:
     """A small file of a data set, and what ``read`` makes of it in its folder; fetched again where it came damaged."""
     url, aside = join(source, name), folder / ".part" / name
@@ -223,7 +113,7 @@ def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Calla
         try:
             aside.parent.mkdir(exist_ok=True)
             with aside.open("wb") as file:
-                for block in read_blocks(url, _size(url, patience), patience):
+                for block in read_blocks(url, size_of(url, patience), patience):
                     file.write(block)
         except (GoneError, OSError) as error:
             if isinstance(error, OSError) and error.errno:  # of the file system: those of the source are in words
@@ -243,106 +133,3 @@ def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Calla
         aside.replace(folder / name)
         return found
     raise AssertionError
-
-
-def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
-    """``read`` until it succeeds. Raises GoneError at once, and OSError when the patience ends."""
-    backoff = retry.Backoff(patience.pause, patience.longest_pause, patience.seconds)
-    while True:
-        try:
-            return read()
-        except UserError:
-            raise
-        except Exception as error:  # each of fsspec's file systems has its own
-            said = f"{type(error).__name__}: {error}"  # aiohttp's repr shows the request's headers: the login
-            refused = getattr(error, "status", 0) in REFUSED or getattr(error, "errno", 0) == BAD_REQUEST
-            if refused or isinstance(error, FileNotFoundError | PermissionError):
-                raise GoneError(f"{url} is not there, or may not be read ({said}): check address and keys") from error
-            if not backoff.wait():
-                raise OSError(f"{url} was given up after {patience.seconds:.0f} s: {said}") from error
-
-
-def _block(url: str, at: int, wanted: int, size: int, patience: Patience) -> bytes:
-    """Raises OSError where fewer bytes come."""
-    content: bytes = _ask(url, patience, "cat_file", start=at, end=at + wanted)
-    if len(content) == size > wanted:  # the server knows no ranges and sends all of it each time
-        return content[at:]
-    if len(content) != wanted:
-        raise OSError(f"{len(content)} bytes came instead of {wanted}")
-    return content
-
-
-def _ask(url: str, patience: Patience, what: str, **options: Any) -> Any:
-    """Call a method of the URL's file system. Raises UserError where its package is missing."""
-    import fsspec  # most runs need no network
-
-    scheme = url.partition("://")[0]
-    try:
-        system = fsspec.filesystem(scheme, **_options(scheme, patience))
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"data set {url!r}: {error}: pip install 'vit-pipeline[remote]', or fsspec's package for {scheme}"
-        ) from error
-    return getattr(system, what)(url, **options)
-
-
-def _options(scheme: str, patience: Patience) -> dict[str, Any]:
-    """Time limits, in each file system's own words."""
-    if scheme in ("http", "https"):
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=patience.stall, sock_read=patience.stall)
-        return {"client_kwargs": {"timeout": limits, "trust_env": True}, "use_listings_cache": False}
-    if scheme == "s3":
-        return {
-            "config_kwargs": {"connect_timeout": patience.stall, "read_timeout": patience.stall},
-            "use_listings_cache": False,
-        }
-    return {}
-
-
-# Runs $1 in a process group that ends when standard input does: when whoever has started it has died, however it died.
-_GUARDED = 'exec 3<&0 </dev/null; { read _; kill -9 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec /bin/sh -c "$1"'
-
-
-def _piped(url: str, size: int, patience: Patience) -> bytes:
-    """What the command writes. Raises OSError where it fails or stalls; it has left then, with all that it started."""
-    content = bytearray()
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(
-            ["/bin/sh", "-c", _GUARDED, "sh", url.removeprefix("pipe:")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            start_new_session=True,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        poll = select.poll()
-        poll.register(process.stdout, select.POLLIN)
-        try:
-            while True:
-                if not poll.poll(1000 * patience.stall):
-                    raise OSError(f"not a byte in {patience.stall:g} s, after {len(content)} bytes")
-                block = os.read(process.stdout.fileno(), _PIPED)
-                if not block:
-                    break
-                content += block
-            code = process.wait(patience.stall)
-        except subprocess.TimeoutExpired:
-            raise OSError(f"not ended {patience.stall:g} s after its last byte") from None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if code or (size >= 0 and len(content) != size):
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise OSError(f"exit code {code} after {len(content)} bytes {last}")
-    return bytes(content)
-
-
-def _write(file: int, block: bytes) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[os.write(file, view) :]

@@ -27,8 +27,9 @@ import xxhash
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
-from pipeline.dataset import remote
-from pipeline.dataset.remote import Patience, locked
+from pipeline.dataset import urls
+from pipeline.dataset.remote import locked
+from pipeline.dataset.urls import Patience
 
 POLL = 0.05  # seconds between looks at what another process does
 
@@ -137,7 +138,7 @@ class Cache:
             if path.exists():  # since we looked
                 raise FileExistsError
             self._make_room(wanted.size, part, descriptor, before=time.time() - self.lease if ahead else None)
-            remote.download(wanted.url, descriptor, wanted.size, wanted.xxh3_128, self.patience)
+            urls.download(wanted.url, descriptor, wanted.size, wanted.xxh3_128, self.patience)
             os.fsync(descriptor)  # or a crash of the node may leave a file of this name and size with other content
             part.replace(path)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -176,7 +177,7 @@ class Cache:
             os.ftruncate(descriptor, size)
 
 
-class Ahead:
+class Prefetcher:
     """A thread that fetches the shards that will be needed next, as long as there is room."""
 
     def __init__(self, cache: Cache):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from pipeline.config.schema import ModelConfig
-from pipeline.dataset.split import Split
+from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.loader.batches import Batch, eval_batches
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.preprocess import normalise
@@ -36,7 +36,7 @@ class Result:
 @torch.no_grad()
 def evaluate(
     forward: Forward,
-    split: Split,
+    split: JoinedSplit,
     *,
     model: ModelConfig,
     batch: int,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.dataset.split import Split
+from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.loader.batches import eval_batches
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
@@ -21,7 +21,7 @@ CHUNK = 1024  # held-out samples compared at once
 @torch.no_grad()
 def extract(
     model: VisionTransformer,
-    split: Split,
+    split: JoinedSplit,
     *,
     batch: int,
     workers: int,

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pipeline.core.arrays import Ints
 from pipeline.core.errors import UserError
-from pipeline.dataset.split import Split
+from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.imaging.jpeg import Image
 from pipeline.loader import order
 from pipeline.loader.damage import Damage
@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 class TrainMicroBatches(Dataset[Loaded]):
     """Item (k, slot): the k-th micro-batch of this rank since step 0."""
 
-    split: Split
+    split: JoinedSplit
     order: Order | Mixture
     transform: TrainTransform
     global_batch: int
@@ -121,7 +121,7 @@ class TrainMicroBatches(Dataset[Loaded]):
 class EvalBatches(Dataset[Loaded]):
     """Item (k, slot): the k-th batch of the rows congruent to this rank."""
 
-    split: Split
+    split: JoinedSplit
     image_size: int
     batch: int
     rank: int
@@ -164,7 +164,7 @@ class Ahead(Iterator[Item]):
 
 
 def train_batches(
-    split: Split,
+    split: JoinedSplit,
     transform: TrainTransform,
     *,
     seed: int,
@@ -204,7 +204,7 @@ def train_batches(
 
 
 def eval_batches(
-    split: Split,
+    split: JoinedSplit,
     *,
     image_size: int,
     batch: int,
@@ -230,7 +230,7 @@ def eval_batches(
         yield _batch(loaded, slots)
 
 
-def _damage_of(split: Split, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:
+def _damage_of(split: JoinedSplit, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:
     """``use`` a sample's JPEG, and where it doesn't decode, a sound copy of it; what is wrong if there is none."""
     try:
         use(split.whole(row, jpeg))
@@ -241,7 +241,7 @@ def _damage_of(split: Split, row: int, jpeg: bytes, use: Callable[[bytes], objec
     return None
 
 
-def _damage(split: Split, row: int, jpeg: bytes, error: ValueError) -> Damage:
+def _damage(split: JoinedSplit, row: int, jpeg: bytes, error: ValueError) -> Damage:
     """Of a sample, its reason in a word that groups."""
     if len(jpeg) != split.size(row):
         reason = "shard_cut"

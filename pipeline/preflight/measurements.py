@@ -14,7 +14,7 @@ import torch.distributed
 
 from pipeline.config.schema import RunConfig
 from pipeline.core.source import SOURCE
-from pipeline.dataset.split import Split
+from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.distributed.devices import _now
 from pipeline.distributed.ranks import Ranks
 from pipeline.loader.batches import train_batches
@@ -142,7 +142,7 @@ def _write(path: Path) -> float:
     return WRITE_BYTES / (time.perf_counter() - began)
 
 
-def loader_speed(split: Split, config: RunConfig, ranks: Ranks, seconds: float = LOADER_SECONDS) -> float:
+def loader_speed(split: JoinedSplit, config: RunConfig, ranks: Ranks, seconds: float = LOADER_SECONDS) -> float:
     """Images/s of this rank's loader: ``config``'s own training images, from the tars to what goes to the device.
 
     Counted from batch to batch once each worker has delivered its first, so that neither their start nor what they

@@ -18,7 +18,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.log import ONCE
 from pipeline.dataset.format import read_classes
-from pipeline.dataset.split import Choice, Split, chosen, make_cache, open_split
+from pipeline.dataset.joined_split import JoinedSplit, chosen, make_cache, open_split
+from pipeline.dataset.split import Choice
 from pipeline.distributed import devices, process_group
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import ranks_from_environment
@@ -123,7 +124,7 @@ def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
         )
 
 
-def open_data(config: RunConfig) -> tuple[Split, Split | None]:
+def open_data(config: RunConfig) -> tuple[JoinedSplit, JoinedSplit | None]:
     """The training split and the evaluation split, if there is one. Raises UserError where they don't fit."""
     if not config.data.train:
         raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
@@ -202,7 +203,7 @@ def start(config: RunConfig, job: Job) -> Run:
     )
 
 
-def describe_data(data: Split | None, context: str) -> list[dict[str, Any]]:
+def describe_data(data: JoinedSplit | None, context: str) -> list[dict[str, Any]]:
     """What run.json keeps of each data set: enough to find it again, and to tell another one from it."""
     return [
         {

@@ -10,7 +10,7 @@ import torch.distributed
 from pipeline.checkpoint.format import Meta
 from pipeline.checkpoint.saver import Saver
 from pipeline.config.schema import RunConfig
-from pipeline.dataset.split import Split
+from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import Ranks
 from pipeline.loader.damage import Damages
@@ -41,8 +41,8 @@ class Progress:
 class Job:
     """What a configuration means on this machine, checked. No rank has met another yet."""
 
-    data: Split
-    held_out: Split | None
+    data: JoinedSplit
+    held_out: JoinedSplit | None
     steps: int
     ranks: Ranks
     facts: dict[str, Any]  # of the training data, for run.json and each checkpoint

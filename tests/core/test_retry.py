@@ -20,7 +20,7 @@ from data_prep.writing.build_shard import SourceFiles
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.retry import Backoff, UnreadableError
-from pipeline.dataset import split
+from pipeline.dataset import joined_split
 
 FAILING = """
 #define _GNU_SOURCE
@@ -177,7 +177,7 @@ def test_the_loader_reads_on_after_a_stale_handle(
     copy.mkdir()
     (copy / "train-000.tar").write_bytes((source / "wds" / "train-000.tar").read_bytes())
     assert index.main([str(copy)]) == 0
-    opened = split.open_split(str(copy), "train")
+    opened = joined_split.open_split(str(copy), "train")
     expected = [opened.read(row) for row in range(len(opened))]
     real, failures = os.pread, [errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
     handles: set[int] = set()

@@ -4,8 +4,8 @@ import sys
 
 from torch.utils.data import Dataset
 
-from pipeline.dataset import remote
-from pipeline.dataset.remote import Patience
+from pipeline.dataset import urls
+from pipeline.dataset.urls import Patience
 from pipeline.loader.workers import load, slots_for
 
 
@@ -14,7 +14,7 @@ class Piped(Dataset[bytes]):
         self.pipe = pipe
 
     def __getitem__(self, item: tuple[int, int]) -> bytes:
-        return b"".join(remote.read_blocks(self.pipe, 9, Patience()))
+        return b"".join(urls.read_blocks(self.pipe, 9, Patience()))
 
 
 if __name__ == "__main__":

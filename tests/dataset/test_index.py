@@ -105,7 +105,7 @@ def test_damaged_pages_of_the_index_are_named(
 def test_opening_a_data_set_imports_no_pandas(digits: Path) -> None:
     """Which costs each rank and each worker of a start a third of a second."""
     program = (
-        "import sys; from pathlib import Path; from pipeline.dataset.split import open_split; "
+        "import sys; from pathlib import Path; from pipeline.dataset.joined_split import open_split; "
         f"open_split({str(digits)!r}, 'train'); from pipeline.dataset.format import read_classes; "
         f"read_classes(Path({str(digits)!r})).to_pylist(); sys.exit('pandas' in sys.modules)"
     )

@@ -20,10 +20,10 @@ import pytest
 from data_prep import index
 from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
-from pipeline.dataset import remote
-from pipeline.dataset.remote import GoneError, Patience
-from pipeline.dataset.shard_cache import Ahead, Cache, Wanted, _lock
-from pipeline.dataset.split import open_split
+from pipeline.dataset import urls
+from pipeline.dataset.joined_split import open_split
+from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted, _lock
+from pipeline.dataset.urls import GoneError, Patience
 from pipeline.loader.batches import eval_batches
 from pipeline.runs import records
 from tests.dataset.flaky_server import Server
@@ -192,7 +192,7 @@ def test_a_command_that_stalls_is_ended_with_all_it_started(tmp_path: Path) -> N
     file.touch()
     began = time.monotonic()
     with pytest.raises(OSError, match=r"given up after 1 s: .*not a byte in 0\.2 s, after 3 bytes"):
-        list(remote.read_blocks(f"pipe:echo ab; tail -f {file} | cat", 9, Patience(1, 0.1, 0.1, 0.2)))
+        list(urls.read_blocks(f"pipe:echo ab; tail -f {file} | cat", 9, Patience(1, 0.1, 0.1, 0.2)))
     assert time.monotonic() - began < 10
     wait_until(lambda: not alive(str(file).encode()))  # killed, but dying takes them a moment
 
@@ -333,7 +333,7 @@ def test_no_error_shows_a_login(files: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with Server(files, ["error"]) as server:  # 503
         with pytest.raises(OSError, match="503, message=") as error:
-            list(remote.read_blocks(f"{server.url}/1.tar", 1000, Patience(seconds=0)))
+            list(urls.read_blocks(f"{server.url}/1.tar", 1000, Patience(seconds=0)))
         assert server.logins == {b64encode(b"me:s3cret").decode()}
     assert not any(login in str(error.value) for login in server.logins)
 
@@ -362,7 +362,7 @@ def test_what_is_fetched_ahead_leaves_what_others_need(files: Path, tmp_path: Pa
             with cache.open(item):
                 pass
         assert not cache.fetch_ahead(items[3])  # all are fresh
-        ahead = Ahead(cache)
+        ahead = Prefetcher(cache)
         ahead.want([items[1], items[2], items[3], items[4]])  # which keeps 1 and 2 fresh
         limit = time.monotonic() + 10
         while {path.name for path in cache.folder.iterdir()} != {".room", *(item.name for item in items[1:4])}:
@@ -440,17 +440,17 @@ def test_expired_keys_of_s3_are_no_reason_to_wait(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EINVAL, "Bad Request")  # as s3fs does where a HEAD request gets a 400
 
-    monkeypatch.setattr(remote, "_ask", refuse)
+    monkeypatch.setattr(urls, "_ask", refuse)
     with pytest.raises(GoneError, match=r"Bad Request.*: check address and keys"):
-        list(remote.read_blocks("s3://bucket/1.tar", 1000, QUICK))
+        list(urls.read_blocks("s3://bucket/1.tar", 1000, QUICK))
 
 
 def test_blocks_are_asked_for_again_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "BLOCK", 300)
+    monkeypatch.setattr(urls, "BLOCK", 300)
     content = bytes(range(250)) * 4
     (tmp_path / "a.tar").write_bytes(content)
     with Server(tmp_path, ("", "cut", "", "error", "")) as server:
-        blocks = list(remote.read_blocks(f"{server.url}/a.tar", 1000, QUICK))
+        blocks = list(urls.read_blocks(f"{server.url}/a.tar", 1000, QUICK))
         assert [len(block) for block in blocks] == [300, 300, 300, 100]
         assert b"".join(blocks) == content
         assert len(server.requests) == 6

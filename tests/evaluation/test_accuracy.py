@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.config.schema import ModelConfig
-from pipeline.dataset.split import open_split
+from pipeline.dataset.joined_split import open_split
 from pipeline.evaluation.accuracy import Result, _counts, evaluate
 from pipeline.loader.batches import eval_batches
 from pipeline.model.preprocess import normalise

@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from jobs import evaluate as job
 from jobs import export
 from pipeline.core.errors import UserError
-from pipeline.dataset.split import open_split
+from pipeline.dataset.joined_split import open_split
 from pipeline.evaluation import feature_probes
 from pipeline.evaluation.confusion import Tally, draw_confusion, per_class, read_real, write
 from pipeline.interop.export import FORMATS

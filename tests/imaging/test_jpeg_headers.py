@@ -18,7 +18,7 @@ from data_prep.images import prepare
 from data_prep.images.jpeg_header import RejectedError
 from data_prep.images.prepare import ImageOptions
 from pipeline.config.schema import Decode
-from pipeline.dataset import split
+from pipeline.dataset import joined_split
 from pipeline.imaging import jpeg
 from pipeline.imaging.jpeg_header import without_oddities
 from pipeline.inference import image_files
@@ -171,7 +171,7 @@ def test_no_decoder_reads_what_verify_finds_unreadable(tmp_path: Path, capsys: p
     assert verify.main([str(tmp_path), "--workers", "1"]) == 1
     said = capsys.readouterr().out
     found = {name for number, name in enumerate(samples) if f"{number:03d}: it doesn't decode" in said}
-    opened = split.open_split(str(tmp_path), "val")
+    opened = joined_split.open_split(str(tmp_path), "val")
     refused = set()
     for row, key in enumerate(opened.sample_keys()):
         try:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.dataset.split import open_split
+from pipeline.dataset.joined_split import open_split
 from pipeline.loader.batches import Batch, train_batches
 from pipeline.loader.transforms import TrainTransform
 

@@ -14,7 +14,7 @@ from pipeline.config.schema import DataConfig, ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset import split as splits
-from pipeline.dataset.split import Split, chosen, open_split
+from pipeline.dataset.joined_split import JoinedSplit, chosen, open_split
 from pipeline.loader.batches import Ahead, Batch, eval_batches, train_batches
 from pipeline.loader.transforms import TrainTransform, eval_image
 from pipeline.model.preprocess import normalise
@@ -24,11 +24,13 @@ TRANSFORM = TrainTransform(24, augment="medium1")
 
 
 @pytest.fixture(scope="module")
-def split(digits: Path) -> Split:
+def split(digits: Path) -> JoinedSplit:
     return open_split(digits, "train")
 
 
-def load(split: Split, *, world: int = 1, micro: int = 8, workers: int = 0, start: int = 0, stop: int = 4) -> list[str]:
+def load(
+    split: JoinedSplit, *, world: int = 1, micro: int = 8, workers: int = 0, start: int = 0, stop: int = 4
+) -> list[str]:
     """A hash of each global batch's samples, labels and pixels, the samples sorted."""
 
     def rank_batches(rank: int) -> Iterator[Batch]:
@@ -62,18 +64,18 @@ def load(split: Split, *, world: int = 1, micro: int = 8, workers: int = 0, star
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("world", "micro", "workers"), [(1, 96, 0), (1, 8, 2), (2, 12, 1), (4, 8, 0), (3, 32, 0)])
-def test_batches_depend_on_neither_ranks_nor_workers(split: Split, world: int, micro: int, workers: int) -> None:
+def test_batches_depend_on_neither_ranks_nor_workers(split: JoinedSplit, world: int, micro: int, workers: int) -> None:
     assert load(split, world=world, micro=micro, workers=workers) == load(split)
 
 
-def test_resuming_at_any_step_changes_nothing_epoch_borders_included(split: Split) -> None:
+def test_resuming_at_any_step_changes_nothing_epoch_borders_included(split: JoinedSplit) -> None:
     border = len(split) // GLOBAL_BATCH  # the step in which the first epoch ends
     whole = load(split, stop=border + 3)
     for start in (1, border - 1, border, border + 1):
         assert load(split, start=start, stop=border + 3) == whole[start:]
 
 
-def test_an_epoch_is_every_sample_once(split: Split) -> None:
+def test_an_epoch_is_every_sample_once(split: JoinedSplit) -> None:
     batches = train_batches(
         split,
         TrainTransform(8),
@@ -177,7 +179,7 @@ def test_batches_fetched_ahead_are_the_same_ones_in_the_same_order() -> None:
 
 
 def test_a_process_keeps_few_tars_open_whatever_a_batch_needs(
-    digits: Path, split: Split, monkeypatch: pytest.MonkeyPatch
+    digits: Path, split: JoinedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(splits, "_OPEN", 4)
     monkeypatch.setattr(splits, "_open", OrderedDict())

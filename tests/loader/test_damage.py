@@ -14,7 +14,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from pipeline.core.errors import UserError
-from pipeline.dataset.split import Split, open_split
+from pipeline.dataset.joined_split import JoinedSplit, open_split
 from pipeline.loader.batches import Batch, eval_batches, train_batches
 from pipeline.loader.damage import Damages
 from pipeline.loader.order import Order
@@ -28,7 +28,9 @@ from tests.helpers.ranks import run_ranks
 GLOBAL_BATCH, STEPS = 32, 3
 
 
-def batches(split: Split, *, world: int = 1, rank: int = 0, workers: int = 0, stop: int = STEPS) -> Iterator[Batch]:
+def batches(
+    split: JoinedSplit, *, world: int = 1, rank: int = 0, workers: int = 0, stop: int = STEPS
+) -> Iterator[Batch]:
     return train_batches(
         split, TrainTransform(16), seed=3, global_batch=GLOBAL_BATCH, micro_batch=8, rank=rank, world_size=world,
         workers=workers, start_step=0, stop_step=stop,
@@ -36,7 +38,7 @@ def batches(split: Split, *, world: int = 1, rank: int = 0, workers: int = 0, st
 
 
 @pytest.fixture
-def damaged(digits: Path, tmp_path: Path) -> tuple[Split, list[int]]:
+def damaged(digits: Path, tmp_path: Path) -> tuple[JoinedSplit, list[int]]:
     """A copy in which two samples of the first step no longer decode, and their rows."""
     shutil.copytree(digits, tmp_path / "copy")
     split = open_split(tmp_path / "copy", "train")
@@ -50,7 +52,7 @@ def damaged(digits: Path, tmp_path: Path) -> tuple[Split, list[int]]:
     return split, chosen
 
 
-def content(split: Split, world: int) -> dict[int, list[tuple[int, int, bytes]]]:
+def content(split: JoinedSplit, world: int) -> dict[int, list[tuple[int, int, bytes]]]:
     steps: dict[int, list[tuple[int, int, bytes]]] = {step: [] for step in range(STEPS)}
     for rank in range(world):
         for batch in batches(split, world=world, rank=rank):
@@ -61,7 +63,7 @@ def content(split: Split, world: int) -> dict[int, list[tuple[int, int, bytes]]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_names_a_damaged_sample(damaged: tuple[Split, list[int]], workers: int) -> None:
+def test_evaluation_names_a_damaged_sample(damaged: tuple[JoinedSplit, list[int]], workers: int) -> None:
     split, chosen = damaged
     first = min(chosen)
     shard, offset = split.place(first)
@@ -70,7 +72,7 @@ def test_evaluation_names_a_damaged_sample(damaged: tuple[Split, list[int]], wor
 
 
 def test_others_stand_in_for_damaged_samples_the_same_for_any_world_size(
-    damaged: tuple[Split, list[int]], digits: Path
+    damaged: tuple[JoinedSplit, list[int]], digits: Path
 ) -> None:
     split, chosen = damaged
     whole = content(split, 1)
@@ -117,7 +119,7 @@ def test_a_shard_that_was_cut_off_is_damage_and_one_with_nothing_left_is_the_end
 
 
 def test_a_run_counts_what_is_damaged_by_reason_and_shard_over_all_ranks_and_restarts(
-    damaged: tuple[Split, list[int]], tmp_path: Path
+    damaged: tuple[JoinedSplit, list[int]], tmp_path: Path
 ) -> None:
     split, chosen = damaged
     other = next(row for row in range(len(split)) if row not in chosen and split.place(row)[0] == "train-00000.tar")
@@ -145,7 +147,7 @@ def test_a_run_counts_what_is_damaged_by_reason_and_shard_over_all_ranks_and_res
 
 
 def test_past_the_budget_of_all_ranks_a_run_stops_and_says_why(
-    damaged: tuple[Split, list[int]], tmp_path: Path
+    damaged: tuple[JoinedSplit, list[int]], tmp_path: Path
 ) -> None:
     split, _ = damaged
     options = ("--train.seed", 3, "--train.global-batch", GLOBAL_BATCH, "--data.damage-budget")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset import split as splits
-from pipeline.dataset.split import Choice, Split, open_split
+from pipeline.dataset.joined_split import JoinedSplit, open_split
+from pipeline.dataset.split import Choice
 from pipeline.loader.batches import train_batches
 from pipeline.loader.mixture import BLOCK, Mixture, sampling, shares
 from pipeline.loader.order import LANES, Order, micro_batch_positions
@@ -171,12 +172,12 @@ def test_near_shards_are_those_that_the_next_positions_take_from() -> None:
 
 
 @pytest.fixture(scope="module")
-def both(digits: Path) -> Split:
+def both(digits: Path) -> JoinedSplit:
     """The same data set twice: its shards lie in two places as far as the loader knows."""
     return open_split([str(digits), str(digits)], "train")
 
 
-def content(split: Split, weights: list[float], world: int, steps: int = 3) -> list[tuple[int, int, int, str]]:
+def content(split: JoinedSplit, weights: list[float], world: int, steps: int = 3) -> list[tuple[int, int, int, str]]:
     found = []
     for rank in range(world):
         for batch in train_batches(
@@ -191,7 +192,7 @@ def content(split: Split, weights: list[float], world: int, steps: int = 3) -> l
 
 
 @pytest.mark.parametrize("weights", [[], [0.25, 0.75]])
-def test_batches_of_two_data_sets_are_the_same_for_any_world_size(both: Split, weights: list[float]) -> None:
+def test_batches_of_two_data_sets_are_the_same_for_any_world_size(both: JoinedSplit, weights: list[float]) -> None:
     whole = content(both, weights, 1)
     half = len(both) // 2
     assert {row >= half for _, row, _, _ in whole} == {True, False}
@@ -203,7 +204,7 @@ def test_batches_of_two_data_sets_are_the_same_for_any_world_size(both: Split, w
     assert both.sample_keys()[:half] == both.sample_keys()[half:]
 
 
-def test_without_weights_two_data_sets_are_one(both: Split, digits: Path) -> None:
+def test_without_weights_two_data_sets_are_one(both: JoinedSplit, digits: Path) -> None:
     order = sampling(both.samples, 7)
     assert isinstance(order, Order)
     assert order.samples == len(both) == 2 * len(open_split(digits, "train"))

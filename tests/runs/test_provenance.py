@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.core.secrets import without_secrets
-from pipeline.dataset.remote import check_source
+from pipeline.dataset.urls import check_source
 from pipeline.runs.provenance import describe_code, git_diff
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.dataset.split import open_split
+from pipeline.dataset.joined_split import open_split
 from pipeline.loader.batches import train_batches
 from pipeline.loader.order import Order, ledger_hash
 from pipeline.loader.transforms import TrainTransform

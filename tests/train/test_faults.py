@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from pipeline.checkpoint import format as checkpoint
-from pipeline.dataset.keys import split_keys
-from pipeline.dataset.split import open_split
+from pipeline.dataset.index import split_keys
+from pipeline.dataset.joined_split import open_split
 from pipeline.runs import records
 from pipeline.runs.folder import read_status
 from tests.helpers.jobs import SHORT_STEPS, job

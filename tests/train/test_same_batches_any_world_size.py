@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.dataset.split import open_split
+from pipeline.dataset.joined_split import open_split
 from pipeline.loader.batches import eval_batches, train_batches
 from pipeline.loader.transforms import TrainTransform
 from pipeline.runs import records, sample_ledger

@@ -1,0 +1,130 @@
+"""The samples of a WebDataset tar, read from its headers and label members alone: rows of an index."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.images.prepare import LARGEST_FILE
+from data_prep.sources.rows import RejectRow
+from data_prep.sources.sample_tars import LARGEST_LABEL, Label
+from data_prep.sources.tar_headers import DamagedTarError, Read, scan
+from pipeline.core import retry
+from pipeline.core.errors import UserError, printable
+from pipeline.dataset.format import INDEX_SCHEMA
+
+WINDOW = 2048  # bytes: a .cls member with its header, and the next header, in one read
+JPEGS = frozenset({"jpg", "jpeg", "JPEG", "JPG"})
+INDEX_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])  # the class as it stands in the tar
+
+
+class Tar(NamedTuple):
+    """A tar to index, and its place in the data set."""
+
+    path: Path
+    split: str
+    shard: int
+    label: Label
+
+
+class Samples(NamedTuple):
+    """What the headers of one tar say of its samples, a list a column."""
+
+    keys: list[str]
+    offsets: list[int]
+    sizes: list[int]
+    classes: list[str]
+
+
+def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
+    """The samples of one tar, and what is none. Raises UserError where the tar is damaged."""
+    found, left_out = Samples([], [], [], []), list[RejectRow]()
+    fd = retry.open_file(tar.path)
+    try:
+        _find_samples(fd, tar, found, left_out)
+    except DamagedTarError as error:
+        raise UserError(f"{str(tar.path)!r} is damaged, {error}: get it again, or move it out of the folder") from None
+    finally:
+        os.close(fd)
+    return _table(found, tar.split, tar.shard), left_out
+
+
+def _windowed(fd: int, path: Path) -> Read:
+    """Positioned reads that fetch a little more than asked for: small members and the next header come with it."""
+    window, start = b"", 0
+
+    def read(offset: int, size: int) -> bytes:
+        nonlocal window, start
+        at = offset - start
+        if at < 0 or at + size > len(window):
+            window, start, at = retry.pread(fd, size if size > WINDOW else WINDOW, offset, path), offset, 0
+        return window[at : at + size]
+
+    return read
+
+
+def _find_samples(fd: int, item: Tar, found: Samples, left_out: list[RejectRow]) -> None:
+    read, tar, wanted = _windowed(fd, item.path), item.path.name, item.label
+    key, offset, size, label = "", 0, -1, ""
+
+    def sample() -> None:
+        if size > LARGEST_FILE:
+            detail = f"{size:,} bytes, more than {LARGEST_FILE:,}"
+            left_out.append(RejectRow(printable(f"{tar}/{key}"), "", size, "too_large", detail))
+        elif size >= 0 and label:
+            found.keys.append(printable(key))
+            found.offsets.append(offset)
+            found.sizes.append(size)
+            found.classes.append(label)
+        elif key:
+            what = f"no .{wanted.ending} member with a class" if size >= 0 else "no JPEG"
+            left_out.append(RejectRow(printable(f"{tar}/{key}"), "", max(size, 0), "incomplete", what))
+
+    for name, start, length, kind, head in scan(read, 0, os.fstat(fd).st_size, fd):
+        stem, _, ending = name.partition(".")
+        if not stem or ("/" in name and ("/" in ending or stem[-1] == "/")):  # a dot in a folder's name, a hidden file
+            folder, slash, last = name.rpartition("/")
+            stem, _, ending = last.partition(".")
+            if not stem:
+                continue
+            stem = f"{folder}{slash}{stem}"
+        if kind != "file":
+            continue
+        if stem != key:
+            sample()
+            key, size, label = stem, -1, ""
+        if ending in JPEGS and size < 0:
+            offset, size = start, length
+        elif ending == wanted.ending or (not label and wanted.is_of(ending.lower())):
+            label = wanted.read(head or read(start, min(length, LARGEST_LABEL))) or ""
+    sample()
+
+
+def _table(found: Samples, split: str, shard: int) -> pa.Table:
+    """INDEX_ROWS; the labels come when all classes are known."""
+    count = len(found.keys)
+
+    def same(value: int, kind: pa.DataType) -> pa.Array:
+        return pa.array(np.full(count, value), kind)
+
+    columns = {
+        "key": pa.array(found.keys, pa.string()),
+        "split": _constant(split, count),
+        "shard": same(shard, pa.int32()),
+        "offset": pa.array(found.offsets, pa.int64()),
+        "size": pa.array(found.sizes, pa.int32()),
+        "label": same(-1, pa.int32()),
+        "width": same(0, pa.int32()),
+        "height": same(0, pa.int32()),
+        "orientation": same(1, pa.uint8()),
+        "recoded": _constant("", count),
+        "xxh3_64": same(0, pa.uint64()),
+        "class": pa.array(found.classes, pa.string()),
+    }
+    return pa.table(columns, schema=INDEX_ROWS)
+
+
+def _constant(text: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count), pa.int8()), pa.array([text]))
