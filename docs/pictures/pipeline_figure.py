@@ -9,16 +9,16 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 BLUE, GREEN, ORANGE, GREY = "#dbe9f6", "#dff0d8", "#fdebd0", "#eeeeee"
 EDGE = "#444444"
-W, H = 2.55, 1.2  # of a box
+W, H = 2.55, 1.2  # width and height of a box
 
 # name, commands, words, column, row, colour
 BOXES = {
     "raw": ("raw images", "", "21K and 2012 tars,\nfolders, WebDataset", 0, 1, GREY),
-    "shards": ("data set", "data_prep.shard", "verified, shuffled tars\n+ index.parquet", 1, 1, BLUE),
-    "check": ("checks", "verify · report · audit", "hashes, pictures,\nleaks into the test set", 1, 0, BLUE),
+    "shards": ("dataset", "data_prep.shard", "verified, shuffled tars\n+ index.parquet", 1, 1, BLUE),
+    "check": ("checks", "verify · report · overlap", "hashes, images,\nleaks into the test set", 1, 0, BLUE),
     "pretrain": ("pretraining", "jobs.pretrain", "DeepSpeed, any number\nof nodes, requeued", 2, 1, GREEN),
     "finetune": ("fine-tuning", "jobs.finetune", "higher resolution,\nother classes", 3, 1, GREEN),
-    "plan": ("before", "doctor · plan", "is the cluster fit?\nmemory and hours", 2, 0, GREEN),
+    "plan": ("before", "doctor · plan", "is the cluster sound?\nmemory and hours", 2, 0, GREEN),
     "published": ("published weights", "", ".npz, timm,\ntransformers", 3, 0, GREY),
     "mlflow": ("tracking", "sync · compare · status", "run folder first,\nthen MLflow", 2, 2, ORANGE),
     "evaluate": ("evaluation", "jobs.evaluate", "exact on any number\nof processes", 3, 2, ORANGE),
