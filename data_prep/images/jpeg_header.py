@@ -11,6 +11,7 @@ except ImportError:
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; DHT, JPG and DAC lie between them
 _DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})  # baseline, extended and progressive, in either coding
 _SAMPLINGS = (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11", b"\x12\x11\x11", b"\x41\x11\x11")  # TurboJPEG's
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # TIFF's types BYTE, SHORT, LONG, and signed
 _FRAME = struct.Struct(">HHB")  # lines, samples a line, components (behind the precision)
 
 
@@ -90,20 +91,20 @@ def jpeg_header(data: bytes) -> JpegHeader:
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """Tag 0x0112 of the first directory, 1 where it is missing or makes no sense."""
-    if tiff[:4] == b"II*\0":
-        order = "<"
-    elif tiff[:4] == b"MM\0*":
-        order = ">"
-    else:
+    """Tag 0x0112 of the first directory (TIFF 6.0, section 2), 1 if it is missing or makes no sense.
+
+    Exif 2.3 asks for a SHORT; editors write other integer types, too, and the two bytes 42 in the wrong order.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or tiff[2:4] not in (b"*\0", b"\0*"):
         return 1
     try:
         (first,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, first)
         for entry in range(first + 2, first + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == 0x0112 and kind == 3:
-                (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
+            if tag == 0x0112 and kind in _INTEGERS:
+                (value,) = struct.unpack_from(order + _INTEGERS[kind], tiff, entry + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
         return 1

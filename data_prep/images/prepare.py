@@ -16,7 +16,7 @@ from data_prep.images.jpeg_header import JpegHeader, RejectedError, jpeg_header
 from pipeline.imaging import jpeg
 
 if TYPE_CHECKING:
-    pass
+    from PIL.Image import Image as PillowImage
 
 try:
     from data_prep.images import _restart
@@ -198,7 +198,7 @@ def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
         try:
             with Image.open(io.BytesIO(data), formats=[kind]) as image:
                 _check_size(image.width, image.height, options.min_side)
-                orientation = image.getexif().get(0x0112, 1)
+                orientation = _pillow_orientation(image)
                 pixels_HWC = np.asarray(to_rgb(image))
         except RejectedError:
             raise
@@ -208,7 +208,17 @@ def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
             reason = "truncated" if "truncated" in str(error) else "undecodable"
             raise RejectedError(reason, f"{kind}: {error}") from None
     encoded = _encode(pixels_HWC, RECODE_QUALITY)
-    return encoded, orientation if orientation in range(1, 9) else 1
+    return encoded, orientation
+
+
+def _pillow_orientation(image: "PillowImage") -> int:
+    """EXIF tag 0x0112 of an image that Pillow has opened, 1 if it is missing, damaged or makes no sense."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - damaged metadata, of many types, say nothing about the pixels
+        return 1
+    value = value[0] if isinstance(value, bytes) and value else value  # as Pillow reads the type BYTE
+    return int(value) if value in range(1, 9) else 1
 
 
 def _resized(data: bytes, width: int, height: int, options: ImageOptions) -> tuple[bytes, int, int]:
