@@ -215,7 +215,7 @@ def _pillow_orientation(image: "PillowImage") -> int:
     """EXIF tag 0x0112 of an image that Pillow has opened, 1 if it is missing, damaged or makes no sense."""
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - damaged metadata, of many types, say nothing about the pixels
+    except Exception:  # Pillow raises many types on damaged metadata, which say nothing about the pixels
         return 1
     value = value[0] if isinstance(value, bytes) and value else value  # as Pillow reads the type BYTE
     return int(value) if value in range(1, 9) else 1

@@ -195,8 +195,8 @@ class TrainConfig:
     """Kernel of the attention. auto: torch chooses; if a gradient is non-finite on a GPU on which torch prefers cuDNN's
     kernel, the step is repeated once with flash. The others, if the GPU has them: flash, cudnn, efficient, math."""
     compile: Literal["auto", "on", "off"] = setting("auto", FREE)
-    """torch.compile the model for training: about a minute at the start, faster steps. auto: on GPUs, where a C
-    compiler is found (Triton needs one), but not under ZeRO-3, which takes the graph apart."""
+    """torch.compile the model for training: about a minute at the start, faster steps. auto: on GPUs with a
+    C compiler and Python's headers, which Triton needs, but not under ZeRO-3, which takes the graph apart."""
     skip_nonfinite: int = setting(0, FREE, NONE_OR_MORE)
     """Steps with a non-finite loss or gradient that a run may leave out, each reported; one more goes back or stops."""
     rollback_nonfinite: int = setting(0, FREE, NONE_OR_MORE)

@@ -6,18 +6,17 @@ universal ones silently lose the second parameter group under ZeRO-3 (docs/desig
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.config.schema import RunConfig
 from pipeline.core.log import ONCE
 from pipeline.engine import gradient_norms, lamb
 from pipeline.engine import optimizer as optim
+from pipeline.engine.compiler import compiles
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.engine.import_deepspeed import deepspeed
 from pipeline.engine.state_keys import AVERAGE, MASTER, MOMENTS
@@ -40,18 +39,10 @@ def build_engine(config: RunConfig, model: torch.nn.Module, world_size: int) -> 
         gradient_norms.quicken(engine.optimizer)
     if isinstance(optimizer, lamb.Lamb):
         lamb.follow_zero(optimizer, engine)
-    if compiles(config.train, model):
+    if compiles(config.train, next(model.parameters()).device):
         logger.info("compiling the model: the first step takes about a minute (--train.compile off: none)", extra=ONCE)
         engine.compile()
     return engine
-
-
-def compiles(train: TrainConfig, model: torch.nn.Module) -> bool:
-    """What train.compile means for a model where it lies."""
-    if train.compile != "auto":
-        return train.compile == "on"
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    return on_gpu and train.zero_stage < 3 and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
 
 
 def uncompiled(engine: Any) -> AbstractContextManager[None]:
