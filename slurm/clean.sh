@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Variables of a user's shell, of a surrounding job or of a site's modules that would change what our own commands do.
-# Sourced by launch.sh and submit_all.sh, which call clean_shell before env.sh and clean_slurm after it.
+# Sourced by launch.sh, submit.sh and submit_all.sh, which call clean_shell before env.sh and clean_slurm after it.
 
 clean_shell() { # before env.sh, which may set any of these anew
   # cd prints what it finds by CDPATH; old greps obey GREP_OPTIONS; POSIXLY_CORRECT changes GNU's tools, and bash, which then
@@ -31,5 +31,21 @@ sbatch_variables() { # those that name more than where a job goes: sizes, signal
         SBATCH_NETWORK | SBATCH_CLUSTERS | SBATCH_DEBUG) ;;
       *) echo "$name" ;;
     esac
+  done
+}
+
+ignore_sbatch_variables() { # an array of pretrainings, an sbatch that waits: of every job, whatever its script says
+  local variable
+  for variable in $(sbatch_variables); do
+    echo "warning: $variable='${!variable}' is ignored here: give sbatch's options on the command line"
+    unset "$variable"
+  done
+}
+
+require_site_fields() { # env.sh may be a site's own, from before a field was added
+  local field
+  for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX CPU_PARTITION GPUS_PER_NODE \
+    CPUS_PER_GPU WHOLE_NODES MEMORY_PER_NODE GPU_REQUEST GPU_TYPE TIME_LIMIT PRETRAIN_NODES FINETUNE_NODES; do
+    declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back"; return 1; }
   done
 }

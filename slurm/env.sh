@@ -2,12 +2,25 @@
 # What differs from site to site. This is the one file to edit; each job reads it on its first node.
 # A value already in the environment wins: IN21K=/data/in21k sbatch slurm/pretrain_b16.sh
 
-# 1. Where sbatch sends the jobs. sbatch reads these from your shell, so `source slurm/env.sh` before it, or put them
-#    into your shell's start-up file. slurm/shard.sh and slurm/submit_all.sh read this file by themselves, and pass on
-#    SBATCH_PARTITION, _ACCOUNT, _QOS, _RESERVATION, _CONSTRAINT, _WCKEY, _NETWORK and _CLUSTERS, no other of SBATCH_*.
-#export SBATCH_PARTITION=gpu
-#export SBATCH_ACCOUNT=mylab
-#export SBATCH_QOS=normal
+# 1. What to ask Slurm for. `vit submit` and slurm/submit_all.sh read this (slurm/sbatch_options.sh makes sbatch's options of it).
+#    Plain sbatch reads no file of ours: `sbatch slurm/pretrain_l16.sh` takes whole nodes and starts a rank per GPU that it
+#    finds there; give it --partition, --account and --qos yourself, or export these three in your shell's start-up file.
+#export SBATCH_PARTITION=gpu SBATCH_ACCOUNT=mylab SBATCH_QOS=normal # also SBATCH_RESERVATION, _CONSTRAINT, _CLUSTERS
+CPU_PARTITION=${CPU_PARTITION:-}           # of jobs without GPUs (shard, verify, export); empty: SBATCH_PARTITION
+GPUS_PER_NODE=${GPUS_PER_NODE:-8}          # ranks per node; 0: a rehearsal on CPUs, one rank per node
+CPUS_PER_GPU=${CPUS_PER_GPU:-12}           # of the rank and its data loader workers
+WHOLE_NODES=${WHOLE_NODES:-yes}            # yes: --exclusive and all memory; no: share nodes with other jobs
+MEMORY_PER_NODE=${MEMORY_PER_NODE:-}       # --mem of shared nodes, such as 400G; empty: the partition's default
+GPU_REQUEST=${GPU_REQUEST:-gpus-per-node}  # gpus-per-node, gres (--gres=gpu:8), or none where Slurm doesn't count GPUs
+GPU_TYPE=${GPU_TYPE:-}                     # Slurm's name of the type, such as h100: --gpus-per-node=h100:8
+GPU_MODEL=${GPU_MODEL:-}                   # A100, H100, H200 ...: `vit submit` checks that the recipe fits its memory
+TIME_LIMIT=${TIME_LIMIT:-}                 # --time of all jobs; empty: 24 h to train and shard, 2 h to evaluate, 12 h else
+PRETRAIN_NODES=${PRETRAIN_NODES:-}         # empty: 8 for L/16, 4 for B/16 and L/32, 2 for B/32
+FINETUNE_NODES=${FINETUNE_NODES:-}         # empty: 2 for L/16, else 1
+#    Examples. 4 A100 with 64 CPUs per node, allocated whole:   GPUS_PER_NODE=4 CPUS_PER_GPU=16 GPU_MODEL=A100
+#    8 H100 per node, nodes shared, GPUs by --gres and type:    WHOLE_NODES=no MEMORY_PER_NODE=900G GPU_REQUEST=gres GPU_TYPE=h100
+#    Whole nodes only, GPUs unknown to Slurm (no gres.conf):    GPU_REQUEST=none GPUS_PER_NODE=8
+#    Partitions of at most 8 hours (jobs save and requeue):     TIME_LIMIT=08:00:00
 
 # 2. Folders that every node sees under the same path.
 WORK=${VIT_WORK:-$REPO/work}
@@ -53,7 +66,7 @@ LAUNCHER=${LAUNCHER:-srun}
 # 9. Check nodes, network, storage and GPUs before the first attempt of a run (jobs.doctor). no: start at once.
 DOCTOR=${DOCTOR:-yes}
 
-#    DRY_RUN=yes sbatch ...: the job prints the srun line that it would run, and ends.
+#    DRY_RUN=yes sbatch ...: the job prints the srun line that it would run, and ends. `vit submit --dry-run` needs no job.
 DRY_RUN=${DRY_RUN:-no}
 
 # 10. Learning rates that a fine-tuning array tries: --array=0-3 takes them all.

@@ -14,6 +14,16 @@ export PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_TH
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own calls, a line a rank
 # shellcheck source=slurm/clean.sh
 source "$REPO/slurm/clean.sh"
+# shellcheck source=slurm/sbatch_options.sh
+source "$REPO/slurm/sbatch_options.sh"
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  {
+    sed -n '2,/^[^#]\|^#SBATCH/{s/^# \{0,1\}//p}' "$0" | grep -v '^SBATCH'
+    echo "error: $0 is a job script of Slurm, and this is no job: submit it with vit submit or sbatch, as above." \
+      "Without Slurm start the command itself, such as torchrun --nproc-per-node 8 -m jobs.pretrain"
+  } >&2
+  exit 2
+fi
 clean_shell
 set +u # modules and conda read variables that nobody has set
 # shellcheck source=slurm/env.sh
@@ -21,9 +31,8 @@ source "$REPO/slurm/env.sh"
 set -u
 clean_slurm
 for name in $(sbatch_variables); do unset "$name"; done # shard.sh's merge
-for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX; do # a site's own may be old
-  declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back"; exit 2; }
-done
+require_site_fields || exit 2
+check_site || exit 2
 export LAUNCHER
 
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # scontrol's name for one task of an array
@@ -36,15 +45,63 @@ asked= # the signal that asked this job to stop
 
 say() { echo "$(date '+%F %T') $SLURM_JOB_NAME $JOB: $*"; }
 
+# ---- what Slurm gave: GPUS and RANKS per node, CPUS per rank ----
+
+GPUS=${SLURM_GPUS_ON_NODE:-0} # all of a node that is allocated whole, whatever sbatch was asked for
+[ "$GPU_REQUEST" != none ] || GPUS=$GPUS_PER_NODE # Slurm doesn't count them
+[ "$GPUS_PER_NODE" != 0 ] || GPUS=0
+RANKS=$GPUS # 0: unknown, as no GPUs were given
+# A surrounding job's --ntasks-per-node may be left in the environment: this job's own agrees with its tasks
+[[ ! ${SLURM_TASKS_PER_NODE:-} =~ ^${SLURM_NTASKS_PER_NODE:-none}([^0-9]|$) ]] || RANKS=$SLURM_NTASKS_PER_NODE
+[ "$RANKS,$GPUS_PER_NODE" != 0,0 ] || RANKS=1
+UNUSED=$((GPUS > RANKS ? GPUS - RANKS : 0)) # more than there are ranks: sbatch asked for fewer than a whole node has
+GPUS=$((GPUS - UNUSED))
+CPUS=$((${SLURM_CPUS_ON_NODE:-1} / (RANKS > 0 ? RANKS : 1)))
+[ "${SLURM_CPUS_PER_TASK:-$CPUS}" -ge "$CPUS" ] || CPUS=$SLURM_CPUS_PER_TASK
+[ "$CPUS" -ge 1 ] || CPUS=1
+
+no_gpus() {
+  say "error: this job has no GPUs, and slurm/env.sh says GPUS_PER_NODE=$GPUS_PER_NODE. Submit it with vit submit, or give sbatch" \
+    "--ntasks-per-node=$GPUS_PER_NODE --gpus-per-node=$GPUS_PER_NODE --cpus-per-task=$CPUS_PER_GPU and a --partition that has GPUs"
+  exit 2
+}
+
+check_sizes() { # MODULE RECIPE ...: the first lines of a training job's log
+  [ "$RANKS" != 0 ] || no_gpus
+  if [ "$GPUS" -lt "$RANKS" ] && [ "$GPUS_PER_NODE" != 0 ]; then
+    say "warning: $RANKS ranks and $GPUS GPUs per node. For one rank per GPU submit with vit submit, or give sbatch" \
+      "--ntasks-per-node=$GPUS_PER_NODE --gpus-per-node=$GPUS_PER_NODE"
+  elif [ "$GPUS_PER_NODE" != "$((GPUS + UNUSED))" ] && [ "$2" != tiny ]; then
+    say "note: $((GPUS + UNUSED)) GPUs per node, $GPUS of them used, and slurm/env.sh says GPUS_PER_NODE=$GPUS_PER_NODE"
+  fi
+}
+
+name_run() { # NAME: of slurm/pretrain.sh and finetune.sh, whose #SBATCH line can't know the recipe
+  [ "$SLURM_JOB_NAME" = "${1%%-*}" ] || return 0
+  SLURM_JOB_NAME=$1
+  [ "$DRY_RUN" = yes ] || scontrol update JobId="$JOB" JobName="$1" || true # vit status, logs and cancel look for it
+}
+
 # ---- the two kinds of training job ----
 
 pretrain() { # RECIPE [--any.field value ...]
+  [[ ${1:--} != -* ]] || { say "error: RECIPE is missing: sbatch slurm/pretrain.sh RECIPE"; exit 2; }
+  name_run "pretrain-$1"
   train jobs.pretrain "$1" --run-dir "$RUNS/$SLURM_JOB_NAME" --data.train "$IN21K" "${@:2}"
 }
 
 finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-th learning rate of FINETUNE_LRS
-  local recipe=$1 run=$RUNS/$SLURM_JOB_NAME grid rate=()
+  local recipe run parent grid rate=()
+  [[ ${1:--} != -* ]] || { say "error: RECIPE is missing: sbatch slurm/finetune.sh RECIPE"; exit 2; }
+  recipe=$1
   shift
+  name_run "finetune-$recipe"
+  run=$RUNS/$SLURM_JOB_NAME
+  case $recipe in
+    *_deit3) parent=$RUNS/finetune-${recipe}_224 ;; # at 384 px, after 224
+    *_224 | *_512) parent=$RUNS/pretrain-${recipe%_*} ;;
+    *) parent=$RUNS/pretrain-$recipe ;;
+  esac
   if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     read -ra grid <<<"$FINETUNE_LRS"
     if [ "$SLURM_ARRAY_TASK_ID" -ge ${#grid[@]} ]; then
@@ -54,7 +111,7 @@ finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-t
     rate=(--sweep "$run" --optim.lr "${grid[SLURM_ARRAY_TASK_ID]}")
     run=$run-lr${grid[SLURM_ARRAY_TASK_ID]}
   fi
-  train jobs.finetune "$recipe" --parent "$RUNS/pretrain-$recipe" --run-dir "$run" --data.train "$IN1K" "${rate[@]}" "$@"
+  train jobs.finetune "$recipe" --parent "$parent" --run-dir "$run" --data.train "$IN1K" "${rate[@]}" "$@"
 }
 
 # ---- one attempt of a run, from the start to what happens next ----
@@ -62,6 +119,7 @@ finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-t
 train() { # MODULE RECIPE ARGUMENTS...
   RUN=$(option --run-dir "$@")
   export RUN
+  check_sizes "$@"
   if [ "$DRY_RUN" = yes ]; then step python -m "$@"; fi # does not return
   mkdir -p "$RUN/slurm" || { say "error: --run-dir $RUN cannot be made: name a folder that every node can write"; exit 2; }
   if [ "$(state)" = finished ]; then
@@ -104,18 +162,19 @@ after_step() { # EXIT_CODE of the ranks
   requeue "$outcome at step $(checkpoint_step)${asked:+ after SIG$asked}"
 }
 
-step() { # COMMAND...: one task a GPU (or a torchrun agent a node); returns its exit code, whatever signals come meanwhile
-  local tasks=() code
+step() { # COMMAND...: one task per GPU (or one torchrun agent per node); returns its exit code, whatever signals come meanwhile
+  local nodes=$SLURM_JOB_NUM_NODES tasks code
   rendezvous
+  gpu_options "$GPUS" # srun would ask for as many as sbatch was told, which of whole nodes may be none
   if [ "$LAUNCHER" = torchrun ]; then
-    tasks=(--ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}")
-    set -- torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$SLURM_NTASKS_PER_NODE" --max-restarts=0 \
+    tasks=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}")
+    set -- torchrun --nnodes="$nodes" --nproc-per-node="$RANKS" --max-restarts=0 \
       --rdzv-backend=c10d --rdzv-id="$JOB-$RESTART" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" "${@:2}"
   else
-    tasks=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}") # from Slurm 22.05 on, srun does not inherit it
+    tasks=(--nodes="$nodes" --ntasks="$((nodes * RANKS))" --ntasks-per-node="$RANKS" --cpus-per-task="$CPUS")
   fi
   # kill-on-bad-exit: without it, the peers of a dead rank wait for it until the time limit.
-  set -- srun --kill-on-bad-exit=1 --label "${tasks[@]}" "${SRUN_OPTIONS[@]}" \
+  set -- srun --kill-on-bad-exit=1 --label "${tasks[@]}" "${GPU_OPTIONS[@]}" "${SRUN_OPTIONS[@]}" \
     "$REPO/slurm/rank.sh" "${RANK_PREFIX[@]}" "$@"
   dry_run "$@"
   "$@" &
@@ -140,12 +199,13 @@ signal_step() { # SIGNAL: srun passes it on to every rank
 }
 
 rendezvous() { # where rank 0 listens: this host, a port that no other job and no other program on it uses
+  export MASTER_ADDR=FIRST_NODE MASTER_PORT=PORT
+  [ "$SLURM_JOB_ID" != 0 ] || return 0 # submit.sh --dry-run
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   MASTER_PORT=$((12000 + SLURM_JOB_ID % 18000)) # below the ports that Linux hands out by itself (32768 and up)
   while grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$MASTER_PORT") .* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; do
     MASTER_PORT=$((MASTER_PORT + 1))
   done
-  export MASTER_ADDR MASTER_PORT
 }
 
 check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a step of its own
@@ -304,7 +364,7 @@ note_bad_node() { # NODE REASON
 bad_nodes() { # those that failed at least twice, one a line, where enough others are left to run on
   local bad usable
   bad=$(cut -f1 "$RUN/slurm/bad-nodes.tsv" 2>/dev/null | sort | uniq -c | awk '$1 >= 2 { print $2 }')
-  usable=$(sinfo -h --all -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o %N | sort -u | grep -cvxF "${bad:-}")
+  usable=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o %N | sort -u | grep -cvxF "${bad:-}")
   [ -z "$bad" ] || [ "$usable" -lt "$SLURM_JOB_NUM_NODES" ] || echo "$bad"
 }
 
@@ -316,16 +376,6 @@ exclude_bad_nodes() { # of the job that was just requeued
 }
 
 # ---- reading the run folder ----
-
-option() { # --NAME ARGUMENTS...: the last value given to it
-  local name=$1 value='' key
-  while shift && [ $# -gt 0 ]; do
-    key=${1%%=*}
-    [ "${key//_/-}" = "$name" ] || continue # tyro takes --run_dir as well
-    if [[ $1 == *=* ]]; then value=${1#*=}; else value=${2:-}; fi
-  done
-  echo "$value"
-}
 
 state() { sed -n 's/.*"state": *"\([a-z]*\)".*/\1/p' "$RUN/status.json" 2>/dev/null; }
 

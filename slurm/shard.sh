@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A_%a.out
 memory=(${SLURM_MEM_PER_NODE:+--mem="${SLURM_MEM_PER_NODE}M"} ${SLURM_MEM_PER_CPU:+--mem-per-cpu="${SLURM_MEM_PER_CPU}M"}) # launch.sh unsets both
-home=$(env -u SLURM_CLUSTERS scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=||;s|/slurm/[^/]*\.sh.*||p;q}') # sbatch runs a copy
+home=$(dirname "$0")/..; [ -e "$home/slurm/launch.sh" ] || home=$(env -u SLURM_CLUSTERS scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|^ *Command=||;s|/slurm/[^/]*\.sh.*||p;q}') # sbatch runs a copy
 # shellcheck source=slurm/launch.sh
 source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
 

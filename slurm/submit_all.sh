@@ -19,23 +19,20 @@
 set -euo pipefail
 REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPO/slurm/clean.sh"
+source "$REPO/slurm/sbatch_options.sh"
 clusters=${SLURM_CLUSTERS:-}
 clean_shell
 set +eu # as in the jobs: modules and conda read variables that nobody has set
 source "$REPO/slurm/env.sh"
 set -eu
 clean_slurm
-for field in WORK RUNS IN21K IN1K FINETUNE_LRS; do
-  [ -n "${!field:-}" ] || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back" >&2; exit 2; }
-done
+require_site_fields >&2 || exit 2
+check_site >&2 || exit 2
 export RUNS IN21K IN1K FINETUNE_LRS
 
 die() { echo "error: $*" >&2; exit 2; }
 
-for variable in $(sbatch_variables); do # of every job, whatever its script says: an array of pretrainings, sbatch that waits
-  echo "warning: $variable='${!variable}' is ignored here: give sbatch's options to the stages that they are for (--STAGE-sbatch)" >&2
-  unset "$variable"
-done
+ignore_sbatch_variables >&2
 clusters=${SBATCH_CLUSTERS:-${SLURM_CLUSTERS:-$clusters}} # squeue must ask the one that sbatch submits to
 unset SBATCH_CLUSTERS SLURM_CLUSTERS
 case $clusters in
@@ -46,9 +43,9 @@ esac
 
 recipe=${1:-}
 case $recipe in
-  b16 | b32 | l16 | l32 | tiny) shift ;;
+  b16 | b32 | l16 | l16_strong1 | l32 | tiny) shift ;;
   -h | --help) sed -n '2,/^set -/{s/^# \{0,1\}//;/^set -/!p}' "$0"; exit 0 ;;
-  *) die "RECIPE '$recipe' must be one of b16, b32, l16, l32, tiny (see $0 --help)" ;;
+  *) die "RECIPE '$recipe' must be one of b16, b32, l16, l16_strong1, l32, tiny (see $0 --help)" ;;
 esac
 raw='' in1k='' name=$recipe dry=
 declare -A more=()
@@ -156,6 +153,14 @@ stage() {
 }
 declare -A active=() # stage file -> its job, where it is queued
 
+sized() { # KIND NAME MORE: sets OPTIONS to sbatch's for a stage: the site's sizes (env.sh), then the user's
+  local words
+  default_sizes "$1" "$recipe"
+  sbatch_options "$1"
+  read -ra words <<<"$3"
+  OPTIONS=(--job-name="$2" "${OPTIONS[@]}" "${words[@]}")
+}
+
 prepare() { # DATA INPUT OUTPUT ARGUMENTS...: shard, merge and verify one data set
   local folder=$campaigns/data-$1 input=$2 output=$3 arguments
   read -ra arguments <<<"${more[shard]:-} ${more[shard-$1]:-}"
@@ -164,14 +169,15 @@ prepare() { # DATA INPUT OUTPUT ARGUMENTS...: shard, merge and verify one data s
     die "$output is being made from $(cat "$folder/input"), not from $input: name that, or set another ${1^^} (env.sh)"
   fi
   [ -n "$dry" ] || echo "$input" >"$folder/input"
-  # shellcheck disable=SC2086 # options are split into words
-  stage "$folder/shard" afterok -- "$output" -- --job-name="shard-$1" ${more[shard-sbatch]:-} ${more[shard-$1-sbatch]:-} \
+  sized shard "shard-$1" "${more[shard-sbatch]:-} ${more[shard-$1-sbatch]:-}"
+  stage "$folder/shard" afterok -- "$output" -- "${OPTIONS[@]}" \
     --export="ALL,FINALIZE=no,DONE_MARK=" "$REPO/slurm/shard.sh" "$input" "$output" "${arguments[@]}"
-  # shellcheck disable=SC2086
-  stage "$folder/merge" afterok "$folder/shard" -- "$output" -- --job-name="merge-$1" ${more[merge-sbatch]:-} \
+  sized command "merge-$1" "${more[merge-sbatch]:-}"
+  stage "$folder/merge" afterok "$folder/shard" -- "$output" -- "${OPTIONS[@]}" \
     "$REPO/slurm/command.sh" python -m data_prep.shard "$input" "$output" "${arguments[@]}" --finalize
-  # shellcheck disable=SC2086
-  stage "$folder/verify" afterok "$folder/merge" -- -- --job-name="verify-$1" ${more[verify-sbatch]:-} \
+  sized command "verify-$1" "${more[verify-sbatch]:-}"
+  # shellcheck disable=SC2086 # arguments are split into words
+  stage "$folder/verify" afterok "$folder/merge" -- -- "${OPTIONS[@]}" \
     "$REPO/slurm/command.sh" python -m data_prep.verify "$output" ${more[verify]:-}
 }
 
@@ -180,26 +186,30 @@ if [ "$recipe" != tiny ]; then in21k_classes=(--classes google21k) in1k_classes=
 prepare in21k "$raw" "$IN21K" "${in21k_classes[@]}"
 prepare in1k "$in1k" "$IN1K" "${in1k_classes[@]}" --val-fraction 0.01
 
+sized pretrain "pretrain-$name" "${more[pretrain-sbatch]:-}"
 # shellcheck disable=SC2086
 stage "$campaign/pretrain" afterok "$campaigns/data-in21k/verify" -- "$pretrain_run" -- \
-  --job-name="pretrain-$name" ${more[pretrain-sbatch]:-} "$REPO/slurm/pretrain_$recipe.sh" ${more[pretrain]:-}
+  "${OPTIONS[@]}" "$REPO/slurm/pretrain.sh" "$recipe" ${more[pretrain]:-}
+sized finetune "finetune-$name" "--array=0-$((${#rates[@]} - 1)) ${more[finetune-sbatch]:-}"
 # shellcheck disable=SC2086
 stage "$campaign/finetune" afterok "$campaign/pretrain" "$campaigns/data-in1k/verify" -- "${finetune_runs[@]}" -- \
-  --job-name="finetune-$name" --array="0-$((${#rates[@]} - 1))" ${more[finetune-sbatch]:-} \
-  "$REPO/slurm/finetune_$recipe.sh" --parent "$pretrain_run" ${more[finetune]:-}
+  "${OPTIONS[@]}" "$REPO/slurm/finetune.sh" "$recipe" --parent "$pretrain_run" ${more[finetune]:-}
 # A learning rate that diverges must not stop the others: pick looks at how each ended
+sized command "pick-$name" "${more[pick-sbatch]:-}"
 # shellcheck disable=SC2086
-stage "$campaign/pick" afterany "$campaign/finetune" -- -- --job-name="pick-$name" ${more[pick-sbatch]:-} \
+stage "$campaign/pick" afterany "$campaign/finetune" -- -- "${OPTIONS[@]}" \
   "$REPO/slurm/command.sh" python -m jobs.pick "${finetune_runs[@]}" --link "$campaign/best" \
   --sweep "$RUNS/finetune-$name" ${more[pick]:-}
+sized evaluate "evaluate-$name" "${more[evaluate-sbatch]:-}"
 # shellcheck disable=SC2086
-stage "$campaign/evaluate" afterok "$campaign/pick" -- -- --job-name="evaluate-$name" ${more[evaluate-sbatch]:-} \
+stage "$campaign/evaluate" afterok "$campaign/pick" -- -- "${OPTIONS[@]}" \
   "$REPO/slurm/evaluate.sh" "$campaign/best" --data "$IN1K" --log ${more[evaluate]:-}
 if [ -z "$dry" ] && [ -e "$campaign/timm" ] && ! queued "$campaign/export" >/dev/null &&
   ! done_already "$campaign/export" "$campaign/pick" --; then
   mv "$campaign/timm" "$campaign/timm-before-$(date +%F-%H%M%S)" # jobs.export overwrites nothing
 fi
+sized command "export-$name" "${more[export-sbatch]:-}"
 # shellcheck disable=SC2086
-stage "$campaign/export" afterok "$campaign/pick" -- -- --job-name="export-$name" ${more[export-sbatch]:-} \
+stage "$campaign/export" afterok "$campaign/pick" -- -- "${OPTIONS[@]}" \
   "$REPO/slurm/command.sh" python -m jobs.export "$campaign/best" "$campaign/timm" --format timm ${more[export]:-}
 [ -n "$dry" ] || echo "look: python -m jobs.status $campaigns $RUNS"

@@ -25,7 +25,7 @@ def submit_all(cluster: Cluster, work: Path, raw: Path, rates: str = "0.003 0.03
         "--shard", "--val-fraction 0.25 --samples-per-shard 256", "--shard-sbatch", f"--array=0-1 {SMALL}",
         "--merge-sbatch", SMALL, "--verify-sbatch", SMALL, "--pick-sbatch", SMALL, "--export-sbatch", SMALL,
         "--pretrain", f"{TRAINING} --schedule.steps 30", "--finetune", f"{TRAINING} --schedule.steps 20",
-        "--evaluate-sbatch", "--gpus-per-node=2 --cpus-per-task=2",
+        GPUS_PER_NODE="2", CPUS_PER_GPU="1", WHOLE_NODES="no",
         VIT_WORK=str(work), FINETUNE_LRS=rates, DOCTOR="no", VIT_MLFLOW="off", TORCHDYNAMO_DISABLE="1",
     )  # fmt: skip
 

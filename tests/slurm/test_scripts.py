@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,11 +16,28 @@ from tests.slurm.scripts import sourced, submit_all
 GOLDEN = Path(__file__).with_name("golden")
 TRAINING = [f"{stage}_{size}.sh" for stage in ("pretrain", "finetune") for size in ("b16", "b32", "l16", "l32", "tiny")]
 JOBS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
-    **{script.removesuffix(".sh"): (script, ("--optim.lr", "3e-4"), ()) for script in TRAINING},
+    **{
+        script.removesuffix(".sh"): (
+            script,
+            ("--optim.lr", "3e-4"),
+            ("--gpus-per-node=2",) if "tiny" in script else (),
+        )
+        for script in TRAINING
+    },
     "shard": ("shard.sh", ("in.tar", "/data/out", "--seed", 1), ("--array=0",)),
-    "evaluate": ("evaluate.sh", ("/runs/x", "--data", "/data/in1k"), ()),
+    "evaluate": ("evaluate.sh", ("/runs/x", "--data", "/data/in1k"), ("--gpus-per-node=8", "--cpus-per-task=96")),
     "command": ("command.sh", ("python", "-m", "data_prep.verify", "/data/in1k"), ()),
     "finetune_array": ("finetune_l16.sh", (), ("--array=2", "--nodes=1")),
+    "pretrain": (
+        "pretrain.sh",
+        ("b16_deit3", "--optim.lr", "3e-3"),
+        ("--nodes=2", "--exclusive", "--mem=0", "--time=60"),
+    ),
+    "finetune": (
+        "finetune.sh",
+        ("b16_deit3",),
+        ("--nodes=1", "--ntasks-per-node=4", "--gres=gpu:4", "--cpus-per-task=3", "--time=60"),
+    ),
 }
 IMAGE = {"CONTAINER_PATHS": "/repo:/work:/repo"}
 VARIANTS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...], dict[str, str]]] = {
@@ -56,6 +74,7 @@ def dry_run(
     (log,) = folder.glob("*.out")
     granted = "\n".join(f"{field}: {record[field]}" for field in FIELDS if field in record)
     text = re.sub(r"(port |endpoint=)(node\d+:)?\d{4,5}", r"\1$PORT", log.read_text().strip())
+    text = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "$NOW ", text, flags=re.MULTILINE)
     return f"{granted}\n{text}\n".replace(job, "$JOB").replace(str(cluster.folder.parent), "$PWD")
 
 
@@ -127,9 +146,9 @@ def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
     command = f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {folder}/launch.sh; echo went on"
     done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
-    command = f"{folder}/submit_all.sh tiny"
-    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
+    for command in (f"{folder}/submit_all.sh tiny", f"{folder}/submit.sh pretrain tiny"):
+        done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
 
 
 def test_a_job_that_was_submitted_from_another_job(tmp_path: Path) -> None:
@@ -230,6 +249,12 @@ def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> N
         text=True, capture_output=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout == "/my slurm/slurm/v t\n"
+    here = tmp_path / "slurm" / "x.sh"  # outside a job: its own
+    here.parent.mkdir()
+    (here.parent / "launch.sh").touch()
+    here.write_text(f'{line}\ncd "$home" && pwd\n')
+    done = subprocess.run(["bash", here], text=True, capture_output=True, timeout=60, check=True)
+    assert done.stdout == f"{tmp_path}\n"
 
 
 @pytest.mark.parametrize(
@@ -243,3 +268,108 @@ def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> N
 )
 def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     assert message in submit_all(tmp_path, *arguments, code=2)
+
+
+@pytest.mark.slurm
+def test_a_node_that_failed_twice_is_bad_where_others_are_left(cluster: Cluster, tmp_path: Path) -> None:
+    """launch.sh's bad_nodes, by the cluster's real sinfo."""
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "bad-nodes.tsv").write_text("node2\t7\t0\t1\tx\nnode3\t7\t0\t1\tx\nnode2\t7\t1\t2\tx\n")
+    lines = f"source {REPO}/slurm/launch.sh; RUN={tmp_path}; bad_nodes"
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_JOB_PARTITION": "batch"}
+    assert cluster.run("bash", "-c", lines, **job, SLURM_JOB_NUM_NODES="7") == "node2"
+    assert cluster.run("bash", "-c", lines, **job, SLURM_JOB_NUM_NODES="8") == ""
+
+
+SITES: dict[str, dict[str, str]] = {
+    "the defaults": {},
+    "4 GPUs per node": {"GPUS_PER_NODE": "4", "CPUS_PER_GPU": "16", "TIME_LIMIT": "08:00:00"},
+    "shared nodes, gres": {
+        "WHOLE_NODES": "no", "MEMORY_PER_NODE": "900G", "GPU_REQUEST": "gres", "GPU_TYPE": "h100",
+        "CPU_PARTITION": "cpu",
+        "SBATCH_PARTITION": "gpu", "SBATCH_ACCOUNT": "lab", "SBATCH_QOS": "long",
+    },
+    "GPUs that Slurm does not count": {"GPU_REQUEST": "none", "PRETRAIN_NODES": "3"},
+    "CPUs": {"GPUS_PER_NODE": "0", "CPUS_PER_GPU": "4", "WHOLE_NODES": "no"},
+}  # fmt: skip
+SUBMITTED = [
+    "pretrain l16 --optim.lr 3e-4",
+    "pretrain l16 --nodes 4 --time=2:00:00 --partition debug --gpus-per-node 2 --job-name seed1 --train.seed 1",
+    "pretrain b16_deit3 --run-dir /runs/ours --hold --sbatch '--nice=5 --comment=x'",
+    "pretrain tiny",
+    "finetune l16 --array 0-3",
+    "finetune b16_deit3_224",
+    "evaluate /runs/x --data /data/in1k",
+    "shard in.tar '/data/a b' --array 0-63 --classes google21k",
+    "command --time 1:00:00 python -m data_prep.verify /data/in1k --nodes 3",
+]
+
+
+def submit(*arguments: str, code: int = 0, **environment: str) -> str:
+    """What slurm/submit.sh prints where no Slurm answers."""
+    variables = {
+        "PATH": os.environ["PATH"],
+        "RUNS": "/runs",
+        "IN21K": "/data/in21k",
+        "IN1K": "/data/in1k",
+    } | environment
+    done = subprocess.run(
+        ["bash", REPO / "slurm" / "submit.sh", *arguments],
+        env=variables, text=True, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_what_a_site_submits(site: str) -> None:
+    """The sbatch and srun lines of each kind of job, by each kind of site, without Slurm."""
+    lines = [
+        f"$ {line}\n" + re.sub(r" +$", "", submit(*shlex.split(line), "--dry-run", **SITES[site]), flags=re.MULTILINE)
+        for line in (SUBMITTED[:-1])
+    ]
+    kind, *rest = shlex.split(SUBMITTED[-1])  # whose own words begin at the first that is no option
+    lines.append(f"$ {SUBMITTED[-1]}\n" + submit(kind, "--dry-run", *rest, **SITES[site]).replace(" \n", "\n"))
+    compare(f"submit_{site.replace(' ', '_').replace(',', '')}", "".join(lines), REPO=REPO)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (("train", "l16"), {}, "KIND 'train' must be one of pretrain, finetune"),
+        (("pretrain", "--nodes", "4"), {}, "RECIPE is missing"),
+        (("pretrain", "l16", "--nodes", "four"), {}, "--nodes 'four' must be a whole number"),
+        (("pretrain", "l16", "--nodes", "0"), {}, "--nodes 0 is too few"),
+        (("evaluate", "/runs/x", "--nodes", "2"), {}, "--nodes is for pretrain and finetune"),
+        (("pretrain", "l16", "--time"), {}, "--time needs a value"),
+        (("pretrain", "l16"), {"GPU_REQUEST": "gpus"}, "GPU_REQUEST 'gpus' must be gpus-per-node, gres or none"),
+        (("pretrain", "l16"), {"GPUS_PER_NODE": "all"}, "GPUS_PER_NODE 'all' must be a whole number"),
+        (("pretrain", "l16"), {"WHOLE_NODES": "1"}, "WHOLE_NODES '1' must be yes or no"),
+    ],
+)
+def test_mistakes_of_a_submission(arguments: tuple[str, ...], environment: dict[str, str], message: str) -> None:
+    text = submit(*arguments, code=2, **environment)
+    assert message in text
+    assert len(text.splitlines()) == 1, text
+
+
+@pytest.mark.parametrize("script", [*TRAINING, "pretrain.sh", "finetune.sh", "evaluate.sh", "shard.sh", "command.sh"])
+def test_a_job_script_outside_a_job_says_what_it_is_for(script: str) -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    done = subprocess.run(
+        ["bash", REPO / "slurm" / script], env=variables, text=True, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"slurm/{script} is a job script of Slurm, and this is no job: submit it with vit submit" in done.stderr
+    assert "#SBATCH" not in done.stderr
+    assert any(line.startswith(("  sbatch ", "  vit submit")) for line in done.stderr.splitlines())
+
+
+@pytest.mark.slurm
+def test_a_job_without_gpus_says_in_its_first_line_what_to_pass(cluster: Cluster, tmp_path: Path) -> None:
+    options = ("--nodes=1", f"--output={tmp_path}/log", "--time=5")
+    job = cluster.submit("pretrain.sh", "b16", options=options, RUNS=str(tmp_path), IN21K=str(tmp_path))
+    assert cluster.wait(job, timeout=60) == "FAILED"
+    first, *_ = (tmp_path / "log").read_text().splitlines()
+    assert f"pretrain-b16 {job}: error: this job has no GPUs" in first
+    assert "--ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12" in first

@@ -27,7 +27,8 @@ def test_checked_by_doctor_then_trained(
     cluster: Cluster, digits: Path, reference: dict[int, float], tmp_path: Path, launcher: str
 ) -> None:
     began = time.monotonic()
-    job = submit(cluster, digits, tmp_path, "checked", options=NO_GPUS, DOCTOR="yes", LAUNCHER=launcher)
+    settings = {"GPUS_PER_NODE": "0", "DOCTOR": "yes", "LAUNCHER": launcher}
+    job = submit(cluster, digits, tmp_path, "checked", options=NO_GPUS, **settings)
     state = cluster.wait(job.id, timeout=240)
     assert state == "COMPLETED", job.log
     assert "Is this cluster fit to train?" in job.log

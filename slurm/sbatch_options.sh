@@ -1,0 +1,85 @@
+# shellcheck shell=bash disable=SC2034
+# What a job asks Slurm for, from the fields of env.sh. Pure: variables in, variables out; no command is called.
+# Sourced by submit.sh and submit_all.sh (for sbatch) and by launch.sh (for srun).
+
+default_sizes() { # KIND [RECIPE]: sets NODES, GPUS and RANKS per node, CPUS per rank, WHOLE, LIMIT and PARTITION
+  NODES=1 GPUS=0 RANKS=1 CPUS=16 WHOLE=no LIMIT=12:00:00 PARTITION=${CPU_PARTITION:-${SBATCH_PARTITION:-}}
+  case $1 in pretrain | finetune | evaluate) GPUS=$GPUS_PER_NODE CPUS=$CPUS_PER_GPU WHOLE=$WHOLE_NODES PARTITION=${SBATCH_PARTITION:-} ;; esac
+  case $1-${2:-} in
+    *-tiny)
+      [ "$GPUS" -le 2 ] || GPUS=2
+      CPUS=2 WHOLE=no LIMIT=01:00:00
+      ;;
+    pretrain-l16*) NODES=${PRETRAIN_NODES:-8} LIMIT=24:00:00 ;;
+    pretrain-b32*) NODES=${PRETRAIN_NODES:-2} LIMIT=24:00:00 ;;
+    pretrain-*) NODES=${PRETRAIN_NODES:-4} LIMIT=24:00:00 ;;
+    finetune-l16*) NODES=${FINETUNE_NODES:-2} LIMIT=24:00:00 ;;
+    finetune-*) NODES=${FINETUNE_NODES:-1} LIMIT=24:00:00 ;;
+    evaluate-*) LIMIT=02:00:00 ;;
+    shard-*) LIMIT=24:00:00 ;;
+  esac
+  LIMIT=${TIME_LIMIT:-$LIMIT}
+}
+
+sbatch_options() { # KIND: sets OPTIONS, sbatch's for those sizes; RANKS follows from GPUS
+  local field place
+  OPTIONS=()
+  for field in account qos reservation constraint; do
+    place=SBATCH_${field^^}
+    [ -z "${!place:-}" ] || OPTIONS+=("--$field=${!place}")
+  done
+  [ -z "$PARTITION" ] || OPTIONS=("--partition=$PARTITION" "${OPTIONS[@]}")
+  RANKS=$((GPUS > 0 ? GPUS : 1))
+  case $1 in
+    shard) OPTIONS+=(--cpus-per-task="$CPUS") ;;
+    command) OPTIONS+=(--nodes=1 --ntasks=1 --cpus-per-task="$CPUS") ;;
+    evaluate) # one task, which starts a process per GPU
+      gpu_options "$GPUS"
+      OPTIONS+=(--nodes=1 --ntasks=1 "${GPU_OPTIONS[@]}" --cpus-per-task="$((RANKS * CPUS))")
+      ;;
+    *)
+      gpu_options "$GPUS"
+      OPTIONS+=(--nodes="$NODES" --ntasks-per-node="$RANKS" "${GPU_OPTIONS[@]}" --cpus-per-task="$CPUS")
+      ;;
+  esac
+  if [ "$WHOLE" = yes ]; then
+    OPTIONS+=(--exclusive --mem=0)
+  elif [ -n "$MEMORY_PER_NODE" ] && [ "$GPUS" != 0 ]; then
+    OPTIONS+=(--mem="$MEMORY_PER_NODE")
+  fi
+  OPTIONS+=(--time="$LIMIT")
+}
+
+gpu_options() { # GPUS per node: sets GPU_OPTIONS, the same for sbatch and srun
+  GPU_OPTIONS=()
+  [ "$1" != 0 ] || return 0
+  case $GPU_REQUEST in
+    gpus-per-node) GPU_OPTIONS=(--gpus-per-node="${GPU_TYPE:+$GPU_TYPE:}$1") ;;
+    gres) GPU_OPTIONS=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$1") ;;
+  esac
+}
+
+check_site() { # prints what is wrong with a field of env.sh, and fails
+  local field
+  for field in GPUS_PER_NODE CPUS_PER_GPU; do
+    [[ ${!field} =~ ^[0-9]+$ ]] || { echo "error: $field '${!field}' must be a whole number (slurm/env.sh)"; return 1; }
+  done
+  case $GPU_REQUEST in
+    gpus-per-node | gres | none) ;;
+    *) echo "error: GPU_REQUEST '$GPU_REQUEST' must be gpus-per-node, gres or none (slurm/env.sh)"; return 1 ;;
+  esac
+  case $WHOLE_NODES in
+    yes | no) ;;
+    *) echo "error: WHOLE_NODES '$WHOLE_NODES' must be yes or no (slurm/env.sh)"; return 1 ;;
+  esac
+}
+
+option() { # --NAME ARGUMENTS...: the last value given to it
+  local name=$1 value='' key
+  while shift && [ $# -gt 0 ]; do
+    key=${1%%=*}
+    [ "${key//_/-}" = "$name" ] || continue # tyro takes --run_dir as well
+    if [[ $1 == *=* ]]; then value=${1#*=}; else value=${2:-}; fi
+  done
+  echo "$value"
+}
