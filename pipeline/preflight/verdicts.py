@@ -139,7 +139,7 @@ def _devices(facts: Sequence[Facts], _: Need) -> Verdict:
     if len(devices) > 1:
         return Verdict("devices", "fail", "some ranks see no GPU", "check nvidia-smi there, or leave them out", blind)
     if blind and (given := max(fact.gpus_given for fact in facts)):
-        remedy = "compare nvidia-smi's CUDA version with torch.version.cuda; to train on CPUs: vit submit --gpus-per-node 0"
+        remedy = "compare nvidia-smi's CUDA version with torch.version.cuda; for CPUs: vit submit --gpus-per-node 0"
         return Verdict("devices", "fail", f"Slurm gave {given} GPU(s) a node, and torch sees none", remedy, blind)
     median = statistics.median(fact.gemm for fact in facts)
     slow = [fact for fact in facts if fact.gemm < SLOW_DEVICE * median]
