@@ -20,6 +20,7 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.config.schema import ModelConfig, RunConfig, TrainConfig
 from pipeline.distributed import process_group
+from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import ranks_from_environment
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.model.vit import VisionTransformer
@@ -40,6 +41,7 @@ def main() -> None:
             train=TrainConfig(global_batch=arguments.batch, micro_batch=arguments.batch, dtype="float32"),
         )
         device = process_group.start(ranks_from_environment(os.environ))
+        heartbeat = Heartbeat(0, 1).start()
         engine = ds.build_engine(config, VisionTransformer(config.model, 1000).to(device), 1)
         images_BCHW = torch.zeros(arguments.batch, 3, 224, 224, device=device)
 
@@ -59,6 +61,7 @@ def main() -> None:
             background: Saver(
                 dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, background=background)),
                 FACTS,
+                heartbeat.connect(),
             )
             for background in (True, False)
         }

@@ -1,8 +1,9 @@
 """Writing checkpoints while training goes on: a copy in memory until the weights change again, then the files.
 
 A step only reads the weights and moments until its very end, before which it calls :meth:`Saver.settle`. Each rank's
-thread writes its share and says so in a small file, or that it can't; rank 0's thread waits for all of them, writes
-``meta.json`` and renames the folder. So threads need no collective, and a folder with its final name is complete.
+thread writes its share and reports so in the store that the ranks share, or why it can't; rank 0's thread waits for all
+reports, writes ``meta.json`` and renames the folder. So threads need no collective, and a folder with its final name is
+complete.
 """
 
 import dataclasses
@@ -12,31 +13,38 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
+from torch._C._distributed_c10d import Store  # torch.distributed.Store, where mypy finds it
 
 from pipeline.checkpoint.format import FORMAT_VERSION, Meta, complete, folder_name, read_meta
 from pipeline.config.schema import CheckpointConfig, RunConfig
 from pipeline.config.serialize import to_dict
 from pipeline.core.errors import UserError
-from pipeline.core.files import flush, naming, write_json, xxh3_128
+from pipeline.core.files import flush, write_json, xxh3_128
 from pipeline.core.tensor_files import save_tensors
-from pipeline.engine import deepspeed_engine as ds
+from pipeline.engine.deepspeed_engine import Engine
 from pipeline.runs.folder import step_of
 from pipeline.runs.ownership import Fence
 
-PATIENCE = 1800.0  # seconds that rank 0 waits for the other ranks' files
+PATIENCE = timedelta(minutes=30)  # that rank 0 waits for the other ranks' files
 BEST = "eval/top1"  # what keep_best compares
 
 
 class Saver:
-    """Of one attempt, on one rank. One checkpoint is written at a time: the next waits for the one before."""
+    """Of one attempt, on one rank. One checkpoint is written at a time: the next waits for the one before.
 
-    def __init__(self, config: RunConfig, facts: Mapping[str, Any], fence: Fence | None = None) -> None:
+    ``store``: a connection of its own to the store that all ranks share.
+    """
+
+    def __init__(self, config: RunConfig, facts: Mapping[str, Any], store: Store, fence: Fence | None = None) -> None:
         self.config, self.facts, self.fence = config, facts, fence
+        self._store = store
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.last = time.monotonic()  # of the latest save's start
         self._buffers: dict[str, torch.Tensor] = {}  # of the copy, used again by the next one
@@ -55,7 +63,7 @@ class Saver:
 
     def save(
         self,
-        engine: Any,
+        engine: Engine,
         step: int,
         *,
         counts: Mapping[str, Any] | None = None,
@@ -83,7 +91,7 @@ class Saver:
             format_version=FORMAT_VERSION,
             step=step,
             samples=step * self.config.train.global_batch,
-            optimizer_steps=ds.optimizer_steps(engine),
+            optimizer_steps=engine.optimizer_steps(),
             config=to_dict(self.config),
             world_size=self.world,
             files={},
@@ -128,11 +136,11 @@ class Saver:
         path = self._folder / folder_name(step)
         write_json(path / "meta.json", dataclasses.asdict(dataclasses.replace(read_meta(path), metrics=dict(metrics))))
 
-    def _own_share(self, engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _own_share(self, engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """This rank's share: buffers in the host's memory, float32, and what is still to be copied into them."""
         load = [0] * self.world
         mine, source = {}, {}
-        for key, holder, size, tensor in ds.gather_state(engine, self.config.optim.kind):
+        for key, holder, size, tensor in engine.gather_state():
             owner = load.index(min(load)) if holder is None else holder
             load[owner] += size
             if owner == self.rank:
@@ -176,9 +184,10 @@ class Saver:
             if mine:
                 save_tensors(mine, aside / name)
                 entry = {name: {"bytes": (aside / name).stat().st_size, "xxh3_128": xxh3_128(aside / name)}}
-            announce(aside, self.rank, entry)
+            flush(aside)
+            report(self._store, meta.step, Report(self.rank, entry))
             if self.rank == 0:
-                files = self._wait_for_all(aside)
+                files = wait_for_all(self._store, meta.step, self.world, aside)
                 write_json(aside / "meta.json", dataclasses.asdict(dataclasses.replace(meta, files=files)))
                 if self.fence is not None:
                     self.fence.check()
@@ -190,40 +199,57 @@ class Saver:
             if self.rank > 0:
                 self._told = False
                 with suppress(OSError):
-                    (aside / f"state-{self.rank:03d}.safetensors").unlink(missing_ok=True)  # room for the next line
-                    note = aside / f"failed-{self.rank:03d}"
-                    note.touch()
+                    (aside / f"state-{self.rank:03d}.safetensors").unlink(missing_ok=True)  # room for other files
+                with suppress(RuntimeError):  # torch's if rank 0, which has the store, is gone
+                    report(self._store, meta.step, Report(self.rank, fault=repr(error)))
                     self._told = True
-                    note.write_text(repr(error))
             self._error = error
 
-    def _wait_for_all(self, aside: Path) -> dict[str, dict[str, Any]]:
-        """The entries of all ranks' files, as soon as all are written."""
-        limit = time.monotonic() + PATIENCE
-        paths = [aside / f"written-{rank:03d}.json" for rank in range(self.world)]
-        while not all(path.is_file() for path in paths):
-            for path in aside.glob("failed-*"):
-                rank = int(path.name.removeprefix("failed-"))
-                raise RuntimeError(f"rank {rank} could not write its part of {aside}: {path.read_text()}")
-            if time.monotonic() > limit:
-                missing = [rank for rank, path in enumerate(paths) if not path.is_file()]
-                raise TimeoutError(f"{aside}: rank(s) {missing} have not written their part in {PATIENCE:.0f} s")
-            time.sleep(0.005)
-        files: dict[str, dict[str, Any]] = {}
-        for path in paths:
-            files |= json.loads(path.read_text())
-            path.unlink()
-        return files
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank tells rank 0 of its share: the entries of meta.json's files, or what went wrong."""
+
+    rank: int
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fault: str = ""
 
 
-def announce(aside: Path, rank: int, entry: Mapping[str, Any]) -> None:
-    """Tell rank 0 that this rank's share is on the disk: its last act in the folder, which rank 0 renames upon it."""
-    note = aside / f"written-{rank:03d}.json"
-    unseen = note.with_suffix(".tmp")
-    with naming(note):
-        unseen.write_text(json.dumps(entry))
-        flush(aside)
-        unseen.replace(note)
+def report(store: Store, step: int, what: Report) -> None:
+    """Tell rank 0, once per rank and step. Its last act in the checkpoint's folder, which rank 0 renames upon it."""
+    number = store.add(f"saved/{step}", 1)
+    store.set(f"saved/{step}/{number}", json.dumps(dataclasses.asdict(what)))
+
+
+def wait_for_all(
+    store: Store, step: int, world: int, folder: Path, patience: timedelta = PATIENCE
+) -> dict[str, dict[str, Any]]:
+    """The entries of all ranks' files, as soon as all are written.
+
+    Raises RuntimeError at the first report of a fault, TimeoutError when reports are missing after ``patience``. That a
+    rank is gone is for the heartbeat to find.
+    """
+    limit = time.monotonic() + patience.total_seconds()
+    missing = set(range(world))
+    files: dict[str, dict[str, Any]] = {}
+    for number in range(1, world + 1):  # in the order in which they come
+        key = f"saved/{step}/{number}"
+        left = max(limit - time.monotonic(), 0.001)  # 0 would be for ever
+        try:
+            store.wait([key], timedelta(seconds=left))
+        except torch.distributed.DistStoreError as error:
+            raise TimeoutError(
+                f"{str(folder)!r}: rank(s) {', '.join(map(str, sorted(missing)))} have not written their part in "
+                f"{patience.total_seconds():.0f} s"
+            ) from error
+        said = Report(**json.loads(store.get(key)))
+        if said.fault:
+            raise RuntimeError(f"rank {said.rank} could not write its part of {folder}: {said.fault}")
+        missing.remove(said.rank)
+        files |= said.files
+        store.delete_key(key)
+    store.delete_key(f"saved/{step}")
+    return files
 
 
 def delete_old(run_dir: Path, rule: CheckpointConfig, step: int) -> None:

@@ -52,6 +52,10 @@ class Heartbeat:
             self._thread.start()
         return self
 
+    def connect(self) -> TCPStore:
+        """Another connection to the store that all ranks share: a wait on one holds up every other use of it."""
+        return TCPStore(os.environ["MASTER_ADDR"], self._store.port, is_master=False, timeout=PATIENCE)
+
     def stop(self) -> None:
         self._stopped.set()
         if self._thread.is_alive():

@@ -39,12 +39,10 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
         os.environ |= export_variables(ranks, os.environ)
     if device.type == "cpu":
         keep_freed_memory()
-    from pipeline.engine.import_deepspeed import deepspeed  # evaluation needs this module, but no DeepSpeed
+    from pipeline.engine import internals  # evaluation needs this module, but no DeepSpeed
+    from pipeline.engine.import_deepspeed import deepspeed
 
-    # DeepSpeed compiles a shared-memory all-reduce for CPU ranks at the first start: half a minute, and a failure
-    # where there is no compiler. gloo does the same work. Asking for the table of all such operators would try each
-    # one's compiler first, and no other entry is read.
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False, "deepspeed_not_implemented": False}
+    internals.compile_no_operators()
     # DeepSpeed clones the data-parallel group with torch's default of 30 minutes, whatever timeout it is given.
     torch.distributed.distributed_c10d.default_pg_timeout = timeout
     backend = "nccl" if device.type == "cuda" else "gloo"

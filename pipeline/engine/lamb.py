@@ -26,12 +26,28 @@ class Pieces:
 
 
 class Lamb(torch.optim.Optimizer):
-    """``pieces`` and ``group``: set by :func:`follow_zero`; without them each parameter is a whole tensor."""
+    """Each parameter is a whole tensor, unless :meth:`follow_zero` has said what it holds."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = EPS):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.pieces: dict[Tensor, Pieces] = {}
         self.sum_over_ranks: Callable[[Tensor], Tensor] = lambda sums: sums
+
+    def follow_zero(
+        self, pieces: dict[Tensor, Pieces], group: torch.distributed.ProcessGroup, device: torch.device
+    ) -> None:
+        """From now on the parameters are flat tensors that hold ``pieces``; ``group``'s ranks hold the others.
+
+        ``device``: of the group's communication. Offloaded partitions lie in the host's memory.
+        """
+
+        def sum_over_ranks(sums: Tensor) -> Tensor:
+            moved = sums.to(device)
+            torch.distributed.all_reduce(moved, group=group)
+            return moved.to(sums.device)
+
+        self.pieces = pieces
+        self.sum_over_ranks = sum_over_ranks
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -77,34 +93,3 @@ class Lamb(torch.optim.Optimizer):
 def _cut(tensor: Tensor, pieces: Pieces) -> list[Tensor]:
     flat = tensor.detach().view(-1)
     return [flat[start : start + length] for _, start, length in pieces.held]
-
-
-def follow_zero(lamb: Lamb, engine: Any) -> None:
-    """Tell ``lamb`` what lies in the flat tensors that DeepSpeed has put in the place of its parameters."""
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        return
-    zero = engine.optimizer
-    if stage == 3:
-        for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
-            held, start = [], 0
-            for slot, parameter in enumerate(parameters):  # an equal share of each, zero-padded at its end
-                held.append((slot, start, parameter.partition_numel()))
-                start += parameter.partition_numel()
-            lamb.pieces[flat] = Pieces(len(parameters), tuple(held))
-    else:
-        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-            addresses = [
-                (slot, parameter._hp_mapping.hp_fragment_address)
-                for slot, parameter in enumerate(parameters)
-                if parameter._hp_mapping is not None
-            ]
-            held = [(slot, address.start, address.numel) for slot, address in addresses]
-            lamb.pieces[flat] = Pieces(len(parameters), tuple(held))
-
-    def sum_over_ranks(sums: Tensor) -> Tensor:
-        moved = sums.to(engine.device)  # offloaded partitions lie in the host's memory
-        torch.distributed.all_reduce(moved, group=zero.dp_process_group)
-        return moved.to(sums.device)
-
-    lamb.sum_over_ranks = sum_over_ranks

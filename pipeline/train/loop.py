@@ -20,7 +20,6 @@ from pipeline.core.files import flush
 from pipeline.core.log import ONCE
 from pipeline.core.retry import UnreadableError
 from pipeline.distributed import process_group
-from pipeline.engine import deepspeed_engine as ds
 from pipeline.evaluation.accuracy import evaluate
 from pipeline.loader.batches import Ahead, train_batches
 from pipeline.loader.damage import DAMAGE
@@ -113,7 +112,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
         while progress.step < steps:
             watchdog.feed()
             lr = learning_rate(config.schedule, config.optim.lr, progress.step, steps)
-            ds.set_learning_rate(engine, lr)
+            engine.set_learning_rate(lr)
             wishes = {"stop": stop.requested, "save": run.saver.due(progress.step + 1, steps)}
             done = train_step(
                 config,
@@ -138,7 +137,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
                 )
             examine(run, progress, done)
             if config.train.average:
-                ds.update_average(engine, config.train.average)
+                engine.update_average(config.train.average)
             tick()
             if due(progress.step, config.train.log_every, steps) or done.stopping:
                 log_step(run, progress, done, lr)
@@ -231,11 +230,11 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, f
         torch.distributed.all_reduce(asked)
         if asked.item():
             raise StoppedError
-        return run.engine(x_BCHW)  # type: ignore[no-any-return]
+        return run.engine(x_BCHW)
 
     def metrics(prefix: str) -> dict[str, float]:
         run.engine.eval()
-        with ds.uncompiled(run.engine):
+        with run.engine.uncompiled():
             result = evaluate(
                 forward,
                 held_out,
@@ -258,7 +257,7 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, f
         with run.clock.time("evaluation"):
             fresh = metrics("eval/")
             if config.train.average:
-                with ds.averaged_weights(run.engine):
+                with run.engine.averaged_weights():
                     fresh |= metrics("eval_average/")
     except StoppedError:
         logger.info("asked to stop: the evaluation of step %d is left out", progress.step, extra=ONCE)

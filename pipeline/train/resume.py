@@ -1,7 +1,6 @@
 """Go on from a checkpoint: its state into the engine."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed
@@ -11,17 +10,17 @@ from pipeline.checkpoint.format import Meta, State, read_meta
 from pipeline.config.schema import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine import deepspeed_engine as ds
+from pipeline.engine.deepspeed_engine import Engine
 
 
-def load(checkpoint: Path, engine: Any, config: RunConfig) -> Meta:
+def load(checkpoint: Path, engine: Engine) -> Meta:
     """Put a checkpoint's state into a fresh engine. No communication."""
     meta = read_meta(checkpoint)
-    ds.load_state(engine, State(checkpoint), config.optim.kind, meta.optimizer_steps)
+    engine.load_state(State(checkpoint), meta.optimizer_steps)
     return meta
 
 
-def resume(config: RunConfig, engine: Any, ranks: Ranks) -> Meta | None:
+def resume(config: RunConfig, engine: Engine, ranks: Ranks) -> Meta | None:
     """Load the newest sound checkpoint of the run folder, if it has any; collective.
 
     Raises UserError where it has some and all are broken: starting over is for a human to decide.
@@ -37,4 +36,4 @@ def resume(config: RunConfig, engine: Any, ranks: Ranks) -> Meta | None:
             f"--run-dir {str(config.run_dir)!r} has checkpoints and none is sound (see the warnings of rank 0): bring "
             "one back, or remove its checkpoints/ folder to start anew"
         )
-    return load(choice[0], engine, config)
+    return load(choice[0], engine)

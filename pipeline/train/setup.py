@@ -187,7 +187,7 @@ def start(config: RunConfig, job: Job) -> Run:
         device=device,
         engine=engine,
         heartbeat=heartbeat,
-        saver=Saver(config, job.facts, fence),
+        saver=Saver(config, job.facts, heartbeat.connect(), fence),
         clock=Stopwatch(
             config.train.global_batch,
             ranks.world_size,

@@ -13,6 +13,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import Ranks
+from pipeline.engine.deepspeed_engine import Engine
 from pipeline.loader.damage import Damages
 from pipeline.runs import folder as run_folder
 from pipeline.runs.ownership import Fence
@@ -61,7 +62,7 @@ class Run:
     config: RunConfig
     job: Job
     device: torch.device
-    engine: Any
+    engine: Engine
     heartbeat: Heartbeat
     saver: Saver
     clock: Stopwatch

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.distributed
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 
 from pipeline.config.schema import RunConfig, accumulation
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine import deepspeed_engine as ds
+from pipeline.engine.deepspeed_engine import Engine
 from pipeline.loader.batches import Ahead, Batch
 from pipeline.loader.order import LEDGER_BITS, ledger_hash
 from pipeline.loader.transforms import mixup_alpha
@@ -56,7 +55,7 @@ class Step:
 
 def train_step(
     config: RunConfig,
-    engine: Any,
+    engine: Engine,
     batches: Ahead[Batch],
     step: int,
     ranks: Ranks,
@@ -72,15 +71,14 @@ def train_step(
     ``settle`` is called before anything that a checkpoint may still be copied from changes.
     A step whose gradient is no number leaves the weights as they were.
     """
-    if not engine.module.training:  # after an evaluation
-        engine.train()
+    engine.train()
     passes = accumulation(config.train, ranks.world_size)
     choice = config.train.attention
     fresh = itertools.islice(batches, passes)
     done = _update(config, engine, fresh, batches, step, ranks, device, settle, kernel(choice))
     repeated = done.skipped and _anywhere(may_be_cudnn(choice, device), ranks, device)
     if repeated:
-        with ds.uncompiled(engine):  # compiled code keeps the kernel that it was compiled with
+        with engine.uncompiled():  # compiled code keeps the kernel that it was compiled with
             done = replace(
                 _update(config, engine, done.fed, batches, step, ranks, device, settle, kernel("flash")),
                 waited=done.waited,
@@ -97,7 +95,7 @@ def train_step(
         torch.distributed.all_reduce(table)
     losses, stops, saves, own, ledger, damaged = table.T.tolist()
     if norm is None:
-        norm = ds.grad_norm(engine)
+        norm = engine.grad_norm()
     forward = sum(_seconds(start, end) for start, end in zip(marks[::2], marks[1::2], strict=True))
     clock.step(waited, waited + forward)
     return Step(
@@ -137,7 +135,7 @@ def _anywhere(here: bool, ranks: Ranks, device: torch.device) -> bool:
 
 def _update(
     config: RunConfig,
-    engine: Any,
+    engine: Engine,
     source: Iterable[Batch],
     batches: Ahead[Batch],
     step: int,
@@ -179,12 +177,12 @@ def _update(
             asked = time.perf_counter()
             batches.fetch()  # the next one, while a GPU is still busy with this one: so this is at most what it waits
             waited += time.perf_counter() - asked
-            if config.train.zero_stage == 0 and engine.is_gradient_accumulation_boundary():
-                norm = ds.grad_norm(engine)
-            if engine.is_gradient_accumulation_boundary():
+            if config.train.zero_stage == 0 and engine.at_boundary:
+                norm = engine.grad_norm()
+            if engine.at_boundary:
                 settle()
             if norm is not None and not math.isfinite(norm):
-                ds.skip_step(engine)  # DeepSpeed does it by itself under ZeRO
+                engine.skip_step()  # DeepSpeed does it by itself under ZeRO
             else:
                 engine.step()
             total += loss.detach() / passes

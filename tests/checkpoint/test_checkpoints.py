@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import format as checkpoint
-from pipeline.checkpoint.saver import announce, delete_old
+from pipeline.checkpoint.saver import delete_old
 from pipeline.config.schema import CheckpointConfig, RunConfig
 from pipeline.config.serialize import from_dict, to_dict
 from pipeline.core.errors import UserError
@@ -238,18 +238,3 @@ def test_changed_data_are_refused(copy: Path, name: str) -> None:
     run_folder.check_facts(copy, facts)
     with pytest.raises(UserError, match=f"{name} was"):
         run_folder.check_facts(copy, facts | {name: "another"})
-
-
-def test_a_rank_is_done_with_the_folder_when_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 may rename it at that very moment."""
-    aside, final, replace = tmp_path / ".step-00000003.tmp", tmp_path / "step-00000003", Path.replace
-
-    def replace_and_rename(note: Path, target: Path) -> None:
-        replace(note, target)
-        aside.rename(final)
-
-    aside.mkdir()
-    monkeypatch.setattr(Path, "replace", replace_and_rename)
-    announce(aside, 1, {"state-001.safetensors": {"bytes": 1}})
-    assert json.loads((final / "written-001.json").read_text()) == {"state-001.safetensors": {"bytes": 1}}
-    assert len(list(final.iterdir())) == 1

@@ -16,6 +16,7 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from pipeline.distributed import process_group
+from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import Ranks, ranks_from_environment
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.model.losses import loss as loss_of
@@ -36,6 +37,7 @@ def main() -> None:
     folder, *work = sys.argv[1:]
     ranks = ranks_from_environment(os.environ)
     device = process_group.start(ranks)
+    heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
     for piece in work:
         name, stage, dtype, kind, first, last = piece.split(":")
         config = RunConfig(
@@ -55,18 +57,19 @@ def main() -> None:
                 dtype=dtype,  # type: ignore[arg-type]
             ),
         )
-        train(config, ranks, device, int(first), int(last))
+        train(config, ranks, device, heartbeat, int(first), int(last))
+    heartbeat.stop()
     process_group.finish()
 
 
-def train(config: RunConfig, ranks: Ranks, device: torch.device, first: int, last: int) -> None:
+def train(config: RunConfig, ranks: Ranks, device: torch.device, heartbeat: Heartbeat, first: int, last: int) -> None:
     engine = ds.build_engine(config, new_model(config.model).to(device), ranks.world_size)
     if first:
-        assert resume.load(checkpoint_of(config.run_dir, first), engine, config).step == first
-    saver = Saver(config, {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"})
+        assert resume.load(checkpoint_of(config.run_dir, first), engine).step == first
+    saver = Saver(config, {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"}, heartbeat.connect())
     compute = next(engine.module.parameters()).dtype
     for step in range(first, last):
-        ds.set_learning_rate(engine, config.optim.lr * (1 - step / 100))
+        engine.set_learning_rate(config.optim.lr * (1 - step / 100))
         x, y = (part[ranks.rank :: ranks.world_size] for part in global_batch(step))
         loss = loss_of("softmax", engine(x.to(compute)).float(), y)
         engine.backward(loss)
