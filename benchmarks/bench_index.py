@@ -86,10 +86,9 @@ def large_plan(folder: Path, rows: int) -> None:
             file.write(header(f"{wnid}.tar", len(own)) + own)
         file.write(bytes(1024))
     program = (
-        "import sys; from pathlib import Path; from data_prep import pyarrow_setup, shard_options\n"
+        "import sys; from pathlib import Path; from data_prep import shard_options\n"
         "from data_prep.planning import make_plan; from data_prep.sources import inputs\n"
         "if __name__ == '__main__':\n"
-        "    pyarrow_setup.without_pandas()\n"
         "    chosen = shard_options.Options(sys.argv[1], Path(sys.argv[2]))\n"
         "    found = inputs.find(chosen.input, 'auto', None, None)\n"
         "    plan = shard_options.plan_options(chosen, shard_options.content_options(chosen))\n"
@@ -139,9 +138,9 @@ def large_index(folder: Path, rows: int) -> None:
     """Write index.parquet of ImageNet-21K's names with random places, hashes and sizes, as finalize does."""
     path = folder / "index.parquet"
     program = (
-        "import sys; from pathlib import Path; from data_prep import pyarrow_setup\n"
+        "import sys; from pathlib import Path\n"
         "from data_prep.writing import finalize; from pipeline.dataset import format as dataset_format\n"
-        "pyarrow_setup.without_pandas(); sys.path.insert(0, sys.argv[3]); import bench_index\n"
+        "sys.path.insert(0, sys.argv[3]); import bench_index\n"
         "rows = bench_index.shards_rows(int(sys.argv[2]))\n"
         "print(finalize.write_parquet(Path(sys.argv[1]), dataset_format.INDEX_SCHEMA, rows))\n"
     )

@@ -5,11 +5,6 @@ widths, heights and hashes are 0. Two versions of the same tars are told apart b
 labels.
 """
 
-from data_prep import process_pool as workers
-
-if __name__ == "__main__":
-    workers.warm_up()
-
 import collections
 import os
 from collections.abc import Iterable, Iterator
@@ -22,10 +17,10 @@ import pyarrow.compute as pc
 import tyro
 import xxhash
 
+from data_prep import process_pool as workers
 from data_prep import progress
 from data_prep import tables as arrow_tables
 from data_prep.dataset_reader import check_workers
-from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources import inputs
 from data_prep.sources.rows import RejectRow
 from data_prep.sources.sample_headers import INDEX_ROWS, Tar, index_tar
@@ -94,7 +89,7 @@ def main(args: list[str] | None = None) -> int:
     seen: set[str] = set()
     try:
         with arrow_tables.Writer(rows, INDEX_ROWS) as writer, progress.Bar("indexing", len(items), "tars") as bar:
-            found = workers.run(index_tar, items, min(options.workers, len(items)), begin_here=True)
+            found = workers.run(index_tar, items, min(options.workers, len(items)))
             for tar, (table, left_out) in zip(items, found, strict=True):
                 bar.report({"images": 1})
                 size = tar.path.stat().st_size
@@ -206,5 +201,4 @@ def _labelled(table: pa.Table, texts: pa.Array, labels: pa.Array) -> pa.Table:
 
 
 if __name__ == "__main__":
-    without_pandas()
     cli.run(main)

@@ -20,7 +20,6 @@ from data_prep import progress
 from data_prep.dataset_reader import OpenTar, Piece, check_out, check_workers, pieces, rows_of
 from data_prep.images import perceptual_hash
 from data_prep.planning import assignment
-from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources import inputs
 from pipeline.core import cli, errors, files
 from pipeline.core.errors import UserError
@@ -215,5 +214,4 @@ def _keys(work: list[Piece], rows: set[int], wnids: Sequence[str] = ()) -> dict[
 
 
 if __name__ == "__main__":
-    without_pandas()
     cli.run(main)

@@ -16,11 +16,14 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.core.errors import UserError
+from pipeline.core.files import naming
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ARENA = 16 << 20  # bytes that a worker may keep for reuse
 REPORT_EVERY = 0.1  # seconds
-SECONDS_TO_WARM_UP = 0.4  # after which starting workers takes little
+PRELOADED = ("data_prep.writing.build_shard", "data_prep.progress", "pipeline.core.cli", "pandas")
 Report = dict[str, int]  # counts since the last report
 
 _reports: "SimpleQueue[Report] | None" = None
@@ -54,16 +57,15 @@ def _reported(work: Callable[[Item], Result], item: Item) -> Result:
         _pass_on()
 
 
-def warm_up() -> ForkServerContext:
-    """Start what the workers come from, and don't wait for it.
+def start_server() -> ForkServerContext:
+    """Start the process that workers are forked from, unless it runs, without waiting for it: it takes half a second.
 
-    It takes half a second. A command calls this before its own imports, which take as long on another core.
+    Not a fork of this process, which has threads (the progress bar's, Arrow's). The server has imported what the work
+    needs, and what the command's own module imports, as each new process imports that module again (not the module
+    itself: runpy would warn of it). pandas is there because pyarrow looks for it at its first conversion.
     """
-    # Not fork: it copies this process with its threads (the progress bar's, Arrow's). The server that is forked
-    # instead has imported what the work needs, and what the command imports that each new process runs again (not the
-    # command itself: runpy would warn of it).
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.writing.build_shard", "data_prep.progress", "pipeline.core.cli"])
+    context.set_forkserver_preload(list(PRELOADED))
     resource_tracker.ensure_running()  # which ends by unblocking SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the server: Ctrl-C is the parent's to answer
     try:
@@ -78,37 +80,18 @@ def run(
     items: Iterable[Item],
     workers: int,
     on_report: Callable[[Report], None] = lambda _: None,
-    *,
-    begin_here: bool = False,
 ) -> Iterator[Result]:
     """``work(item)`` for each item in ``workers`` processes; results in the order of ``items``.
 
-    ``begin_here``: this process does the first ones itself until the others have started: for many short ones.
     The first exception of any item stops everything and is raised here.
     """
-    context = warm_up()
+    context = start_server()
     source = iter(items)
-    if begin_here:
-        begun = time.monotonic()
-        for item in source:
-            yield work(item)
-            if time.monotonic() > begun + SECONDS_TO_WARM_UP:
-                break
-        else:
-            return
-    from pipeline.core.files import naming  # warm_up is called before anything slow is imported
-
     with naming(Path("/dev/shm")):  # where semaphores lie, though the system's refusal names no file
         queue: SimpleQueue[Report] = context.SimpleQueue()
     pool = ProcessPoolExecutor(workers, context, _start, (queue,))
     pending: list[Future[Result]] = []
     try:
-        if begin_here:
-            started = [pool.submit(_nothing) for _ in range(workers)]
-            for item in source:
-                yield work(item)
-                if all(future.done() for future in started):
-                    break
         while True:
             pending += [pool.submit(_reported, work, item) for item in islice(source, 4 * workers - len(pending))]
             if not pending:
@@ -123,8 +106,6 @@ def run(
         _drain(queue, on_report)
         pool.shutdown()
     except BrokenProcessPool:
-        from pipeline.core.errors import UserError  # warm_up is called before anything slow is imported
-
         raise UserError(
             "a worker was killed, as the system does where memory runs out: give fewer --workers, and run again"
         ) from None
@@ -137,10 +118,6 @@ def run(
         queue.close()
 
 
-def _nothing() -> None:
-    """What a worker can only do once it has started."""
-
-
 def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) -> None:
     while not queue.empty():
         on_report(queue.get())
@@ -149,13 +126,10 @@ def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) ->
 def _start(queue: "SimpleQueue[Report]") -> None:
     global _reports  # noqa: PLW0603 what a process pool has instead of arguments
     _reports = queue
-    from data_prep.pyarrow_setup import without_pandas  # warm_up is called before anything slow is imported
-
     # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
     # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
     bytes(ARENA)
     gc.freeze()  # what was imported isn't garbage: no need to look at it again and again
-    without_pandas()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

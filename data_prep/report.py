@@ -18,7 +18,6 @@ import tyro
 
 from data_prep import progress, report_figures
 from data_prep.dataset_reader import OpenTar, batches, check_out, pieces, rows_of
-from data_prep.pyarrow_setup import without_pandas
 from pipeline.core import cli, errors, files
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo
@@ -249,5 +248,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozense
 
 
 if __name__ == "__main__":
-    without_pandas()
     cli.run(main)

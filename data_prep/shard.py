@@ -1,10 +1,5 @@
 """``python -m data_prep.shard INPUT OUTPUT``: raw images -> a shuffled, checked data set of WebDataset tars."""
 
-from data_prep import process_pool
-
-if __name__ == "__main__":
-    process_pool.warm_up()
-
 import collections
 import json
 import shutil
@@ -15,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import progress, work_folder
+from data_prep import process_pool, progress, work_folder
 from data_prep.images.prepare import ImageOptions
 from data_prep.planning import make_plan, stream_buckets
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.make_plan import NOT_DEFECTS, Planned
-from data_prep.pyarrow_setup import without_pandas
 from data_prep.shard_options import Options, budget, check, content_options, plan_options, short_side, split_rule
 from data_prep.sources import inputs, streams
 from data_prep.sources.devkit import read_devkit
@@ -274,5 +268,4 @@ def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: floa
 
 
 if __name__ == "__main__":
-    without_pandas()
     cli.run(main)

@@ -19,7 +19,6 @@ import xxhash
 from data_prep import process_pool as workers
 from data_prep import progress
 from data_prep.dataset_reader import OpenTar, Piece, batches, check_workers, pieces, rows_of
-from data_prep.pyarrow_setup import without_pandas
 from data_prep.sources.tar_headers import DamagedTarError, scan
 from pipeline.core import cli, errors, retry
 from pipeline.core.files import xxh3_128
@@ -242,5 +241,4 @@ def neighbour_z(labels: npt.NDArray[np.int32]) -> float:
 
 
 if __name__ == "__main__":
-    without_pandas()
     cli.run(main)

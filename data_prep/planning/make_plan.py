@@ -211,7 +211,7 @@ def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tup
     parts = find_parts(source)
     if source.seekable:
         with progress.Bar("scanning", len(parts), "parts") as bar:
-            for found in workers.run(read_parts.scan_part, parts, options.workers, begin_here=True):
+            for found in workers.run(read_parts.scan_part, parts, options.workers):
                 bar.report({"images": 1})
                 yield found
         return

@@ -224,7 +224,7 @@ def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
     program = "import signal, time\nfrom pipeline.core import cli\nfrom data_prep import process_pool\n"
     program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs in the background ignores it
     program += (
-        "def main():\n    process_pool.warm_up()\n    time.sleep(0.2)\n    print(flush=True)\n    time.sleep(60)\n"
+        "def main():\n    process_pool.start_server()\n    time.sleep(0.2)\n    print(flush=True)\n    time.sleep(60)\n"
     )
     program += "if __name__ == '__main__':\n    cli.run(main)\n"
     (tmp_path / "program.py").write_text(program)
