@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from benchmarks.peers import import_peer
 from pipeline.config.schema import ModelConfig, Variant
-from pipeline.distributed.malloc import keep_freed_memory
 from pipeline.interop.timm import ENTRY_POINTS
+from pipeline.model.cpu import keep_freed_memory
 from pipeline.model.flops import forward_macs
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer, initialise
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed
 
 from pipeline.core.errors import UserError
-from pipeline.distributed.malloc import keep_freed_memory
 from pipeline.distributed.ranks import Ranks, export_variables, ranks_from_environment
+from pipeline.model.cpu import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

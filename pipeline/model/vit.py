@@ -20,10 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.schema import ModelConfig, Variant
 from pipeline.core.errors import UserError
-from pipeline.model.linear import Linear, linear
+from pipeline.model.cpu import attend
 
 SIGMOID_HEAD_BIAS = -10.0  # released ImageNet-21K models start with every class improbable (e^-10 = 4.5e-5)
-MOST_SCORED = 256  # tokens; the scores of more would take more memory than everything else
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
 
 
@@ -82,7 +81,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(sizes, config, drop) for drop in drop_rates(config))
         self.norm = nn.LayerNorm(sizes.width, eps=config.norm_eps)
         self.pre_logits = PreLogits(sizes.width) if config.pre_logits else nn.Identity()
-        self.head = Linear(sizes.width, classes)
+        self.head = nn.Linear(sizes.width, classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalised images in the parameters' dtype, ``image_size`` square -> logits_BC, one a class."""
@@ -150,7 +149,7 @@ class PatchProjection(nn.Module):
         rows, columns = height // self.patch, width // self.patch
         x = x_BCHW.reshape(batch, channels, rows, self.patch, columns, self.patch)
         x_BLE = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * self.patch * self.patch)
-        return linear(x_BLE, self.weight.flatten(1), self.bias)
+        return F.linear(x_BLE, self.weight.flatten(1), self.bias)
 
 
 class Block(nn.Module):
@@ -202,7 +201,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = QueryKeyValue(width, heads)
-        self.proj = Linear(width, width)
+        self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, queries: int) -> Tensor:
@@ -224,8 +223,8 @@ class QueryKeyValue(nn.Linear):
         """The heads' outputs side by side, y_BQD."""
         if queries == 1 and x_BLD.shape[1] > 1:
             return self._first_alone(x_BLD)
-        q_BLD, k_BLD, v_BLD = linear(x_BLD, self.weight, self.bias).chunk(3, dim=-1)
-        y_BNLK = _attend(self._by_head(q_BLD), self._by_head(k_BLD), self._by_head(v_BLD))
+        q_BLD, k_BLD, v_BLD = F.linear(x_BLD, self.weight, self.bias).chunk(3, dim=-1)
+        y_BNLK = attend(self._by_head(q_BLD), self._by_head(k_BLD), self._by_head(v_BLD))
         return y_BNLK.transpose(1, 2).flatten(2)
 
     def _by_head(self, x_BLD: Tensor) -> Tensor:
@@ -248,28 +247,14 @@ class QueryKeyValue(nn.Linear):
         return y_NBK.transpose(0, 1).reshape(batch, 1, width) + v_D
 
 
-def _attend(q_BNLK: Tensor, k_BNLK: Tensor, v_BNLK: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v.
-
-    In bfloat16 on a CPU by plain products, which take half the time of torch's kernel, back and forth; the scores are
-    rounded to bfloat16 before the softmax, so that errors are twice as large (0.4 % instead of 0.2 %).
-    """
-    if q_BNLK.device.type != "cpu" or q_BNLK.dtype != torch.bfloat16 or q_BNLK.shape[2] > MOST_SCORED:
-        return F.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
-    # bmm, of three dimensions, has a kernel of its own
-    q_GLK, k_GLK, v_GLK = (x_BNLK.flatten(0, 1) for x_BNLK in (q_BNLK / math.sqrt(q_BNLK.shape[3]), k_BNLK, v_BNLK))
-    y_GLK = torch.bmm(torch.bmm(q_GLK, k_GLK.transpose(1, 2)).softmax(-1), v_GLK)
-    return y_GLK.reshape(q_BNLK.shape)
-
-
 class Mlp(nn.Module):
     def __init__(self, width: int, mlp: int, config: ModelConfig) -> None:
         super().__init__()
-        self.fc1 = Linear(width, mlp)
+        self.fc1 = nn.Linear(width, mlp)
         # Flax's gelu is the tanh approximation; the exact one differs by 4e-4 in the logits.
         self.act = nn.GELU(approximate="tanh" if config.gelu == "tanh" else "none")
         self.drop1 = nn.Dropout(config.dropout)
-        self.fc2 = Linear(mlp, width)
+        self.fc2 = nn.Linear(mlp, width)
         self.drop2 = nn.Dropout(config.dropout)
 
     def forward(self, x_BQD: Tensor) -> Tensor:
@@ -283,7 +268,7 @@ class PreLogits(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc = Linear(width, width)
+        self.fc = nn.Linear(width, width)
 
     def forward(self, z_BD: Tensor) -> Tensor:
         return torch.tanh(self.fc(z_BD))
