@@ -200,4 +200,4 @@ def batches(
     slots = slots_for(indices, workers, batch, size)
     items = PictureBatches(pictures, batch, rank, world_size, size, resize, slots)
     for slot, kept, bad in load(items, indices, slots, workers, ignoring=[signal.SIGINT], setting="--workers"):
-        yield PictureBatch(slots.taken(slot, len(kept)), kept, bad)
+        yield PictureBatch(slots.copy_out(slot, len(kept)), kept, bad)

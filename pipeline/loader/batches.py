@@ -254,7 +254,7 @@ def _damage(split: JoinedSplit, row: int, jpeg: bytes, error: ValueError) -> Dam
 
 def _batch(loaded: Loaded, slots: Slots) -> Batch:
     return Batch(
-        images_BHWC=slots.taken(loaded.slot, len(loaded.labels_B)),
+        images_BHWC=slots.copy_out(loaded.slot, len(loaded.labels_B)),
         labels_B=torch.from_numpy(loaded.labels_B),
         samples_B=torch.from_numpy(loaded.samples_B.astype(np.int64)),
         step=loaded.step,
