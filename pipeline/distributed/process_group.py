@@ -40,7 +40,6 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     from pipeline.engine import internals  # evaluation needs this module, but no DeepSpeed
-    from pipeline.engine.import_deepspeed import deepspeed
 
     internals.compile_no_operators()
     # DeepSpeed clones the data-parallel group with torch's default of 30 minutes, whatever timeout it is given.
@@ -48,7 +47,7 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         with _ended_by_signals():
-            deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+            internals.deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
     except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
         raise RuntimeError(
             f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {os.environ['MASTER_ADDR']}:"

@@ -19,8 +19,7 @@ from pipeline.engine import gradient_norms, internals
 from pipeline.engine import optimizer as optim
 from pipeline.engine.compiler import compiles
 from pipeline.engine.deepspeed_config import deepspeed_config
-from pipeline.engine.import_deepspeed import deepspeed
-from pipeline.engine.internals import DeepSpeedEngine
+from pipeline.engine.internals import DeepSpeedEngine, deepspeed
 from pipeline.engine.lamb import Lamb
 from pipeline.engine.state_keys import AVERAGE, MASTER, MOMENTS
 from pipeline.model.vit import VisionTransformer

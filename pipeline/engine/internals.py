@@ -4,15 +4,66 @@ tests/engine/test_internals.py names each of these attributes on real engines of
 DeepSpeed's version range in pyproject.toml is to be raised.
 """
 
-from collections.abc import Callable
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from pipeline.engine.import_deepspeed import deepspeed
 from pipeline.engine.lamb import Pieces
+
+MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to find out
+
+
+@contextlib.contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """DeepSpeed's autotuner, which isn't used here, imports MLflow if it is installed.
+
+    1.3 to 1.6 CPU-seconds of each start, and 1,349 modules for each rank to find on a shared disk.
+    """
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # "import mlflow" raises ImportError
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+
+
+with _without_mlflow():
+    import deepspeed as deepspeed  # noqa: PLC0414 - for the users of this module
+
+
+def _import_muon_uncompiled() -> None:
+    """Every engine looks whether its optimizer is Muon, whose functions are compiled where they are defined.
+
+    That imports torch's compiler and its kernels' templates, for an optimizer that isn't used here: 1.1 to 1.3
+    CPU-seconds of each start.
+    """
+
+    def as_it_is(function: Any = None, **_: Any) -> Any:
+        """What @torch.compile and @torch.compile(...) would do to a function."""
+        return as_it_is if function is None else function
+
+    compile_ = torch.compile
+    torch.compile = as_it_is  # type: ignore[assignment]
+    try:
+        with contextlib.suppress(ImportError):  # not every DeepSpeed has Muon there
+            importlib.import_module(MUON)
+    finally:
+        torch.compile = compile_
+
+
+_import_muon_uncompiled()
 
 DeepSpeedEngine = Any  # deepspeed.DeepSpeedEngine: the package has no types
 ZeroOptimizer = Any  # what engine.optimizer is under ZeRO: DeepSpeedZeroOptimizer (1, 2), ..._Stage3

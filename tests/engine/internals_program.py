@@ -4,6 +4,7 @@ python -m tests.engine.internals_program
 """
 
 import os
+import sys
 from typing import Any
 
 import deepspeed
@@ -88,6 +89,10 @@ def main() -> None:
     lines = []
     if device.type == "cpu" and "deepspeed_shm_comm" not in table.keys_asked:
         lines.append("deepspeed.ops.__compatible_ops__ isn't asked for deepspeed_shm_comm, for compile_no_operators")
+    if internals.MUON not in sys.modules:
+        lines.append(f"{internals.MUON} can't be imported, for _import_muon_uncompiled")
+    if "mlflow" in sys.modules:
+        lines.append("MLflow has been imported, in spite of _without_mlflow")
     for stage in ALL:
         lines += of_stage(stage, device)
     for line in lines:
