@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import ipc
 
-from pipeline.core.files import _appearing, naming, temporary
+from pipeline.core.files import appearing, naming, put_in_place, temporary
 
 BATCH_ROWS = 65_536
 _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
@@ -63,7 +63,7 @@ class Writer:
                     self._writer.close()
                     self._file.flush()
                     os.fsync(self._file.fileno())
-                    self._temporary.replace(self._path)
+                    put_in_place(self._temporary, self._path)
         finally:
             self._temporary.unlink(missing_ok=True)
 
@@ -131,25 +131,26 @@ def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
     waiting: list[pa.Table] = []
     repeated = [name for name in schema.names if name in REPEATED]
     alike = {name: encoding for name, encoding in ALIKE.items() if name in schema.names}
-    with _appearing(path) as aside, aside.open("wb") as file:
-        with pq.ParquetWriter(
+    with (
+        appearing(path) as aside,
+        aside.open("wb") as file,
+        pq.ParquetWriter(
             file, schema, compression="zstd", compression_level=3, use_dictionary=repeated, column_encoding=alike
-        ) as writer:
+        ) as writer,
+    ):
 
-            def flush() -> None:
-                table = pa.concat_tables([*waiting, schema.empty_table()]).unify_dictionaries().combine_chunks()
-                writer.write_table(table, row_group_size=ROW_GROUP)
-                waiting.clear()
+        def flush() -> None:
+            table = pa.concat_tables([*waiting, schema.empty_table()]).unify_dictionaries().combine_chunks()
+            writer.write_table(table, row_group_size=ROW_GROUP)
+            waiting.clear()
 
-            for table in tables:
-                waiting.append(table.replace_schema_metadata(None))
-                rows += len(table)
-                waiting_rows += len(table)
-                if waiting_rows >= ROW_GROUP:
-                    flush()
-                    waiting_rows = 0
-            if waiting_rows or not rows:
+        for table in tables:
+            waiting.append(table.replace_schema_metadata(None))
+            rows += len(table)
+            waiting_rows += len(table)
+            if waiting_rows >= ROW_GROUP:
                 flush()
-        file.flush()
-        os.fsync(file.fileno())
+                waiting_rows = 0
+        if waiting_rows or not rows:
+            flush()
     return rows

@@ -1,7 +1,6 @@
 """One process at a time for one piece of work in a folder, and no other beside one that does all of it."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,14 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import UserError
+from pipeline.core.locks import Lock, try_lock
 
 
 @contextmanager
 def alone(output: Path, task: int | None) -> Iterator[None]:
     """Hold a task of OUTPUT, or all of it. Raises UserError where another process does.
 
-    Two at once would delete each other's unfinished files. The kernel lets go of a killed one's. A file system without
-    locks is taken at its word.
+    Two at once would delete each other's unfinished files. On a file system without locks nobody can tell, and a
+    warning says so.
     """
     folder, made = work_folder(output), not output.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,26 +27,23 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # nothing is left of a run that failed before it had a plan
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused where other tasks are there
-                if not any(path for path in folder.iterdir() if not path.name.startswith("lock")):
-                    shutil.rmtree(folder)
-                    if made:
-                        output.rmdir()
+            # nothing is left of a run that failed before it had a plan, unless other tasks are there
+            if try_lock(lock, folder / "lock") is Lock.HELD:
+                with contextlib.suppress(OSError):
+                    if not any(path for path in folder.iterdir() if not path.name.startswith("lock")):
+                        shutil.rmtree(folder)
+                        if made:
+                            output.rmdir()
 
 
 @contextmanager
 def _lock(path: Path, output: Path, *, shared: bool) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(fd, path, shared=shared) is Lock.TAKEN:
             raise UserError(
                 f"OUTPUT {str(output)!r} is being made by another process: wait for it, or give another folder"
-            ) from None
-        except OSError:
-            pass
+            )
         yield fd
     finally:
         os.close(fd)

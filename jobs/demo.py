@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pipeline.core import cli, errors, terminal
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_can_make
+from pipeline.core.files import appearing, check_can_make
 from pipeline.tracking.view import how_to_look
 
 DESCRIPTION = """The whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
@@ -158,15 +158,13 @@ def write_raw(path: Path, classes: int) -> None:
 
     images, labels = load_digits(return_X_y=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with tarfile.open(aside, "w") as outer:
+    with appearing(path) as aside, tarfile.open(aside, "w") as outer:
         for digit in range(classes):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as tar:
                 for number in np.flatnonzero(labels == digit):
                     _add(tar, f"digit{digit}_{number}.JPEG", _jpeg(images[number]))
             _add(outer, f"digit{digit}.tar", inner.getvalue())
-    aside.rename(path)
     print(f"{path}: {classes} classes, {int((labels < classes).sum())} JPEGs of {RAW_SIDE} px", flush=True)
 
 

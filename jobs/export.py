@@ -10,7 +10,7 @@ import tyro
 
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_local, naming, temporary
+from pipeline.core.files import check_local, naming, put_in_place, temporary
 
 DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
@@ -47,7 +47,7 @@ def main() -> int:
     try:
         aside.mkdir(parents=True)
         facts = write(config, aside)
-        aside.replace(config.output)
+        put_in_place(aside, config.output)
     except OSError as error:
         raise UserError(f"OUTPUT {str(config.output)!r} can't be written ({error}): name another folder") from error
     finally:

@@ -78,7 +78,7 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
         try:
             _make(output, source, options, aside)
             if not (folder / "plan.json").is_file():  # else another task was faster
-                aside.rename(folder)
+                files.put_in_place(aside, folder)
         except OSError:
             if not (folder / "plan.json").is_file():
                 raise

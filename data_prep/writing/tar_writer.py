@@ -8,7 +8,7 @@ from types import TracebackType
 import xxhash
 
 from data_prep.sources.tar_headers import BLOCK, ZERO_BLOCK
-from pipeline.core.files import write_all
+from pipeline.core.files import put_in_place, temporary, write_all
 
 try:
     from data_prep import _sample
@@ -48,7 +48,7 @@ class ShardWriter:
         self.path = path
         self.bytes = 0
         self.xxh3_128 = ""
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary(path)
         self._hash = xxhash.xxh3_128()
         self._parts: list[bytes] = []
         self._gathered = 0
@@ -106,4 +106,4 @@ class ShardWriter:
                 self._temporary.unlink(missing_ok=True)
         if kind is None:
             self.xxh3_128 = self._hash.hexdigest()
-            self._temporary.replace(self.path)
+            put_in_place(self._temporary, self.path)

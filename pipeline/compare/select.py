@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.compare.read_runs import evaluated_on
 from pipeline.core.errors import UserError
-from pipeline.core.files import temporary
+from pipeline.core.files import put_in_place, temporary
 from pipeline.runs import sweep_record
 from pipeline.runs.folder import read_status
 from pipeline.tracking.resend import send
@@ -92,4 +92,4 @@ def point(link: Path, run: Path) -> None:
         raise UserError(f"--link {str(link)!r} can't be made: {str(link.parent)!r} is not a folder")
     aside = temporary(link)
     aside.symlink_to(run.resolve())
-    aside.replace(link)
+    put_in_place(aside, link)

@@ -19,22 +19,44 @@ _CHUNK = 1 << 20  # bytes: few enough to be in the processor's cache when they a
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Atomically: aside, flushed, renamed."""
+    """Write an object as JSON; the file is either complete or not there."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8 that is either complete or not there."""
+    with appearing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name to write a file to; at the end it is flushed to the disk and is ``path``. If that fails, nothing stays.
+
+    For writers that outlive a block: :func:`temporary` and :func:`put_in_place`.
+    """
     aside = temporary(path)
     try:
         with naming(path):
-            aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            yield aside
             flush(aside)
-            aside.replace(path)
-            flush(path.parent)
-    except BaseException:
+            put_in_place(aside, path)
+    finally:
         aside.unlink(missing_ok=True)
-        raise
 
 
 def temporary(path: Path) -> Path:
     """A new name beside ``path`` to write under before renaming: no other process's, on this host or another."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Rename a file, link or folder that is on the disk to ``path``, replacing a file or link that is there.
+
+    The folder is flushed as well, so that what has been announced is there after the machine has lost power.
+    """
+    aside.replace(path)
+    flush(path.parent)
 
 
 @contextmanager
@@ -111,26 +133,6 @@ def xxh3_128(path: Path) -> str:
     finally:
         os.close(descriptor)
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is either complete or not there."""
-    with _appearing(path) as aside, aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A name to write to, which is ``path`` afterwards; nothing stays there where that fails, as on a full disk."""
-    aside = temporary(path)
-    try:
-        with naming(path):
-            yield aside
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

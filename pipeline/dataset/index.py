@@ -5,7 +5,6 @@ node map: opening takes milliseconds, memory is shared, and only the pages that 
 """
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import readable_as_folder
+from pipeline.core.files import appearing
 from pipeline.dataset.format import damage_of, open_parquet, read_index
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
@@ -59,21 +58,12 @@ def cache_folder() -> Path:
 def _write(path: Path, index: Path, split: str, samples: int) -> None:
     """Aside, then renamed, so that ranks that write at the same time don't see each other's half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            written = 0
-            for part in _parts(index, split):
-                file.write(part.data)
-                written += len(part)
-            _check(written, samples, index, split)
-            file.flush()
-            os.fsync(file.fileno())
-        readable_as_folder(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with appearing(path) as aside, aside.open("wb") as file:
+        written = 0
+        for part in _parts(index, split):
+            file.write(part.data)
+            written += len(part)
+        _check(written, samples, index, split)
 
 
 def _fill(rows: Rows, index: Path, split: str) -> None:

@@ -1,11 +1,9 @@
 """A dataset behind a URL: its small files are kept in the node's cache folder, its shards are checked to be there."""
 
-import fcntl
-import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +11,8 @@ from typing import TypeVar
 import xxhash
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import put_in_place, temporary
+from pipeline.core.locks import Lock, locked
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import ShardInfo
 from pipeline.dataset.urls import GoneError, Patience, check_source, is_remote, join, read_blocks, size_of
@@ -39,7 +39,9 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
             pass
     except OSError as error:
         raise UserError(f"data.cache {str(cache)!r} can't be written ({error}): name another folder") from error
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock") as lock:
+        for left in folder.glob(".part.*.tmp") if lock is Lock.HELD else ():  # of processes that were killed
+            shutil.rmtree(left, ignore_errors=True)
         info = _fetch(source, folder, "dataset.json", patience, dataset_format.read_info)
         named = folder / f".of-{info.digest}"  # whose index and classes lie here
         if not named.exists() or not _has_tables(folder):  # a crash of the node may have cut them
@@ -95,20 +97,18 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
         mark.touch()
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Among the processes that see the file system. The lock ends with the process, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Callable[[Path], Item]) -> Item:
     """A small file of a data set, and what ``read`` makes of it in its folder; fetched again where it came damaged."""
-    url, aside = join(source, name), folder / ".part" / name
+    url, aside = join(source, name), temporary(folder / "part") / name
+    try:
+        return _fetched(source, url, aside, folder, patience, read)
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _fetched(
+    source: str, url: str, aside: Path, folder: Path, patience: Patience, read: Callable[[Path], Item]
+) -> Item:
     for last in (False, True):
         try:
             aside.parent.mkdir(exist_ok=True)
@@ -121,8 +121,8 @@ def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Calla
                     f"data.cache {str(folder.parent.parent)!r} can't be written ({error}): make room, or name another"
                 ) from error
             raise UserError(
-                f"data set {source!r}: {name} can't be read ({error}): give the URL of a folder that data_prep.shard "
-                "has finished"
+                f"data set {source!r}: {aside.name} can't be read ({error}): give the URL of a folder that "
+                "data_prep.shard has finished"
             ) from error
         try:
             found = read(aside.parent)
@@ -130,6 +130,6 @@ def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Calla
             if last:
                 raise UserError(str(error).replace(str(aside), url)) from error
             continue
-        aside.replace(folder / name)
+        put_in_place(aside, folder / aside.name)
         return found
     raise AssertionError

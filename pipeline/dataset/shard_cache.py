@@ -12,8 +12,6 @@ what is fetched ahead of need takes the place only of files that nobody has touc
 """
 
 import contextlib
-import errno
-import fcntl
 import os
 import threading
 import time
@@ -26,12 +24,14 @@ import xxhash
 
 from pipeline.core import retry
 from pipeline.core.errors import UserError
-from pipeline.core.files import xxh3_128
+from pipeline.core.files import put_in_place, xxh3_128
+from pipeline.core.locks import Lock, locked, try_lock, wait_for_lock
 from pipeline.dataset import urls
-from pipeline.dataset.remote import locked
 from pipeline.dataset.urls import Patience
 
-POLL = 0.05  # seconds between looks at what another process does
+POLL, LONGEST_POLL = 0.05, 0.2  # seconds between looks at what another process does
+DELETING = 10.0  # seconds for which a file that somebody deletes may stay locked
+STALE = 600.0  # seconds after its last byte, after which a .part is left over if the file system has no locks
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,23 @@ class Cache:
     def open(self, wanted: Wanted) -> Iterator[int]:
         """A descriptor of the whole file, fetched where it isn't here. Hold one at a time: others may need the room.
 
-        Raises GoneError and OSError where it can't be had.
+        Raises GoneError and OSError if it can't be had, UserError if there is no room for ``patience.seconds``.
         """
         descriptor = self._open(wanted)
+        for_another = retry.Backoff(POLL, LONGEST_POLL)
+        for_room = retry.Backoff(POLL, LONGEST_POLL, self.patience.seconds)
         while descriptor is None:
-            descriptor = self._fetch(wanted)
-            if descriptor is None:  # another process is at it, or all room is in use for the moment
-                time.sleep(POLL)
-                descriptor = self._open(wanted)
+            try:
+                descriptor = self._fetch(wanted)
+                if descriptor is None:  # another process is at it, whose own patience ends
+                    for_another.wait()
+            except _NoRoomError:  # all files are being read for the moment
+                if not for_room.wait():
+                    raise UserError(
+                        f"data.cache {str(self.folder)!r} has no room: its files are being read, or are another "
+                        "user's: allow more by data.cache_gb, or name another folder"
+                    ) from None
+            descriptor = self._open(wanted) if descriptor is None else descriptor
         try:
             yield descriptor
         finally:
@@ -122,16 +131,15 @@ class Cache:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             return None
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # where it is just being deleted, the descriptor still reads it
+        _share(descriptor, path)
         os.utime(descriptor)
         return descriptor
 
     def _fetch(self, wanted: Wanted, *, ahead: bool = False) -> int | None:
-        """The fetched file, open and locked; None where another process fetches it or, unless ``ahead``, there is no
-        room just now."""
+        """The fetched file, open and locked; None if another process fetches it. Raises _NoRoomError."""
         path, part = self.folder / wanted.name, self.folder / f"{wanted.name}.part"
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-        if not _lock(descriptor) or not _is(part, descriptor):
+        if try_lock(descriptor, part) is Lock.TAKEN or not _is(part, descriptor):
             os.close(descriptor)
             return None
         try:
@@ -140,12 +148,12 @@ class Cache:
             self._make_room(wanted.size, part, descriptor, before=time.time() - self.lease if ahead else None)
             urls.download(wanted.url, descriptor, wanted.size, wanted.xxh3_128, self.patience)
             os.fsync(descriptor)  # or a crash of the node may leave a file of this name and size with other content
-            part.replace(path)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            put_in_place(part, path)
+            _share(descriptor, path)
         except BaseException as error:
             part.unlink(missing_ok=True)
             os.close(descriptor)
-            if isinstance(error, FileExistsError) or (isinstance(error, _NoRoomError) and not ahead):
+            if isinstance(error, FileExistsError | FileNotFoundError):  # without locks another may have renamed it
                 return None
             # of the disk: those of the source are in words, and what passes is for the caller to try again
             if isinstance(error, OSError) and error.errno and error.errno not in retry.TRANSIENT:
@@ -211,16 +219,10 @@ class _NoRoomError(Exception):
     """All files are in use."""
 
 
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno != errno.EBADF:  # NFS's word for a file that is open for reading alone
-            raise
-        return False
-    return True
+def _share(descriptor: int, path: Path) -> None:
+    """Keep others from deleting the file. If it is just being deleted, the descriptor still reads it."""
+    with contextlib.suppress(UserError):
+        wait_for_lock(descriptor, path, shared=True, seconds=DELETING)
 
 
 def _is(path: Path, descriptor: int) -> bool:
@@ -232,16 +234,21 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _delete(path: Path) -> bool:
-    """Unless a process reads or fetches it, or it is another user's on NFS, where nobody can tell."""
+    """Whether it is gone: not if a process reads or fetches it, or may do so and nobody can tell.
+
+    Without locks a file that is being read goes, too: its descriptor still reads it, or it is fetched again.
+    """
     try:
         try:
-            descriptor = os.open(path, os.O_RDWR)  # NFS locks as fcntl does: no LOCK_EX for who can only read
-        except PermissionError:  # another user's
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor, own = os.open(path, os.O_RDWR), True
+        except PermissionError:  # another user's, which NFS locks for nobody who can only read
+            descriptor, own = os.open(path, os.O_RDONLY), False
     except FileNotFoundError:
         return True
     try:
-        if not _lock(descriptor):
+        lock = try_lock(descriptor, path)
+        fetching = path.suffix == ".part" and time.time() - os.fstat(descriptor).st_mtime < STALE
+        if lock is Lock.TAKEN or (lock is Lock.UNAVAILABLE and (fetching or not own)):
             return False
         path.unlink(missing_ok=True)
         return True

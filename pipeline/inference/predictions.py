@@ -4,7 +4,6 @@ A row: image, error ("" where there is none), then index_1, wnid_1, name_1, prob
 """
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import naming
+from pipeline.core.files import flush, naming, put_in_place, temporary
 from pipeline.core.terminal import csv_cell
 from pipeline.interop.trained_model import Named
 
@@ -56,16 +55,16 @@ class Files:
     def __init__(self, csv_path: Path | None, parquet_path: Path | None, known: Sequence[Named], top: int) -> None:
         self._known, self._top = known, top
         self._csv_path, self._parquet_path = csv_path, parquet_path
-        self._paths = [path for path in (csv_path, parquet_path) if path is not None]
+        self._asides = {path: temporary(path) for path in (csv_path, parquet_path) if path is not None}
         try:
             if csv_path is not None:
                 with naming(csv_path):
-                    self._csv = _aside(csv_path).open("w", newline="", encoding="utf-8")
+                    self._csv = self._asides[csv_path].open("w", newline="", encoding="utf-8")
                     self._writer = csv.DictWriter(self._csv, schema(top).names)
                     self._writer.writeheader()
             if parquet_path is not None:
                 with naming(parquet_path):
-                    self._parquet = pq.ParquetWriter(_aside(parquet_path), schema(top))
+                    self._parquet = pq.ParquetWriter(self._asides[parquet_path], schema(top))
         except OSError as error:
             self._remove()
             raise UserError(f"{error.filename!r} can't be written ({error.strerror}): name another file") from error
@@ -90,15 +89,13 @@ class Files:
             if self._parquet_path is not None:
                 with naming(self._parquet_path):
                     self._parquet.close()
-            for path in self._paths if kind is None else ():
-                _aside(path).replace(path)
+            for path, aside in self._asides.items() if kind is None else ():
+                with naming(path):
+                    flush(aside)
+                    put_in_place(aside, path)
         finally:
             self._remove()
 
     def _remove(self) -> None:
-        for path in self._paths:
-            _aside(path).unlink(missing_ok=True)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")  # two runs may write one file
+        for aside in self._asides.values():
+            aside.unlink(missing_ok=True)

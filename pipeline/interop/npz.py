@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
-from pipeline.core.files import flush, temporary
+from pipeline.core.files import appearing
 from pipeline.interop.inputs import says_imagenet
 from pipeline.model.state_dict import model_config, plain
 from pipeline.model.vit import ARCHITECTURES
@@ -51,12 +51,9 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
 
 def write(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Write a state with our names as a published file (202 arrays for B with pre_logits, 200 without), atomically."""
-    aside = temporary(path)
-    with aside.open("wb") as file:
+    with appearing(path) as aside, aside.open("wb") as file:
         arrays = _to_arrays(plain(state, config, "the official .npz"), ARCHITECTURES[config.variant].heads)
         np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
-    flush(aside)
-    aside.replace(path)
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,7 +1,6 @@
 """Opening an MLflow server or database file: quietly, one process at a time, with its refusals said in one line."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -11,7 +10,10 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from pipeline.core.errors import UserError
+from pipeline.core.locks import locked
 from pipeline.core.secrets import without_secrets
+
+TABLES_SECONDS = 120.0  # for which another process may make a database's tables: it takes seconds
 
 
 def tracking_uri(run_dir: Path) -> str:
@@ -99,9 +101,7 @@ def _alone_with_tables(uri: str) -> Iterator[None]:
         yield
         return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f".{database.name}.lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(database.with_name(f".{database.name}.lock"), seconds=TABLES_SECONDS):
         if not database.exists():
             database.touch()  # with the rights that the umask gives: SQLite's own leave out the group's to write
         yield

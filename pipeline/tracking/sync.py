@@ -7,7 +7,6 @@ what has been sent only to save work. With ``--follow`` it runs beside a trainin
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import select
@@ -23,6 +22,7 @@ from typing import Any
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
+from pipeline.core.locks import Lock, try_lock, wait_for_lock
 from pipeline.core.secrets import without_secrets
 from pipeline.core.terminal import escape_output
 from pipeline.runs import evaluations, records
@@ -61,16 +61,9 @@ class Sent:
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[bool]:
-    """Whether this process is the only one that syncs the run; true where the file system has no locks."""
+    """Whether this process is the only one that syncs the run; true if the file system has no locks."""
     with (run_dir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        except OSError:
-            yield True
-        else:
-            yield True
+        yield try_lock(file.fileno(), run_dir / LOCK) is not Lock.TAKEN
 
 
 def read_sent(run_dir: Path) -> Sent | None:
@@ -343,13 +336,10 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
 @contextlib.contextmanager
 def _lock_in_time(run_dir: Path) -> Iterator[None]:
     """The lock, or after ten seconds without it: the sync of an attempt that has just ended may still hold it."""
-    for _ in range(100):
-        with locked(run_dir) as mine:
-            if mine:
-                yield
-                return
-        time.sleep(0.1)
-    yield
+    with (run_dir / LOCK).open("w") as file:
+        with contextlib.suppress(UserError):
+            wait_for_lock(file.fileno(), run_dir / LOCK, seconds=10.0)
+        yield
 
 
 def main() -> int:

@@ -20,9 +20,10 @@ import pytest
 from data_prep import index
 from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
+from pipeline.core.locks import Lock, try_lock
 from pipeline.dataset import urls
 from pipeline.dataset.joined_split import open_split
-from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted, _lock
+from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted
 from pipeline.dataset.urls import GoneError, Patience
 from pipeline.loader.batches import eval_batches
 from pipeline.runs import records
@@ -473,5 +474,5 @@ def test_a_cache_on_nfs_makes_room(files: Path, tmp_path: Path, monkeypatch: pyt
             with cache.open(wanted(server, number)) as file:
                 assert os.pread(file, 1000, 0) == bytes([number]) * 1000
         assert len(list((tmp_path / "cache").glob("[!.]*"))) == 2
-    with (files / "0.tar").open("rb") as file:
-        assert not _lock(file.fileno())  # another user's: it may be in use, so it stays
+    with (files / "0.tar").open("rb") as file:  # another user's: it may be in use, so it stays
+        assert try_lock(file.fileno(), files / "0.tar") is Lock.UNAVAILABLE

@@ -22,7 +22,7 @@ from jobs import export, predict
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.imaging import jpeg as jpegs
-from pipeline.inference import image_files
+from pipeline.inference import image_files, predictions
 from pipeline.inference.attention_rollout import attentions, rollout
 from pipeline.inference.predictions import Answer, Files
 from pipeline.interop.export import FORMATS
@@ -433,8 +433,11 @@ def test_square_brackets_are_names(
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
 @pytest.mark.parametrize("rows", [0, 10_000])
-def test_a_full_disk_is_named_with_the_file_and_leaves_none(tmp_path: Path, name: str, rows: int) -> None:
-    (tmp_path / f".{name}.{os.uname().nodename}.{os.getpid()}.tmp").symlink_to("/dev/full")
+def test_a_full_disk_is_named_with_the_file_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
+) -> None:
+    monkeypatch.setattr(predictions, "temporary", lambda path: path.with_name("aside"))
+    (tmp_path / "aside").symlink_to("/dev/full")
     paths = [tmp_path / name if name.endswith(kind) else None for kind in ("csv", "parquet")]
     known = [Named("n1", "cat")]
     with (
