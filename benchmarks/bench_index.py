@@ -111,7 +111,7 @@ def watched(command: list[str]) -> tuple[float, float, float, str]:
     """
     own = below = 0.0
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
         while process.poll() is None:
             own = max(own, _peak(process.pid))
             try:
@@ -128,7 +128,7 @@ def watched(command: list[str]) -> tuple[float, float, float, str]:
 
 def _peak(pid: int) -> float:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)

@@ -148,7 +148,7 @@ def opening(folder: Path, cache: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", OPEN, str(folder), str(SAMPLES), str(SHARD)],
             env=os.environ | {"VIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
+            capture_output=True, encoding="utf-8", check=True, cwd=Path(__file__).parents[1],
         )  # fmt: skip
         seconds, peak, _ = map(float, done.stdout.split())
         report(f"open 14.2 M samples and look up 128, {name}", seconds, 2.0, "s")

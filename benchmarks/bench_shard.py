@@ -165,7 +165,7 @@ def fill_memory(holes: BinaryIO) -> None:
 
 
 def free_memory() -> int:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return int(fields["MemFree"].split()[0]) << 10
 
 

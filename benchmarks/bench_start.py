@@ -33,7 +33,7 @@ def main() -> None:
         digits(Path(scratch))
         for _ in range(arguments.rounds):
             command = [sys.executable, __file__, "--child", scratch]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
             rounds.append(json.loads(done.stdout.splitlines()[-1]))
     wall, cpu = min(rounds, key=lambda found: sum(found["wall"])), min(rounds, key=lambda found: sum(found["cpu"]))
     for name, values in (("wall clock", wall["wall"]), ("CPU", cpu["cpu"])):

@@ -81,7 +81,8 @@ def compare(variant: str, data: Path, arguments: argparse.Namespace) -> None:
     for _ in range(arguments.rounds):
         for part in arguments.parts:
             command = [sys.executable, "-m", "benchmarks.bench_train", *sys.argv[1:], "--only", part, variant, data]
-            with tempfile.TemporaryFile("w+") as log:  # no pipe: the compiler's helpers would keep it open for a while
+            # no pipe: the compiler's helpers would keep it open for a while
+            with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
                 subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=False)
                 log.seek(0)
                 text = log.read()

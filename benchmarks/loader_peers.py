@@ -70,7 +70,7 @@ def dali(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
         lines = [f"jpg {split.parts[0].offset[row]} {split.parts[0].size[row]} {row}.jpg" for row in rows.tolist()]
         lines.insert(0, f"v1.2 {len(rows)}")
         paths.append(index / f"{item.shard}.idx")
-        paths[-1].write_text("\n".join(lines) + "\n")
+        paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     @pipeline_def(batch_size=batch, num_threads=workers, device_id=None, seed=0)
     def graph() -> Any:

@@ -67,7 +67,7 @@ def main() -> int:
             options = QUICK.get(name, "").split() if arguments.quick else []
             outcomes.append(run(name, [str(path), *options], arguments.out / f"{path.stem}.log", arguments.timeout))
             # as far as it goes: the next may take an hour
-            (arguments.out / "bench.md").write_text(table(outcomes, quick=arguments.quick))
+            (arguments.out / "bench.md").write_text(table(outcomes, quick=arguments.quick), encoding="utf-8")
     print(table(outcomes, quick=arguments.quick))
     return 1 if any(outcome.fault for outcome in outcomes) else 0
 
@@ -77,7 +77,7 @@ def run(name: str, script: list[str], log: Path, timeout: float) -> Outcome:
     print(f"== {name} {' '.join(script[1:])}", flush=True)
     outcome, began = Outcome(name), time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    with log.open("w+") as file:
+    with log.open("w+", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, *script], env=environment, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT
         )

@@ -114,7 +114,7 @@ def _write(config: CompareConfig, found: list[Row]) -> None:
         made = f"Made {time.strftime('%Y-%m-%d %H:%M')} by {command}"
         with naming(out / "compare.html"):
             title = config.experiment or "Comparison of runs"
-            (out / "compare.html").write_text(page(found, title, made, config.against))
+            (out / "compare.html").write_text(page(found, title, made, config.against), encoding="utf-8")
         print(f"page: {out / 'compare.html'}", file=sys.stderr)
 
 

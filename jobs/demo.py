@@ -136,7 +136,7 @@ def command(module: str, *arguments: object, capture: bool = False) -> str:
     done = subprocess.run(
         [sys.executable, *line[1:]],
         env=environment,
-        text=True,
+        encoding="utf-8",
         stdout=subprocess.PIPE if capture else None,
         check=False,
     )

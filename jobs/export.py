@@ -78,7 +78,7 @@ def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
             f"most {TOLERANCE} of it): it can't hold model.gelu {known.model.gelu!r} or model.norm_eps "
             f"{known.model.norm_eps}; choose another format, such as safetensors"
         )
-    (folder / "README.md").write_text(card(model, config.format))
+    (folder / "README.md").write_text(card(model, config.format), encoding="utf-8")
     return {"largest_difference": difference, "largest_logit": logit, "resize": known.resize}
 
 

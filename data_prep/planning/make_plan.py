@@ -89,7 +89,7 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
                     shutil.rmtree(stream_folder(output), ignore_errors=True)
                 with contextlib.suppress(OSError):  # somebody else works there
                     (work_folder.work_folder(output) / "done").rmdir()
-    found = Planned(**json.loads((folder / "plan.json").read_text()))
+    found = Planned(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
     same_options(output, found.identity, options.identity, "an unfinished")
     if found.input != _fingerprint(source):
         raise UserError(

@@ -34,7 +34,8 @@ class Stream:
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``, fewer only at the end."""
-        assert offset >= self._start, "a stream can't be read backwards"
+        if offset < self._start:
+            raise RuntimeError(f"a stream can't be read backwards, from {self._start} to {offset}")
         found: list[bytes] = []
         while size:
             at = offset - self._start

@@ -66,7 +66,7 @@ def read_meta(checkpoint: Path) -> Meta:
     """Raises UserError where ``checkpoint`` is no complete checkpoint or of another version."""
     path = checkpoint / "meta.json"
     try:
-        meta = Meta(**json.loads(path.read_text()))
+        meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
         listed = [(entry["bytes"], entry["xxh3_128"]) for entry in meta.files.values()]
         number = checkpoint.name.removeprefix("step-")  # a copy may have a name of its own
         if not listed or (number.isdecimal() and int(number) != meta.step):

@@ -26,8 +26,15 @@ MOST_ROWS_ACROSS = 6  # in the tables of differences; more rows stand below each
 def page(rows: Sequence[Row], title: str, made: str, against: str = "samples") -> str:
     """``made``: when and by which command, for the foot of the page. ``against``: the first x axis of the curves."""
     data = page_data(rows, against)
-    scripts = [(HERE / "uplot" / "uPlot.iife.min.js").read_text(), (HERE / "page.js").read_text()]
-    style = (HERE / "uplot" / "uPlot.min.css").read_text() + _palette() + (HERE / "page.css").read_text()
+    scripts = [
+        (HERE / "uplot" / "uPlot.iife.min.js").read_text(encoding="utf-8"),
+        (HERE / "page.js").read_text(encoding="utf-8"),
+    ]
+    style = (
+        (HERE / "uplot" / "uPlot.min.css").read_text(encoding="utf-8")
+        + _palette()
+        + (HERE / "page.css").read_text(encoding="utf-8")
+    )
     runs = sum(len(row.runs) for row in rows)
     counts = f"{runs} run{'s' * (runs > 1)} in {len(rows)} row{'s' * (len(rows) > 1)}"
     parts = [

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import io
+import locale
 import logging
 import os
 import re
@@ -34,10 +35,11 @@ def run(main: Callable[[], int | None]) -> None:
 
     So is what only its user can put right of a file system: permissions, a full disk, a file for a folder.
     """
+    _restart_in_utf8()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed (>&-), which Python and its libraries take badly, so nobody reads it
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
     try:
         Path.home()
     except RuntimeError:  # a container's user that has no line in /etc/passwd: HOME as container engines set it
@@ -77,6 +79,18 @@ def run(main: Callable[[], int | None]) -> None:
             logger.error("the standard output: %s", error.strerror)
             code = EXIT_USER
     sys.exit(code or EXIT_DONE)
+
+
+def _restart_in_utf8() -> None:
+    """Start the interpreter anew in UTF-8 mode (PEP 540) if the locale has another encoding: once, in this process.
+
+    Else names of files and classes would depend on the locale: Python decodes them by it, and so do libraries' files.
+    """
+    if sys.flags.utf8_mode or locale.getencoding().lower() in ("utf-8", "utf8"):
+        return
+    if os.environ.get("PYTHONUTF8") != "1":  # else python was told to ignore it
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def parse(

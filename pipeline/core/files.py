@@ -104,7 +104,7 @@ def check_can_make(folder: Path, field: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file that :func:`write_json` wrote. Raises UserError where it is damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} can't be read ({error}): put back a copy of it") from error
     if not isinstance(content, dict):

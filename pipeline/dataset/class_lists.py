@@ -18,7 +18,7 @@ _LETTERS = {"fall11": "f", "google21k": "g", "imagenet1k": "k"}  # in classes.ts
 @cache
 def _known() -> dict[str, tuple[str, str]]:
     """wnid -> (letters of the lists it is in, name)."""
-    lines = resources.files("pipeline.dataset").joinpath("classes.tsv").read_text().splitlines()
+    lines = resources.files("pipeline.dataset").joinpath("classes.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     return {wnid: (letters, name) for wnid, letters, name in rows}
 

@@ -80,7 +80,8 @@ def evaluate(
             [*_counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)]
         )
     samples, top1, top5, total_loss = reduce(sums).tolist()
-    assert samples == len(split), (samples, len(split))
+    if samples != len(split):
+        raise RuntimeError(f"{samples:.0f} samples were evaluated, and the split has {len(split)}")
     return Result(int(samples), top1 / samples, top5 / samples, total_loss / samples)
 
 

@@ -63,7 +63,7 @@ def read_real(path: Path, keys: Sequence[str]) -> dict[int, frozenset[int]]:
     Raises UserError where the split isn't ImageNet-2012's validation set.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"--real {str(path)!r} can't be read ({error}): name reassessed-imagenet's real.json"
@@ -110,7 +110,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     rows = per_class(confusion_CC, classes)
     table = folder / "per_class.csv"
-    with naming(table), table.open("w", newline="") as file:
+    with naming(table), table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)

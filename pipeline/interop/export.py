@@ -66,7 +66,8 @@ def read_back(folder: Path, form: Format, known: Description) -> Forward:
     if form == "torch":
         return open_torch(folder / "model.pt2")
     config, state, facts = load_weights(folder)
-    assert facts.get("resize", known.resize) == known.resize, (facts["resize"], known.resize)
+    if facts.get("resize", known.resize) != known.resize:
+        raise RuntimeError(f"{folder} says resize {facts['resize']!r} instead of {known.resize!r}")
     model = VisionTransformer(config, len(known.classes)).eval()
     model.load_state_dict(state)
     return model

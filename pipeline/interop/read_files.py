@@ -22,7 +22,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_object(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises UserError."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{str(path)!r} can't be read ({error.strerror}): name a timm or transformers folder"

@@ -145,7 +145,7 @@ def _load_run(path: Path, *, average: bool) -> Trained:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} can't be read ({error}): name a run folder as training left it") from error
 

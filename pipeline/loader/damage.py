@@ -30,7 +30,7 @@ class Damages:
     def __init__(self, run_dir: Path, step: int):
         self._path = run_dir / DAMAGE
         self._met: dict[tuple[int, int], Damage] = {}  # by step and sample
-        for line in self._path.read_text().splitlines(keepends=True) if self._path.is_file() else ():
+        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.is_file() else ():
             fields = line.rstrip("\n").split("\t")
             if line.endswith("\n") and len(fields) == 6 and int(fields[0]) <= step:
                 at, sample, shard, offset, reason, detail = fields
@@ -39,7 +39,7 @@ class Damages:
     def see(self, step: int, found: list[Damage]) -> list[Damage]:
         """Record what ``step`` has met; returns the samples that are met for the first time."""
         known = self.samples
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             for item in found:
                 self._met[step, item.sample] = item
                 print(step, *(" ".join(str(field).split()) for field in item), sep="\t", file=file)

@@ -98,7 +98,7 @@ def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:
     try:
         if ranks.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            mark.write_text(token[0])
+            mark.write_text(token[0], encoding="utf-8")
     except OSError as error:
         fault = f"{folder} cannot be written: {error.strerror}"
     torch.distributed.barrier()
@@ -126,7 +126,7 @@ def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""
 

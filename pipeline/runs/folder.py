@@ -131,4 +131,4 @@ def start(config: RunConfig, run: dict[str, Any], classes: list[dict[str, str]],
         write_json(config.run_dir / "classes.json", classes)
         write_json(config.run_dir / "run.json", run)
         write_json(config.run_dir / "config.json", to_dict(config))
-    return json.loads((config.run_dir / "run.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]

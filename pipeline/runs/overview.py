@@ -42,7 +42,11 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
         inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
         for path in inside:
             for job in sorted(path.glob("*.job"), key=lambda file: file.stat().st_mtime):
-                runs = [Path(line).resolve() for line in job.read_text().splitlines()[1:] if is_run(Path(line))]
+                runs = [
+                    Path(line).resolve()
+                    for line in job.read_text(encoding="utf-8").splitlines()[1:]
+                    if is_run(Path(line))
+                ]
                 rows |= {run: _row(run, queue, now) for run in runs} or {job.resolve(): stage_row(job, queue)}
             if is_run(path):
                 run = path.resolve()
@@ -59,7 +63,7 @@ def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> StatusRow:
 
     ``job_file``: the job's id, then a line for each folder that the stage makes.
     """
-    job, *results = job_file.read_text().splitlines()
+    job, *results = job_file.read_text(encoding="utf-8").splitlines()
     name = f"{job_file.parent.name}/{job_file.stem}"
     tasks = [queued for queued_id, queued in queue.items() if job in (queued_id, queued.array)]
     if tasks:
@@ -130,6 +134,6 @@ def _slurm_starts(run: Path) -> tuple[str, int]:
     path = run / "slurm" / "attempts.tsv"
     if not path.is_file():
         return "", 0
-    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     jobs = [row[1] for row in rows if row[0] == "start"]
     return (jobs[-1] if jobs else ""), len(jobs)

@@ -95,6 +95,6 @@ def read_owner(run_dir: Path) -> Owner | None:
 def _start_time(pid: int) -> str:
     """Field 22 of /proc/PID/stat; empty where there is no such process (or no /proc)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
         return ""

@@ -45,7 +45,7 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
     packages = folder / f"packages-{attempt}.txt"
     each = (one.metadata for one in importlib.metadata.distributions())  # read once: .name and .version both read it
     found = {f"{one['Name']}=={one['Version']}" for one in each}
-    packages.write_text("\n".join(sorted(found, key=str.lower)) + "\n")
+    packages.write_text("\n".join(sorted(found, key=str.lower)) + "\n", encoding="utf-8")
     changes = git_diff(SOURCE)
     unknown = _git(SOURCE, "ls-files", "--others", "--exclude-standard").splitlines()
     if not changes and not unknown:
@@ -55,7 +55,7 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
         *(f"# unknown to git: {name}" for name in unknown),
     ]
     patch = folder / f"changes-{attempt}.diff"
-    patch.write_text("\n".join(head) + "\n" + changes, errors="replace")
+    patch.write_text("\n".join(head) + "\n" + changes, errors="replace", encoding="utf-8")
     return [packages, patch]
 
 
@@ -86,7 +86,7 @@ def _git(source: Path, *arguments: str) -> str:
         done = subprocess.run(
             ["git", "-C", str(source), *arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=20,
             check=False,
             errors="replace",

@@ -56,7 +56,7 @@ def appending(run_dir: Path, *, wanted: bool = True) -> Iterator[Callable[[int, 
 def read(run_dir: Path) -> list[tuple[int, int]]:
     """(step, hash) as written; a line that a crash cut off is left out."""
     found = []
-    for line in (run_dir / LEDGER).read_text().splitlines(keepends=True):
+    for line in (run_dir / LEDGER).read_text(encoding="utf-8").splitlines(keepends=True):
         step, _, value = line.partition(" ")
         if line.endswith("\n") and len(value) == 11 and step.isdigit():
             found.append((int(step), int(value, 16)))
@@ -75,7 +75,8 @@ def audit(lines: list[tuple[int, int]], order: Order | Mixture, global_batch: in
     epochs = order.whole_epochs(sound * global_batch)
     for part, count in zip(orders, epochs, strict=True):
         for epoch in range(count):
-            assert each_once(part, epoch), f"the order of epoch {epoch} is no permutation"
+            if not each_once(part, epoch):
+                raise RuntimeError(f"the order of epoch {epoch} is not a permutation of its samples")
     return Audit(len(steps), len(lines) - len(steps), missing, wrong, epochs, [part.samples for part in orders])
 
 

@@ -69,10 +69,10 @@ def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) 
     if attempts[-1].state != "RUNNING":
         attempts = [*attempts, _attempt(len(attempts) + 1)]
     now = time.time()
-    configs = {run: flatten(json.loads((run / "config.json").read_text())) for run in scores}
+    configs = {run: flatten(json.loads((run / "config.json").read_text(encoding="utf-8"))) for run in scores}
     names = differing(list(configs.values()))
     lines = records.Appender(folder / records.METRICS)
-    with (folder / TABLE).open("w", newline="") as file:
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["run", *names, by, ""])
         for number, (run, score) in enumerate(scores.items(), 1):
@@ -99,7 +99,7 @@ def note(folder: Path) -> str:
     """Its description in Markdown: the table."""
     if not (folder / TABLE).is_file():
         return "A sweep that is going on: its runs stand under it."
-    with (folder / TABLE).open(newline="") as file:
+    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

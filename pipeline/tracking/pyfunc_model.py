@@ -29,7 +29,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
-        facts = json.loads((folder / "model.json").read_text())
+        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.classes = facts["classes"]  # [{"wnid": ..., "name": ...}, ...] in index order
         self.image_size = facts["model"]["image_size"]
         self.resize = facts["resize"]  # as the run was evaluated

@@ -110,14 +110,14 @@ def write_weights(run_dir: Path, folder: Path) -> None:
     config, _, weights = checkpoint.read_model(run_dir)
     folder.mkdir(parents=True)
     save_tensors(weights, folder / "weights.safetensors")
-    classes = json.loads((run_dir / "classes.json").read_text())
+    classes = json.loads((run_dir / "classes.json").read_text(encoding="utf-8"))
     facts = {
         "model": to_dict(config.model),
         "loss": config.train.loss,
         "resize": config.data.eval_resize,
         "classes": classes,
     }
-    (folder / "model.json").write_text(json.dumps(facts, indent=1))
+    (folder / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def signature() -> Any:

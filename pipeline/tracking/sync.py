@@ -62,13 +62,13 @@ class Sent:
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[bool]:
     """Whether this process is the only one that syncs the run; true if the file system has no locks."""
-    with (run_dir / LOCK).open("w") as file:
+    with (run_dir / LOCK).open("w", encoding="utf-8") as file:
         yield try_lock(file.fileno(), run_dir / LOCK) is not Lock.TAKEN
 
 
 def read_sent(run_dir: Path) -> Sent | None:
     path = run_dir / STATE
-    return Sent(**json.loads(path.read_text())) if path.is_file() else None
+    return Sent(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
@@ -253,13 +253,13 @@ def missing_artifacts(run_dir: Path, record: Record, sent: Sent) -> list[str]:
 @contextlib.contextmanager
 def _without_secrets(file: Path) -> Iterator[Path]:
     """The file, or a copy where it holds a password, as of a data set's URL: more people see the server."""
-    text = file.read_text(errors="replace") if file.suffix in TEXTS else ""
+    text = file.read_text(errors="replace", encoding="utf-8") if file.suffix in TEXTS else ""
     if text == without_secrets(text):
         yield file
         return
     with tempfile.TemporaryDirectory() as scratch:
         clean = Path(scratch, file.name)
-        clean.write_text(without_secrets(text), errors="replace")
+        clean.write_text(without_secrets(text), errors="replace", encoding="utf-8")
         yield clean
 
 
@@ -336,7 +336,7 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
 @contextlib.contextmanager
 def _lock_in_time(run_dir: Path) -> Iterator[None]:
     """The lock, or after ten seconds without it: the sync of an attempt that has just ended may still hold it."""
-    with (run_dir / LOCK).open("w") as file:
+    with (run_dir / LOCK).open("w", encoding="utf-8") as file:
         with contextlib.suppress(UserError):
             wait_for_lock(file.fileno(), run_dir / LOCK, seconds=10.0)
         yield

@@ -109,5 +109,5 @@ def _lineage(source: Path) -> dict[str, Any]:
     lineage = {"run_dir": str(run_dir), "step": meta.step, "dataset_digest": meta.dataset_digest}
     mlflow = run_dir / "mlflow.json"
     if mlflow.is_file():
-        lineage["mlflow_run_id"] = json.loads(mlflow.read_text()).get("run_id")
+        lineage["mlflow_run_id"] = json.loads(mlflow.read_text(encoding="utf-8")).get("run_id")
     return lineage

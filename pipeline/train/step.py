@@ -161,7 +161,8 @@ def _update(
             asked = time.perf_counter()
             batch = next(source)
             waited += time.perf_counter() - asked
-            assert batch.step == step, (batch.step, step)
+            if batch.step != step:
+                raise RuntimeError(f"the loader handed out a batch of step {batch.step} in step {step}")
             fed.append(batch)
             x_BCHW = normalise(
                 batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype], config.model
