@@ -1,10 +1,7 @@
 """Work spread over processes, with reports on the way and no process left behind."""
 
-import gc
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,15 +10,13 @@ from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 from typing import TypeVar
 
+from pipeline.core import processes
 from pipeline.core.errors import UserError
-from pipeline.core.files import naming
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ARENA = 16 << 20  # bytes that a worker may keep for reuse
 REPORT_EVERY = 0.1  # seconds
 PRELOADED = ("data_prep.writing.build_shard", "data_prep.progress", "pipeline.core.cli", "pandas")
 Report = dict[str, int]  # counts since the last report
@@ -64,6 +59,7 @@ def start_server() -> ForkServerContext:
     needs, and what the command's own module imports, as each new process imports that module again (not the module
     itself: runpy would warn of it). pandas is there because pyarrow looks for it at its first conversion.
     """
+    processes.short_socket_paths()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     resource_tracker.ensure_running()  # which ends by unblocking SIGINT
@@ -87,7 +83,7 @@ def run(
     """
     context = start_server()
     source = iter(items)
-    with naming(Path("/dev/shm")):  # where semaphores lie, though the system's refusal names no file
+    with processes.naming_shared_memory():
         queue: SimpleQueue[Report] = context.SimpleQueue()
     pool = ProcessPoolExecutor(workers, context, _start, (queue,))
     pending: list[Future[Result]] = []
@@ -126,17 +122,4 @@ def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) ->
 def _start(queue: "SimpleQueue[Report]") -> None:
     global _reports  # noqa: PLW0603 what a process pool has instead of arguments
     _reports = queue
-    # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
-    # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
-    bytes(ARENA)
-    gc.freeze()  # what was imported isn't garbage: no need to look at it again and again
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A killed parent can't stop its workers: each watches it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    processes.start_worker([signal.SIGINT])  # the parent stops us

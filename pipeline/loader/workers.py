@@ -1,16 +1,12 @@
 """The loader's worker processes: how they start, work ahead, leave, and what is said when one dies."""
 
 import atexit
-import gc
 import multiprocessing
-import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -18,13 +14,12 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.core import processes
 from pipeline.core.errors import UserError
-from pipeline.core.files import naming
 from pipeline.loader.shared_memory import Slots
 
 Item = TypeVar("Item")
 _AHEAD = 2  # batches that each worker prepares before they are asked for; more would not fit the processor's cache
-_ARENA = 16 << 20  # bytes that a worker may keep for reuse
 
 
 def slots_for(indices: range, workers: int, batch: int, size: int) -> Slots:
@@ -50,7 +45,8 @@ def load(
     A UserError of a worker is raised as it is.
     """
     if workers:
-        with naming(Path("/dev/shm")):  # where semaphores lie, though the system's refusal names no file
+        processes.short_socket_paths()
+        with processes.naming_shared_memory():
             multiprocessing.Lock()
     loader: DataLoader[Any] = DataLoader(
         _UserErrorsToo(batches),
@@ -58,7 +54,7 @@ def load(
         sampler=slots.claim(indices),
         num_workers=min(workers, len(indices)),
         collate_fn=_same,
-        worker_init_fn=partial(_start_worker, os.getpid(), ignoring),
+        worker_init_fn=partial(_start_worker, ignoring),
         multiprocessing_context="fork" if workers and len(indices) else None,  # what Slots needs
         prefetch_factor=_AHEAD if workers and len(indices) else None,
         generator=torch.Generator(),  # its own: from torch's, a start of the loader would take what dropout draws
@@ -142,22 +138,9 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(parent: int, ignoring: Sequence[signal.Signals], worker: int) -> None:  # noqa: ARG001
-    for number in ignoring:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+def _start_worker(ignoring: Sequence[signal.Signals], worker: int) -> None:  # noqa: ARG001
+    processes.start_worker(ignoring)
     cv2.setNumThreads(0)
-    # glibc hands freed memory back to the kernel above a threshold, 128 KiB at first, so that each image's bytes would
-    # come from fresh pages, which costs more than reading them. Freeing a large block raises the threshold.
-    bytes(_ARENA)
-    gc.freeze()  # what was there before isn't garbage: no need to look at it again and again
-
-
-def _leave_with(parent: int) -> None:
-    """A killed process can't stop its workers, which may be waiting for a server: each looks if it is still there."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 @atexit.register
