@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from pipeline.config.serialize import flatten
 from pipeline.core.errors import UserError
@@ -14,7 +13,7 @@ from pipeline.core.secrets import without_secrets
 from pipeline.runs import records
 from pipeline.runs.records import Line
 from pipeline.runs.sweep_record import STAGE, is_sweep
-from pipeline.tracking.client import open_client, reason
+from pipeline.tracking.client import database_of, open_client, reason
 from pipeline.tracking.description import read_json
 
 
@@ -183,8 +182,8 @@ def read_experiment(name: str, uri: str) -> list[Run]:
     from sqlalchemy.exc import SQLAlchemyError
 
     shown = without_secrets(uri)
-    database = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
-    if uri.startswith("sqlite:") and not database.is_file():  # MLflow would make it, without any run
+    database = database_of(uri)
+    if database is not None and not database.is_file():  # MLflow would make it, without any run
         raise UserError(f"--mlflow {shown}: there is no file {str(database)!r}")
     try:
         client = open_client(uri)

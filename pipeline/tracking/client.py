@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 from pipeline.core.errors import UserError
 from pipeline.core.locks import locked
@@ -18,7 +17,21 @@ TABLES_SECONDS = 120.0  # for which another process may make a database's tables
 
 def tracking_uri(run_dir: Path) -> str:
     """``MLFLOW_TRACKING_URI``, or the file beside the run folder, so that runs side by side share it."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{quote(str(run_dir.absolute().parent))}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(run_dir.absolute().parent / "mlflow.db")
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of a database file. Only % and ? are quoted: SQLAlchemy (2.1) takes all other characters as they are."""
+    return "sqlite:///" + str(database).replace("%", "%25").replace("?", "%3F")
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of an ``sqlite:`` URI; None for other URIs."""
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    return Path(make_url(uri).database or "")
 
 
 def quiet_environment() -> None:
@@ -38,7 +51,9 @@ def open_client(uri: str) -> Any:
     """
     from mlflow import MlflowClient  # seconds, and only after quiet_environment
     from mlflow.exceptions import MlflowException
+    from mlflow.store.db import utils
 
+    utils._make_parent_dirs_if_sqlite = _no_folder
     # errors are raised as well, and said in one line; here they come with 100 lines of SQLAlchemy's
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with _alone_with_tables(uri):
@@ -49,6 +64,10 @@ def open_client(uri: str) -> Any:
             if found is None:
                 raise
             raise UserError(_refusal(without_secrets(uri), found[1])) from None
+
+
+def _no_folder(db_uri: str) -> None:
+    """Replaces an MLflow function that makes the folder of the URI's quoted path, beside the one that is meant."""
 
 
 def _refusal(uri: str, revision: str) -> str:
@@ -77,8 +96,8 @@ def reason(error: Exception) -> str:
 
 def check_writable(uri: str) -> None:
     """Raises UserError where ``uri`` is an SQLite file that can be read alone: SQLite finds out in the middle."""
-    if uri.startswith("sqlite:///"):
-        for path in (_file(uri).parent, _file(uri)):  # the folder, for the journal
+    if database := database_of(uri):
+        for path in (database.parent, database):  # the folder, for the journal
             if path.exists() and not os.access(path, os.W_OK):
                 raise UserError(
                     f"the MLflow database {uri} can't be written: get the right to write to {str(path)!r}, or set "
@@ -86,17 +105,13 @@ def check_writable(uri: str) -> None:
                 )
 
 
-def _file(uri: str) -> Path:
-    return Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
-
-
 @contextlib.contextmanager
 def _alone_with_tables(uri: str) -> Iterator[None]:
     """Opening an sqlite file makes its tables, and two processes that do so at once break it: runs take turns."""
-    if not uri.startswith("sqlite:///"):
+    database = database_of(uri)
+    if database is None:
         yield
         return
-    database = _file(uri)
     if database.exists() and not os.access(database.parent, os.W_OK):  # another's, to be read: no table can be made
         yield
         return
