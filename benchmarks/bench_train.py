@@ -128,7 +128,7 @@ def measure_part(part: str, variant: str, data: Path, arguments: argparse.Namesp
 
 
 def configure(variant: str, data: Path, arguments: argparse.Namespace, run_dir: Path = Path()) -> RunConfig:
-    recipe = PRETRAIN[variant]()
+    recipe = PRETRAIN[variant].config
     micro = arguments.micro_batch
     return dataclasses.replace(
         recipe,
@@ -157,7 +157,7 @@ def configure(variant: str, data: Path, arguments: argparse.Namespace, run_dir: 
 def train_part(config: RunConfig, seconds: float) -> dict[str, float]:
     """The command itself, read from its metrics and ended when its time is over."""
     changed = flatten(to_dict(config))
-    recipe = flatten(to_dict(PRETRAIN[config.recipe]()))
+    recipe = flatten(to_dict(PRETRAIN[config.recipe].config))
     options = [(name, str(value)) for name, value in changed.items() if value != recipe[name] and name != DATA]
     command = [sys.executable, "-m", "jobs.pretrain", config.recipe, f"--{DATA}", *config.data.train]
     command += [text for name, value in options for text in (f"--{name}", value)]

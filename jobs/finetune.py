@@ -1,7 +1,8 @@
 """python -m jobs.finetune RECIPE --parent RUN|FILE.npz|FOLDER|scratch --run-dir RUN --data.train DATASET ..."""
 
+from jobs import recipe_options
 from pipeline.config.recipes import FINETUNE
-from pipeline.core import cli, errors
+from pipeline.core import cli
 
 DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or published weights, at a higher resolution.
 
@@ -13,12 +14,10 @@ DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or publis
 
 
 def main() -> int:
-    config = cli.parse_recipe(FINETUNE, prog="python -m jobs.finetune", description=DESCRIPTION)
-    if config.stage != "finetune":
-        raise errors.UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
+    config, given = recipe_options.parse(FINETUNE, prog="python -m jobs.finetune", description=DESCRIPTION)
     from pipeline.train.loop import train  # torch and DeepSpeed take seconds; --help shouldn't
 
-    return train(config)
+    return train(config, given)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """python -m jobs.sweep RECIPE --run-dir SWEEP --parent ... --data.train ...: fine-tune by several rates, and pick."""
 
 import dataclasses
-import functools
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from jobs import recipe_options
 from pipeline.compare.select import publish, select
+from pipeline.config.given import settle
 from pipeline.config.recipes import FINETUNE, FINETUNE_RATES
 from pipeline.config.schema import RunConfig
 from pipeline.config.serialize import flatten, to_dict
@@ -46,10 +47,8 @@ class SweepConfig:
 
 
 def main() -> int:
-    recipes = {name: swept(recipe) for name, recipe in FINETUNE.items()}
-    config = cli.parse_recipe(recipes, prog="python -m jobs.sweep", description=DESCRIPTION)
+    config = parse()
     folder = config.run.run_dir
-    check(config)
     runs = [folder.with_name(f"{folder.name}-lr{rate:g}") for rate in config.rates]
     check_parents(config, runs)
     for rate, run in zip(config.rates, runs, strict=True):
@@ -69,12 +68,15 @@ def main() -> int:
     return errors.EXIT_DONE
 
 
-def swept(recipe: Callable[[], RunConfig]) -> Callable[[], SweepConfig]:
-    @functools.wraps(recipe)
-    def make() -> SweepConfig:
-        return SweepConfig(recipe())
-
-    return make
+def parse() -> SweepConfig:
+    config, given = recipe_options.parse_into(
+        SweepConfig, FINETUNE, prog="python -m jobs.sweep", description=DESCRIPTION
+    )
+    if "optim.lr" in given:
+        raise UserError(f"--optim.lr {config.run.optim.lr:g} has no effect in a sweep: name the rates by --rates")
+    config = dataclasses.replace(config, run=settle(config.run, given))
+    check(config)
+    return config
 
 
 def check(config: SweepConfig) -> None:
@@ -133,7 +135,7 @@ def command(config: SweepConfig, rate: float, run: Path) -> list[str]:
     optim = dataclasses.replace(config.run.optim, lr=rate)
     name = f"{config.run.name}-lr{rate:g}" if config.run.name else ""
     own = dataclasses.replace(config.run, run_dir=run, name=name, sweep=str(config.run.run_dir), optim=optim)
-    recipe = flatten(to_dict(FINETUNE[own.recipe]()))
+    recipe = flatten(to_dict(FINETUNE[own.recipe].config))
     start = [sys.executable, "-m"]
     if config.ranks > 1:
         # the ranks meet here, also on a machine whose name leads nowhere

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.compare.read_runs import Run
 from pipeline.config.fields import HIDDEN, UNLIKE_SEEDS
+from pipeline.config.published import COURSE_BATCH, COURSES, IMAGENET, held_against
 
 
 @dataclass(frozen=True)
@@ -39,54 +40,20 @@ class Row:
 # Metrics whose best value is shown beside the last, and what makes a value the best.
 BEST: dict[str, Callable[[Iterable[float]], float]] = {"eval/top1": max, "eval/loss": min}
 
-# Published top-1, per cent, by recipe and source
-FINETUNED = {  # ImageNet-2012 validation after ImageNet-21K, at 384 px or, of recipes named _224, at 224 px
-    "b16": {"ViT paper, Table 5": 83.97, "AugReg, 300 epochs": 85.49},
-    "b32": {"ViT paper, Table 5": 81.28, "AugReg, 300 epochs": 83.59},
-    "l16": {"ViT paper, Table 5": 85.15, "AugReg medium1, timm": 87.10},
-    "l16_strong1": {"AugReg strong1, 300 epochs": 85.59},
-    "l16_224": {"AugReg medium1, timm": 85.86},
-    "l32": {"ViT paper, Table 5": 80.99},
-    "b16_deit3": {"DeiT III, timm": 86.74},
-    "b16_deit3_224": {"DeiT III, timm": 85.73},
-    "l16_deit3": {"DeiT III, timm": 87.74},
-    "l16_deit3_224": {"DeiT III, timm": 86.99},
-}
-# Published top-1, per cent, in the course of a fine-tuning on ImageNet-2012: facebookresearch/deit, README_revenge.md
-COURSES = {  # recipe -> epoch -> top-1
-    "b16_deit3_224": {
-        5: 83.445, 10: 84.677, 15: 85.211, 20: 85.265, 25: 85.333, 30: 85.437, 35: 85.675, 40: 85.671, 45: 85.707,
-        50: 85.698,
-    },
-    "l16_deit3_224": {
-        5: 85.427, 10: 86.362, 15: 86.624, 20: 86.696, 25: 86.826, 30: 86.830, 35: 86.954, 40: 86.944, 45: 86.934,
-        50: 86.980,
-    },
-}  # fmt: skip
-COURSE_SAMPLES, COURSE_BATCH = 1_281_167, 2048  # of an epoch; of a step
-PRETRAINED = {  # precision@1 on held-out ImageNet-21K: google-research/vision_transformer, issue 62
-    "b16_paper": {"vision_transformer#62": 47.88},
-    "b32_paper": {"vision_transformer#62": 44.04},
-    "l16_paper": {"vision_transformer#62": 49.90},
-    "l32_paper": {"vision_transformer#62": 45.42},
-}
-
 
 def published(run: Run) -> dict[str, float]:
     """Published top-1 (per cent) that this run's may be held against, by source; empty for other data or sizes."""
-    recipe, classes = run.config.get("recipe", ""), run.facts.get("classes")
-    if run.config.get("stage") == "finetune" and classes == "1000":
-        size = "224" if recipe.endswith("_224") else "384"
-        return FINETUNED.get(recipe, {}) if run.config.get("model.image_size") == size else {}
-    if run.config.get("stage") == "pretrain" and classes == "21843":
-        return PRETRAINED.get(recipe, {})
-    return {}
+    stage = run.config.get("stage", "")
+    if run.facts.get("classes") != str(IMAGENET[stage].classes if stage in IMAGENET else None):
+        return {}
+    return held_against(stage, run.config.get("recipe", ""), int(run.config.get("model.image_size", "0")))
 
 
 def course(run: Run, against: str) -> tuple[list[float], list[float]]:
     """The published course of this run's fine-tuning: x by ``against`` (samples, step or epochs), top-1 from 0 to 1."""
     points = COURSES.get(run.config.get("recipe", ""), {}) if published(run) else {}
-    scale = {"epochs": 1.0, "samples": float(COURSE_SAMPLES), "step": COURSE_SAMPLES / COURSE_BATCH}.get(against)
+    samples = IMAGENET["finetune"].images
+    scale = {"epochs": 1.0, "samples": float(samples), "step": samples / COURSE_BATCH}.get(against)
     if not points or scale is None:
         return [], []
     return [epoch * scale for epoch in points], [top1 / 100 for top1 in points.values()]

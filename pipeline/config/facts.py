@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from pipeline.config.needs import Need
+
 Value = TypeVar("Value")
 Resume = Literal["fixed", "free", "retuned", "inherited"]
 
@@ -60,6 +62,7 @@ class Facts:
     hidden: bool = False  # not a difference between runs: it names the run, or the place of something
     own: bool = False  # each run has its own, so that it isn't a setting of a sweep
     path: bool = False  # a path or URL, which an exported model must not tell
+    needs: Need | None = None  # of other fields, to have an effect
 
 
 def setting(
@@ -71,7 +74,8 @@ def setting(
     hidden: bool = False,
     own: bool = False,
     path: bool = False,
+    needs: Need | None = None,
 ) -> Value:
     """A dataclass field with its facts; typed as its default, as dataclasses.field is."""
-    facts = Facts(resume, limits, seeds, hidden, own, path)
+    facts = Facts(resume, limits, seeds, hidden, own, path, needs)
     return dataclasses.field(default=default, metadata={FACTS: facts})

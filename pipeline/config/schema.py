@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.config import needs
 from pipeline.config.facts import (
     BETWEEN_0_AND_1,
     FIXED,
@@ -51,7 +52,7 @@ class ModelConfig:
     dropout: float = setting(0.0, FIXED, LESS_THAN_ONE)
     stochastic_depth: float = setting(0.0, FIXED, LESS_THAN_ONE)
     """Drop rate of a residual branch in the last block."""
-    stochastic_depth_decay: Literal["linear", "constant"] = setting("linear", FIXED)
+    stochastic_depth_decay: Literal["linear", "constant"] = setting("linear", FIXED, needs=needs.STOCHASTIC_DEPTH)
     """Drop rates of the other blocks. linear: they grow from 0 at the first block. constant: the same (DeiT III)."""
     gelu: Literal["tanh", "exact"] = setting("tanh", FIXED)
     """tanh: the approximation that the published models were trained with. exact: as timm and transformers assume."""
@@ -67,7 +68,7 @@ class ModelConfig:
     initialisation: Literal["vit", "deit3"] = setting("vit", FIXED)
     """Random weights. vit: as google-research/vision_transformer draws them. deit3: as facebookresearch/deit, normal of
     standard deviation 0.02."""
-    position_resize: Literal["bilinear", "bicubic"] = setting("bilinear", FIXED)
+    position_resize: Literal["bilinear", "bicubic"] = setting("bilinear", FIXED, needs=needs.PARENT)
     """Resizing of a parent's position embedding to another image size. bilinear: corners aligned, as the paper's code.
     bicubic: corners not aligned, as DeiT and DeiT III."""
     mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), INHERITED)
@@ -84,7 +85,7 @@ class DataConfig:
     """The training data set, made by data_prep.shard: its folder, or its URL (https://, s3://, ... or a command such as
     'pipe:ssh host cat /data/{}'). Several with the same classes are joined. Required."""
     train_split: str = setting("train", FIXED)
-    weights: tuple[float, ...] = setting((), FIXED)
+    weights: tuple[float, ...] = setting((), FIXED, needs=needs.SEVERAL_DATASETS)
     """How often the samples of each training data set come, in proportion. Empty: all samples alike, once an epoch."""
     percent: float = setting(100.0, FIXED, Range(0, 100, above=True))
     """Train on the first samples of the index only, this share of each data set: for quick experiments."""
@@ -94,10 +95,10 @@ class DataConfig:
     """The evaluation data set; without it, the (first) training data set's eval split if it has one."""
     eval_split: str = setting("val", FIXED)
     """Its split. none: no evaluation, where no data.eval is named."""
-    cache: Path | None = setting(None, FREE, seeds=True, hidden=True, path=True)
+    cache: Path | None = setting(None, FREE, seeds=True, hidden=True, path=True, needs=needs.REMOTE_DATA)
     """Folder on a disk of the node for shards that come from URLs, shared by its ranks. Default: VIT_CACHE, or
     ~/.cache/vit-pipeline."""
-    cache_gb: float = setting(100.0, FREE, POSITIVE, seeds=True, hidden=True)
+    cache_gb: float = setting(100.0, FREE, POSITIVE, seeds=True, hidden=True, needs=needs.REMOTE_DATA)
     """Size of the cache; the shards used longest ago make room."""
     augment: Augmentation = setting("none", FIXED)
     """Augmentation on top of crop and flip. light1 to strong2: RandAugment and mixup by AugReg's names (arXiv
@@ -109,7 +110,7 @@ class DataConfig:
     """Alpha of mixup's Beta distribution; 0 turns mixup off. Default: what data.augment's name includes."""
     cutmix: float = setting(0.0, FIXED, NONE_OR_MORE)
     """Alpha of CutMix's Beta distribution; 0 turns CutMix off. With mixup, each step has one or the other."""
-    min_area: float = setting(0.05, FIXED, NOT_ZERO)
+    min_area: float = setting(0.05, FIXED, NOT_ZERO, needs=needs.INCEPTION_CROP)
     """Smallest fraction of the image's area that a random crop covers (Inception crop: 0.05)."""
     flip: bool = setting(True, FIXED)
     """Mirror half of the training images. Turn off where left and right mean something, as in digits."""
@@ -117,12 +118,12 @@ class DataConfig:
     """Crop of training images. inception: random area and aspect. resize: a random square of 7/8 of the short side.
     simple: the short side is resized to the input size, 4 pixels are reflected at each border, and a random square is
     cut out (DeiT III's simple random crop; always bicubic)."""
-    interpolation: Literal["bilinear", "bicubic"] = setting("bilinear", FIXED)
+    interpolation: Literal["bilinear", "bicubic"] = setting("bilinear", FIXED, needs=needs.NOT_SIMPLE_CROP)
     """Resizing of training crops. bilinear: from the 2 x 2 nearest pixels, as the published ViT code. bicubic:
     antialiased, as Pillow, timm and torchvision; slower."""
     erasing: float = setting(0.0, FIXED, SHARE)
     """Probability of random erasing (arXiv 1708.04896)."""
-    decode: Decode = setting("region", FIXED)
+    decode: Decode = setting("region", FIXED, needs=needs.DECODED_REGION)
     """Of training images. region: only the blocks under the crop, the pixels of a whole decode. full: everything.
     scaled: region, at 1/2, 1/4 or 1/8 where the crop is that much larger than the input: for large originals."""
     eval_resize: Resize = setting("square", FIXED)
@@ -144,12 +145,12 @@ class OptimConfig:
     weight_decay: float = setting(0.0, FIXED, NONE_OR_MORE)
     """Of the kernels: not of biases, norms, class token and position embedding. AdamW's is decoupled, multiplied by the
     current learning rate; SGD's is added to the gradient (L2)."""
-    beta1: float = setting(0.9, FIXED, LESS_THAN_ONE)
-    beta2: float = setting(0.999, FIXED, LESS_THAN_ONE)
+    beta1: float = setting(0.9, FIXED, LESS_THAN_ONE, needs=needs.ADAM)
+    beta2: float = setting(0.999, FIXED, LESS_THAN_ONE, needs=needs.ADAM)
     layer_decay: float = setting(1.0, FIXED, NOT_ZERO)
     """Each layer's learning rate is this times that of the layer above, from the head down (0.65 to 0.75 are usual for
     fine-tuning). 1: the same rate for all."""
-    momentum: float = setting(0.9, FIXED, BETWEEN_0_AND_1)
+    momentum: float = setting(0.9, FIXED, BETWEEN_0_AND_1, needs=needs.SGD)
     """Of SGD."""
     clip: float = setting(0.0, RETUNED, NONE_OR_MORE)
     """Largest global gradient norm; 0 turns clipping off."""
@@ -160,14 +161,14 @@ class ScheduleConfig:
     steps: int = setting(0, FIXED, UP_TO_MANY)
     """Optimizer steps. 0: computed once from epochs."""
     epochs: float = setting(0.0, FIXED, UP_TO_MANY)
-    """Passes over the training split, used where steps is 0."""
+    """Passes over the training split, used where steps is 0: given, they replace a recipe's steps, and the reverse."""
     warmup_steps: int = setting(0, FIXED, NONE_OR_MORE)
     warmup_epochs: float = setting(0.0, FIXED, UP_TO_MANY)
     """Warm-up as a share of schedule.epochs, used when warmup_steps is 0."""
-    start_lr: float = setting(0.0, FIXED, NONE_OR_MORE)
+    start_lr: float = setting(0.0, FIXED, NONE_OR_MORE, needs=needs.WARM_UP)
     """Learning rate at the start of the warm-up."""
     decay: Literal["cosine", "linear", "constant"] = setting("cosine", FIXED)
-    end_lr: float = setting(0.0, FIXED, NONE_OR_MORE)
+    end_lr: float = setting(0.0, FIXED, NONE_OR_MORE, needs=needs.DECAY)
     """Learning rate at the end of a cosine or linear decay."""
 
 
@@ -199,16 +200,16 @@ class TrainConfig:
     C compiler and Python's headers, which Triton needs, but not under ZeRO-3, which takes the graph apart."""
     skip_nonfinite: int = setting(0, FREE, NONE_OR_MORE)
     """Steps with a non-finite loss or gradient that a run may leave out, each reported; one more goes back or stops."""
-    rollback_nonfinite: int = setting(0, FREE, NONE_OR_MORE)
+    rollback_nonfinite: int = setting(0, FREE, NONE_OR_MORE, needs=needs.CHECKPOINTS)
     """Times that a run may go back to its last checkpoint's weights after such a step, and on with the samples that
     follow it; one more stops it."""
     profile: int = setting(0, FREE, NONE_OR_MORE)
     """Steps to record with torch's profiler, from the tenth of an attempt on, into RUN/profile/."""
     log_every: int = setting(50, FREE, ONE_OR_MORE)
     """Steps between logged lines."""
-    eval_every: int = setting(5000, FREE, NONE_OR_MORE)
+    eval_every: int = setting(5000, FREE, NONE_OR_MORE, needs=needs.EVALUATION)
     """Steps between evaluations; there is always one at the end. 0: only at the end."""
-    eval_batch: int = setting(128, FREE, ONE_OR_MORE)
+    eval_batch: int = setting(128, FREE, ONE_OR_MORE, needs=needs.EVALUATION)
     """Samples a rank's evaluation pass."""
     step_timeout: int = setting(1800, FREE, SECONDS)
     """Seconds without a finished step (evaluations and checkpoints included) after which a rank prints the stacks of
@@ -223,10 +224,10 @@ class CheckpointConfig:
     """Also save where this many minutes have passed since the last checkpoint. 0: steps alone decide."""
     background: bool = setting(True, FREE)
     """Write while training goes on: it only waits for a copy in the host's memory."""
-    keep_last: int = setting(2, FREE, ONE_OR_MORE)
-    keep_every: int = setting(0, FREE, NONE_OR_MORE)
+    keep_last: int = setting(2, FREE, ONE_OR_MORE, needs=needs.CHECKPOINTS)
+    keep_every: int = setting(0, FREE, NONE_OR_MORE, needs=needs.CHECKPOINTS)
     """Also keep each checkpoint whose step is a multiple of this for good. 0: none."""
-    keep_best: int = setting(0, FREE, NONE_OR_MORE)
+    keep_best: int = setting(0, FREE, NONE_OR_MORE, needs=needs.SCORED_CHECKPOINTS)
     """Also keep this many with the highest eval/top1, of those saved at a step that was evaluated."""
 
 

@@ -4,7 +4,6 @@ Imports neither torch nor DeepSpeed, so that ``--help`` answers at once.
 """
 
 import contextlib
-import difflib
 import errno
 import io
 import locale
@@ -12,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,7 +110,7 @@ def parse(
     if not flags:
         options["config"] = (tyro.conf.FlagConversionOff,)
 
-    args = _without_local_rank(sys.argv[1:] if args is None else args)
+    args = without_local_rank(sys.argv[1:] if args is None else args)
 
     def call() -> Config:
         return tyro.cli(  # type: ignore[no-any-return]
@@ -121,31 +120,7 @@ def parse(
     return _one_line_errors(call, prog)
 
 
-def parse_recipe(
-    recipes: Mapping[str, Callable[[], Config]], *, prog: str, description: str, args: Sequence[str] | None = None
-) -> Config:
-    """Parse ``RECIPE [--field value ...]``: the recipe's configuration with the fields that were named replaced."""
-    args = _without_local_rank(sys.argv[1:] if args is None else args)
-    names = ", ".join(recipes)
-    if not args:
-        raise UserError(f"RECIPE is missing: name one of {names} (see {prog} --help)")
-    if args[0] in ("-h", "--help"):
-        summaries = "\n".join(
-            f"  {name:12} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items()
-        )
-        print(f"usage: {prog} RECIPE [--field value ...]\n\n{description}\n\nRecipes:\n{summaries}\n")
-        print(f"{prog} RECIPE --help lists the fields of a recipe with their values.")
-        sys.exit(EXIT_DONE)
-    if args[0] not in recipes:
-        close = difflib.get_close_matches(args[0], recipes, n=1)
-        hint = f"did you mean {close[0]}? There are" if close else "there are"
-        raise UserError(f"RECIPE {args[0]!r} is unknown: {hint} {names}")
-    default = recipes[args[0]]()
-    prog = f"{prog} {args[0]}"
-    return parse(type(default), prog=prog, description=description, args=args[1:], default=default, flags=False)
-
-
-def _without_local_rank(args: Sequence[str]) -> list[str]:
+def without_local_rank(args: Sequence[str]) -> list[str]:
     """The arguments without the ``--local_rank=N`` that the deepspeed launcher puts first; LOCAL_RANK says it too."""
     local_rank = os.environ.get("LOCAL_RANK")
     given = local_rank is not None and args and args[0] in (f"--local_rank={local_rank}", f"--local-rank={local_rank}")

@@ -33,6 +33,29 @@ def is_device(part: str, device_name: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", device_name) is not None
 
 
+# Gigabytes (10**9 bytes) of GPU memory by a part of the name, for names that don't say it; the makers' data sheets
+GIGABYTES = {
+    "B200": 180,
+    "H200": 141,
+    "H100 NVL": 94,
+    "H100": 80,
+    "A100": 80,
+    "L40S": 48,
+    "L40": 48,
+    "RTX 4090": 24,
+    "RTX 3090": 24,
+    "A10G": 24,
+    "L4": 24,
+}
+
+
+def memory_of(device_name: str) -> int | None:
+    """A GPU's memory, GB: as its name says, such as A100-SXM4-40GB, or by the table; None if neither knows."""
+    if said := re.search(r"(\d+) ?GB", device_name):
+        return int(said[1])
+    return next((size for part, size in GIGABYTES.items() if is_device(part, device_name)), None)
+
+
 GEMM_SIZE = {"cuda": 8192, "cpu": 768}
 
 

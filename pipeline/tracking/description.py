@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import fields
-from pipeline.config.recipes import FINETUNE, PRETRAIN
+from pipeline.config.recipes import RECIPES
 from pipeline.config.serialize import flatten, to_dict
 from pipeline.core import files
 from pipeline.core.secrets import without_secrets
@@ -84,10 +84,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def recipe_changes(config: dict[str, Any]) -> str:
     """``optim.lr 0.001 -> 0.0003; ...``: what the run learns differently from the published recipe."""
-    recipes = FINETUNE if config.get("stage") == "finetune" else PRETRAIN
+    recipes = RECIPES.get(config.get("stage", ""), {})
     if config.get("recipe") not in recipes:
         return ""
-    published, ours = flatten(to_dict(recipes[config["recipe"]]())), flatten(config)
+    published, ours = flatten(to_dict(recipes[config["recipe"]].config)), flatten(config)
     silent = (fields.FREE - fields.RETUNED) | fields.HIDDEN | fields.UNLIKE_SEEDS
     changed = [name for name in sorted(ours) if name not in silent and ours[name] != published.get(name)]
     return "; ".join(f"{name} {published.get(name)} -> {ours[name]}" for name in changed) or "none"

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.checkpoint import format as checkpoint
+from pipeline.config.fields import INHERITED
 from pipeline.config.schema import ModelConfig, RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.log import ONCE
 from pipeline.interop.load import load_weights
 from pipeline.interop.trained_model import is_run
+from pipeline.model.vit import grid_size
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,8 @@ def read_parent(config: RunConfig) -> Parent | None:
     return Parent(model, weights, {"weights": str(path)})
 
 
-def inherit(config: RunConfig, parent: Parent | None) -> RunConfig:
-    """``config`` with the parent's input normalisation, unless it sets another than the default of 0.5.
+def inherit(config: RunConfig, parent: Parent | None, given: Collection[str] = ()) -> RunConfig:
+    """``config`` with the parent's input normalisation, unless one was ``given`` or differs from the default of 0.5.
 
     Warns when the model differs in settings that change the features. Raises UserError when the architecture differs.
     """
@@ -78,12 +80,19 @@ def inherit(config: RunConfig, parent: Parent | None) -> RunConfig:
             f"--parent {config.parent!r} has another structure than the model: add "
             f"{_options(theirs, _STRUCTURE, own)}{resize} to keep the parent's"
         )
-    if (own.mean, own.std) == _HALVES:
+    if (own.mean, own.std) == _HALVES and not INHERITED & set(given):
         own = replace(own, mean=theirs.mean, std=theirs.std)
     differing = [name for name in ("gelu", "norm_eps", "mean", "std") if getattr(own, name) != getattr(theirs, name)]
     if differing:  # it can be trained, but the parent's features are not quite what the model now computes
         keeps = _options(theirs, differing)
         logger.warning("--parent %r was trained with other settings: %s keeps them", config.parent, keeps, extra=ONCE)
+    if "model.position_resize" in given and grid_size(own) == grid_size(theirs):
+        logger.warning(
+            "model.position_resize %s has no effect: --parent %r has the same number of patches; leave it out",
+            own.position_resize,
+            config.parent,
+            extra=ONCE,
+        )
     return replace(config, model=own)
 
 

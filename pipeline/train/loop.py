@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from typing import Literal, NoReturn
 
@@ -49,12 +50,13 @@ MLFLOW_STATUS: dict[Outcome, Literal["FINISHED", "FAILED", "KILLED"]] = {
 }
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, given: Collection[str] = ()) -> int:
     """Run ``config`` on this rank until it is finished or asked to stop; resume what the run folder holds.
 
+    ``given``: the fields that the user gave, of which none may be without effect in silence.
     Returns the exit code: 0 finished, 75 stopped early with everything saved.
     """
-    job = prepare(config)
+    job = prepare(config, given)
     if job.status is not None and job.status.state == "finished":
         logger.info("%s", finished_line(config.run_dir, job.status.step, job.status.metrics), extra=ONCE)
         return EXIT_DONE

@@ -1,8 +1,9 @@
 """From a configuration to ranks that are ready to train: checks first, then the group, the engine and the records."""
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
-from pipeline.config import fields
+from pipeline.config import fields, needs
 from pipeline.config.schema import DataConfig, RunConfig, total_steps, warmup_steps
 from pipeline.config.serialize import flatten, to_dict
 from pipeline.core import log
@@ -39,6 +40,7 @@ from pipeline.runs.provenance import describe_code
 from pipeline.tracking.tracker import Tracker, open_tracker
 from pipeline.train.attention import check_kernel
 from pipeline.train.initial_weights import inherit, read_parent
+from pipeline.train.profiler import FIRST as PROFILED_FROM
 from pipeline.train.resume import resume
 from pipeline.train.state import Job, Run
 from pipeline.train.stopwatch import Stopwatch
@@ -49,8 +51,11 @@ EXPERIMENT_NAME = 500  # characters that MLflow takes
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
 
 
-def prepare(config: RunConfig) -> Job:
-    """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting."""
+def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
+    """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting.
+
+    ``given``: the fields that the user gave, by dotted names.
+    """
     if config.run_dir == Path():
         raise UserError("--run-dir is missing, or this very folder: name the folder of a new run, or of one to resume")
     check_local(config.run_dir, "--run-dir")
@@ -88,7 +93,7 @@ def prepare(config: RunConfig) -> Job:
     }
     run_folder.check_config(config)
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
-    job = Job(data, held_out, steps, ranks, facts, run_folder.read_status(config.run_dir))
+    job = Job(data, held_out, steps, ranks, facts, run_folder.read_status(config.run_dir), frozenset(given))
     run_folder.check_facts(config.run_dir, job.all_facts)
     several = ranks.world_size > 1  # one process may still be a mistyped command, whose error is a plain line
     log.set_up(ranks.rank, ranks.world_size, stamped=several)
@@ -99,15 +104,29 @@ def prepare(config: RunConfig) -> Job:
 
 def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
     """Log level and text of what is not a mistake, but hardly what was meant."""
-    began = run_folder.as_begun(config).parent
-    if Path(began).resolve() != Path(config.parent).resolve():
+    began = run_folder.as_begun(config)
+    if Path(began.parent).resolve() != Path(config.parent).resolve():
         yield (
             logging.WARNING,
             f"--parent {config.parent!r} is not looked at: the run in {str(config.run_dir)!r} began from "
-            f"{began!r} and has checkpoints of its own; name another --run-dir to start from another parent",
+            f"{began.parent!r} and has checkpoints of its own; name another --run-dir to start from another parent",
+        )
+    if began.model != config.model and job.given & fields.INHERITED:
+        yield (
+            logging.WARNING,
+            f"{' and '.join(sorted(job.given & fields.INHERITED))} of this start are not looked at: the run in "
+            f"{str(config.run_dir)!r} began with {began.model.mean} and {began.model.std}; name another --run-dir",
         )
     if job.held_out is None:
-        yield logging.INFO, "no evaluation: there is no held-out split (data.eval, data.eval_split)"
+        values = flatten(to_dict(config))
+        of_evaluation = fields.names(lambda facts: facts.needs is needs.EVALUATION)
+        idle = [name for name in sorted(job.given & of_evaluation) if values[name]]
+        yield (
+            logging.WARNING if idle else logging.INFO,
+            f"no evaluation{', ' + ', '.join(idle) + ' without effect' if idle else ''}: there is no held-out "
+            "split (data.eval, data.eval_split)",
+        )
+    yield from ((logging.WARNING, text) for text in without_effect(config, job.steps, job.given))
     if (warmup := warmup_steps(config.schedule, job.steps)) >= job.steps:
         yield (
             logging.WARNING,
@@ -121,6 +140,32 @@ def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
             logging.WARNING,
             f"data.decode {config.data.decode} needs an extension that was not built, so JPEGs are decoded "
             f"whole, which is slower: {jpeg.HOW_TO_BUILD}",
+        )
+
+
+def without_effect(config: RunConfig, steps: int, given: Collection[str]) -> Iterator[str]:
+    """What was given and changes nothing in a run of ``steps``, one line each."""
+    rule, evaluated, profiled = config.checkpoint, config.train.eval_every, config.train.profile
+
+    def meet(every: int) -> bool:
+        """Whether a step before the last is a multiple of ``every`` and saved."""
+        return rule.minutes > 0 or not rule.every or not every or math.lcm(rule.every, every) < steps
+
+    if "checkpoint.keep_every" in given and not meet(rule.keep_every):
+        yield (
+            f"checkpoint.keep_every {rule.keep_every} has no effect: no step before the last ({steps}) is a multiple "
+            f"of it and of checkpoint.every {rule.every}; set a multiple of checkpoint.every"
+        )
+    if "checkpoint.keep_best" in given and rule.keep_best and not meet(evaluated):
+        yield (
+            f"checkpoint.keep_best {rule.keep_best} has no effect: no step before the last ({steps}) is both saved "
+            f"(checkpoint.every {rule.every}) and evaluated (train.eval_every {evaluated}); set one to a multiple of "
+            "the other"
+        )
+    if "train.profile" in given and profiled and steps <= PROFILED_FROM:
+        yield (
+            f"train.profile {profiled} has no effect: the first {PROFILED_FROM} steps of an attempt are not recorded, "
+            f"and the run has {steps}; set schedule.steps above that"
         )
 
 
@@ -156,7 +201,7 @@ def start(config: RunConfig, job: Job) -> Run:
     config = run_folder.as_begun(config)
     resuming = bool(checkpoint.complete(config.run_dir))
     parent = read_parent(config) if config.stage == "finetune" and not resuming else None
-    config = inherit(config, parent)
+    config = inherit(config, parent, job.given)
     model = VisionTransformer(config.model, job.data.info.classes, loss=config.train.loss)
     initialise(model, config.train.seed)
     if parent is not None:

@@ -48,6 +48,7 @@ class Job:
     ranks: Ranks
     facts: dict[str, Any]  # of the training data, for run.json and each checkpoint
     status: run_folder.Status | None  # of the attempt before
+    given: frozenset[str] = frozenset()  # fields that the user gave
 
     @property
     def all_facts(self) -> dict[str, Any]:

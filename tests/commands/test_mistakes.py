@@ -46,7 +46,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ((*PRETRAIN, "--data.eval-split", "test"), ("data.eval_split 'test'", "train, val", "'none'")),
         (
             (*PRETRAIN, "--data.eval-split", "none", "--checkpoint.keep-best", "1"),
-            ("checkpoint.keep_best 1", "no held-out split"),
+            ("checkpoint.keep_best 1 has no effect", "train.eval_every"),
         ),
         ((*PRETRAIN, "--train.seed", str(2**63)), ("train.seed", "is out of range")),
         ((*PRETRAIN, "--optim.momentum", "0"), ("optim.momentum 0", "above 0 and below 1")),
@@ -117,8 +117,8 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (("b16", "--train.micro-batch", "0"), ("train.micro_batch 0", "at least 1")),
         (("b16", "--nodes", "3"), ("train.global_batch", "such as")),
         (("b16", "--schedule.steps", "0", "--schedule.epochs", "0"), ("schedule.steps 0", "set one of them")),
-        (("b16", "--plot", "{empty}"), ("--plot", "name a .png file")),
-        (("b16", "--plot", "lr.doc"), ("--plot", "name a .png file")),
+        (("b16", "--plot", "{empty}"), ("--plot", "must end in .png")),
+        (("b16", "--plot", "lr.doc"), ("--plot", "must end in .png")),
         (("b16", "--data.train", LOGIN), ("URL with a login",)),
     ],
     "jobs.doctor": [
@@ -295,7 +295,7 @@ def test_a_start_says_that_the_fast_decoder_was_not_built(
 ) -> None:
     """Without libjpeg-turbo's headers the installation leaves it out, and only the speed would tell."""
     monkeypatch.setattr(jpeg, "HAS_REGION_DECODER", False)
-    recipe = PRETRAIN_RECIPES["tiny"]()
+    recipe = PRETRAIN_RECIPES["tiny"].config
     for decode in ("region", "full"):
         caplog.clear()
         data = dataclasses.replace(recipe.data, train=(str(digits),), decode=decode)

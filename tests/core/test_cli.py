@@ -1,11 +1,10 @@
-"""One line for a user's mistake, a recipe's fields on the command line, exit codes."""
+"""One line for a user's mistake, exit codes, output that nobody reads."""
 
 import errno
 import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,76 +13,6 @@ from safetensors import SafetensorError
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, naming, readable_as_folder
-
-
-@dataclass(frozen=True)
-class Inner:
-    lr: float = 1e-3
-    flip: bool = True
-
-
-@dataclass(frozen=True)
-class Config:
-    name: str = "a"
-    optim: Inner = field(default_factory=Inner)
-
-
-def small() -> Config:
-    """A small one.
-
-    More about it.
-    """
-    return Config(name="small")
-
-
-def large() -> Config:
-    """A large one."""
-    return Config(name="large", optim=Inner(lr=0.1))
-
-
-RECIPES = {"small": small, "large": large}
-
-
-def parse(*args: str) -> Config:
-    return cli.parse_recipe(RECIPES, prog="prog", description="What it does.", args=args)
-
-
-def test_fields_replace_the_recipes() -> None:
-    assert parse("large") == large()
-    assert parse("large", "--optim.lr", "3e-4", "--name", "b") == Config("b", Inner(lr=3e-4))
-    assert parse("small", "--optim.flip", "False") == Config("small", Inner(flip=False))
-
-
-@pytest.mark.parametrize(
-    ("args", "parts"),
-    [
-        ((), ["RECIPE is missing", "small, large", "prog --help"]),
-        (("smal",), ["'smal'", "did you mean small?", "small, large"]),
-        (("x",), ["'x'", "there are small, large"]),
-        (("small", "--optim.lrr", "1"), ["--optim.lrr", "--optim.lr", "prog small --help"]),
-        (("small", "--optim.lr", "fast"), ["optim.lr", "fast"]),
-        (("small", "--optim.lr"), ["optim.lr"]),
-        (("small", "stray"), ["stray"]),
-    ],
-)
-def test_a_mistake_is_named_in_one_line(args: tuple[str, ...], parts: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
-        parse(*args)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
-    assert not set(message) & set("╭╮╰╯│─")
-
-
-def test_help_lists_the_recipes_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse("--help")
-    assert caught.value.code == 0
-    out = capsys.readouterr().out
-    assert "What it does." in out
-    assert "A small one." in out
-    assert "More about it." not in out
 
 
 @pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), (75, 75)])

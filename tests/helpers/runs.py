@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from jobs import export
 from pipeline.checkpoint.format import FORMAT_VERSION, Meta
 from pipeline.compare.read_runs import Run, find_run_folders, read_run
-from pipeline.config.recipes import tiny
+from pipeline.config.recipes import PRETRAIN
 from pipeline.config.schema import DataConfig, ModelConfig
 from pipeline.config.serialize import flatten, to_dict
 from pipeline.core.files import write_json, xxh3_128
@@ -44,10 +44,11 @@ def make_run(
     state = {f"param/{name}": tensor for name, tensor in model.state_dict().items()}
     state |= {f"average/{name}": tensor / 2 for name, tensor in model.state_dict().items()} if average else {}
     save_file(state, path)
-    train = replace(tiny().train, loss=loss)  # type: ignore[arg-type]
+    tiny = PRETRAIN["tiny"].config
+    train = replace(tiny.train, loss=loss)  # type: ignore[arg-type]
     data = DataConfig(eval_resize=resize)  # type: ignore[arg-type]
-    config = to_dict(replace(tiny(), model=model_config, data=data, train=train, run_dir=run, parent=str(run)))
-    config["data"]["train"] = str(run.parent / "shards" / "mine")
+    config = to_dict(replace(tiny, model=model_config, data=data, train=train, run_dir=run, parent=str(run)))
+    config["data"]["train"] = [str(run.parent / "shards" / "mine")]
     files = {path.name: {"bytes": path.stat().st_size, "xxh3_128": xxh3_128(path)}}
     metrics = {"eval/top1": 0.5} | ({"eval_average/top1": 0.625} if average else {})
     meta = Meta(FORMAT_VERSION, 7, 70, 7, config, CLASSES, "c", "digest-of-data", 1, files, 0, metrics)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jobs.doctor import needed, parse, table
+from jobs.doctor import parse, table
 from pipeline.core.errors import UserError
 from pipeline.preflight import measurements
+from pipeline.preflight.plan import needed
 from pipeline.preflight.verdicts import Facts, Need, Verdict, judge
 from tests.helpers.ranks import Ranks, run_ranks
 

@@ -11,6 +11,7 @@ from PIL import Image
 from jobs import plan
 from pipeline.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from pipeline.core.errors import UserError
+from pipeline.distributed.devices import memory_of
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.vit import VisionTransformer
 from pipeline.preflight import estimates
@@ -41,7 +42,7 @@ def test_published_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.mark.parametrize(("device", "size"), [("NVIDIA A100-SXM4-40GB", 40), ("NVIDIA L40", 48), ("NVIDIA A100", 80)])
 def test_memory_by_name(device: str, size: int) -> None:
-    assert plan.memory_of(device) == size
+    assert memory_of(device) == size
 
 
 def test_a_run_may_be_called_finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def desk(tmp_path: Path, raw_digits: Path) -> Path:
                     place.mkdir(exist_ok=True)
                     if number < PER_CLASS + 1:
                         (place / member.name).write_bytes(inner.extractfile(member).read())  # type: ignore[union-attr]
-    model = random_model(FINETUNE["tiny"]().model, 1000)
+    model = random_model(FINETUNE["tiny"].config.model, 1000)
     npz.write(tmp_path / "tiny.npz", model.config, model.state_dict())
     return tmp_path
 

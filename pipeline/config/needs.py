@@ -1,0 +1,82 @@
+"""What a field needs of the other fields to have an effect. Pure.
+
+An option that a user gives is refused if it has none, never ignored. Fields name their need in
+pipeline.config.schema; pipeline.config.given applies it to what the user gave.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Need:
+    met: Callable[["RunConfig"], bool]
+    without: str  # completes "optim.momentum 0.8 has no effect ..."
+    remedy: str  # completes "leave it out, or ..."
+
+
+def _saves(run: "RunConfig") -> bool:
+    return run.checkpoint.every > 0 or run.checkpoint.minutes > 0
+
+
+def _evaluates(run: "RunConfig") -> bool:
+    return run.data.eval_split != "none" or bool(run.data.eval)
+
+
+def _remote(run: "RunConfig") -> bool:
+    sources = [*run.data.train, run.data.eval]
+    return not run.data.train or any("://" in source or source.startswith("pipe:") for source in sources)
+
+
+PARENT = Need(
+    lambda run: run.stage == "finetune" and run.parent != "scratch",
+    "without a parent, whose position embedding it resizes",
+    "fine-tune from a parent (jobs.finetune --parent)",
+)
+STOCHASTIC_DEPTH = Need(
+    lambda run: run.model.stochastic_depth > 0, "with model.stochastic_depth 0", "set model.stochastic_depth"
+)
+SEVERAL_DATASETS = Need(
+    lambda run: len(run.data.train) != 1, "with a single training dataset", "name several by data.train"
+)
+REMOTE_DATA = Need(_remote, "without a dataset behind a URL", "name a URL by data.train or data.eval")
+INCEPTION_CROP = Need(
+    lambda run: run.data.crop == "inception", "without data.crop inception", "set data.crop inception"
+)
+NOT_SIMPLE_CROP = Need(
+    lambda run: run.data.crop != "simple",
+    "with data.crop simple, which is always bicubic",
+    "set data.crop inception or resize",
+)
+DECODED_REGION = Need(
+    lambda run: run.data.crop != "simple" or run.data.decode == "scaled",
+    "with data.crop simple, which decodes whole images or scaled ones",
+    "set data.decode scaled",
+)
+EVALUATION = Need(_evaluates, "without evaluations (data.eval_split none)", "name a split by data.eval_split")
+ADAM = Need(lambda run: run.optim.kind != "sgd", "with optim.kind sgd", "set optim.kind adamw or lamb")
+SGD = Need(lambda run: run.optim.kind == "sgd", "without optim.kind sgd", "set optim.kind sgd")
+WARM_UP = Need(
+    lambda run: bool(run.schedule.warmup_steps or run.schedule.warmup_epochs),
+    "without a warm-up",
+    "set schedule.warmup_steps or schedule.warmup_epochs",
+)
+DECAY = Need(
+    lambda run: run.schedule.decay != "constant",
+    "with schedule.decay constant",
+    "set schedule.decay cosine or linear",
+)
+CHECKPOINTS = Need(
+    _saves,
+    "when only the last step is saved (checkpoint.every 0 and checkpoint.minutes 0)",
+    "set checkpoint.every or checkpoint.minutes",
+)
+SCORED_CHECKPOINTS = Need(
+    lambda run: _saves(run) and run.train.eval_every > 0,
+    "unless checkpoints are written and evaluated before the last step",
+    "set checkpoint.every and train.eval_every, one a multiple of the other",
+)
