@@ -88,12 +88,12 @@ def recipes() -> str:
         page.append(f"\n## {title}\n\n| recipe | what it is | image size | batch | length | learning rate |")
         page.append("|---|---|---|---|---|---|")
         for name, recipe in table.items():
-            run = recipe()
+            run = recipe.config
             length = f"{run.schedule.steps} steps" if run.schedule.steps else f"{run.schedule.epochs:g} epochs"
             numbers = (
                 f"{run.model.image_size} | {run.train.global_batch} | {length} | {run.optim.kind} {run.optim.lr:g}"
             )
-            page.append(f"| `{name}` | {_cell((recipe.__doc__ or '').splitlines()[0])} | {numbers} |")
+            page.append(f"| `{name}` | {_cell(recipe.summary)} | {numbers} |")
     return "\n".join(page) + "\n"
 
 
