@@ -19,7 +19,7 @@ import torch
 from benchmarks.peers import import_peer
 from data_prep import shard
 from jobs.demo import write_raw
-from pipeline.config.recipes import tiny
+from pipeline.config.recipes import PRETRAIN
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import ModelConfig, Variant
 from pipeline.dataset.joined_split import JoinedSplit, open_split
@@ -78,7 +78,7 @@ def digits(scratch: Path) -> Path:
 
 
 def build(name: str, classes: int, seed: int, size: int) -> torch.nn.Module:
-    config = dataclasses.replace(tiny().model, image_size=size)
+    config = dataclasses.replace(PRETRAIN["tiny"].config.model, image_size=size)
     model = VisionTransformer(config, classes)
     initialise(model, seed)
     if name == OURS:
@@ -108,7 +108,7 @@ def timms(variant: Variant, classes: int, size: int) -> torch.nn.Module:
 
 def learn(name: str, train: JoinedSplit, held_out: JoinedSplit, epochs: float, seed: int, *, flip: bool) -> float:
     """Held-out top-1 after ``epochs``."""
-    recipe, size = tiny(), 32
+    recipe, size = PRETRAIN["tiny"].config, 32
     model = build(name, train.info.classes, seed, size)
     optimizer = optim.build(recipe.optim, model)
     batch = recipe.train.global_batch

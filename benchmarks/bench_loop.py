@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.bench_learning import digits
 from benchmarks.bench_loader import data_set
-from pipeline.config.recipes import tiny
+from pipeline.config.recipes import PRETRAIN
 from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import train_transform
 from pipeline.model.losses import loss as loss_of
@@ -133,7 +133,7 @@ def each(seconds: Callable[[int], float]) -> float:
 
 
 def begin(scratch: Path, data: Path, steps: int, *, batch: int = BATCH, workers: int = 0) -> Run:
-    recipe = tiny()
+    recipe = PRETRAIN["tiny"].config
     config = dataclasses.replace(
         recipe,
         run_dir=scratch / "run",

@@ -65,7 +65,7 @@ def start(scratch: Path) -> dict[str, list[float]]:
 
     import torch._dynamo  # noqa: F401
 
-    from pipeline.config.recipes import tiny
+    from pipeline.config.recipes import PRETRAIN
     from pipeline.train import loop
     from pipeline.train.console import Bar
     from pipeline.train.setup import prepare, start
@@ -73,7 +73,7 @@ def start(scratch: Path) -> dict[str, list[float]]:
     from pipeline.train.stop_signals import StopRequest
 
     mark()
-    recipe = tiny()
+    recipe = PRETRAIN["tiny"].config
     config = dataclasses.replace(
         recipe,
         run_dir=scratch / f"run-{os.getpid()}",

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import sweep as job
 from pipeline.compare.read_runs import find_run_folders
-from pipeline.config.recipes import finetune_b16
+from pipeline.config.recipes import FINETUNE
 from pipeline.core.errors import UserError
 from pipeline.runs import records, sweep_record
 from pipeline.runs.folder import read_status
@@ -110,7 +110,7 @@ def test_choosing_again_adds_to_the_record(swept: tuple[Path, str], tmp_path: Pa
 
 
 def test_each_run_gets_the_settings_that_differ_from_the_recipe(tmp_path: Path) -> None:
-    run = dataclasses.replace(finetune_b16(), run_dir=tmp_path / "ft", parent="B_16.npz", name="mine")
+    run = dataclasses.replace(FINETUNE["b16"].config, run_dir=tmp_path / "ft", parent="B_16.npz", name="mine")
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, train=("a", "b"), flip=False))
     words = job.command(job.SweepConfig(run, ranks=8), 0.003, tmp_path / "ft-lr0.003")
     assert words[1:4] == ["-m", "torch.distributed.run", "--standalone"]

@@ -11,7 +11,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.recipes import tiny
+from pipeline.config.recipes import PRETRAIN
 from pipeline.config.schema import Augmentation, Decode
 from pipeline.imaging import jpeg
 from pipeline.imaging.jpeg import Image
@@ -182,7 +182,7 @@ def test_scaled_decoding_shows_the_same_region_with_fewer_pixels() -> None:
 
 def test_large_originals_are_decoded_smaller_where_the_run_says_so() -> None:
     photo = encode(1280, 1600)
-    run = tiny()
+    run = PRETRAIN["tiny"].config
     images: dict[str, Image] = {}
     for how in get_args(Decode):
         config = dataclasses.replace(run, data=dataclasses.replace(run.data, decode=how))
@@ -207,7 +207,7 @@ def test_augmentation_and_erasing_happen_as_often_as_the_run_says() -> None:
 
 
 def test_a_run_transforms_as_it_is_told() -> None:
-    run = tiny()
+    run = PRETRAIN["tiny"].config
     data = dataclasses.replace(
         run.data, augment="light2", crop="resize", min_area=0.3, flip=not run.data.flip, erasing=0.4, decode="full"
     )
