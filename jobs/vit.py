@@ -19,6 +19,7 @@ COMMANDS = {  # in the order in which a campaign meets them
     "sweep": ("jobs.sweep", "fine-tune by several learning rates, and pick the best by the held-out split"),
     "status": ("jobs.status", "where every run stands"),
     "evaluate": ("jobs.evaluate", "exact accuracy on any number of processes"),
+    "suite": ("jobs.suite", "ReaL, V2, A, R, Sketch, ObjectNet and C in one table"),
     "compare": ("jobs.compare", "runs side by side: table, curves, HTML page"),
     "pick": ("jobs.pick", "the best of several runs by the held-out split"),
     "audit": ("jobs.audit", "prove which samples a run has trained on"),

@@ -76,16 +76,14 @@ def evaluate(
         labels_B = item.labels_B.to(device)
         if observe is not None:
             observe(logits_BC, item)
-        sums += torch.stack(
-            [*_counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)]
-        )
+        sums += torch.stack([*counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)])
     samples, top1, top5, total_loss = reduce(sums).tolist()
     if samples != len(split):
         raise RuntimeError(f"{samples:.0f} samples were evaluated, and the split has {len(split)}")
     return Result(int(samples), top1 / samples, top5 / samples, total_loss / samples)
 
 
-def _counts(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def counts(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Number of samples, of labels ranked first and among the first five (or all classes), in float64.
 
     A label's rank is the number of classes with a higher logit, or an equal one and a lower index: ties don't flatter.

@@ -8,6 +8,7 @@ import os
 import signal
 import tarfile
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Picture(NamedTuple):
     offset: int = 0
     size: int = -1  # bytes; -1: to the end of the file
     error: str = ""  # why it can't be read, where that was found already
+    deflated: bool = False  # the bytes are a raw deflate stream, as in a zip
+    border: int = 0  # pixels cut off each side first
 
 
 class PictureBatch(NamedTuple):
@@ -117,13 +120,19 @@ def read(picture: Picture) -> bytes:
             file.seek(picture.offset)
             return file.read(picture.size)
 
-    return retry.steadily(whole, picture.file)
+    data = retry.steadily(whole, picture.file)
+    if not picture.deflated:
+        return data
+    try:
+        return zlib.decompress(data, -zlib.MAX_WBITS)
+    except zlib.error as error:
+        raise ValueError(f"it can't be unpacked ({error})") from None
 
 
-def prepared(data: bytes, size: int, resize: str) -> Image:
+def prepared(data: bytes, size: int, resize: str, border: int = 0) -> Image:
     """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole."""
-    if data[:2] != b"\xff\xd8":
-        return _by_pillow(data, size, resize)
+    if data[:2] != b"\xff\xd8" or border:
+        return _by_pillow(data, size, resize, border)
     try:
         jpegs.size(data)
     except ValueError:  # CMYK or odd chroma sampling, which evaluation never meets: data_prep.shard recodes such
@@ -137,7 +146,7 @@ def prepared(data: bytes, size: int, resize: str) -> Image:
     return eval_image(data, size, resize)
 
 
-def _by_pillow(data: bytes, size: int, resize: str) -> Image:
+def _by_pillow(data: bytes, size: int, resize: str, border: int = 0) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata in pictures that it reads well
@@ -147,6 +156,10 @@ def _by_pillow(data: bytes, size: int, resize: str) -> Image:
     except Exception as error:  # Pillow's decoders raise many types on damaged bytes
         reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(reason) from None
+    if border:
+        pixels_HWC = np.ascontiguousarray(pixels_HWC[border:-border, border:-border])
+        if not pixels_HWC.size:
+            raise ValueError(f"it has no pixels without its border of {border}")
     height, width = pixels_HWC.shape[:2]
     how = geometry(resize)
     if how.interpolation == "bicubic" and how.crop is None:
@@ -184,11 +197,14 @@ class PictureBatches(Dataset[Filled]):
         first = (index * self.world_size + self.rank) * self.batch
         for place in range(first, min(first + self.batch, len(self.pictures))):
             try:
-                images_BHWC[len(kept)] = prepared(read(self.pictures[place]), self.size, self.resize)
+                images_BHWC[len(kept)] = self._prepared(self.pictures[place])
                 kept.append(place)
             except (ValueError, OSError) as error:
                 bad.append((place, " ".join(str(error).split())))
         return slot, kept, bad
+
+    def _prepared(self, picture: Picture) -> Image:
+        return prepared(read(picture), self.size, self.resize, picture.border)
 
 
 def batches(

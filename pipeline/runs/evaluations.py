@@ -31,14 +31,19 @@ def name_of(dataset: str, split: str, *, average: bool) -> str:
     return re.sub(r"[^\w.-]", "_", f"{dataset}-{split}{'-average' if average else ''}")
 
 
-def keep(run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-    """Write down the scores of the checkpoint of ``step``; a later evaluation under this name replaces the files."""
+def keep(
+    run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: Mapping[str, float], kind: str = "evaluation"
+) -> None:
+    """Write down the scores of the checkpoint of ``step``; a later evaluation under this name replaces the files.
+
+    The metrics are called ``KIND/NAME/SCORE``: an evaluation's, or the suite's.
+    """
     record = records.read_record(run_dir)
     assert record is not None, run_dir
-    folder = run_dir / FOLDER / name
+    folder = run_dir / FOLDER / (name if kind == "evaluation" else f"{kind}-{name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", {**facts, **scores})
-    metrics = {f"evaluation/{name}/{key}": value for key, value in scores.items()}
+    metrics = {f"{kind}/{name}/{key}": value for key, value in scores.items()}
     lines = records.Appender(run_dir / records.EVALUATIONS)
     lines.append(records.to_json(Line(step, 0, time.time(), record.attempts[-1].number, metrics)))
     lines.close()

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config.schema import ModelConfig
 from pipeline.dataset.joined_split import open_split
-from pipeline.evaluation.accuracy import Result, _counts, evaluate
+from pipeline.evaluation.accuracy import Result, counts, evaluate
 from pipeline.loader.batches import eval_batches
 from pipeline.model.preprocess import normalise
 from tests.helpers.models import random_model
@@ -57,14 +57,14 @@ def test_the_counts_are_torchs(digits: Path) -> None:
 
 def test_equal_logits_count_as_wrong_but_for_the_first() -> None:
     logits_BC = torch.zeros(4, 10)
-    count, top1, top5 = _counts(logits_BC, torch.tensor([0, 1, 4, 5]))
+    count, top1, top5 = counts(logits_BC, torch.tensor([0, 1, 4, 5]))
     assert (count.item(), top1.item(), top5.item()) == (4, 1, 3)
 
 
 @pytest.mark.parametrize("classes", [3, 10])
 def test_what_is_no_number_is_nobody_s_first(classes: int) -> None:
     logits_BC = torch.full((4, classes), float("nan"))
-    assert _counts(logits_BC, torch.tensor([0, 1, 2, 0]))[1:] == (0, 0)
+    assert counts(logits_BC, torch.tensor([0, 1, 2, 0]))[1:] == (0, 0)
     logits_BC = torch.arange(10.0).repeat(2, 1)
     logits_BC[0, 3] = float("nan")  # of another class: it may be ahead
-    assert _counts(logits_BC, torch.tensor([9, 9]))[1:] == (1, 2)
+    assert counts(logits_BC, torch.tensor([9, 9]))[1:] == (1, 2)

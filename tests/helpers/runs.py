@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from pipeline.runs.records import to_json as line_to_json
 from tests.helpers.models import random_model
 
 CLASSES = 10
+OWN_CLASSES = tuple(f"n{index}" for index in range(CLASSES))
 
 
 def make_run(
@@ -33,9 +34,10 @@ def make_run(
     loss: str = "softmax",
     weights: Mapping[str, torch.Tensor] | None = None,
     average: bool = False,
+    wnids: Sequence[str] = OWN_CLASSES,
 ) -> VisionTransformer:
     """A run folder with one checkpoint, in the files that training writes. ``weights``: random ones where None."""
-    model = random_model(model_config, CLASSES).eval()
+    model = random_model(model_config, len(wnids)).eval()
     if weights:
         model.load_state_dict(dict(weights))
     checkpoint = run / "checkpoints" / "step-00000007"
@@ -51,9 +53,9 @@ def make_run(
     config["data"]["train"] = [str(run.parent / "shards" / "mine")]
     files = {path.name: {"bytes": path.stat().st_size, "xxh3_128": xxh3_128(path)}}
     metrics = {"eval/top1": 0.5} | ({"eval_average/top1": 0.625} if average else {})
-    meta = Meta(FORMAT_VERSION, 7, 70, 7, config, CLASSES, "c", "digest-of-data", 1, files, 0, metrics)
+    meta = Meta(FORMAT_VERSION, 7, 70, 7, config, len(wnids), "c", "digest-of-data", 1, files, 0, metrics)
     (checkpoint / "meta.json").write_text(json.dumps(asdict(meta)))
-    classes = [{"wnid": f"n{index}", "name": f"name {index}"} for index in range(CLASSES)]
+    classes = [{"wnid": wnid, "name": f"name {index}"} for index, wnid in enumerate(wnids)]
     (run / "classes.json").write_text(json.dumps(classes))
     (run / "run.json").write_text(json.dumps({"parent": {"run_dir": str(run.parent / "the-parent"), "step": 3}}))
     return model

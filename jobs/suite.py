@@ -1,0 +1,194 @@
+"""python -m jobs.suite MODEL --data-root FOLDER: one table of everything the field reports of a classifier."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from data_prep.test_sets import catalogue
+from pipeline.core import cli, errors, log, terminal
+from pipeline.core.errors import UserError
+from pipeline.core.files import check_can_make, check_local
+from pipeline.tracking.resend import send
+
+if TYPE_CHECKING:
+    from data_prep.test_sets.read_set import Images
+    from pipeline.suite.results import Result
+    from pipeline.suite.run_suite import Labelled, Suite
+
+logger = logging.getLogger("jobs.suite")
+KEY_LENGTH = len("ILSVRC2012_val_00000001")  # a class may follow it
+
+DESCRIPTION = """Evaluate a model on the test sets that papers report, and print them beside the published figures.
+
+FOLDER holds the downloads as they came (tar, tar.gz, zip or folder) or datasets that data_prep.shard made:
+ImageNet-2012's validation set, ReaL, V2 (three), A, R, Sketch, ObjectNet, C. What is missing is listed.
+A set that is done is not evaluated again, so an interrupted suite continues. Examples:
+
+  python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants
+  python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants --only a,r,sketch --log
+  accelerate launch --multi-gpu --num-processes 8 -m jobs.suite b16-timm --data-root /data --out work/b16-suite"""
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
+    format."""
+    data_root: Path
+    """Folder that holds the downloads, directly or one folder below."""
+    only: str = ""
+    """Sets to evaluate, with commas between them: val, real, v2, v2-threshold, v2-top, a, r, sketch, objectnet, c.
+    Empty: all that are found."""
+    partial: bool = False
+    """Evaluate a set whose download lacks images; the table marks it."""
+    out: Path | None = None
+    """Folder for the results. Default: RUN/evaluations for a run; another model's results are only printed."""
+    log: bool = False
+    """Send the results to the run's MLflow run as suite/SET/top1."""
+    batch: int = 128
+    """Images per forward pass and process."""
+    workers: int = 2
+    """Processes that read and decode, for each process that runs the model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    average: bool = False
+    """Evaluate the running average of the weights (--train.average), not the last ones."""
+
+
+def main() -> int:
+    config = cli.parse(SuiteConfig, prog="python -m jobs.suite", description=DESCRIPTION)
+    check(config)
+    from pipeline.suite.run_suite import open_suite
+
+    suite = open_suite(
+        config.model, config.out, log=config.log, dtype=config.dtype, average=config.average,
+        batch=config.batch, workers=config.workers,
+    )  # fmt: skip
+    if suite.world_size > 1:
+        log.set_up(suite.rank, suite.world_size, stamped=True)
+    results, refused = evaluate_all(config, suite)
+    if suite.rank == 0:
+        show(suite, results)
+        scores = {result.name: result.scores for result in results}
+        print(json.dumps({"model": str(suite.source), **scores}), flush=True)
+        if suite.run_dir is not None:
+            send(suite.run_dir)
+    suite.close()
+    return 1 if refused else errors.EXIT_DONE
+
+
+def check(config: SuiteConfig) -> None:
+    """Raises UserError before anything slow is imported."""
+    check_local(config.model, "MODEL")
+    if not config.model.exists():
+        raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
+    for name, least in (("batch", 1), ("workers", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
+    for name in wanted(config):
+        if name not in catalogue.NAMES:
+            raise UserError(f"--only {name!r} is unknown: there are {', '.join(catalogue.NAMES)}")
+    if config.out is not None:
+        check_can_make(config.out, "--out")
+
+
+def wanted(config: SuiteConfig) -> list[str]:
+    return [name.strip() for name in config.only.split(",")] if config.only else list(catalogue.NAMES)
+
+
+def evaluate_all(config: SuiteConfig, suite: "Suite") -> tuple[list["Result"], int]:
+    """Results in the catalogue's order, and the number of sets that were refused."""
+    from data_prep.test_sets.find import find
+    from data_prep.test_sets.read_set import read
+    from pipeline.dataset.index import cache_folder
+
+    found = find(config.data_root)
+    chosen = [name for name in catalogue.NAMES if name in wanted(config)]
+    present = [name for name in chosen if name in found]
+    if not present:
+        raise UserError(
+            f"--data-root {str(config.data_root)!r} holds none of {', '.join(chosen)}: put downloads there, such as "
+            f"{catalogue.named(chosen[0]).get}"
+        )
+    for name in (name for name in chosen if name not in found):
+        logger.info("%s is missing: %s", catalogue.named(name).title, catalogue.named(name).get, extra=log.ONCE)
+    results, refused = [], 0
+    for name in present:
+        try:
+            images = read(catalogue.named(name), found[name], cache_folder() / "test-sets", partial=config.partial)
+            results.append(suite.evaluate(labelled(images, found[name][0])))
+        except UserError as error:
+            if len(present) == 1:
+                raise
+            refused += 1
+            logger.error("%s: %s", catalogue.named(name).title, error)
+    return results, refused
+
+
+def labelled(images: "Images", download: Path) -> "Labelled":
+    """A set as the model's side takes it."""
+    from data_prep.test_sets.find import real_of
+    from pipeline.core.errors import printable
+    from pipeline.dataset.class_lists import listed
+    from pipeline.evaluation.confusion import read_real
+    from pipeline.inference.image_files import Picture
+    from pipeline.suite.run_suite import Labelled
+
+    test_set = images.test_set
+    pictures = [
+        Picture(
+            printable(f"{entry.file}/{entry.name}" if entry.file.suffix in (".tar", ".zip") else str(entry.file)),
+            entry.file,
+            entry.offset,
+            entry.size,
+            deflated=entry.deflated,
+            border=test_set.border,
+        )
+        for entry, *_ in images.images
+    ]
+    real = None
+    classes = images.classes
+    labels = [image.label for image in images.images]
+    if test_set.name == "real":
+        path = real_of(download)
+        assert path is not None  # it was found
+        keys = [Path(image.entry.name).name[:KEY_LENGTH] for image in images.images]
+        by_row = read_real(path, keys)
+        real = [by_row[row] for row in range(len(keys))]
+        classes = tuple((wnid,) for wnid in listed("imagenet1k") or [])  # what ReaL's labels count
+        place = {group: index for index, group in enumerate(classes)}
+        labels = [place[images.classes[label]] for label in labels]
+    parts = [image.part for image in images.images]
+    return Labelled(test_set.name, test_set.title, pictures, labels, parts, classes, real, images.partial)
+
+
+def show(suite: "Suite", results: "list[Result]") -> None:
+    from rich.table import Table
+
+    from pipeline.config.published_sets import nearest
+
+    published = nearest(suite.classifier.known.model)
+    table = Table(title=f"{suite.source}", title_justify="left")
+    for column in ("set", "images", "top-1", "top-5", *([f"{published.model} at 384 px"] if published else [])):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for result in results:
+        scores = result.scores
+        title = catalogue.named(result.name).title + (" (partial)" if result.partial else "")
+        mce = f", mCE {scores['mce']:.1%}" if "mce" in scores else ""
+        top5 = f"{scores['top5']:.2%}" if "top5" in scores else ""
+        row = [title, f"{scores['samples']:,.0f}", f"{scores['top1']:.2%}{mce}", top5]
+        if published:
+            figure = published.top1.get(result.name)
+            row.append("" if figure is None else f"{figure:.2f}%")
+        table.add_row(*row)
+    terminal.console().print(table)
+    if suite.folder is not None:
+        print(f"kept in {suite.folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

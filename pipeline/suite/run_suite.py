@@ -1,0 +1,193 @@
+"""The side of the suite that runs the model: opened once, then one set after another; collective over the processes."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from pipeline.checkpoint import format as checkpoint
+from pipeline.core import terminal
+from pipeline.core.errors import UserError
+from pipeline.core.files import check_can_make
+from pipeline.distributed.process_group import make_accelerator
+from pipeline.inference.classifier import Classifier, open_classifier
+from pipeline.inference.image_files import Picture
+from pipeline.interop.trained_model import is_run
+from pipeline.runs import evaluations
+from pipeline.suite import results
+from pipeline.suite.results import Result
+from pipeline.suite.set_accuracy import Counts, accuracy
+from pipeline.suite.subsets import corruption_scores, members
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MOST_NAMED = 5  # damaged images in an error
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A set's images with their classes, which stand for one or more wnids each."""
+
+    name: str  # of the set
+    title: str
+    pictures: Sequence[Picture]
+    labels: Sequence[int]  # class of each picture
+    parts: Sequence[str]  # ImageNet-C: corruption and severity of each, such as "fog/3"; else ""
+    classes: Sequence[tuple[str, ...]]
+    real: Sequence[frozenset[int]] | None = None  # ReaL's labels of each picture: positions in ImageNet-2012's classes
+    partial: bool = False  # the download lacks images
+
+
+@dataclass(frozen=True)
+class Suite:
+    source: Path  # the checkpoint, or MODEL itself
+    folder: Path | None  # of the results
+    step: int | None  # of a run's checkpoint
+    run_dir: Path | None  # where the results are logged
+    classifier: Classifier
+    accelerator: "Accelerator"
+    batch: int
+    workers: int
+    settings: dict[str, str]
+
+    @property
+    def rank(self) -> int:
+        return int(self.accelerator.process_index)
+
+    @property
+    def world_size(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+
+    def evaluate(self, data: Labelled) -> Result:
+        """The set's result: the one that was kept, or a new one, which is kept. Raises UserError on every process."""
+        names = [f"{picture.name} {picture.size}" for picture in data.pictures]
+        key = results.result_key(self.source, names, **self.settings)
+        kept = self._kept(data.name, key)
+        if kept is None:
+            scores = self._by_part(data, key) if any(data.parts) else self._whole(data)
+            kept = Result(data.name, scores, key, data.partial)
+            self._keep(kept)
+        if self.run_dir is not None and self.rank == 0:
+            assert self.step is not None
+            facts = {"key": key, "partial": kept.partial, "scores": kept.scores, "checkpoint": str(self.source)}
+            evaluations.keep(self.run_dir, kept.name, self.step, facts, kept.scores, "suite")
+        return kept
+
+    def _kept(self, name: str, key: str) -> Result | None:
+        """Rank 0 looks, so that all processes do the same."""
+        from accelerate.utils import broadcast_object_list
+
+        found = [results.read(self.folder, name, key) if self.folder is not None and self.rank == 0 else None]
+        if self.world_size > 1:
+            broadcast_object_list(found)
+        return found[0]
+
+    def _keep(self, result: Result) -> None:
+        if self.folder is not None and self.rank == 0:
+            results.write(self.folder, result)
+
+    def _whole(self, data: Labelled) -> dict[str, float]:
+        counts = self._count(data, range(len(data.pictures)), data.title)
+        if data.real is not None:
+            return {"samples": counts.real_samples, "top1": counts.real / max(counts.real_samples, 1)}
+        return {
+            "samples": counts.samples,
+            "top1": counts.top1 / counts.samples,
+            "top5": counts.top5 / counts.samples,
+        }
+
+    def _by_part(self, data: Labelled, key: str) -> dict[str, float]:
+        """ImageNet-C: each corruption at each severity is kept by itself, as all of them take a day."""
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, part in enumerate(data.parts):
+            rows[part].append(row)
+        errors: dict[str, dict[int, float]] = defaultdict(dict)
+        samples = 0.0
+        for part, chosen in sorted(rows.items()):
+            name = f"{data.name}/{part}"
+            kept = self._kept(name, key)
+            if kept is None:
+                counts = self._count(data, chosen, f"{data.title}, {part}")
+                scores = {"samples": float(counts.samples), "top1": counts.top1 / counts.samples}
+                kept = Result(name, scores, key, data.partial)
+                self._keep(kept)
+            corruption, severity = part.split("/")
+            errors[corruption][int(severity)] = 1.0 - kept.scores["top1"]
+            samples += kept.scores["samples"]
+        each = {f"top1_{name}": 1.0 - sum(of.values()) / len(of) for name, of in errors.items()}
+        return {"samples": samples, **corruption_scores(errors), **each}
+
+    def _count(self, data: Labelled, rows: Sequence[int], title: str) -> Counts:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        known = self.classifier.known
+        group_C = members(data.classes, [entry.wnid for entry in known.classes], data.title)
+        console = terminal.console(stderr=True)
+        shown = self.rank == 0 and sys.stderr.isatty()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not shown, transient=True) as bar:
+            task = bar.add_task(title, total=len(rows))
+            counts = accuracy(
+                self.classifier,
+                [data.pictures[row] for row in rows],
+                [data.labels[row] for row in rows],
+                group_C,
+                real=[data.real[row] for row in rows] if data.real is not None else None,
+                batch=self.batch,
+                workers=self.workers,
+                rank=self.rank,
+                world_size=self.world_size,
+                reduce=self._sum,
+                gather=self._gather,
+                advance=lambda done: bar.advance(task, done),
+            )
+        if counts.damaged:
+            more = f" and {len(counts.damaged) - MOST_NAMED} more" if len(counts.damaged) > MOST_NAMED else ""
+            raise UserError(
+                f"{len(counts.damaged)} images of {title} can't be read, so there is no result: "
+                f"{'; '.join(counts.damaged[:MOST_NAMED])}{more}: download it again"
+            )
+        return counts
+
+    def _sum(self, sums: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")  # type: ignore[no-any-return]
+
+    def _gather(self, names: list[str]) -> list[str]:
+        from accelerate.utils import gather_object
+
+        return list(gather_object(names)) if self.world_size > 1 else names
+
+
+def open_suite(
+    model: Path, folder: Path | None, *, log: bool, dtype: Literal["float32", "bfloat16"], average: bool, batch: int,
+    workers: int,
+) -> Suite:  # fmt: skip
+    """``folder``: of the results; a run's own are in RUN/evaluations. ``log``: also in the run's records, for MLflow.
+
+    Raises UserError.
+    """
+    accelerator = make_accelerator()
+    source = checkpoint.resolve(model) if is_run(model) else model
+    of_run = is_run(source)
+    run_dir = evaluations.run_of(source) if log else None
+    if folder is None and of_run:
+        folder = source.absolute().parent.parent / evaluations.FOLDER
+        check_can_make(folder, "the run's")
+    classifier = open_classifier(source, device=accelerator.device, dtype=getattr(torch, dtype), average=average)
+    if not any(entry.wnid for entry in classifier.known.classes):
+        raise UserError(
+            f"MODEL {str(model)!r} does not name its classes by wnid, so they can't be matched with a set's: name "
+            "the run, or an export with its model.json"
+        )
+    return Suite(
+        source, folder, checkpoint.read_meta(source).step if of_run else None, run_dir, classifier, accelerator, batch,
+        workers, {"dtype": dtype, "average": str(average)},
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tests of pipeline.suite, data_prep.test_sets and jobs.suite."""
