@@ -24,7 +24,10 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        # these need a C compiler
+        # these need a C compiler; imaging/bicubic.py and data_prep can do without
+        Extension(
+            "pipeline.imaging._bicubic", ["pipeline/imaging/_bicubic.c"], extra_compile_args=FLAGS, optional=True
+        ),
         Extension("data_prep._sample", ["data_prep/_sample.c"], extra_compile_args=FLAGS, optional=True),
         Extension(
             "data_prep.sources._tar_headers",

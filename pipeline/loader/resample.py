@@ -1,4 +1,4 @@
-"""Antialiased bicubic resizing as Pillow (and so torchvision) does it, of a whole image or of a window of the result.
+"""Antialiased bicubic resizing (pipeline.imaging.bicubic) of a whole image, or of a window of the result.
 
 H height, W width, in pixels; images are RGB, uint8, HWC.
 """
@@ -6,15 +6,17 @@ H height, W width, in pixels; images are RGB, uint8, HWC.
 import math
 
 import numpy as np
-from PIL import Image as Pillow
 
 from pipeline.imaging import jpeg as jpegs
+from pipeline.imaging.bicubic import resize
 from pipeline.imaging.jpeg import Image
 
 
 def bicubic(image: Image, height: int, width: int) -> Image:
     """The image at ``height`` x ``width``."""
-    return np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BICUBIC))
+    out = np.empty((height, width, 3), np.uint8)
+    resize(image, (0, 0, *image.shape[:2]), out)
+    return out
 
 
 def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
@@ -29,8 +31,8 @@ def middle_square(height: int, width: int, size: int) -> tuple[int, int]:
     return round((height - size) / 2), round((width - size) / 2)
 
 
-def resized_window(jpeg: bytes, window: tuple[int, int, int, int], size: int, *, scaled: bool = False) -> Image:
-    """The pixels of ``window`` (top, left, height, width) of the image whose short side was resized to ``size``.
+def resized_window(jpeg: bytes, top: int, left: int, size: int, out: Image, *, scaled: bool = False) -> None:
+    """Fill ``out`` with the image whose short side was resized to ``size``, from ``top`` and ``left`` on.
 
     Only the part of the JPEG under the window and the filter's margin is decoded. ``scaled``: an image of at least
     twice ``size`` is first decoded at 1/2, 1/4 or 1/8. Raises ValueError when the bytes are not a JPEG.
@@ -41,15 +43,10 @@ def resized_window(jpeg: bytes, window: tuple[int, int, int, int], size: int, *,
     while scaled and denominator < 8 and min(height, width) >= 2 * denominator * size:
         denominator *= 2
     height, width = jpegs.scaled_size(height, width, denominator)
-    top, left, window_height, window_width = window
-    y0, y1, above, below = _source(top, window_height, rows, height)
-    x0, x1, before, behind = _source(left, window_width, columns, width)
+    y0, y1, above, below = _source(top, out.shape[0], rows, height)
+    x0, x1, before, behind = _source(left, out.shape[1], columns, width)
     region = jpegs.decode_region(jpeg, (y0, x0, y1 - y0, x1 - x0), denominator)
-    return np.asarray(
-        Pillow.fromarray(region).resize(
-            (window_width, window_height), Pillow.Resampling.BICUBIC, (before, above, behind, below)
-        )
-    )
+    resize(region, (above, before, below, behind), out)
 
 
 def _source(start: int, length: int, resized: int, original: int) -> tuple[int, int, float, float]:

@@ -1,5 +1,5 @@
 """3-Augment and colour jitter as DeiT III trains with them (arXiv 2204.07118, section 3; facebookresearch/deit,
-augment.py), on an HWC uint8 RGB image.
+augment.py), on an HWC uint8 RGB image, in place.
 
 Done by OpenCV, several times faster than Pillow, which the source uses. Each operation is within one grey level of its
 definition; the blur is a true Gaussian, which Pillow approximates by three box blurs.
@@ -11,59 +11,60 @@ import numpy as np
 from pipeline.imaging.jpeg import Image
 from pipeline.loader.splitmix import Draws
 
-THRESHOLD = 128  # of solarisation
 RADIUS = (0.1, 2.0)  # standard deviation of the blur, pixels, whatever the size of the image
-_LEVELS = np.arange(256)
-_SOLARIZED = np.where(_LEVELS < THRESHOLD, _LEVELS, 255 - _LEVELS).astype(np.uint8)
+REACH = 3.5  # standard deviations that the blur reaches: what lies beyond adds a tenth of a grey level at most
+RED, GREEN, BLUE = LUMA = 0.299, 0.587, 0.114  # ITU-R 601
 
 
-def three_augment(image: Image, draws: Draws) -> Image:
-    """Exactly one of greyscale, solarisation and blur, each with probability 1/3."""
+def three_augment(image: Image, draws: Draws) -> None:
+    """Exactly one of greyscale, solarisation and blur, each with probability 1/3; in place."""
     choice = draws.integers(3)
     if choice == 0:
-        return greyscale(image)
-    if choice == 1:
-        return cv2.LUT(image, _SOLARIZED)  # type: ignore[return-value]
-    return blur(image, draws.uniform(*RADIUS))
+        greyscale(image)
+    elif choice == 1:
+        solarize(image)
+    else:
+        blur(image, draws.uniform(*RADIUS))
 
 
-def color_jitter(image: Image, strength: float, draws: Draws) -> Image:
-    """Brightness, contrast and saturation in random order, each by a factor uniform in 1 -+ ``strength``."""
+def color_jitter(image: Image, strength: float, draws: Draws) -> None:
+    """Brightness, contrast and saturation in random order, each by a factor uniform in 1 -+ ``strength``; in place."""
     steps = [brightness, contrast, saturation]
     for count in (3, 2, 1):
         step = steps.pop(draws.integers(count))
-        image = step(image, draws.uniform(max(0.0, 1 - strength), 1 + strength))
-    return image
+        step(image, draws.uniform(max(0.0, 1 - strength), 1 + strength))
 
 
-def greyscale(image: Image) -> Image:
-    """ITU-R 601 luma in all three channels."""
-    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
+def greyscale(image: Image) -> None:
+    """Luma in all three channels."""
+    cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, image)
 
 
-def blur(image: Image, sigma: float) -> Image:
-    """Gaussian of standard deviation ``sigma`` pixels, out to four of them; the border is continued outwards."""
-    side = 2 * int(4 * sigma + 0.5) + 1
-    return cv2.GaussianBlur(  # type: ignore[return-value]
-        image, (side, side), sigma, borderType=cv2.BORDER_REPLICATE
-    )
+def solarize(image: Image) -> None:
+    """Invert the values from 128 on: whichever is darker of a value and its inverse."""
+    cv2.min(image, cv2.bitwise_not(image), image)
 
 
-def brightness(image: Image, factor: float) -> Image:
+def blur(image: Image, sigma: float) -> None:
+    """Gaussian of standard deviation ``sigma`` pixels, out to REACH of them; the border is continued outwards."""
+    kernel = cv2.getGaussianKernel(2 * int(REACH * sigma + 0.5) + 1, sigma)
+    cv2.sepFilter2D(image, -1, kernel, kernel, image, borderType=cv2.BORDER_REPLICATE)
+
+
+def brightness(image: Image, factor: float) -> None:
     """Blend with black."""
-    return _blend_with_grey(image, factor, 0)
+    cv2.convertScaleAbs(image, image, factor)
 
 
-def contrast(image: Image, factor: float) -> Image:
+def contrast(image: Image, factor: float) -> None:
     """Blend with the mean of the image's luma, rounded."""
-    return _blend_with_grey(image, factor, int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5))
+    red, green, blue, _ = cv2.mean(image)
+    grey = int(RED * red + GREEN * green + BLUE * blue + 0.5)
+    cv2.addWeighted(image, factor, image, 0, (1 - factor) * grey, image)
 
 
-def saturation(image: Image, factor: float) -> Image:
+def saturation(image: Image, factor: float) -> None:
     """Blend with the greyscale image."""
-    return cv2.addWeighted(image, factor, greyscale(image), 1 - factor, 0)  # type: ignore[return-value]
-
-
-def _blend_with_grey(image: Image, factor: float, grey: int) -> Image:
-    table = np.clip(np.rint(grey + factor * (_LEVELS - grey)), 0, 255).astype(np.uint8)
-    return cv2.LUT(image, table)  # type: ignore[return-value]
+    red, green, blue = ((1 - factor) * share for share in LUMA)
+    to_red, to_green, to_blue = (factor + red, green, blue), (red, factor + green, blue), (red, green, factor + blue)
+    cv2.transform(image, np.array((to_red, to_green, to_blue)), image)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.config.schema import Augmentation, DataConfig, Decode, RunConfig
 from pipeline.imaging import jpeg as jpegs
+from pipeline.imaging.bicubic import resize
 from pipeline.imaging.jpeg import Box, Image
 from pipeline.loader.eval_geometry import CENTRAL, geometry
 from pipeline.loader.randaugment import rand_augment
@@ -64,7 +65,7 @@ class TrainTransform:
         draws = Draws(seed)
         height, width = jpegs.size(jpeg)
         if self.crop == "simple":
-            out[:] = simple_crop(jpeg, height, width, self.size, draws, scaled=self.decode == "scaled")
+            simple_crop(jpeg, height, width, out, draws, scaled=self.decode == "scaled")
         else:
             if self.crop == "inception":
                 box = inception_crop(height, width, self.min_area, draws)
@@ -72,7 +73,7 @@ class TrainTransform:
                 box = resized_crop(height, width, draws)
             pixels = decode_box(jpeg, box, self.size, self.decode)
             if self.interpolation == "bicubic":
-                out[:] = bicubic(pixels, self.size, self.size)
+                resize(pixels, (0, 0, *pixels.shape[:2]), out)
             else:
                 cv2.resize(pixels, out.shape[:2], out, interpolation=cv2.INTER_LINEAR)
         if self.flip and draws.random() < 0.5:
@@ -80,21 +81,18 @@ class TrainTransform:
         self._augment(out, draws, seed)
 
     def _augment(self, out: Image, draws: Draws, seed: int) -> None:
-        """In place, after crop and flip."""
-        if self.augment == "none" and not (self.color_jitter or self.erasing):
-            return
-        random = np.random.Generator(np.random.SFC64(seed))
+        """In place, after crop and flip. NumPy's generators take 40 us to seed (docs/results.md): only if needed."""
         if self.augment == "3-augment":
-            out[:] = three_augment(out, draws)
+            three_augment(out, draws)
         elif self.augment == "rand-m9-mstd0.5-inc1":
-            out[:] = timm_rand_augment(out, random)
+            out[:] = timm_rand_augment(out, np.random.Generator(np.random.SFC64(seed)))
         elif self.augment != "none":
             layers, magnitude, _ = AUGREG[self.augment]
-            out[:] = rand_augment(out, layers, magnitude, random)
+            out[:] = rand_augment(out, layers, magnitude, np.random.Generator(np.random.SFC64(seed)))
         if self.color_jitter > 0:
-            out[:] = color_jitter(out, self.color_jitter, draws)
-        if self.erasing > 0 and random.random() < self.erasing:
-            erase(out, random)
+            color_jitter(out, self.color_jitter, draws)
+        if self.erasing > 0 and draws.random() < self.erasing:
+            erase(out, np.random.Generator(np.random.SFC64([seed, 1])))
 
 
 def train_transform(config: RunConfig) -> TrainTransform:
@@ -148,7 +146,9 @@ def eval_image(jpeg: bytes, size: int, resize: str = "square") -> Image:
     if how.interpolation == "bicubic":
         short = how.short_side(size)
         rows, columns = short_side_size(height, width, short)
-        return resized_window(jpeg, (*middle_square(rows, columns, size), size, size), short)
+        out = np.empty((size, size, 3), np.uint8)
+        resized_window(jpeg, *middle_square(rows, columns, size), short, out)
+        return out
     box = (0, 0, height, width) if how.crop is None else central_crop(height, width, how.crop)
     return cv2.resize(  # type: ignore[return-value]
         decode_box(jpeg, box, size), (size, size), interpolation=cv2.INTER_LINEAR
@@ -178,16 +178,18 @@ def resized_crop(height: int, width: int, draws: Draws) -> Box:
     return draws.integers(height - side + 1), draws.integers(width - side + 1), side, side
 
 
-def simple_crop(jpeg: bytes, height: int, width: int, size: int, draws: Draws, *, scaled: bool = False) -> Image:
-    """Short side to ``size``, _BORDER pixels reflected at each border, then a random square of ``size``."""
+def simple_crop(jpeg: bytes, height: int, width: int, out: Image, draws: Draws, *, scaled: bool = False) -> None:
+    """Fill ``out``, a square: short side to its size, _BORDER pixels reflected at each border, then a random crop."""
+    size = len(out)
     rows, columns = short_side_size(height, width, size)
     top = draws.integers(rows + 2 * _BORDER - size + 1) - _BORDER
     left = draws.integers(columns + 2 * _BORDER - size + 1) - _BORDER
     above, below = max(-top, 0), max(top + size - rows, 0)
     before, behind = max(-left, 0), max(left + size - columns, 0)
-    window = (top + above, left + before, size - above - below, size - before - behind)
-    inside = resized_window(jpeg, window, size, scaled=scaled)
-    return cv2.copyMakeBorder(inside, above, below, before, behind, cv2.BORDER_REFLECT_101)  # type: ignore[return-value]
+    inside = out[above : size - below, before : size - behind]
+    resized_window(jpeg, top + above, left + before, size, inside, scaled=scaled)
+    if above or below or before or behind:
+        cv2.copyMakeBorder(inside.copy(), above, below, before, behind, cv2.BORDER_REFLECT_101, out)
 
 
 def central_crop(height: int, width: int, crop: float = 1 / CENTRAL) -> Box:

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from pipeline.imaging import jpeg
 from pipeline.imaging.jpeg import Image
 from pipeline.inference.image_files import prepared
-from pipeline.loader.resample import bicubic, resized_window, short_side_size
+from pipeline.loader.resample import resized_window, short_side_size
 from pipeline.loader.splitmix import Draws
 from pipeline.loader.transforms import TrainTransform, eval_image, inception_crop
 
@@ -37,10 +37,11 @@ def test_the_long_side_is_rounded_down() -> None:
     assert short_side_size(100, 100, 384) == (384, 384)
 
 
-def test_a_whole_image_is_pillows() -> None:
-    image = jpeg.decode(photo(90, 120))
-    expected = Pillow.fromarray(image).resize((48, 40), Pillow.Resampling.BICUBIC)
-    assert (bicubic(image, 40, 48) == np.asarray(expected)).all()
+def window_of(data: bytes, window: tuple[int, int, int, int], size: int, *, scaled: bool = False) -> Image:
+    top, left, height, width = window
+    out = np.empty((height, width, 3), np.uint8)
+    resized_window(data, top, left, size, out, scaled=scaled)
+    return out
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(375, 500, 224), (120, 90, 64), (50, 41, 64), (64, 64, 64)])
@@ -50,15 +51,15 @@ def test_a_window_is_cut_out_of_the_whole(height: int, width: int, size: int) ->
     rows, columns = expected.shape[:2]
     for window in ((0, 0, size, size), (rows - size, columns - size, size, size), (3, 2, size - 9, size - 7)):
         top, left, h, w = window
-        part = resized_window(data, window, size).astype(int)
+        part = window_of(data, window, size).astype(int)
         assert part.shape == (h, w, 3)
         assert np.abs(part - expected[top : top + h, left : left + w]).max() <= 1  # Pillow's box is float32
 
 
 def test_a_large_original_may_be_decoded_small() -> None:
     data = photo(600, 500)
-    full = resized_window(data, (0, 0, 100, 100), 100).astype(int)
-    small = resized_window(data, (0, 0, 100, 100), 100, scaled=True).astype(int)
+    full = window_of(data, (0, 0, 100, 100), 100).astype(int)
+    small = window_of(data, (0, 0, 100, 100), 100, scaled=True).astype(int)
     assert 0 < np.abs(full - small).mean() < 3
 
 
@@ -68,7 +69,7 @@ def test_evaluation_takes_the_middle_square() -> None:
     left = round((expected.shape[1] - 96) / 2)
     assert np.abs(eval_image(data, 96, "bicubic").astype(int) - expected[:, left : left + 96]).max() <= 1
     png = Pillow.fromarray(jpeg.decode(data))
-    assert (prepared(_png(png), 96, "bicubic") == expected[:, left : left + 96]).all()
+    assert np.abs(prepared(_png(png), 96, "bicubic").astype(int) - expected[:, left : left + 96]).max() <= 1
 
 
 def _png(image: Pillow.Image) -> bytes:
@@ -100,4 +101,4 @@ def test_inception_crops_are_resized_as_asked() -> None:
     assert (linear != cubic).any()
     top, left, h, w = inception_crop(100, 140, 0.05, Draws(5))
     region = Pillow.fromarray(jpeg.decode(data)[top : top + h, left : left + w])
-    assert (cubic == np.asarray(region.resize((48, 48), Pillow.Resampling.BICUBIC))).all()
+    assert np.abs(cubic - np.asarray(region.resize((48, 48), Pillow.Resampling.BICUBIC)).astype(int)).max() <= 1
