@@ -16,7 +16,7 @@ from data_prep.planning import make_plan, stream_buckets
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.make_plan import NOT_DEFECTS, Planned
 from data_prep.shard_options import Options, budget, check, content_options, plan_options, short_side, split_rule
-from data_prep.sources import inputs, streams
+from data_prep.sources import inputs
 from data_prep.sources.devkit import read_devkit
 from data_prep.sources.parts import splits_of
 from data_prep.sources.source import Source
@@ -25,6 +25,7 @@ from data_prep.writing import build_shard, finalize
 from data_prep.writing.build_shard import ShardTask
 from pipeline.core import cli, errors, files
 from pipeline.core.errors import UserError
+from pipeline.core.files import is_remote
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
 
@@ -134,7 +135,7 @@ def check_apart(given: str, output: Path, source: Source) -> None:
     """Raise UserError where what is written would be taken for INPUT (``given``), or overwrite it."""
     folder = output.resolve()
     for location in (given, *source.locations):
-        if streams.is_remote(location):
+        if is_remote(location):
             continue
         path = Path(location).resolve()
         inside = path in (folder, *folder.parents) if path.is_dir() else path.parent == folder

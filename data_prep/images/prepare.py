@@ -25,7 +25,6 @@ except ImportError:
 
 HAS_RESTARTS = _restart is not None
 LARGEST_FILE = 256 << 20  # bytes; the largest ImageNet-21K file is far below
-LARGEST_PIXELS = 100_000_000  # width x height; a photograph of today's largest cameras passes
 LARGEST_SIDE = 65_500  # pixels: JPEG_MAX_DIMENSION of libjpeg's jmorecfg.h
 RECODE_QUALITY = 95
 REMAINS_SIDE = 96  # pixels, of the thumbnails of rejected images
@@ -117,8 +116,10 @@ def _without(data: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
 
 
 def _check_size(width: int, height: int, min_side: int) -> None:
-    if width * height > LARGEST_PIXELS:
-        raise RejectedError("too_large", f"{width} x {height} pixels, more than {LARGEST_PIXELS:,}")
+    try:
+        jpeg.check_size(height, width)
+    except ValueError as error:
+        raise RejectedError("too_large", str(error)) from None
     if max(width, height) > LARGEST_SIDE:
         raise RejectedError("too_large", f"{width} x {height} pixels, a side over {LARGEST_SIDE:,}, a JPEG's longest")
     if min(width, height) < min_side:
@@ -161,7 +162,7 @@ def remains(data: bytes) -> bytes | None:
     """A small JPEG of what can still be decoded of a rejected JPEG; ``None`` where that is nothing."""
     try:
         header = jpeg_header(data) if identify(data) == "jpeg" else None
-        if header is None or header.components == 4 or header.width * header.height > LARGEST_PIXELS:
+        if header is None or header.components == 4 or header.width * header.height > jpeg.LARGEST_PIXELS:
             return None
         pixels_HWC = jpeg.decode_small(data, "RGB")
     except (RejectedError, ValueError):

@@ -22,16 +22,17 @@ from data_prep import progress, tables, work_folder
 from data_prep.planning import stream_buckets
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.partition import write_plan
-from data_prep.sources import read_parts, streams
-from data_prep.sources.names import ENDINGS
+from data_prep.sources import read_parts
 from data_prep.sources.parts import find_parts
 from data_prep.sources.rows import ImageRow, Row
 from data_prep.sources.source import Source, told_apart_by
 from data_prep.tables import CATALOGUE
 from pipeline.core import files
 from pipeline.core.errors import UserError
+from pipeline.core.files import is_remote
 from pipeline.dataset import class_lists
 from pipeline.dataset.format import REJECTS_SCHEMA
+from pipeline.imaging.file_names import DATASET_ENDINGS
 
 NOT_DEFECTS = frozenset(
     {"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small", "system_file", "empty_class"}
@@ -118,7 +119,7 @@ def _fingerprint(source: Source) -> list[list[Any]]:
     found: list[list[Any]] = []
     for location in source.locations:
         path = Path(location)
-        remote = streams.is_remote(location)
+        remote = is_remote(location)
         size = path.stat().st_size if path.is_file() and not remote else 0
         found.append([source.names[location] if remote else str(path.resolve()), size])
     return found
@@ -140,8 +141,8 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
             if source.form == "webdataset":
                 hint = " If the class isn't in .cls members give --label; for one class per tar give --source tars"
             raise UserError(
-                f"INPUT {source.locations[0]!r} holds no images (files ending in {', '.join(sorted(ENDINGS))}; it has "
-                f"{what}): is it the right path?{hint}"
+                f"INPUT {source.locations[0]!r} holds no images (files ending in {', '.join(sorted(DATASET_ENDINGS))}; "
+                f"it has {what}): is it the right path?{hint}"
             )
         if source.form == "webdataset":
             check_numbers(source, options.classes, counts)

@@ -15,6 +15,7 @@ from data_prep.sources.folders import class_folders
 from data_prep.sources.source import Form, Source, opened_any
 from data_prep.sources.tar_headers import BLOCK, DamagedTarError, looks_like_tar, scan
 from pipeline.core.errors import UserError
+from pipeline.core.files import is_remote
 from pipeline.dataset import format as dataset_format
 
 PEEKED_TARS = 16  # in which members are looked at, to tell WebDataset tars from class tars
@@ -24,7 +25,7 @@ OWN_FILES = frozenset({"dataset.json", "index.parquet", "classes.parquet", "reje
 
 def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] | None, label: str = "") -> Source:
     """What INPUT ``text`` is, of the given form unless that is "auto". ``label`` is --label's. Raises UserError."""
-    remote = streams.is_remote(text)
+    remote = is_remote(text)
     url = urlsplit(text) if "://" in text and not text.startswith("pipe:") else None
     if url and (url.username or url.password):
         raise UserError(
@@ -127,7 +128,7 @@ def _check_class_tars(text: str, locations: Sequence[str]) -> None:
 
 def _classes_beside(location: str) -> Sequence[str]:
     folder = Path(location).parent
-    if streams.is_remote(location) or not (folder / "classes.parquet").is_file():
+    if is_remote(location) or not (folder / "classes.parquet").is_file():
         return ()
     wnids: list[str] = dataset_format.read_classes(folder)["wnid"].to_pylist()
     return wnids

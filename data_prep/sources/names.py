@@ -4,8 +4,8 @@ import re
 import unicodedata
 
 from pipeline.core.errors import printable
+from pipeline.imaging.file_names import DATASET_ENDINGS, ending
 
-ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
 _TARS = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 _PACKED_TARS = re.compile(r"\.(tar\.\w+|tgz|txz|tbz2?|tzst)$", re.IGNORECASE)
 # file managers' and NAS systems' own folders and files, in lower case
@@ -31,7 +31,7 @@ def is_system_path(path: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in ENDINGS
+    return ending(name) in DATASET_ENDINGS
 
 
 def is_tar(name: str) -> bool:

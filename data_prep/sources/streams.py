@@ -14,6 +14,7 @@ import xxhash
 
 from pipeline.core import retry
 from pipeline.core.errors import UserError
+from pipeline.core.files import is_remote
 
 CHUNK = 1 << 20  # bytes read at a time
 PATIENCE = 600.0  # seconds without a byte from a server that has answered, after which it is given up
@@ -213,11 +214,6 @@ def _unpacked(chunks: Iterator[bytes], location: str) -> Iterator[bytes]:
         raise UserError(f"INPUT {location!r} is damaged gzip ({error}): download it again") from None
     if not unpacker.eof:
         raise UserError(f"INPUT {location!r} is cut short inside its gzip data: download it again")
-
-
-def is_remote(location: str) -> bool:
-    """Whether it is ``pipe:COMMAND`` or a URL, not a path."""
-    return location.startswith("pipe:") or "://" in location
 
 
 def is_seekable(location: str) -> bool:

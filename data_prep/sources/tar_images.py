@@ -7,7 +7,6 @@ from data_prep.images.prepare import LARGEST_FILE
 from data_prep.sources import splits
 from data_prep.sources.devkit import Devkit
 from data_prep.sources.names import (
-    ENDINGS,
     class_in_name,
     class_name,
     class_of_tar,
@@ -83,7 +82,7 @@ def class_tar(
         name = member.name
         if (  # the usual member: there are millions
             member.kind == "file"
-            and name.rpartition(".")[2].lower() in ENDINGS
+            and is_image(name)
             and "/" not in name
             and name.isascii()
             and name[0] != "."

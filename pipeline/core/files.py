@@ -82,6 +82,11 @@ def readable_as_folder(path: Path) -> None:
         path.chmod(0o600 | (path.parent.stat().st_mode & 0o044))
 
 
+def is_remote(location: str) -> bool:
+    """Whether a place of data is ``pipe:COMMAND`` or a URL, not a path."""
+    return location.startswith("pipe:") or "://" in location
+
+
 def check_local(path: Path, field: str) -> None:
     """Raises UserError where ``path``, given as ``field``, is a URL: as a path it would mean a folder named "s3:"."""
     text = str(path)

@@ -11,11 +11,11 @@ from typing import TypeVar
 import xxhash
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import put_in_place, temporary
+from pipeline.core.files import is_remote, put_in_place, temporary
 from pipeline.core.locks import Lock, locked
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import ShardInfo
-from pipeline.dataset.urls import GoneError, Patience, check_source, is_remote, join, read_blocks, size_of
+from pipeline.dataset.urls import GoneError, Patience, check_source, join, read_blocks, size_of
 
 Item = TypeVar("Item")
 CHECKERS = 16  # requests at a time when the shards are looked for

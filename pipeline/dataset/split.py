@@ -16,11 +16,11 @@ import xxhash
 from pipeline.core import retry
 from pipeline.core.arrays import Ints
 from pipeline.core.errors import UserError
+from pipeline.core.files import is_remote
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset import remote, urls
 from pipeline.dataset.index import Rows, read_rows, split_keys
 from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted
-from pipeline.dataset.urls import is_remote
 
 _OPEN = 400  # tars of all splits that a process keeps open: 1,024 files are the usual limit
 _open: OrderedDict[tuple[object, int], int] = OrderedDict()  # split and shard -> descriptor; the one used last is last

@@ -45,10 +45,6 @@ class GoneError(UserError):
     """What isn't there, may not be read or is another file than dataset.json says: trying again doesn't help."""
 
 
-def is_remote(source: str) -> bool:
-    return "://" in source or source.startswith("pipe:")
-
-
 def check_source(source: str) -> None:
     """Raises UserError for a URL that can't be one of a data set."""
     if source.startswith("pipe:"):

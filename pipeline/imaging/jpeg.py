@@ -86,7 +86,7 @@ def size(jpeg: bytes) -> tuple[int, int]:
 def check_size(height: int, width: int) -> None:
     """Raises ValueError where an image is too large to be decoded."""
     if height * width > LARGEST_PIXELS:
-        raise ValueError(f"it has {width} x {height} pixels, more than {LARGEST_PIXELS:,}")
+        raise ValueError(f"{width} x {height} pixels, more than {LARGEST_PIXELS:,}")
 
 
 def decode(jpeg: bytes) -> Image:

@@ -25,6 +25,7 @@ from pipeline.core import retry
 from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.imaging import jpeg as jpegs
+from pipeline.imaging.file_names import READABLE_ENDINGS, ending
 from pipeline.imaging.jpeg import Image
 from pipeline.imaging.rgb import to_rgb
 from pipeline.loader.eval_geometry import geometry
@@ -32,8 +33,6 @@ from pipeline.loader.resample import bicubic, middle_square, short_side_size
 from pipeline.loader.shared_memory import Slots
 from pipeline.loader.transforms import central_crop, eval_image
 from pipeline.loader.workers import load, slots_for
-
-ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 
 
 class Picture(NamedTuple):
@@ -65,7 +64,9 @@ def find(inputs: Sequence[Path]) -> list[Picture]:
             raise UserError(f"IMAGE {str(path)!r} does not exist: name an image, a folder of images or a tar of them")
         found = list(_in_folder(path) if path.is_dir() else _in_file(path))
         if not found:
-            raise UserError(f"IMAGE {str(path)!r} holds no images ({', '.join(sorted(ENDINGS))}): name another place")
+            raise UserError(
+                f"IMAGE {str(path)!r} holds no images ({', '.join(sorted(READABLE_ENDINGS))}): name another place"
+            )
         pictures += found
     return pictures
 
@@ -83,7 +84,7 @@ def _in_folder(folder: Path) -> Iterator[Picture]:
                     yield from _in_tar(file)
                 except (OSError, tarfile.TarError) as error:  # one of many: it is named as a bad picture is
                     yield Picture(printable(str(file)), file, error=f"it can't be read as a tar ({error})")
-            elif file.suffix.lower() in ENDINGS:
+            elif ending(file.name) in READABLE_ENDINGS:
                 yield from _in_file(file)
 
 
@@ -105,7 +106,7 @@ def _in_tar(file: Path) -> Iterator[Picture]:
     with tarfile.open(file, "r:") as tar:
         for member in tar:
             name = Path(member.name)
-            if member.isfile() and name.suffix.lower() in ENDINGS and not name.name.startswith("."):
+            if member.isfile() and ending(name.name) in READABLE_ENDINGS and not name.name.startswith("."):
                 yield Picture(printable(f"{file}/{member.name}"), file, member.offset_data, member.size)
             tar.members = []  # type: ignore[attr-defined]  # it would remember each
 

@@ -1,0 +1,10 @@
+"""Which files are images, by the endings of their names."""
+
+# what datasets hold: JPEGs, and what data_prep encodes as JPEG
+DATASET_ENDINGS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp"})
+READABLE_ENDINGS = DATASET_ENDINGS | {"tif", "tiff"}  # what a prediction reads
+
+
+def ending(name: str) -> str:
+    """What follows the last dot, in small letters; of a name without dots, all of it."""
+    return name.rpartition(".")[2].lower()
