@@ -27,7 +27,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 
 FORMAT_VERSION = 1
-TOOL_VERSION = "0.1.0"  # pyproject.toml reads it here: the code also runs where it isn't installed, as in a container
+# pyproject.toml reads it here: the code also runs where it isn't installed, as in a container. It is part of each
+# dataset's digest: leaving it out would make every dataset unreadable that exists, so that waits for FORMAT_VERSION 2.
+TOOL_VERSION = "0.2.0"
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -47,7 +47,7 @@ def test_it_needs_no_installation(tmp_path: Path, images: Images, monkeypatch: p
         make(releases.make("folder of tars", images, tmp_path), tmp_path / "data", "--workers", 1)
     )
     monkeypatch.undo()
-    assert info.tool_version == metadata.version("vit-pipeline")
+    assert info.tool_version == dataset_format.TOOL_VERSION
 
 
 def test_the_data_set_is_the_disk_contract(reference: Path, images: Images) -> None:

@@ -1,12 +1,15 @@
 """The wheel holds every package and every file that the code reads: a forgotten one breaks only installed copies."""
 
 import fnmatch
+import re
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 from setuptools import find_packages
+
+from pipeline.dataset.format import TOOL_VERSION
 
 REPOSITORY = Path(__file__).parents[2]
 TOP = ("pipeline", "data_prep", "jobs")
@@ -83,3 +86,12 @@ def test_extensions_name_the_headers_that_they_include() -> None:
                 header = (source.parent / line.split('"')[1]).resolve().relative_to(REPOSITORY)
                 assert f'"{header}"' in setup, f"{source.name} includes {header}"
                 assert is_in_wheel(str(header))
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    newest = re.findall(
+        r"^## \[(\d+\.\d+\.\d+)\]", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )[0]
+    assert newest == TOOL_VERSION
+    assert f"\nversion: {newest}\n" in (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert SETTINGS["dynamic"]["version"] == {"attr": "pipeline.dataset.format.TOOL_VERSION"}
