@@ -124,6 +124,8 @@ def of_stage(stage: Any, device: torch.device) -> list[str]:
             "deepspeed.utils": deepspeed.utils,
         },
     )
+    if wrapped.module is not engine.module:
+        lines.append(f"ZeRO {stage}: engine.module isn't the model itself, for Engine.module")
     before = [wrapped.micro_steps, wrapped.global_steps, wrapped.skipped_steps]
     internals.count_skipped_step(wrapped)
     if [wrapped.micro_steps, wrapped.global_steps, wrapped.skipped_steps] != [value + 1 for value in before]:
