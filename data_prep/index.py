@@ -68,6 +68,7 @@ class Options:
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.index", description=DESCRIPTION, args=args)
+    workers.start_server()
     check_workers(options.workers)
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")

@@ -76,6 +76,7 @@ class Match(NamedTuple):
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.overlap", description=DESCRIPTION, args=args)
+    workers.start_server()
     if not -1 <= options.distance <= 7:
         raise UserError(f"--distance {options.distance} must be from 0 to 7, or -1 for equal bytes only")
     if not 0 < options.correlation <= 1:

@@ -55,6 +55,7 @@ class Options:
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.verify", description=DESCRIPTION, args=args)
+    workers.start_server()
     check_workers(options.workers)
     info = dataset_format.read_info(options.dataset)
     findings = check_counts(options.dataset, info)
