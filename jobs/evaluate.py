@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,10 +20,12 @@ logger = logging.getLogger("jobs.evaluate")
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
     from pipeline.dataset.joined_split import JoinedSplit
-    from pipeline.interop.trained_model import Named
-    from pipeline.model.vit import VisionTransformer
+    from pipeline.evaluation.accuracy import Result
+    from pipeline.evaluation.confusion import Tally
+    from pipeline.inference.classifier import Classifier
 
 DESCRIPTION = """Evaluate a model on a data set: top-1, top-5 and loss, each image once on any number of processes.
 
@@ -80,70 +81,124 @@ class EvaluateConfig:
 def main() -> int:
     config = cli.parse(EvaluateConfig, prog="python -m jobs.evaluate", description=DESCRIPTION)
     check(config)
+    task = open_task(config)
+    if config.probe == "none":
+        judge_head(config, task)
+    else:
+        judge_features(config, task)
+    return errors.EXIT_DONE
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the options name, opened; on each process."""
+
+    accelerator: "Accelerator"
+    classifier: "Classifier"
+    split: "JoinedSplit"
+    classes: list[dict[str, str]]  # wnid and name of the dataset's
+    real: dict[int, frozenset[int]] | None  # labels of ImageNet-ReaL, by --real
+    facts: dict[str, Any]  # of the result
+    run_dir: Path | None  # of --log
+
+
+def open_task(config: EvaluateConfig) -> Task:
+    """Open the dataset, join the other processes, load the model. Raises UserError for what doesn't fit together."""
     import torch  # after the command line is known to be good
 
     from pipeline.checkpoint import format as checkpoint
     from pipeline.dataset.format import read_classes
     from pipeline.dataset.joined_split import open_split
     from pipeline.distributed.process_group import make_accelerator
-    from pipeline.evaluation.accuracy import evaluate
-    from pipeline.evaluation.confusion import MOST_CLASSES, Tally, read_real, write
+    from pipeline.evaluation.class_maps import check_classes, check_real
+    from pipeline.evaluation.confusion import read_real
     from pipeline.inference.classifier import open_classifier
     from pipeline.interop.trained_model import is_run
 
     split = open_split(config.data, config.split)
+    classes = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
     real = read_real(config.real, split.sample_keys()) if config.real else None
     if real is not None:
-        check_real(config, read_classes(split.folder)["wnid"].to_pylist())
+        check_real(config.data, [entry["wnid"] for entry in classes])
     accelerator = make_accelerator()
     if accelerator.num_processes > 1:
         log.set_up(accelerator.process_index, accelerator.num_processes, stamped=True)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     source = checkpoint.resolve(config.model) if is_run(config.model) else config.model
     run_dir = run_of(source) if config.log else None
     if run_dir is not None:
         check_can_make(run_dir / FOLDER, "--log's")
     classifier = open_classifier(
-        source, device=accelerator.device, dtype=dtype, average=config.average, trust_code=config.trust_code
+        source,
+        device=accelerator.device,
+        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype],
+        average=config.average,
+        trust_code=config.trust_code,
     )
-    known = classifier.known
     facts = {"checkpoint": str(source), "samples": len(split), "processes": accelerator.num_processes}
     if is_run(source):
         facts["step"] = checkpoint.read_meta(source).step
     if config.probe == "none":
-        check_classes(config, known.classes, read_classes(split.folder).to_pylist())
-    else:
-        if accelerator.num_processes > 1:
-            raise UserError(
-                f"--probe {config.probe} runs on one process, not {accelerator.num_processes}: start it alone"
-            )
-        if classifier.model is None:
-            raise UserError(
-                f"--probe needs the weights, and MODEL {str(source)!r} is a graph: name the run or another export"
-            )
-        accuracy = probe(config, classifier.model, split, classifier.device, known.resize)
-        print(f"{source}: {config.probe} probe of {len(split):,} samples, top-1 {accuracy:.2%}")
-        print(json.dumps({**facts, "probe": config.probe, "shots": config.shots, "top1": accuracy}))
-        if run_dir is not None:
-            shots = f"-{config.shots}-shot" if config.shots else ""
-            keep(run_dir, f"{result_name(config, split)}-{config.probe}{shots}", facts, {"top1": accuracy})
-        return errors.EXIT_DONE
+        check_classes(config.model, classifier.known.classes, config.data, classes)
+    elif accelerator.num_processes > 1:
+        raise UserError(f"--probe {config.probe} runs on one process, not {accelerator.num_processes}: start it alone")
+    elif classifier.model is None:
+        raise UserError(
+            f"--probe needs the weights, and MODEL {str(source)!r} is a graph: name the run or another export"
+        )
+    return Task(accelerator, classifier, split, classes, real, facts, run_dir)
 
-    def reduce(sums: torch.Tensor) -> torch.Tensor:
+
+def judge_features(config: EvaluateConfig, task: Task) -> None:
+    """--probe: accuracy of a probe on the frozen features; one process."""
+    from pipeline.dataset.joined_split import open_split
+    from pipeline.evaluation.feature_probes import probe
+
+    assert task.classifier.model is not None
+    assert config.probe != "none"
+    accuracy = probe(
+        config.probe,
+        task.classifier.model,
+        open_split(config.data, config.train_split),
+        task.split,
+        shots=config.shots,
+        seed=config.seed,
+        batch=config.batch,
+        workers=config.workers,
+        device=task.classifier.device,
+        resize=task.classifier.known.resize,
+    )
+    print(f"{task.facts['checkpoint']}: {config.probe} probe of {len(task.split):,} samples, top-1 {accuracy:.2%}")
+    print(json.dumps({**task.facts, "probe": config.probe, "shots": config.shots, "top1": accuracy}))
+    if task.run_dir is not None:
+        shots = f"-{config.shots}-shot" if config.shots else ""
+        name = f"{result_name(config, task.split)}-{config.probe}{shots}"
+        evaluations.keep(task.run_dir, name, task.facts["step"], task.facts, {"top1": accuracy})
+        send(task.run_dir)
+
+
+def judge_head(config: EvaluateConfig, task: Task) -> None:
+    """Accuracy of the model's own classes, on any number of processes; the main one reports."""
+    from pipeline.evaluation.accuracy import evaluate
+    from pipeline.evaluation.confusion import MOST_CLASSES, Tally
+
+    accelerator, classifier, known = task.accelerator, task.classifier, task.classifier.known
+
+    def reduce(sums: "torch.Tensor") -> "torch.Tensor":
         return accelerator.reduce(sums.to(accelerator.device), reduction="sum")  # type: ignore[no-any-return]
 
-    tables = config.out or (config.log and len(known.classes) <= MOST_CLASSES)
+    real = task.real
+    tables = bool(config.out or (config.log and len(known.classes) <= MOST_CLASSES))
     tally = Tally(len(known.classes), classifier.device, real) if tables or real is not None else None
     result = evaluate(
         classifier.forward,
-        split,
+        task.split,
         model=known.model,
         batch=config.batch,
         loss=known.loss,
         resize=known.resize,
         workers=config.workers,
         device=classifier.device,
-        dtype=dtype,
+        dtype=classifier.dtype,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         reduce=reduce,
@@ -152,28 +207,33 @@ def main() -> int:
     if tally is not None:
         tally.reduce(reduce)
     if accelerator.is_main_process:
-        scores = {**result.metrics(""), **(tally.real if tally is not None else {})}
-        folders = [config.out] if config.out else []
-        if run_dir is not None:
-            folders.append(run_dir / FOLDER / result_name(config, split))
-        # the numbers first: whatever happens to the tables and pictures, the evaluation was not for nothing
-        try:
-            if run_dir is not None:
-                evaluations.keep(run_dir, result_name(config, split), facts["step"], facts, scores)
-        finally:  # also where the disk is full by now
-            print(f"{source}: {result}" + (f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""))
-            finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
-            print(json.dumps({**facts, **finite}), flush=True)  # JSON has no NaN
-        if tally is not None and tables:
-            names = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
-            for folder in folders:
-                write(folder, tally.confusion_CC.cpu().numpy(), names, config.format)
-                plot = folder / f"confusion.{config.format}"
-                logger.info("per class: %s, %s", folder / "per_class.csv", plot)
-        if run_dir is not None:
-            send(run_dir)
+        report(config, task, result, tally, tables=tables)
     accelerator.end_training()
-    return errors.EXIT_DONE
+
+
+def report(config: EvaluateConfig, task: Task, result: "Result", tally: "Tally | None", *, tables: bool) -> None:
+    """Print the scores; write the tables and plots, if ``tables``; keep them with the run. On the main process."""
+    from pipeline.evaluation.confusion import write
+
+    name = result_name(config, task.split)
+    scores = {**result.metrics(""), **(tally.real if tally is not None else {})}
+    # the numbers first: whatever happens to the tables and plots, the evaluation was not for nothing
+    try:
+        if task.run_dir is not None:
+            evaluations.keep(task.run_dir, name, task.facts["step"], task.facts, scores)
+    finally:  # also when the disk is full by now
+        real = f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""
+        print(f"{task.facts['checkpoint']}: {result}{real}")
+        finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+        print(json.dumps({**task.facts, **finite}), flush=True)  # JSON has no NaN
+    if tally is not None and tables:
+        kept = task.run_dir / FOLDER / name if task.run_dir is not None else None
+        for folder in (config.out, kept):
+            if folder is not None:
+                write(folder, tally.confusion_CC.cpu().numpy(), task.classes, config.format)
+                logger.info("per class: %s, %s", folder / "per_class.csv", folder / f"confusion.{config.format}")
+    if task.run_dir is not None:
+        send(task.run_dir)
 
 
 def check(config: EvaluateConfig) -> None:
@@ -209,73 +269,6 @@ def check(config: EvaluateConfig) -> None:
 def result_name(config: EvaluateConfig, split: "JoinedSplit") -> str:
     """What the result is kept under in the run's folder and in MLflow."""
     return name_of(split.info.name, config.split, average=config.average)
-
-
-def keep(run_dir: Path, name: str, facts: dict[str, Any], scores: dict[str, float]) -> None:
-    """Write the scores into the run's folder and send them to MLflow."""
-    evaluations.keep(run_dir, name, facts["step"], facts, scores)
-    send(run_dir)
-
-
-def check_classes(config: EvaluateConfig, classes: "Sequence[Named]", data: list[dict[str, Any]]) -> None:
-    """Raises UserError where the data set's classes are others than the model's, or in another order."""
-    wnids, names = [entry["wnid"] for entry in data], [entry["name"] for entry in data]
-    if len(classes) == len(data) and not any(entry.wnid for entry in classes):
-        logger.warning(
-            "MODEL %r does not name its classes: taken to be those of --data, in order",
-            str(config.model),
-            extra=log.ONCE,
-        )
-        return
-    if [entry.wnid for entry in classes] in (wnids, names):  # transformers' folders have nothing but names
-        return
-    first = next((row for row, entry in enumerate(classes[: len(data)]) if entry.wnid != wnids[row]), len(data))
-    difference = f", class {first} is {wnids[first]!r}, not {classes[first].wnid!r}" if first < len(data) else ""
-    raise UserError(
-        f"--data {config.data!r} has another class map ({len(data)} classes{difference}) than MODEL "
-        f"{str(config.model)!r} ({len(classes)} classes): shard it with --classes of the training data set"
-    )
-
-
-def check_real(config: EvaluateConfig, wnids: list[str]) -> None:
-    """Raises UserError where the class numbers aren't those of real.json's labels."""
-    from pipeline.dataset.class_lists import listed  # pyarrow
-
-    if wnids != listed("imagenet1k"):
-        raise UserError(
-            f"--real gives labels of ImageNet-2012's 1,000 classes, and --data {config.data!r} has {len(wnids)}, or "
-            "another order: shard it with --classes imagenet1k"
-        )
-
-
-def probe(
-    config: EvaluateConfig,
-    model: "VisionTransformer",
-    split: "JoinedSplit",
-    device: "torch.device",
-    resize: str,
-) -> float:
-    """Top-1 of frozen features on the split."""
-    import torch
-
-    from pipeline.dataset.joined_split import open_split
-    from pipeline.evaluation.feature_probes import choose_shots, extract, linear_probe, nearest_neighbours
-
-    train = open_split(config.data, config.train_split)
-    rows = torch.from_numpy(choose_shots(train.label, config.shots, config.seed)).to(device)
-    z_ND, z_MD = (
-        extract(model, part, batch=config.batch, workers=config.workers, device=device, resize=resize)
-        for part in (train, split)
-    )
-    z_ND = z_ND[rows]
-    labels_N = torch.from_numpy(train.label.astype("int64")).to(device)[rows]
-    if not (z_ND.isfinite().all() and z_MD.isfinite().all()):
-        raise UserError(f"MODEL {str(config.model)!r} gives features that are no numbers: its training has diverged")
-    if len(set(labels_N.tolist())) < 2:
-        raise UserError(f"--probe {config.probe} tells classes apart, and --data {config.data!r} has one")
-    predict = nearest_neighbours if config.probe == "knn" else linear_probe
-    predicted_M = predict(z_ND, labels_N, z_MD, split.info.classes)
-    return float((predicted_M == torch.from_numpy(split.label.astype("int64")).to(device)).double().mean())
 
 
 if __name__ == "__main__":

@@ -15,10 +15,6 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from pipeline.inference.classifier import Classifier
-    from pipeline.inference.image_files import Picture
     from pipeline.inference.predictions import Answer
 
 DESCRIPTION = """Classify pictures: the five likeliest classes of each, with names and probabilities.
@@ -32,8 +28,6 @@ named, and the others go on. Examples:
 
 SHOWN = 20  # pictures in the terminal's table
 NAME_WIDTH = 32  # characters of a picture's name in the table
-LONGEST_STEM = 200  # bytes of a picture's name in the name of its roll-out: file systems take 255 in all
-LONGEST_TITLE = 100  # characters of it above the roll-out
 NAMED = 10  # bad pictures that are named; the files have all
 
 
@@ -71,6 +65,7 @@ def main() -> int:
     from pipeline.distributed.process_group import make_accelerator
     from pipeline.inference.classifier import open_classifier
     from pipeline.inference.image_files import find
+    from pipeline.inference.predict import predictions
     from pipeline.inference.predictions import Files
 
     pictures = find(config.images)
@@ -90,7 +85,17 @@ def main() -> int:
     began = time.monotonic()
     paths = (config.csv, config.parquet) if accelerator.is_main_process else (None, None)
     with Files(*paths, known, top) as files:
-        for answers in predictions(config, accelerator, classifier, pictures):
+        rounds = predictions(
+            classifier,
+            pictures,
+            accelerator,
+            top=config.top,
+            batch=config.batch,
+            workers=config.workers,
+            rollouts=config.rollout,
+        )
+        shown = accelerator.is_main_process and sys.stderr.isatty()
+        for answers in progress(rounds, config.batch * accelerator.num_processes, len(pictures), shown=shown):
             if accelerator.is_main_process:
                 files.add(answers)
                 first += answers[: max(0, SHOWN - len(first))]
@@ -131,81 +136,19 @@ def check(config: PredictConfig) -> None:
         check_can_make(config.rollout, "--rollout")
 
 
-def predictions(
-    config: PredictConfig, accelerator: "Accelerator", classifier: "Classifier", pictures: "Sequence[Picture]"
-) -> "Iterator[list[Answer]]":
-    """The answers in the order of the pictures, a list for each round of batches; collective over the processes."""
-    from accelerate.utils import gather_object
-
-    from pipeline.inference.image_files import batches
-
-    mine = batches(
-        pictures,
-        batch=config.batch,
-        size=classifier.known.model.image_size,
-        resize=classifier.known.resize,
-        workers=config.workers,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    rounds = -(-len(pictures) // (config.batch * accelerator.num_processes))
-    with progress(shown=accelerator.is_main_process and sys.stderr.isatty()) as bar:
-        task = bar.add_task("classify", total=len(pictures), rate="")
-        began = time.monotonic()
-        for number in range(rounds):
-            batch = next(mine, None)
-            answers = answer(config, classifier, pictures, batch) if batch else []
-            if accelerator.num_processes > 1:
-                answers = gather_object(answers)
-            done = min((number + 1) * config.batch * accelerator.num_processes, len(pictures))
-            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - began):,.0f} images/s")
-            yield answers
-
-
-def answer(config: PredictConfig, classifier: "Classifier", pictures: "Sequence[Picture]", batch: Any) -> list[Any]:
-    """Answers of one batch, in order, the bad pictures' among them; draws the roll-outs."""
-    from pipeline.inference.predictions import Answer
-
-    answers = {place: Answer(pictures[place].name, error=reason) for place, reason in batch.bad}
-    if batch.kept:
-        classes_BK, probabilities_BK = classifier.classify(batch.images_BHWC, config.top)
-        if probabilities_BK.isnan().any():
-            raise UserError(f"MODEL {str(config.model)!r} answers with no numbers: its training has diverged")
-        for place, classes, probabilities in zip(
-            batch.kept, classes_BK.tolist(), probabilities_BK.tolist(), strict=True
-        ):
-            answers[place] = Answer(pictures[place].name, tuple(classes), tuple(probabilities))
-        if config.rollout:
-            draw_rollouts(config.rollout, classifier, batch, answers)
-    return [answers[place] for place in sorted(answers)]
-
-
-def draw_rollouts(folder: Path, classifier: "Classifier", batch: Any, answers: dict[int, Any]) -> None:
-    """``000012-name.png`` for picture 12, a very long name cut: with the number it still is a name of its own."""
-    from pipeline.inference.attention_rollout import attentions, draw, rollout
-    from pipeline.model.preprocess import normalise
-
-    assert classifier.model is not None
-    x_BCHW = normalise(batch.images_BHWC.to(classifier.device), classifier.dtype, classifier.known.model)
-    maps_BGG = rollout(attentions(classifier.model, x_BCHW), classifier.known.model.registers).numpy()
-    for place, image_HWC, map_GG in zip(batch.kept, batch.images_BHWC.numpy(), maps_BGG, strict=True):
-        own = answers[place]
-        pairs = [
-            (classifier.known.classes[index].name, probability)
-            for index, probability in zip(own.classes, own.probabilities, strict=True)
-        ]
-        stem = Path(own.image).stem.encode()[:LONGEST_STEM].decode(errors="ignore")
-        draw(image_HWC, map_GG, Path(own.image).name[:LONGEST_TITLE], pairs, folder / f"{place:06d}-{stem}.png")
-
-
-def progress(*, shown: bool) -> Any:
-    """Pictures done, their rate and the time that remains, on stderr."""
+def progress(rounds: "Iterator[list[Answer]]", size: int, images: int, *, shown: bool) -> "Iterator[list[Answer]]":
+    """Pass ``rounds`` of ``size`` images on, showing images done, their rate and the time that remains on stderr."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    return Progress(
-        *columns, TimeRemainingColumn(), console=terminal.console(stderr=True), disable=not shown, transient=True
-    )
+    console = terminal.console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown, transient=True) as bar:
+        task = bar.add_task("classify", total=images, rate="")
+        began = time.monotonic()
+        for number, answers in enumerate(rounds, 1):
+            done = min(number * size, images)
+            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - began):,.0f} images/s")
+            yield answers
 
 
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:

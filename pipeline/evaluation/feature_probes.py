@@ -3,10 +3,13 @@
 Letters of the shape suffixes: N training samples, M held-out samples, B batch, D width, C classes.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pipeline.core.errors import UserError
 from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.loader.batches import eval_batches
 from pipeline.model.preprocess import normalise
@@ -79,3 +82,35 @@ def linear_probe(z_ND: torch.Tensor, labels_N: torch.Tensor, z_MD: torch.Tensor,
     weight_DC = torch.linalg.solve(gram_DD, z_ND.T @ (targets_NC - offset_C))
     scores_MC: torch.Tensor = (z_MD - mean_D) @ weight_DC + offset_C
     return scores_MC.argmax(1)
+
+
+def probe(
+    kind: Literal["knn", "linear"],
+    model: VisionTransformer,
+    train: JoinedSplit,
+    split: JoinedSplit,
+    *,
+    shots: int,
+    seed: int,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    resize: str,
+) -> float:
+    """Top-1 on ``split`` of a probe fitted to the frozen features of ``train``, ``shots`` samples per class (0: all).
+
+    Raises UserError if the features are non-finite, or if there is a single class.
+    """
+    rows = torch.from_numpy(choose_shots(train.label, shots, seed)).to(device)
+    z_ND, z_MD = (
+        extract(model, part, batch=batch, workers=workers, device=device, resize=resize) for part in (train, split)
+    )
+    z_ND = z_ND[rows]
+    labels_N = torch.from_numpy(train.label.astype("int64")).to(device)[rows]
+    if not (z_ND.isfinite().all() and z_MD.isfinite().all()):
+        raise UserError("MODEL's features are non-finite: its training has diverged; name another checkpoint")
+    if len(set(labels_N.tolist())) < 2:
+        raise UserError(f"--probe {kind} tells classes apart, and --data has one: name a dataset of several classes")
+    predict = nearest_neighbours if kind == "knn" else linear_probe
+    predicted_M = predict(z_ND, labels_N, z_MD, split.info.classes)
+    return float((predicted_M == torch.from_numpy(split.label.astype("int64")).to(device)).double().mean())

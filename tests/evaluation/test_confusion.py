@@ -18,6 +18,7 @@ from jobs import export
 from pipeline.core.errors import UserError
 from pipeline.dataset.joined_split import open_split
 from pipeline.evaluation import feature_probes
+from pipeline.evaluation.class_maps import check_classes
 from pipeline.evaluation.confusion import Tally, draw_confusion, per_class, read_real, write
 from pipeline.interop.export import FORMATS
 from pipeline.interop.trained_model import Named
@@ -249,14 +250,14 @@ def test_classes_in_another_order_are_refused_and_nameless_ones_taken_in_order(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]
-    config = job.EvaluateConfig(Path("model"), "shards")
-    job.check_classes(config, [Named(entry["wnid"], "") for entry in data], data)
-    job.check_classes(config, [Named(entry["name"], "") for entry in data], data)  # transformers': names alone
+    check_classes(Path("model"), [Named(entry["wnid"], "") for entry in data], "shards", data)
+    names_alone = [Named(entry["name"], "") for entry in data]  # transformers'
+    check_classes(Path("model"), names_alone, "shards", data)
     assert caplog.text == ""
-    job.check_classes(config, [Named("", f"class {index}") for index in range(3)], data)
+    check_classes(Path("model"), [Named("", f"class {index}") for index in range(3)], "shards", data)
     assert "'model' does not name its classes" in caplog.text
     with pytest.raises(UserError, match=r"'shards' has another class map .3 classes, class 1 is 'n1', not 'n2'"):
-        job.check_classes(config, [Named(f"n{index}", "") for index in (0, 2, 1)], data)
+        check_classes(Path("model"), [Named(f"n{index}", "") for index in (0, 2, 1)], "shards", data)
     for classes in (2, 4):
         with pytest.raises(UserError, match=rf"another class map .3 classes.* .{classes} classes.: shard it with"):
-            job.check_classes(config, [Named(f"n{index}", "") for index in range(classes)], data)
+            check_classes(Path("model"), [Named(f"n{index}", "") for index in range(classes)], "shards", data)
