@@ -22,7 +22,7 @@ _OF_A_RELEASE = re.compile(r"ILSVRC2012_(val|test)_\d{8}$")  # unique there
 _TRIPS = r"%.\\\x00-\x1f\x7f\udc80-\udcff"  # a dot would end the key; the rest trips tools
 _ESCAPED = re.compile(f"[{_TRIPS}]")
 # a name of which key_of keeps the stem, and its class
-_PLAIN = re.compile(rf"(([^/{_TRIPS}]+)_[^_/{_TRIPS}]+)\.[^./]+")
+_PLAIN = re.compile(rf"((?!__)([^/{_TRIPS}]+)_[^_/{_TRIPS}]+)\.[^./]+")
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ def key_of(wnid: str, name: str) -> str:
     """The sample's key: the original name without its ending, with the class before it unless it is ``<class>_<rest>``.
 
     Only where the rest has no ``_``: class ``a`` may have an ``a_b_1``, which is class ``a_b``'s name, too.
-    Characters that WebDataset keys can't hold are written %XX, so that keys stay unique and traceable.
+    Characters that WebDataset keys can't hold are written %XX, so that keys stay unique and traceable; so is the first
+    of two underscores at the start, since webdataset skips ``__name__/`` as metadata.
     """
     stem, dot, _ending = name.rpartition(".")
     stem = stem if dot and stem and not stem.endswith("/") else name
     if "/" in stem or not (stem.rpartition("_")[0] == wnid or _OF_A_RELEASE.match(stem)):
         stem = f"{wnid}/{stem}"
-    return _ESCAPED.sub(_percent, stem)
+    escaped = _ESCAPED.sub(_percent, stem)
+    return f"%5F{escaped[1:]}" if escaped.startswith("__") else escaped
 
 
 def _percent(match: re.Match[str]) -> str:

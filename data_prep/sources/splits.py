@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.sources.folders import subfolders
-from data_prep.sources.names import is_image, is_system
+from data_prep.sources.names import class_in_name, is_image, is_system
 from pipeline.core.errors import UserError, printable
 
 _WORDS = {
@@ -54,7 +54,8 @@ def among(names: Iterable[str]) -> list[Split]:
     groups: dict[tuple[str, str], dict[str, str]] = collections.defaultdict(dict)  # what surrounds the word -> names
     for name in names:
         if match := _WORD.search(name):
-            around = re.sub(r"\d", "", name[: match.start()].lower()), re.sub(r"\d", "", name[match.end() :].lower())
+            before, after = name[: match.start()].lower(), name[match.end() :].lower()
+            around = re.sub(r"\d", "", before), re.sub(r"\d", "", after).rstrip("_-. ")  # val_images, train_images_0
             groups[around][name] = _SPLIT_OF[match[1].lower()]
     found: dict[str, str] = {}
     for (before, _), group in groups.items():
@@ -174,6 +175,8 @@ def _options(folder: Path, split: str) -> str:
         return f"OUTPUT-{split} --split {split}"
     with os.scandir(folder) as entries:
         first = next((entry.name for entry in entries if not is_system(entry.name)), "")
+    if class_in_name(first):
+        return f"OUTPUT-{split} --split {split}"
     if first.startswith(IMAGENET_VAL):
         return f"OUTPUT-{split} --split {split} --devkit ILSVRC2012_devkit_t12.tar.gz"
     return f"OUTPUT-{split} --split {split} (it has no class folders yet)"

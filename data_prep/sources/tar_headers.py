@@ -118,7 +118,7 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None, *, whol
         name, kind = _name(header), _KINDS.get(typeflag) or f"entry of type {typeflag!r}"
         if pax or pax_global or long_name is not None:
             records = {**pax_global, **pax}
-            name = records.get("path", name if long_name is None else long_name)
+            name = records.get("GNU.sparse.name", records.get("path", name if long_name is None else long_name))
             size = _decimal(records["size"], position) if "size" in records else size
             kind = "sparse file" if any(field.startswith("GNU.sparse.") for field in records) else kind
             pax, long_name = {}, None
@@ -128,6 +128,11 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None, *, whol
                 kind, size = "directory", 0  # V7's way to write one
         elif kind in _WITHOUT_PAYLOAD:
             size = 0
+        elif typeflag == b"S":  # GNU's old form: the map of its pieces may go on in blocks of its own
+            more = header[482:483]
+            while more != b"\0" and (block := read(payload, BLOCK)):
+                payload += BLOCK
+                more = block[504:505]
         position = payload + _padded(size)
         if end is not None and payload + size > end:
             raise DamagedTarError(f"cut short inside {name!r}: {payload + size - end} bytes are missing")

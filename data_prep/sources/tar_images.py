@@ -75,9 +75,11 @@ def class_tar(
 ) -> Iterator[Row]:
     """The images of one class's tar; ``whole`` if it is a file by itself. Yields a reject if it holds no images.
 
-    ``guessed``: that it is of one class was a guess, so labels in it are a UserError.
+    ``guessed``: that it is of one class was a guess, so labels in it are a UserError, and a tar that is named after a
+    split has its images' classes in their names, if they have any: Hugging Face's ``train_images_0.tar.gz``.
     """
     before = ""  # name of the image before
+    of_split = guessed and splits.has_word(wnid)
     for member in scan(tar.read, start, end, tar.fd, whole=whole):
         name = member.name
         if (  # the usual member: there are millions
@@ -87,6 +89,7 @@ def class_tar(
             and name.isascii()
             and name[0] != "."
             and member.size <= LARGEST_FILE
+            and not of_split
         ):
             yield tar.image(wnid, name, member)
             before = name
@@ -108,6 +111,9 @@ def class_tar(
             continue
         before = name
         parts = [part for part in printable(member.name).split("/") if part not in ("", ".")]
+        if of_split and (named := class_in_name(parts[-1])):
+            yield tar.image(named[0], named[1], member)
+            continue
         inside = parts[1:] if len(parts) > 1 and parts[0] == wnid else parts
         yield tar.image(wnid, "/".join(inside), member)
     if not before:
@@ -158,7 +164,8 @@ def release_tar(tar: Tar, end: int | None, devkit: Devkit | None, nested: bool) 
         packed = member if is_packed_tar(name) else packed
         if packed and class_tars:
             raise packed_class_tar(tar.file, packed)
-        named = class_in_name(name) if not parts and not devkit else None
+        in_name = not devkit and (not parts or splits.has_word(parts[-1]))  # val_images/..._n01440764.JPEG
+        named = class_in_name(name) if in_name else None
         wnid = (devkit.wnid_of(name) if devkit else None) or (named[0] if named else parts[-1] if parts else "")
         wnid = class_name(wnid)
         reject = problem(member, wnid)

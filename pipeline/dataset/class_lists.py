@@ -2,6 +2,7 @@
 
 import collections
 import re
+import unicodedata
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -55,7 +56,8 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"--classes {str(path)!r} is none of {', '.join(NAMED)}, nor a file with a wnid a line")
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        # NFC, as data_prep stores classes: an editor on a Mac may have written NFD
+        lines = unicodedata.normalize("NFC", path.read_text("utf-8-sig")).splitlines()
         wnids = [_WNID.sub(r"\1", line.split("\t")[0].strip()) for line in lines if line.strip()]
     except UnicodeDecodeError:
         raise UserError(f"--classes {str(path)!r} is no text file") from None

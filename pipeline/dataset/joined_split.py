@@ -6,6 +6,7 @@ Rows count through the chosen samples of all datasets, in their order.
 import bisect
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def chosen(config: DataConfig) -> Choice:
     if config.classes is None:
         return Choice((), config.percent)
     try:
-        wnids = tuple(config.classes.read_text("utf-8-sig").split())
+        wnids = tuple(unicodedata.normalize("NFC", config.classes.read_text("utf-8-sig")).split())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.classes {str(config.classes)!r} can't be read: {error}") from error
     if not wnids:
