@@ -307,14 +307,22 @@ stop_without_progress() { # a run that starts from the same step again and again
 }
 
 refuse_second_job() { # two jobs in one run folder would take turns in stopping each other
-  local owner
+  local owner active pause
   owner=$(awk -F'\t' '$1 == "start" { job = $2 } END { print job }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
-  # The last task of an array has the array's id, for which squeue lists all of its tasks: %A is that of each alone
-  if [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] &&
-    squeue -h --all -j "$owner" -t RUNNING,SUSPENDED -o %A 2>/dev/null | grep -qx "$owner"; then
-    say "error: --run-dir $RUN is in use by job $owner, which is running or suspended: wait, scancel it, or name another --run-dir"
-    exit 2
-  fi
+  [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] || return 0
+  for pause in 20 40 60 0; do # seconds: a controller that fails over answers again after a minute or two
+    # All jobs, not -j OWNER: for a job that Slurm has forgotten squeue fails as well. %A is each array task's own id
+    if active=$(squeue -h --all -t RUNNING,SUSPENDED -o %A); then
+      grep -qx "$owner" <<<"$active" || return 0
+      say "error: --run-dir $RUN is in use by job $owner, which is running or suspended: wait, scancel it, or name another --run-dir"
+      exit 2
+    fi
+    say "warning: squeue failed (above), so job $owner, which started last in $RUN, may still be running"
+    sleep "$pause"
+  done
+  say "error: --run-dir $RUN may still be in use by job $owner, and squeue does not answer: submit again when Slurm answers," \
+    "or name another --run-dir"
+  exit 2
 }
 
 # ---- nodes that fail ----

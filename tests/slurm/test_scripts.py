@@ -219,6 +219,34 @@ def test_an_attempt_that_cannot_be_counted_is_not_made(tmp_path: Path) -> None:
     assert "went on" not in printed
 
 
+@pytest.mark.parametrize(
+    ("squeue", "code", "said"),
+    [
+        ("echo 5; echo 12", 2, "is in use by job 12, which is running or suspended: wait, scancel it"),
+        ("echo 121; echo 5", 0, "started"),  # Slurm no longer knows job 12
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", 2, "squeue does not answer: submit again when"),
+    ],
+)
+def test_a_second_job_in_a_run_folder(tmp_path: Path, squeue: str, code: int, said: str) -> None:
+    """... is refused when the first one is running, and also when Slurm does not say whether it is."""
+    for name, line in (("squeue", f'echo "$*" >>{tmp_path}/asked; {squeue}'), ("sleep", "exit 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "slurm").mkdir()
+    attempts = tmp_path / "slurm" / "attempts.tsv"
+    attempts.write_text("start\t11\t0\t0\t1\tnode1\nstart\t12\t0\t0\t1\tnode1\n")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    text = sourced(tmp_path, "refuse_second_job", "echo started", code=code, PATH=path)
+    assert said in text
+    assert ("started" in text.splitlines()) == (code == 0)
+    warnings = text.count("squeue failed (above), so job 12, which started last in")
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert (len(asked), warnings) == ((4, 4) if "Unable" in squeue else (1, 0))
+    assert not any("-j" in words.split() for words in asked)
+    attempts.write_text(attempts.read_text() + "start\t7\t0\t0\t1\tnode1\n")  # this job itself, requeued
+    assert sourced(tmp_path, "refuse_second_job", "echo started", PATH=path) == "started\n"
+
+
 def test_a_campaign_is_not_submitted_twice_where_squeue_fails(tmp_path: Path) -> None:
     for name, line in (("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1"), ("sbatch", "echo 12")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
