@@ -39,7 +39,8 @@ from pipeline.loader.transforms import train_transform
 from pipeline.model.flops import forward_macs
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.preprocess import normalise
-from pipeline.runs.records import METRICS, Line, read_lines
+from pipeline.runs.folder import METRICS
+from pipeline.runs.records import Line, read_lines
 from pipeline.train.setup import prepare, start
 from pipeline.train.step import DTYPES
 

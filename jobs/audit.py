@@ -12,9 +12,10 @@ from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
 from pipeline.dataset.joined_split import JoinedSplit, chosen, make_cache, open_split
-from pipeline.loader.damage import Damages
 from pipeline.loader.mixture import sampling
 from pipeline.runs import sample_ledger
+from pipeline.runs.damage_record import Damages
+from pipeline.runs.folder import CONFIG, FACTS, LEDGER
 
 DESCRIPTION = """Prove from a run's ledger that each sample came exactly once an epoch, across kills and resumes.
 
@@ -43,7 +44,7 @@ class AuditConfig:
 
 def main() -> int:
     options = cli.parse(AuditConfig, prog="python -m jobs.audit", description=DESCRIPTION)
-    path = options.run / "config.json"
+    path = options.run / CONFIG
     check_local(options.run, "RUN")
     if not path.is_file():
         raise UserError(f"RUN {str(options.run)!r} has no config.json: name a run folder of jobs.pretrain or finetune")
@@ -52,14 +53,12 @@ def main() -> int:
     split = open_again(options, config)
     if options.step:
         return show(options, config, split)
-    if not (options.run / sample_ledger.LEDGER).is_file():
-        raise UserError(
-            f"RUN {str(options.run)!r} has no {sample_ledger.LEDGER}: no step was trained, or by an old version"
-        )
+    if not (options.run / LEDGER).is_file():
+        raise UserError(f"RUN {str(options.run)!r} has no {LEDGER}: no step was trained, or by an old version")
     order = sampling(split.samples, config.train.seed, config.data.weights)
     found = sample_ledger.audit(sample_ledger.read(options.run), order, config.train.global_batch)
     if not found.steps:
-        raise UserError(f"RUN {str(options.run)!r} has no step in its {sample_ledger.LEDGER}: no step was trained")
+        raise UserError(f"RUN {str(options.run)!r} has no step in its {LEDGER}: no step was trained")
     print(
         f"{options.run}: {found.steps:,} steps of {config.train.global_batch:,} samples, {found.repeated:,} done again "
         f"after a resume; {', '.join(f'{size:,}' for size in found.samples)} samples an epoch"
@@ -89,7 +88,7 @@ def check(options: AuditConfig) -> None:
 
 def open_again(options: AuditConfig, config: RunConfig) -> JoinedSplit:
     """What the run was trained on. Raises UserError where it is something else by now."""
-    record = read_json(options.run / "run.json")
+    record = read_json(options.run / FACTS)
     split = open_split(
         options.data or config.data.train,
         config.data.train_split,

@@ -13,7 +13,8 @@ from pipeline.core import cli, errors, log
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 from pipeline.runs import evaluations
-from pipeline.runs.evaluations import FOLDER, name_of, run_of
+from pipeline.runs.evaluations import name_of, run_of
+from pipeline.runs.folder import EVALUATIONS
 from pipeline.tracking.resend import send
 
 logger = logging.getLogger("jobs.evaluate")
@@ -113,7 +114,7 @@ def open_task(config: EvaluateConfig) -> Task:
     from pipeline.evaluation.class_maps import check_classes, check_real
     from pipeline.evaluation.confusion import read_real
     from pipeline.inference.classifier import open_classifier
-    from pipeline.interop.trained_model import is_run
+    from pipeline.interop.trained_model import is_run_or_checkpoint
 
     split = open_split(config.data, config.split)
     classes = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
@@ -123,10 +124,10 @@ def open_task(config: EvaluateConfig) -> Task:
     accelerator = make_accelerator()
     if accelerator.num_processes > 1:
         log.set_up(accelerator.process_index, accelerator.num_processes, stamped=True)
-    source = checkpoint.resolve(config.model) if is_run(config.model) else config.model
+    source = checkpoint.find(config.model).path if is_run_or_checkpoint(config.model) else config.model
     run_dir = run_of(source) if config.log else None
     if run_dir is not None:
-        check_can_make(run_dir / FOLDER, "--log's")
+        check_can_make(run_dir / EVALUATIONS, "--log's")
     classifier = open_classifier(
         source,
         device=accelerator.device,
@@ -135,7 +136,7 @@ def open_task(config: EvaluateConfig) -> Task:
         trust_code=config.trust_code,
     )
     facts = {"checkpoint": str(source), "samples": len(split), "processes": accelerator.num_processes}
-    if is_run(source):
+    if is_run_or_checkpoint(source):
         facts["step"] = checkpoint.read_meta(source).step
     if config.probe == "none":
         check_classes(config.model, classifier.known.classes, config.data, classes)
@@ -227,7 +228,7 @@ def report(config: EvaluateConfig, task: Task, result: "Result", tally: "Tally |
         finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
         print(json.dumps({**task.facts, **finite}), flush=True)  # JSON has no NaN
     if tally is not None and tables:
-        kept = task.run_dir / FOLDER / name if task.run_dir is not None else None
+        kept = task.run_dir / EVALUATIONS / name if task.run_dir is not None else None
         for folder in (config.out, kept):
             if folder is not None:
                 write(folder, tally.confusion_CC.cpu().numpy(), task.classes, config.format)

@@ -21,7 +21,7 @@ from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.dataset.joined_split import open_info
-from pipeline.runs.folder import read_status
+from pipeline.runs.folder import CONFIG, read_status
 
 DESCRIPTION = """Fine-tune by each of several learning rates, one after another on this machine, and pick the best by
 the held-out split of the training data set (data_prep.shard --val-fraction), as the paper does.
@@ -120,9 +120,9 @@ def check_score(config: SweepConfig) -> None:
 def check_parents(config: SweepConfig, runs: Sequence[Path]) -> None:
     """Raises UserError where a run of this sweep began from another parent: its results would pass for new ones."""
     for run in runs:
-        if not (run / "config.json").is_file():
+        if not (run / CONFIG).is_file():
             continue
-        old = read_json(run / "config.json").get("parent", "")
+        old = read_json(run / CONFIG).get("parent", "")
         if Path(old).resolve() != Path(config.run.parent).resolve():
             raise UserError(
                 f"--parent {config.run.parent!r}: {str(run)!r} of this sweep began from {old!r}: give that again (or "

@@ -9,7 +9,7 @@ import tyro
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
-from pipeline.runs import records
+from pipeline.runs.folder import RECORD
 from pipeline.tracking.resend import resend_all
 
 DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
@@ -37,11 +37,9 @@ def main() -> int:
         check_local(run_dir, "RUN")
         if not run_dir.exists():
             raise UserError(f"RUN {str(run_dir)!r} does not exist: name a run folder of jobs.pretrain or jobs.finetune")
-    folders = [run_dir for run_dir in config.runs if (run_dir / records.RECORD).is_file()]  # runs/* has mlflow.db too
+    folders = [run_dir for run_dir in config.runs if (run_dir / RECORD).is_file()]  # runs/* has mlflow.db too
     if not folders:
-        raise UserError(
-            f"RUN {str(config.runs[0])!r} has no {records.RECORD}: it is no run folder, or was never started"
-        )
+        raise UserError(f"RUN {str(config.runs[0])!r} has no {RECORD}: it is no run folder, or was never started")
     return 1 if resend_all(folders) else errors.EXIT_DONE
 
 

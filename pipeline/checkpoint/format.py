@@ -6,9 +6,8 @@ depends on the number of ranks or the ZeRO stage it was saved under, so any can 
 last and lists the files' sizes and hashes: it is the mark of a complete checkpoint.
 """
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ import torch
 from pipeline.config.schema import RunConfig
 from pipeline.config.serialize import from_dict
 from pipeline.core.errors import UserError
-from pipeline.core.files import xxh3_128
+from pipeline.core.files import read_json, xxh3_128
 from pipeline.engine import state_keys
+from pipeline.runs.folder import META
 from pipeline.runs.folder import complete as complete  # noqa: PLC0414 - looked for here
 
 logger = logging.getLogger(__name__)
@@ -52,54 +52,68 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def latest(run_dir: Path, *, hashes: bool = False) -> Path | None:
-    """The newest checkpoint whose files have the right size (and content); broken ones are passed over, said aloud."""
-    for path in reversed(complete(run_dir)):
-        fault = find_fault(path, hashes=hashes)
-        if fault is None:
-            return path
-        logger.warning("checkpoint %s is passed over: %s", path, fault)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, and its meta.json, which is read once."""
+
+    path: Path
+    meta: Meta
+
+    def state(self) -> "State":
+        return State(self.path, self.meta)
+
+
+def newest(checkpoints: Sequence[Path], *, hashes: bool = False) -> Checkpoint | None:
+    """The last checkpoint whose files have the right size (and content); broken ones are skipped with a warning."""
+    for path in reversed(checkpoints):
+        try:
+            return _read_sound(path, hashes=hashes)
+        except UserError as error:
+            logger.warning("checkpoint %s is skipped: %s", path, error)
     return None
 
 
 def read_meta(checkpoint: Path) -> Meta:
     """Raises UserError where ``checkpoint`` is no complete checkpoint or of another version."""
-    path = checkpoint / "meta.json"
+    path = checkpoint / META
     try:
-        meta = Meta(**json.loads(path.read_text(encoding="utf-8")))
+        meta = Meta(**read_json(path))
         listed = [(entry["bytes"], entry["xxh3_128"]) for entry in meta.files.values()]
         number = checkpoint.name.removeprefix("step-")  # a copy may have a name of its own
         if not listed or (number.isdecimal() and int(number) != meta.step):
             raise ValueError(f"its meta.json is of step {meta.step} with {len(listed)} files")
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # also of bytes that are no text
+    except (UserError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{str(checkpoint)!r} is not a complete checkpoint ({error}): name another one") from error
     if meta.format_version != FORMAT_VERSION:
         raise UserError(f"{str(path)!r} has format_version {meta.format_version}, this code reads {FORMAT_VERSION}")
     return meta
 
 
-def find_fault(checkpoint: Path, *, hashes: bool) -> str | None:
-    """What is wrong with a checkpoint's files: None where they have the sizes (and hashes) that meta.json lists."""
-    try:
-        meta = read_meta(checkpoint)
-    except UserError as error:
-        return str(error)
-    for name, expected in meta.files.items():
-        path = checkpoint / name
+def _read_sound(checkpoint: Path, *, hashes: bool) -> Checkpoint:
+    """Raises UserError unless the files have the sizes (and hashes) that meta.json lists."""
+    found = Checkpoint(checkpoint, read_meta(checkpoint))
+    _check_files(found, hashes=hashes)
+    return found
+
+
+def _check_files(checkpoint: Checkpoint, *, hashes: bool) -> None:
+    for name, expected in checkpoint.meta.files.items():
+        path, fault = checkpoint.path / name, ""
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            return f"{name} is missing or not {expected['bytes']} bytes long"
-        if hashes and xxh3_128(path) != expected["xxh3_128"]:
-            return f"{name} does not have the hash it was saved with"
-    return None
+            fault = f"{name} is missing or not {expected['bytes']} bytes long"
+        elif hashes and xxh3_128(path) != expected["xxh3_128"]:
+            fault = f"{name} does not have the hash it was saved with"
+        if fault:
+            raise UserError(f"checkpoint {str(checkpoint.path)!r} is broken ({fault}): name another one of its run")
 
 
 class State(Mapping[str, torch.Tensor]):
     """The tensors of a checkpoint by key, read when asked for. CPU, float32."""
 
-    def __init__(self, checkpoint: Path):
-        self._files = [
-            safetensors.safe_open(checkpoint / name, framework="pt") for name in sorted(read_meta(checkpoint).files)
-        ]
+    def __init__(self, checkpoint: Path, meta: Meta | None = None):
+        """``meta``: its meta.json, if that has been read already."""
+        names = sorted((meta or read_meta(checkpoint)).files)
+        self._files = [safetensors.safe_open(checkpoint / name, framework="pt") for name in names]
         self._where = {key: file for file in self._files for key in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
 
     def __getitem__(self, key: str) -> torch.Tensor:
@@ -115,34 +129,38 @@ class State(Mapping[str, torch.Tensor]):
 def read_model(run_or_checkpoint: Path, *, average: bool = False) -> tuple[RunConfig, int, dict[str, torch.Tensor]]:
     """The run's configuration, number of classes and float32 weights, from its newest checkpoint or a named one.
 
-    ``average``: the running average of the weights instead. Raises UserError where there is none.
+    Raises UserError as :func:`read_weights`.
     """
-    checkpoint = resolve(run_or_checkpoint)
-    _refuse_broken(checkpoint, hashes=True)
-    meta = read_meta(checkpoint)
+    found = find(run_or_checkpoint)
+    weights = read_weights(found, average=average)
+    return from_dict(RunConfig, found.meta.config), found.meta.classes, weights
+
+
+def read_weights(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, torch.Tensor]:
+    """The float32 weights, or with ``average`` their running average. Raises UserError if they are broken."""
+    _check_files(checkpoint, hashes=True)
     prefix = (state_keys.AVERAGE if average else state_keys.MASTER) + "/"
-    state = State(checkpoint)
+    state = checkpoint.state()
     if not any(key.startswith(prefix) for key in state):
-        raise UserError(f"{str(checkpoint)!r} holds no averaged weights: train with --train.average, or use the last")
-    weights = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-    return from_dict(RunConfig, meta.config), meta.classes, weights
+        raise UserError(
+            f"{str(checkpoint.path)!r} holds no averaged weights: train with --train.average, or use the last"
+        )
+    return {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
 
 
-def resolve(run_or_checkpoint: Path) -> Path:
-    """A checkpoint's folder from itself or from its run's folder. Raises UserError where there is no sound one."""
-    if (run_or_checkpoint / "meta.json").is_file():
-        _refuse_broken(run_or_checkpoint, hashes=False)
-        return run_or_checkpoint
+def is_checkpoint(path: Path) -> bool:
+    return (path / META).is_file()
+
+
+def find(run_or_checkpoint: Path) -> Checkpoint:
+    """A checkpoint by its folder, or the newest sound one of a run. Raises UserError if there is none."""
+    if is_checkpoint(run_or_checkpoint):
+        return _read_sound(run_or_checkpoint, hashes=False)
     if not run_or_checkpoint.is_dir():
         raise UserError(f"{str(run_or_checkpoint)!r} does not exist: name a run folder or a checkpoint in it")
-    checkpoint = latest(run_or_checkpoint)
-    if checkpoint is None:
+    found = newest(complete(run_or_checkpoint))
+    if found is None:
         raise UserError(
             f"{str(run_or_checkpoint)!r} has no complete checkpoint: name a run folder that has checkpoints/step-*/"
         )
-    return checkpoint
-
-
-def _refuse_broken(checkpoint: Path, *, hashes: bool) -> None:
-    if fault := find_fault(checkpoint, hashes=hashes):
-        raise UserError(f"checkpoint {str(checkpoint)!r} is broken ({fault}): name another one of its run")
+    return found

@@ -29,7 +29,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import flush, write_json, xxh3_128
 from pipeline.core.tensor_files import save_tensors
 from pipeline.engine.deepspeed_engine import Engine
-from pipeline.runs.folder import step_of
+from pipeline.runs.folder import CHECKPOINTS, META, step_of
 from pipeline.runs.ownership import Fence
 
 PATIENCE = timedelta(minutes=30)  # that rank 0 waits for the other ranks' files
@@ -53,7 +53,7 @@ class Saver:
         self._told = True  # the others, of the error
         self._settled = threading.Event()
         self._settled.set()
-        self._folder = config.run_dir / "checkpoints"
+        self._folder = config.run_dir / CHECKPOINTS
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the clock or the step asks for a checkpoint; the clock is this rank's."""
@@ -134,7 +134,7 @@ class Saver:
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write an evaluation's into the complete checkpoint of ``step``. Rank 0 only."""
         path = self._folder / folder_name(step)
-        write_json(path / "meta.json", dataclasses.asdict(dataclasses.replace(read_meta(path), metrics=dict(metrics))))
+        write_json(path / META, dataclasses.asdict(dataclasses.replace(read_meta(path), metrics=dict(metrics))))
 
     def _own_share(self, engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """This rank's share: buffers in the host's memory, float32, and what is still to be copied into them."""
@@ -188,10 +188,10 @@ class Saver:
             report(self._store, meta.step, Report(self.rank, entry))
             if self.rank == 0:
                 files = wait_for_all(self._store, meta.step, self.world, aside)
-                write_json(aside / "meta.json", dataclasses.asdict(dataclasses.replace(meta, files=files)))
+                write_json(aside / META, dataclasses.asdict(dataclasses.replace(meta, files=files)))
                 if self.fence is not None:
                     self.fence.check()
-                shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, passed over at start
+                shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, skipped at the start
                 aside.rename(final)
                 flush(final.parent)
                 delete_old(self.config.run_dir, self.config.checkpoint, meta.step)
@@ -254,7 +254,7 @@ def wait_for_all(
 
 def delete_old(run_dir: Path, rule: CheckpointConfig, step: int) -> None:
     """Keep the newest ``keep_last``, the multiples of ``keep_every`` and the ``keep_best`` best, of those up to
-    ``step``, which was saved just now: what lies above are broken ones that this attempt has passed over."""
+    ``step``, which was saved just now: what lies above are broken ones that this attempt has skipped."""
     paths = [path for path in complete(run_dir) if step_of(path) <= step]
     scores: dict[Path, float | None] = {}
     for path in paths if rule.keep_best else ():
@@ -264,5 +264,5 @@ def delete_old(run_dir: Path, rule: CheckpointConfig, step: int) -> None:
     best = ranked[-rule.keep_best :] if rule.keep_best else []
     for path in paths[: -max(rule.keep_last, 1)]:
         if path not in best and (not rule.keep_every or step_of(path) % rule.keep_every):
-            (path / "meta.json").unlink()  # first, so that a half-deleted one isn't taken for complete
+            (path / META).unlink()  # first, so that a half-deleted one isn't taken for complete
             shutil.rmtree(path)

@@ -11,8 +11,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.secrets import without_secrets
 from pipeline.runs import records
+from pipeline.runs.folder import CONFIG, FACTS, METRICS, RECORD, is_run
 from pipeline.runs.records import Line
-from pipeline.runs.sweep_record import STAGE, is_sweep
+from pipeline.runs.sweep_record import STAGE
 from pipeline.tracking.client import database_of, open_client, reason
 from pipeline.tracking.description import read_json
 
@@ -65,12 +66,11 @@ def find_run_folders(paths: Iterable[Path]) -> list[Path]:
         check_local(path, "RUN")
         if not path.exists():
             raise UserError(f"RUN {str(path)!r} does not exist: name a run folder, or a folder of run folders")
-        inside = (
-            [path] if is_run(path) else sorted(item for item in path.glob("*") if is_run(item)) if path.is_dir() else []
-        )
+        below = sorted(path.iterdir()) if path.is_dir() else []
+        inside = [path] if _has_results(path) else [folder for folder in below if _has_results(folder)]
         if not inside and path.is_dir():
             raise UserError(
-                f"RUN {str(path)!r} holds no run (no {records.METRICS} in it or one level below): name a run folder of "
+                f"RUN {str(path)!r} holds no run (no {METRICS} in it or one level below): name a run folder of "
                 "jobs.pretrain or jobs.finetune"
             )
         for folder in inside:
@@ -96,20 +96,21 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     return found
 
 
-def is_run(folder: Path) -> bool:
-    return not is_sweep(folder) and ((folder / records.METRICS).is_file() or (folder / records.RECORD).is_file())
+def _has_results(folder: Path) -> bool:
+    """Whether there is anything to compare: not for a training that Slurm has only tried to start."""
+    return is_run(folder) and ((folder / METRICS).is_file() or (folder / RECORD).is_file())
 
 
 def read_run(run_dir: Path) -> Run:
     record = records.read_record(run_dir)
     attempts = record.attempts if record else []
-    lines, _ = records.read_lines(run_dir / records.METRICS)
-    facts = read_json(run_dir / "run.json")
+    lines, _ = records.read_lines(run_dir / METRICS)
+    facts = read_json(run_dir / FACTS)
     state = attempts[-1].state if attempts else "FINISHED"
     if attempts and state == "RUNNING" and not records.alive(run_dir, attempts[-1]):
         state = "FAILED"
     parent = facts.get("parent") or {}
-    config = {key: str(value) for key, value in flatten(read_json(run_dir / "config.json")).items()}
+    config = {key: str(value) for key, value in flatten(read_json(run_dir / CONFIG)).items()}
     return Run(
         name=record.name if record else run_dir.resolve().name,
         path=str(run_dir.resolve()),
@@ -163,8 +164,8 @@ def eval_digest(run: Mapping[str, Any]) -> str:
 
 def evaluated_on(run_dir: Path) -> str:
     """The data that a run's results are of, for people; equal for runs that can be ranked."""
-    config = {key: str(value) for key, value in flatten(read_json(run_dir / "config.json")).items()}
-    data = beginnings(config, {}, eval_digest(read_json(run_dir / "run.json"))).get("eval_data", "")
+    config = {key: str(value) for key, value in flatten(read_json(run_dir / CONFIG)).items()}
+    data = beginnings(config, {}, eval_digest(read_json(run_dir / FACTS))).get("eval_data", "")
     return " ".join(part for part in (data, config.get("data.eval_split", "")) if part)
 
 

@@ -106,15 +106,29 @@ def check_can_make(folder: Path, field: str) -> None:
         raise UserError(f"{field} {str(folder)!r} can't be made: {str(above)!r} is no folder that you may write to")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that :func:`write_json` wrote. Raises UserError where it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} can't be read ({error}): put back a copy of it") from error
+def read_json(path: Path, remedy: str = "put back a copy of it") -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError with the file and ``remedy`` if it can't be read or is damaged."""
+    content = _read_json(path, remedy)
     if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} is damaged (it holds no JSON object): put back a copy of it")
+        raise UserError(f"{str(path)!r} is damaged (it holds no JSON object): {remedy}")
     return content
+
+
+def read_json_list(path: Path, remedy: str = "put back a copy of it") -> list[Any]:
+    """As :func:`read_json`, for a file that holds a list."""
+    content = _read_json(path, remedy)
+    if not isinstance(content, list):
+        raise UserError(f"{str(path)!r} is damaged (it holds no JSON list): {remedy}")
+    return content
+
+
+def _read_json(path: Path, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())  # UTF-8
+    except OSError as error:
+        raise UserError(f"{str(path)!r} can't be read ({error.strerror}): {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): {remedy}") from error
 
 
 def flush(path: Path) -> None:

@@ -16,6 +16,7 @@ from pipeline.interop import trained_model
 from pipeline.interop.export import Forward
 from pipeline.interop.load import GRAPHS
 from pipeline.interop.native import DESCRIPTION
+from pipeline.interop.read_files import SETTINGS
 from pipeline.interop.trained_model import Description, Named
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
@@ -81,6 +82,6 @@ def _graph(path: Path) -> Path | None:
     """The file of an ONNX or torch.export graph that ``path`` is, or holds."""
     if path.is_file() and path.suffix in (".onnx", ".pt2"):
         return path
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not (path / SETTINGS).exists():
         return next((path / name for name in GRAPHS if (path / name).is_file()), None)
     return None

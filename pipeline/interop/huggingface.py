@@ -16,7 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.tensor_files import save_tensors
 from pipeline.interop.inputs import Triple, check_size, labels_of, refuse_unknown, says_imagenet, side, triple
-from pipeline.interop.read_files import read_config, read_object, read_tensors
+from pipeline.interop.read_files import SETTINGS, read_config, read_object, read_tensors
 from pipeline.loader.eval_geometry import geometry, name_of
 from pipeline.model.state_dict import model_config, plain
 from pipeline.model.vit import ARCHITECTURES
@@ -66,7 +66,7 @@ def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, T
     Reads ViTForImageClassification and ViTModel, whose pooler is our pre_logits layer. ``trunk``: only what a
     fine-tuning starts from, without head, classes and geometry; then also ViT-MAE, and DINOv2 of our sizes.
     """
-    source = str(folder / "config.json")
+    source = str(folder / SETTINGS)
     settings = read_config(folder)
     kind = str(settings["model_type"])
     if kind != "vit" and not trunk:
@@ -229,7 +229,7 @@ def write(
         "problem_type": "multi_label_classification" if loss == "sigmoid" else "single_label_classification",
         "torch_dtype": "float32",
     }
-    write_json(folder / "config.json", settings)
+    write_json(folder / SETTINGS, settings)
     write_json(folder / "preprocessor_config.json", _preprocessor(config, resize))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, native, npz, pth, timm
-from pipeline.interop.read_files import read_config
+from pipeline.interop.read_files import SETTINGS, read_config
 
 GRAPHS = ("model.onnx", "model.pt2")  # exports that can run, and nothing else
 Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]
@@ -54,14 +54,14 @@ def load_weights(path: Path, *, trunk: bool = False) -> Weights:
 
 
 def _load_folder(path: Path, *, trunk: bool) -> Weights:
-    if (path / "config.json").exists():
+    if (path / SETTINGS).exists():
         settings = read_config(path)
         if "architecture" in settings:
             return timm.read(path, trunk=trunk)
         if settings.get("model_type") in ("vit", *huggingface.TRUNKS):
             return huggingface.read(path, trunk=trunk)
         raise UserError(
-            f"{str(path / 'config.json')!r} has neither timm's 'architecture' nor transformers' 'model_type': 'vit': "
+            f"{str(path / SETTINGS)!r} has neither timm's 'architecture' nor transformers' 'model_type': 'vit': "
             "name the folder of a ViT of either"
         )
     if (path / "model.npz").is_file():

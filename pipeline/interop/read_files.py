@@ -1,6 +1,5 @@
 """Reading the files of a model folder: JSON and tensors, without ever unpickling code."""
 
-import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,26 +11,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
+
+SETTINGS = "config.json"  # of a timm or transformers folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises UserError."""
-    return read_object(folder / "config.json")
+    return read_object(folder / SETTINGS)
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{str(path)!r} can't be read ({error.strerror}): name a timm or transformers folder"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} is damaged ({error}): download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} holds no JSON object: download it again")
-    return content
+    return read_json(path, "download it again, or name another timm or transformers folder")
 
 
 def read_tensors(folder: Path, names: Sequence[str], *, key: str = "") -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from pipeline.interop.inputs import (
     side,
     triple,
 )
-from pipeline.interop.read_files import read_config, read_tensors
+from pipeline.interop.read_files import SETTINGS, read_config, read_tensors
 from pipeline.loader.eval_geometry import NAMES, geometry, name_of
 from pipeline.model.state_dict import model_config
 from pipeline.model.vit import ARCHITECTURES
@@ -61,7 +61,7 @@ def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, T
     without head, classes and geometry. What isn't given has timm's default: the exact GELU, ImageNet's mean and
     standard deviation, a bicubic resize with a crop of 7/8. Raises UserError.
     """
-    source = str(folder / "config.json")
+    source = str(folder / SETTINGS)
     settings = read_config(folder)
     architecture = str(settings["architecture"]).split(".")[0]
     if not _ARCHITECTURE.fullmatch(architecture):
@@ -224,4 +224,4 @@ def write(
     }
     if descriptions:
         settings["label_descriptions"] = dict(zip(labels, descriptions, strict=True))
-    write_json(folder / "config.json", settings)
+    write_json(folder / SETTINGS, settings)

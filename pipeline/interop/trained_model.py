@@ -4,7 +4,6 @@ Each folder that jobs.export writes holds ``model.json``: the model's configurat
 to images before and to logits after it. Formats that say so themselves (timm, transformers) are read without it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,15 +11,17 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pipeline.config.schema import ModelConfig
+from pipeline.checkpoint import format as checkpoint
+from pipeline.config.schema import ModelConfig, RunConfig
 from pipeline.config.serialize import from_dict, to_dict
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_local
+from pipeline.core.files import check_local, read_json, read_json_list
 from pipeline.dataset.class_lists import listed, name_of
 from pipeline.interop.load import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.read_files import read_object
 from pipeline.loader.eval_geometry import geometry
+from pipeline.runs.folder import CLASSES, FACTS, is_run
 
 Loss = Literal["softmax", "sigmoid"]
 _OF_WEIGHTS = ("variant", "image_size", "pre_logits")  # of the configuration: what the weights themselves show
@@ -68,7 +69,7 @@ def load(path: Path, *, average: bool = False) -> Trained:
 
     ``average``: a run's running average of the weights.
     """
-    if is_run(path):
+    if is_run_or_checkpoint(path):
         return _load_run(path, average=average)
     check_local(path, "MODEL")
     if not path.exists():
@@ -120,34 +121,26 @@ def _check_description(described: Description, config: ModelConfig, facts: Mappi
         )
 
 
-def is_run(path: Path) -> bool:
+def is_run_or_checkpoint(path: Path) -> bool:
     """A run folder, also one without checkpoints, or a checkpoint's folder in it."""
-    return (path / "run.json").is_file() or (path / "checkpoints").is_dir() or (path / "meta.json").is_file()
+    return is_run(path) or checkpoint.is_checkpoint(path)
 
 
 def _load_run(path: Path, *, average: bool) -> Trained:
-    from pipeline.checkpoint import format as checkpoint  # DeepSpeed, which the other sources do without
-
-    source = checkpoint.resolve(path)
-    run, count, weights = checkpoint.read_model(source, average=average)
-    meta = checkpoint.read_meta(source)
-    run_dir = source.parent.parent
-    classes = tuple(Named(entry["wnid"], entry["name"]) for entry in _read(run_dir / "classes.json"))
-    if len(classes) != count:
+    found = checkpoint.find(path)
+    meta, run_dir = found.meta, found.path.parent.parent
+    run = from_dict(RunConfig, meta.config)
+    weights = checkpoint.read_weights(found, average=average)
+    remedy = "name a run folder as training left it"
+    classes = tuple(Named(entry["wnid"], entry["name"]) for entry in read_json_list(run_dir / CLASSES, remedy))
+    if len(classes) != meta.classes:
         raise UserError(
-            f"{str(run_dir / 'classes.json')!r} names {len(classes)} classes, the checkpoint has {count}: put back a "
+            f"{str(run_dir / CLASSES)!r} names {len(classes)} classes, the checkpoint has {meta.classes}: put back a "
             "copy of it"
         )
     description = Description(run.model, classes, run.train.loss, run.data.eval_resize)
-    parent = _read(run_dir / "run.json").get("parent") or {}
+    parent = read_json(run_dir / FACTS, remedy).get("parent") or {}
     return Trained(description, weights, meta.step, meta.dataset_digest, meta.metrics, meta.config, parent, average)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} can't be read ({error}): name a run folder as training left it") from error
 
 
 def read_description(folder: Path) -> Description:

@@ -13,15 +13,14 @@ from typing import Any
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.runs import records
+from pipeline.runs.folder import EVALUATION_LINES, EVALUATIONS, RECORD
 from pipeline.runs.records import Line
-
-FOLDER = "evaluations"
 
 
 def run_of(checkpoint: Path) -> Path:
     """The run folder of ``RUN/checkpoints/step-...``. Raises UserError where that isn't one."""
     run_dir = checkpoint.absolute().parent.parent
-    if not (run_dir / records.RECORD).is_file():
+    if not (run_dir / RECORD).is_file():
         raise UserError(f"--log keeps the result with the run, and MODEL {str(checkpoint)!r} lies in no run folder")
     return run_dir
 
@@ -40,11 +39,11 @@ def keep(
     """
     record = records.read_record(run_dir)
     assert record is not None, run_dir
-    folder = run_dir / FOLDER / (name if kind == "evaluation" else f"{kind}-{name}")
+    folder = run_dir / EVALUATIONS / (name if kind == "evaluation" else f"{kind}-{name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", {**facts, **scores})
     metrics = {f"{kind}/{name}/{key}": value for key, value in scores.items()}
-    lines = records.Appender(run_dir / records.EVALUATIONS)
+    lines = records.Appender(run_dir / EVALUATION_LINES)
     lines.append(records.to_json(Line(step, 0, time.time(), record.attempts[-1].number, metrics)))
     lines.close()
     if lines.waiting:

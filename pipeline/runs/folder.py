@@ -1,15 +1,17 @@
-"""The run folder, which explains itself: config.json, run.json, classes.json, status.json, metrics.jsonl, checkpoints/.
+"""The run folder: the names of its files, which stand here alone, and what a start reads and writes in it.
 
-- ``config.json``: pipeline.config.schema.to_dict of the run, as it first started (anew where no checkpoint was kept).
-- ``run.json``: what the configuration resolved to: steps, classes, digests of the data sets, parent, code, packages.
+- ``config.json``: pipeline.config.schema.to_dict of the run, as it first started (anew if no checkpoint was kept).
+- ``run.json``: what the configuration resolved to: steps, classes, digests of the datasets, parent, code, packages.
 - ``classes.json``: the class map, ``[{"wnid": ..., "name": ...}, ...]`` in index order.
 - ``status.json``: state (running, stopped, finished, failed), step, steps, attempt and the latest metrics.
+
+The modules named below document what the other files hold.
 """
 
 import dataclasses
-import json
 import re
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +21,44 @@ from pipeline.config.serialize import flatten, to_dict
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, read_json, write_json
 
-FIXED_FILES = ("config.json", "run.json", "classes.json")  # written at the first start
+CONFIG = "config.json"
+FACTS = "run.json"
+CLASSES = "classes.json"
+STATUS = "status.json"
+CHECKPOINTS = "checkpoints"  # step-00001000/ and so on: pipeline.checkpoint.format
+META = "meta.json"  # of a checkpoint: the mark of a complete one
+RECORD = "tracking.json"  # records.py, as the next two
+METRICS = "metrics.jsonl"
+SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
+EVALUATION_LINES = "evaluations.jsonl"  # the same lines, of jobs.evaluate
+EVALUATIONS = "evaluations"  # a folder for each: evaluations.py
+LEDGER = "ledger.txt"  # sample_ledger.py
+DAMAGE = "damage.tsv"  # damage_record.py
+OWNER = "owner.json"  # ownership.py
+CODE = "code"  # packages and uncommitted changes, by attempt: provenance.py
+PROFILE = "profile"  # pipeline.train.profiler
+NONFINITE = "nonfinite"  # batches of non-finite steps: pipeline.train.anomalies
+MLFLOW = "mlflow.json"  # what MLflow has of it: pipeline.tracking.sync, as the next three
+MLFLOW_LOCK = ".mlflow.lock"
+MLFLOW_LOG = "mlflow.log"
+CURVES = "curves.png"
+SLURM_STARTS = Path("slurm", "attempts.tsv")  # slurm/launch.sh
+
+FIXED = (CONFIG, FACTS, CLASSES)  # written at the first start
 _DEFAULTS = flatten(to_dict(RunConfig()))
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is a run folder: a training has started in it, or Slurm has tried to start one.
+
+    Models of other programs have a config.json too, and a sweep's folder has a tracking.json.
+    """
+    return (path / FACTS).is_file() or (path / CHECKPOINTS).is_dir() or (path / SLURM_STARTS).is_file()
 
 
 def complete(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first. A folder of another name, such as a copy, is none."""
-    paths = [path.parent for path in (run_dir / "checkpoints").glob("step-*/meta.json")]
+    paths = [path.parent for path in (run_dir / CHECKPOINTS).glob(f"step-*/{META}")]
     return sorted((path for path in paths if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
 
 
@@ -47,7 +80,7 @@ class Status:
 
 
 def read_status(run_dir: Path) -> Status | None:
-    path = run_dir / "status.json"
+    path = run_dir / STATUS
     try:
         return Status(**read_json(path)) if path.is_file() else None
     except TypeError as error:
@@ -55,80 +88,106 @@ def read_status(run_dir: Path) -> Status | None:
 
 
 def write_status(run_dir: Path, status: Status) -> None:
-    write_json(run_dir / "status.json", dataclasses.asdict(dataclasses.replace(status, time=time.time())))
+    write_json(run_dir / STATUS, dataclasses.asdict(dataclasses.replace(status, time=time.time())))
 
 
-def check_config(config: RunConfig) -> None:
-    """Compare with the run that the folder holds. Raises UserError with the difference where it may not be resumed."""
-    path = config.run_dir / "config.json"
-    if config.run_dir.exists() and not config.run_dir.is_dir():
-        raise UserError(f"--run-dir {str(config.run_dir)!r} is not a folder: name a new or an existing run folder")
-    check_can_make(config.run_dir, "--run-dir")
-    missing = [name for name in FIXED_FILES if not (config.run_dir / name).is_file()]
-    if missing and (config.run_dir / "checkpoints").exists():
-        raise UserError(
-            f"--run-dir {str(config.run_dir)!r} has checkpoints but no {', '.join(missing)}: put back a copy to resume "
-            "the run, or name another folder"
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A run folder as a start finds it. Each of its files is read at most once, when it is first asked for.
+
+    Open it once and pass it on; open it anew to see what has been written since.
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """config.json; None before the first start. Raises UserError if it is damaged, as the next ones do."""
+        return self._read(CONFIG)
+
+    @cached_property
+    def facts(self) -> dict[str, Any] | None:
+        """run.json; None before the first start."""
+        return self._read(FACTS)
+
+    @cached_property
+    def status(self) -> Status | None:
+        return read_status(self.path)
+
+    @cached_property
+    def checkpoints(self) -> list[Path]:
+        """The complete ones, oldest first."""
+        return complete(self.path)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        return read_json(self.path / name) if (self.path / name).is_file() else None
+
+    def check_config(self, config: RunConfig) -> None:
+        """Raises UserError with the difference if ``config`` can't resume the run that the folder holds."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run-dir {str(self.path)!r} is not a folder: name a new or an existing run folder")
+        check_can_make(self.path, "--run-dir")
+        missing = [name for name in FIXED if not (self.path / name).is_file()]
+        if missing and (self.path / CHECKPOINTS).exists():
+            raise UserError(
+                f"--run-dir {str(self.path)!r} has checkpoints but no {', '.join(missing)}: put back a copy to resume "
+                "the run, or name another folder"
+            )
+        if self.config is None:
+            return
+        # a field that the run's version didn't have yet stood for what is now its default
+        old, new = flatten(to_dict(RunConfig())) | flatten(self.config), flatten(to_dict(config))
+        free = fields.FREE | {key for key in fields.INHERITED if new[key] == _DEFAULTS[key]}
+        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in free]
+        if changed:
+            difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
+            raise UserError(
+                f"--run-dir {str(self.path)!r} holds a run with another configuration ({difference}): "
+                "give the old values to resume it, or another --run-dir to start anew"
+            )
+
+    def check_facts(self, facts: dict[str, Any]) -> None:
+        """Raises UserError if the dataset or the classes are not those that the run started with."""
+        for key, value in facts.items():
+            old = (self.facts or {}).get(key, value)
+            if old != value:
+                raise UserError(
+                    f"{key} was {old!r} when the run in {str(self.path)!r} started and is {value!r} now: "
+                    "resume with the data it started with, or start anew in another --run-dir"
+                )
+
+    def as_begun(self, config: RunConfig) -> RunConfig:
+        """``config`` with the parent that the run began from: once it has a checkpoint, it looks at no other.
+
+        Also with the input normalisation that the run inherited from it.
+        """
+        if not self.checkpoints or self.config is None:
+            return config
+        own, first = config.model, self.config.get("model", {})
+        model = dataclasses.replace(
+            own,
+            mean=tuple(first.get("mean", own.mean)) if own.mean == ModelConfig.mean else own.mean,
+            std=tuple(first.get("std", own.std)) if own.std == ModelConfig.std else own.std,
         )
-    if not path.is_file():
-        return
-    # a field that the run's version didn't have yet stood for what is now its default
-    old, new = flatten(to_dict(RunConfig())) | flatten(read_json(path)), flatten(to_dict(config))
-    free = fields.FREE | {key for key in fields.INHERITED if new[key] == _DEFAULTS[key]}
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in free]
-    if changed:
-        difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
-        raise UserError(
-            f"--run-dir {str(config.run_dir)!r} holds a run with another configuration ({difference}): "
-            "give the old values to resume it, or another --run-dir to start anew"
-        )
+        return dataclasses.replace(config, parent=self.config.get("parent", config.parent), model=model)
+
+    def write_fixed(
+        self, config: RunConfig, facts: dict[str, Any], classes: list[dict[str, str]], *, resumed: bool
+    ) -> dict[str, Any]:
+        """Write the fixed files at the first start; return what run.json holds. Rank 0 only.
+
+        If nothing is ``resumed``, earlier starts left nothing, and what they wrote of their parent and code is void.
+        """
+        if resumed and self.facts is not None:
+            return self.facts
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / CLASSES, classes)
+        write_json(self.path / FACTS, facts)
+        write_json(self.path / CONFIG, to_dict(config))
+        return facts
 
 
 def retuned(config: RunConfig, before: dict[str, Any]) -> list[str]:
     """What this start changes of the configuration ``before`` (to_dict's) that changes what is learned, in words."""
     old, new = flatten(before), flatten(to_dict(config))
     return [f"{name} {old[name]} -> {new[name]}" for name in sorted(fields.RETUNED) if old.get(name) != new[name]]
-
-
-def as_begun(config: RunConfig) -> RunConfig:
-    """``config`` with the parent that the run in its folder began from: with a checkpoint, it looks at no other.
-
-    Also with the input normalisation that the run inherited from it.
-    """
-    if not complete(config.run_dir):
-        return config
-    begun = read_json(config.run_dir / "config.json")
-    own, first = config.model, begun.get("model", {})
-    model = dataclasses.replace(
-        own,
-        mean=tuple(first.get("mean", own.mean)) if own.mean == ModelConfig.mean else own.mean,
-        std=tuple(first.get("std", own.std)) if own.std == ModelConfig.std else own.std,
-    )
-    return dataclasses.replace(config, parent=begun.get("parent", config.parent), model=model)
-
-
-def check_facts(run_dir: Path, facts: dict[str, Any]) -> None:
-    """Compare what the data resolve to with the run's start. Raises UserError where the data set or classes changed."""
-    path = run_dir / "run.json"
-    if not path.is_file():
-        return
-    old = read_json(path)
-    for key, value in facts.items():
-        if old.get(key, value) != value:
-            raise UserError(
-                f"{key} was {old.get(key)!r} when the run in {str(run_dir)!r} started and is {value!r} now: "
-                "resume with the data it started with, or start anew in another --run-dir"
-            )
-
-
-def start(config: RunConfig, run: dict[str, Any], classes: list[dict[str, str]], *, resumed: bool) -> dict[str, Any]:
-    """Write the folder's fixed files at the first start; return run.json's content. Rank 0 only.
-
-    Where nothing is ``resumed``, an earlier start has left nothing, and what it wrote of its parent and code is void.
-    """
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    if not resumed or not (config.run_dir / "config.json").exists():
-        write_json(config.run_dir / "classes.json", classes)
-        write_json(config.run_dir / "run.json", run)
-        write_json(config.run_dir / "config.json", to_dict(config))
-    return json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]

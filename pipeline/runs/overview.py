@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.runs import records
-from pipeline.runs.folder import Status, complete, read_status, step_of
+from pipeline.runs.folder import META, METRICS, SLURM_STARTS, Status, complete, is_run, read_status, step_of
 from pipeline.runs.slurm_queue import QueuedJob
 
 
@@ -54,10 +54,6 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
     return list(rows.values())
 
 
-def is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file() or (folder / "slurm").is_dir()  # models of others have a config.json too
-
-
 def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> StatusRow:
     """A stage of a campaign that is no training run, or one that hasn't started.
 
@@ -85,7 +81,7 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
     status, (job, starts) = read_status(run), _slurm_starts(run)
     queued = queue.get(job)
     record = records.read_record(run)
-    lines, _ = records.read_lines(run / records.METRICS)
+    lines, _ = records.read_lines(run / METRICS)
     kept = records.effective(lines, record.attempts if record else [])
     latest: dict[str, float] = {}
     for line in kept:
@@ -102,7 +98,7 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
         steps=status.steps if status else 0,
         eta=eta,
         checkpoint_step=step_of(last) if last else None,
-        checkpoint_age=now - (last / "meta.json").stat().st_mtime if last else None,
+        checkpoint_age=now - (last / META).stat().st_mtime if last else None,
         goodput=latest.get("progress/goodput"),
         starts=max(starts, len(record.attempts) if record else 0),
         job=job,
@@ -131,7 +127,7 @@ def _note(job: QueuedJob) -> str:
 
 def _slurm_starts(run: Path) -> tuple[str, int]:
     """The latest Slurm job of a run, and how often jobs have started it (slurm/launch.sh)."""
-    path = run / "slurm" / "attempts.tsv"
+    path = run / SLURM_STARTS
     if not path.is_file():
         return "", 0
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
+from pipeline.runs.folder import OWNER
 
 
 class FencedError(RuntimeError):
@@ -79,13 +80,13 @@ def claim(run_dir: Path, environment: Mapping[str, str]) -> Fence:
                 "wait for it, stop it, or name another --run-dir"
             )
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "owner.json", asdict(mine))
+    write_json(run_dir / OWNER, asdict(mine))
     return Fence(run_dir, mine)
 
 
 def read_owner(run_dir: Path) -> Owner | None:
     """owner.json, or None where there is none."""
-    path = run_dir / "owner.json"
+    path = run_dir / OWNER
     try:
         return Owner(**read_json(path)) if path.is_file() else None
     except TypeError as error:

@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +21,11 @@ import psutil
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
+from pipeline.runs.folder import LEDGER, METRICS, RECORD, STATUS, SYSTEM
 
-METRICS = "metrics.jsonl"
-SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
-EVALUATIONS = "evaluations.jsonl"  # the same lines, of jobs.evaluate
-RECORD = "tracking.json"
 SILENCE = 300.0  # seconds without a write after which a run on another host counts as dead
-# system.jsonl grows every 10 s, beside a sync to MLflow alone; ledger.txt (sample_ledger.py) with each step;
-# status.json (folder.py) with each save
-SIGNS = (METRICS, SYSTEM, "ledger.txt", "status.json")
+# system.jsonl grows every 10 s, beside a sync to MLflow alone; ledger.txt with each step; status.json with each save
+SIGNS = (METRICS, SYSTEM, LEDGER, STATUS)
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names
 
@@ -201,9 +197,11 @@ def alive(run_dir: Path, attempt: Attempt) -> bool:
     return time.time() - max(stamps, default=attempt.started) < SILENCE
 
 
-def close_dead(run_dir: Path, record: Record) -> Record:
-    """``record`` with the attempts that never said how they ended marked FAILED; their last line tells when."""
-    lines, _ = read_lines(run_dir / METRICS)
+def close_dead(record: Record, lines: Sequence[Line]) -> Record:
+    """``record`` with the attempts that never said how they ended marked FAILED; their last line tells when.
+
+    ``lines``: those of metrics.jsonl.
+    """
     attempts = []
     for attempt in record.attempts:
         last = max((line.time for line in lines if line.attempt == attempt.number), default=attempt.started)

@@ -14,11 +14,11 @@ import numpy as np
 
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, ledger_hash
+from pipeline.runs.folder import LEDGER
 from pipeline.runs.records import Appender
 
 logger = logging.getLogger(__name__)
 
-LEDGER = "ledger.txt"
 _CHUNK = 1 << 20  # positions at a time
 
 

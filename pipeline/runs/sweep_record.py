@@ -18,9 +18,10 @@ from typing import Any
 from pipeline.config.fields import OWN
 from pipeline.config.serialize import flatten
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_json
+from pipeline.core.files import read_json, write_json
 from pipeline.core.terminal import csv_cell
 from pipeline.runs import provenance, records
+from pipeline.runs.folder import CONFIG, METRICS, RECORD
 from pipeline.runs.records import Attempt, Line, Record
 
 TABLE = "sweep.csv"
@@ -44,7 +45,7 @@ def start(folder: Path, *, experiment: str, tags: Mapping[str, str]) -> None:
     aside = folder / f".{record.key}.json"
     write_json(aside, dataclasses.asdict(record))
     with contextlib.suppress(FileExistsError):  # another was first
-        os.link(aside, folder / records.RECORD)
+        os.link(aside, folder / RECORD)
     aside.unlink()
 
 
@@ -69,9 +70,9 @@ def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) 
     if attempts[-1].state != "RUNNING":
         attempts = [*attempts, _attempt(len(attempts) + 1)]
     now = time.time()
-    configs = {run: flatten(json.loads((run / "config.json").read_text(encoding="utf-8"))) for run in scores}
+    configs = {run: flatten(read_json(run / CONFIG)) for run in scores}
     names = differing(list(configs.values()))
-    lines = records.Appender(folder / records.METRICS)
+    lines = records.Appender(folder / METRICS)
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["run", *names, by, ""])

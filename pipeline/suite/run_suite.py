@@ -16,8 +16,9 @@ from pipeline.core.files import check_can_make
 from pipeline.distributed.process_group import make_accelerator
 from pipeline.inference.classifier import Classifier, open_classifier
 from pipeline.inference.image_files import Picture
-from pipeline.interop.trained_model import is_run
+from pipeline.interop.trained_model import is_run_or_checkpoint
 from pipeline.runs import evaluations
+from pipeline.runs.folder import EVALUATIONS
 from pipeline.suite import results
 from pipeline.suite.results import Result
 from pipeline.suite.set_accuracy import Counts, accuracy
@@ -175,11 +176,11 @@ def open_suite(
     Raises UserError.
     """
     accelerator = make_accelerator()
-    source = checkpoint.resolve(model) if is_run(model) else model
-    of_run = is_run(source)
+    source = checkpoint.find(model).path if is_run_or_checkpoint(model) else model
+    of_run = is_run_or_checkpoint(source)
     run_dir = evaluations.run_of(source) if log else None
     if folder is None and of_run:
-        folder = source.absolute().parent.parent / evaluations.FOLDER
+        folder = source.absolute().parent.parent / EVALUATIONS
         check_can_make(folder, "the run's")
     classifier = open_classifier(source, device=accelerator.device, dtype=getattr(torch, dtype), average=average)
     if not any(entry.wnid for entry in classifier.known.classes):

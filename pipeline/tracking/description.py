@@ -18,7 +18,7 @@ from pipeline.core import files
 from pipeline.core.secrets import without_secrets
 from pipeline.core.units import duration
 from pipeline.runs import records, sweep_record
-from pipeline.runs.folder import complete
+from pipeline.runs.folder import CHECKPOINTS, CONFIG, CURVES, FACTS, MLFLOW, complete
 from pipeline.runs.records import Attempt, Line, Record
 
 LONGEST_PARAM = 6000  # characters: MLflow's limit (MAX_PARAM_VAL_LENGTH)
@@ -46,7 +46,7 @@ class Description:
 
 def of_run(run_dir: Path, record: Record, uri: str) -> Description:
     """As the server at ``uri`` (without password) is to have it."""
-    config, run = read_json(run_dir / "config.json"), read_json(run_dir / "run.json")
+    config, run = read_json(run_dir / CONFIG), read_json(run_dir / FACTS)
     code = run.get("code", {})
     params = {**record.params, **{f"run.{key}": run[key] for key in ("steps", "samples", "classes") if key in run}}
     tags = {
@@ -59,7 +59,7 @@ def of_run(run_dir: Path, record: Record, uri: str) -> Description:
         "git.dirty": code.get("dirty", ""),
         "classes_digest": run.get("classes_digest", ""),
         "recipe.changed": recipe_changes(config),
-        "checkpoints": str((run_dir / "checkpoints").absolute()),
+        "checkpoints": str((run_dir / CHECKPOINTS).absolute()),
         "checkpoints.kept": ", ".join(kept_checkpoints(run_dir)),
         **{f"package.{name}": version for name, version in code.get("packages", {}).items()},
         **attempt_tags(record.attempts),
@@ -119,7 +119,7 @@ def parent_run_id(tags: dict[str, str], uri: str) -> str:
 
     A fine-tune has no parent here: MLflow would hide it, the result, in the collapsed row of its pretrain run.
     """
-    sent = read_json(Path(tags["sweep_dir"]) / "mlflow.json") if "sweep_dir" in tags else {}
+    sent = read_json(Path(tags["sweep_dir"]) / MLFLOW) if "sweep_dir" in tags else {}
     return str(sent["run_id"]) if sent.get("uri") == uri else ""
 
 
@@ -130,7 +130,7 @@ def note(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, stat
     latest: dict[str, float] = {}
     for line in lines:
         latest.update(line.metrics)
-    config = read_json(run_dir / "config.json")
+    config = read_json(run_dir / CONFIG)
     figures = [f"{_TITLES[name]} **{_shown(name, latest[name])}**" for name in _TITLES if name in latest]
     if lines:
         figures = [f"step {lines[-1].step:,}", f"{lines[-1].samples:,} samples", *figures]
@@ -144,7 +144,7 @@ def note(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, stat
     ]
     table = "\n".join(f"| {name}&nbsp;&nbsp; | {text.replace('|', '/')} |" for name, text in rows if text)
     # The description is shown at /#/experiments/...: this address is relative to the server's root.
-    picture = f"![curves](get-artifact?path=curves.png&run_uuid={run_id})\n\n" if lines else ""
+    picture = f"![curves](get-artifact?path={CURVES}&run_uuid={run_id})\n\n" if lines else ""
     # MLflow shows the first lines, the rest at a click
     return f"{' · '.join([f'**{state.lower()}**', *figures])}\n\n{picture}| | |\n|---|---|\n{table}\n"
 

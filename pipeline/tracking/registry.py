@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.files import read_json_list
 from pipeline.core.source import PACKAGE
 from pipeline.runs import provenance
-from pipeline.runs.folder import complete
+from pipeline.runs.folder import CLASSES, CONFIG, FACTS, complete
 from pipeline.runs.records import Line, Record
 from pipeline.tracking.description import read_json
 
@@ -41,9 +42,9 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
     else:
         mlflow.set_tracking_uri(uri)
         model_id, version = _register(mlflow, run_dir, run_id, name)
-    config = read_json(run_dir / "config.json")
+    config = read_json(run_dir / CONFIG)
     top1 = next((line.metrics["eval/top1"] for line in reversed(lines) if "eval/top1" in line.metrics), None)
-    run = read_json(run_dir / "run.json")
+    run = read_json(run_dir / FACTS)
     tags = {
         "recipe": f"{config['stage']} {config['recipe']}",
         "run_dir": str(run_dir.absolute()),
@@ -62,7 +63,7 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
 
 def _register(mlflow: Any, run_dir: Path, run_id: str, name: str) -> tuple[str, Any]:
     """Log the model to the run and register it; its id and version."""
-    config = read_json(run_dir / "config.json")
+    config = read_json(run_dir / CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         write_weights(run_dir, folder)
@@ -83,7 +84,7 @@ def _register(mlflow: Any, run_dir: Path, run_id: str, name: str) -> tuple[str, 
 def registered_name(run_dir: Path, record: Record) -> str:
     """``vit-b16-finetune-flowers-1f0c9a2b``: the experiment, variant, stage, training data, and a digest of the classes
     and the evaluation data. So all versions under one name know the same classes and have comparable accuracies."""
-    config, run = read_json(run_dir / "config.json"), read_json(run_dir / "run.json")
+    config, run = read_json(run_dir / CONFIG), read_json(run_dir / FACTS)
     names = [part["name"].rpartition("/")[0] for part in run.get("datasets", ()) if part["context"] == "train"]
     judged = hashlib.sha256(f"{run.get('classes_digest', '')} {run.get('eval_digest', '')}".encode()).hexdigest()[:8]
     parts = [record.experiment, config["model"]["variant"], config["stage"], *dict.fromkeys(names), judged]
@@ -110,7 +111,7 @@ def write_weights(run_dir: Path, folder: Path) -> None:
     config, _, weights = checkpoint.read_model(run_dir)
     folder.mkdir(parents=True)
     save_tensors(weights, folder / "weights.safetensors")
-    classes = json.loads((run_dir / "classes.json").read_text(encoding="utf-8"))
+    classes = read_json_list(run_dir / CLASSES)
     facts = {
         "model": to_dict(config.model),
         "loss": config.train.loss,

@@ -9,6 +9,7 @@ from pipeline.core import terminal
 from pipeline.core.errors import UserError
 from pipeline.core.secrets import without_secrets
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 from pipeline.tracking import client, sync
 from pipeline.tracking.tracker import OFF
 
@@ -46,7 +47,7 @@ def resend(run_dir: Path) -> str:
         assert record is not None
         died = record.attempts[-1].state == "RUNNING" and not records.alive(run_dir, record.attempts[-1])
         if died:
-            record = records.close_dead(run_dir, record)
+            record = records.close_dead(record, records.read_lines(run_dir / METRICS)[0])
             records.write_record(run_dir, record)
         with terminal.console().status(f"{run_dir} -> {without_secrets(client.tracking_uri(run_dir))}"):
             before = sync.read_sent(run_dir)

@@ -7,7 +7,6 @@ what has been sent only to save work. With ``--follow`` it runs beside a trainin
 
 import contextlib
 import dataclasses
-import json
 import os
 import select
 import signal
@@ -21,11 +20,12 @@ from typing import Any
 
 from pipeline.core import retry
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_json
+from pipeline.core.files import read_json, write_json
 from pipeline.core.locks import Lock, try_lock, wait_for_lock
 from pipeline.core.secrets import without_secrets
 from pipeline.core.terminal import escape_output
-from pipeline.runs import evaluations, records
+from pipeline.runs import records
+from pipeline.runs.folder import CURVES, EVALUATION_LINES, EVALUATIONS, METRICS, MLFLOW, MLFLOW_LOCK, RECORD, SYSTEM
 from pipeline.runs.records import Line, Record
 from pipeline.runs.sweep_record import is_sweep
 from pipeline.tracking import description as describe
@@ -34,14 +34,12 @@ from pipeline.tracking.points import points
 from pipeline.tracking.system_metrics import Sampler
 from pipeline.tracking.view import EXPERIMENT_TAGS, VIEW_TAG
 
-STATE = "mlflow.json"
-LOCK = ".mlflow.lock"
 KEY_TAG = "run_key"
 INTERVAL = 5.0  # seconds between two passes beside a training
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries against a server that fails
 BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
 TEXTS = (".json", ".txt", ".diff")
-SENT_FILES = (records.METRICS, records.SYSTEM, records.EVALUATIONS)  # of lines
+SENT_FILES = (METRICS, SYSTEM, EVALUATION_LINES)  # of lines
 PARAMS = 100  # parameters or tags a call: MLflow's limit
 
 
@@ -62,13 +60,13 @@ class Sent:
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[bool]:
     """Whether this process is the only one that syncs the run; true if the file system has no locks."""
-    with (run_dir / LOCK).open("w", encoding="utf-8") as file:
-        yield try_lock(file.fileno(), run_dir / LOCK) is not Lock.TAKEN
+    with (run_dir / MLFLOW_LOCK).open("w", encoding="utf-8") as file:
+        yield try_lock(file.fileno(), run_dir / MLFLOW_LOCK) is not Lock.TAKEN
 
 
 def read_sent(run_dir: Path) -> Sent | None:
-    path = run_dir / STATE
-    return Sent(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    path = run_dir / MLFLOW
+    return Sent(**read_json(path, "delete it")) if path.is_file() else None
 
 
 def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
@@ -79,7 +77,7 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
     """
     record = records.read_record(run_dir)
     if record is None:
-        raise UserError(f"{str(run_dir)!r} has no {records.RECORD}: it is no run folder, or its training never started")
+        raise UserError(f"{str(run_dir)!r} has no {RECORD}: it is no run folder, or its training never started")
     uri = tracking_uri(run_dir)
     check_writable(uri)
     client = open_client(uri)
@@ -108,7 +106,7 @@ def _sync_sweep(record: Record, uri: str, *, new: bool) -> None:
     ``new``: nor has it the run, as after its database was lost, whatever the sweep's mlflow.json says.
     """
     folder = Path(record.tags.get("sweep_dir", ""))
-    if "sweep_dir" not in record.tags or not (folder / records.RECORD).is_file():
+    if "sweep_dir" not in record.tags or not (folder / RECORD).is_file():
         return
     sent = read_sent(folder)
     if new or sent is None or sent.uri != without_secrets(uri):
@@ -132,7 +130,7 @@ def _is_there(client: Any, run_dir: Path, sent: Sent) -> bool:
     if run.info.lifecycle_stage == "deleted":
         raise UserError(
             f"MLflow run {sent.run_id} at {sent.uri} is deleted: restore it (mlflow runs restore --run-id "
-            f"{sent.run_id}), or delete {str(run_dir / STATE)!r} to send everything to a new one"
+            f"{sent.run_id}), or delete {str(run_dir / MLFLOW)!r} to send everything to a new one"
         )
     return True
 
@@ -176,7 +174,7 @@ def _send_lines(client: Any, run_dir: Path, record: Record, sent: Sent, name: st
     lines, end = records.read_lines(run_dir / name, offset)
     if not lines:
         return 0
-    resumed = name == records.METRICS and len(record.attempts) > 1
+    resumed = name == METRICS and len(record.attempts) > 1
     values = points(lines, _done_again(run_dir / name, record) if resumed else [])
     for start in range(0, len(values), BATCH):
         client.log_batch(
@@ -246,7 +244,7 @@ def missing_artifacts(run_dir: Path, record: Record, sent: Sent) -> list[str]:
     return [
         name
         for name, _ in record.artifacts
-        if name != evaluations.FOLDER and name not in sent.artifacts and not (run_dir / name).exists()
+        if name != EVALUATIONS and name not in sent.artifacts and not (run_dir / name).exists()
     ]
 
 
@@ -267,10 +265,10 @@ def _illustrate(client: Any, run_dir: Path, record: Record, sent: Sent, state: s
     """Send the description with the curves so far; returns the lines that count."""
     from pipeline.runs.curves import draw_run  # matplotlib
 
-    lines = records.effective(records.read_lines(run_dir / records.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(run_dir / METRICS)[0], record.attempts)
     if lines and not is_sweep(run_dir):  # a sweep's lines are no curve
-        draw_run(lines, run_dir / "curves.png")
-        client.log_artifact(sent.run_id, str(run_dir / "curves.png"))
+        draw_run(lines, run_dir / CURVES)
+        client.log_artifact(sent.run_id, str(run_dir / CURVES))
     client.set_tag(sent.run_id, "mlflow.note.content", describe.note(run_dir, record, lines, sent.run_id, state))
     return lines
 
@@ -292,7 +290,7 @@ def _close(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -
 def _save(run_dir: Path, sent: Sent) -> None:
     # A full disk costs sending some values again, which is harmless: it must not stop the sync.
     with contextlib.suppress(OSError):
-        write_json(run_dir / STATE, dataclasses.asdict(sent))
+        write_json(run_dir / MLFLOW, dataclasses.asdict(sent))
 
 
 def follow(run_dir: Path, say: Callable[[str], None]) -> int:
@@ -336,9 +334,9 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
 @contextlib.contextmanager
 def _lock_in_time(run_dir: Path) -> Iterator[None]:
     """The lock, or after ten seconds without it: the sync of an attempt that has just ended may still hold it."""
-    with (run_dir / LOCK).open("w", encoding="utf-8") as file:
+    with (run_dir / MLFLOW_LOCK).open("w", encoding="utf-8") as file:
         with contextlib.suppress(UserError):
-            wait_for_lock(file.fileno(), run_dir / LOCK, seconds=10.0)
+            wait_for_lock(file.fileno(), run_dir / MLFLOW_LOCK, seconds=10.0)
         yield
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runs import records
+from pipeline.runs.folder import SYSTEM
 from pipeline.runs.records import Line
 
 PERIOD = 10.0  # seconds, as MLflow's own default
@@ -28,9 +29,9 @@ class Sampler:
         record = records.read_record(run_dir)
         assert record is not None
         self._attempt = record.attempts[-1].number
-        lines, _ = records.read_lines(run_dir / records.SYSTEM)
+        lines, _ = records.read_lines(run_dir / SYSTEM)
         self._step = lines[-1].step + 1 if lines else 0
-        self._file = records.Appender(run_dir / records.SYSTEM)
+        self._file = records.Appender(run_dir / SYSTEM)
         self._due = time.monotonic()
 
     def sample_if_due(self) -> None:

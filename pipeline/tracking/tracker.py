@@ -16,28 +16,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.runs import evaluations, provenance, records
+from pipeline.runs import provenance, records
+from pipeline.runs.folder import CODE, EVALUATIONS, METRICS, MLFLOW_LOG, RECORD
 from pipeline.runs.records import Attempt, Line, Record
 from pipeline.tracking.view import how_to_look
 
 logger = logging.getLogger(__name__)
 
 OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
-CODE = "code"  # folder of the run folder: packages and uncommitted changes, by attempt
 PATIENCE = {"FINISHED": 120.0, "FAILED": 10.0, "KILLED": 10.0}  # seconds that close() waits for the last sync
 
 
 class Tracker:
     """Of one attempt of a run, on rank 0 alone. Made by :func:`open_tracker`."""
 
-    def __init__(self, run_dir: Path, record: Record, *, devices: int, epoch_samples: int) -> None:
+    def __init__(
+        self, run_dir: Path, record: Record, lines: Sequence[Line], *, devices: int, epoch_samples: int
+    ) -> None:
+        """``lines``: those of metrics.jsonl so far."""
         self.run_dir = run_dir
         self._record = record
         self._attempt = record.attempts[-1]
         self._devices = devices
         self._epoch_samples = epoch_samples
-        self._file = records.Appender(run_dir / records.METRICS)
-        lines, _ = records.read_lines(run_dir / records.METRICS)
+        self._file = records.Appender(run_dir / METRICS)
         self._spent = max((line.metrics.get("progress/device_hours", 0.0) for line in lines), default=0.0)
         self._useful = 0.0  # device-hours in steps that count
         if standing := records.effective(lines, record.attempts):
@@ -102,7 +104,7 @@ class Tracker:
         try:
             records.write_record(self.run_dir, record)
         except OSError as error:
-            logger.warning("%s can't be written: %s", self.run_dir / records.RECORD, error)
+            logger.warning("%s can't be written: %s", self.run_dir / RECORD, error)
 
 
 def open_tracker(
@@ -127,7 +129,8 @@ def open_tracker(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     old = records.read_record(run_dir)
-    attempts = records.close_dead(run_dir, old).attempts if old else []
+    lines, _ = records.read_lines(run_dir / METRICS)
+    attempts = records.close_dead(old, lines).attempts if old else []
     attempt = Attempt(len(attempts) + 1, start_step, time.time(), os.getpid(), provenance.describe_place(devices))
     record = Record(
         key=old.key if old else uuid.uuid4().hex,
@@ -135,14 +138,12 @@ def open_tracker(
         name=name,
         params=params,
         tags=tags,
-        artifacts=[
-            [_artifact(path, run_dir), ""] for path in (*artifacts, run_dir / CODE, run_dir / evaluations.FOLDER)
-        ],
+        artifacts=[[_artifact(path, run_dir), ""] for path in (*artifacts, run_dir / CODE, run_dir / EVALUATIONS)],
         attempts=[*attempts, attempt],
     )
     provenance.write_code(run_dir / CODE, attempt.number)
     records.write_record(run_dir, record)
-    return Tracker(run_dir, record, devices=devices, epoch_samples=epoch_samples)
+    return Tracker(run_dir, record, lines, devices=devices, epoch_samples=epoch_samples)
 
 
 def _artifact(path: Path, run_dir: Path) -> str:
@@ -158,7 +159,7 @@ def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:
     """
     command = [sys.executable, "-m", "pipeline.tracking.sync", str(run_dir.absolute()), "--follow"]
     try:
-        with (run_dir / "mlflow.log").open("ab") as log:
+        with (run_dir / MLFLOW_LOG).open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -183,7 +184,7 @@ def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) 
         logger.warning(
             "MLflow has not got everything of %s yet (see %s); it is safe in the run folder: python -m jobs.sync %s",
             run_dir,
-            run_dir / "mlflow.log",
+            run_dir / MLFLOW_LOG,
             run_dir,
         )
     elif page := how_to_look(run_dir):

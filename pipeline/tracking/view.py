@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.secrets import without_secrets
+from pipeline.runs.folder import MLFLOW
 from pipeline.tracking.description import read_json
 
 NAME = "vit"  # of the shared view: MLflow finds it in the experiment's tags by this key in the address
@@ -33,7 +34,7 @@ def address(uri: str, experiment_id: str) -> str:
 
 def how_to_look(run_dir: Path) -> str:
     """The address, after the command that serves it if the run went to a file. Empty for a run that was not sent."""
-    sent = read_json(run_dir / "mlflow.json")
+    sent = read_json(run_dir / MLFLOW)
     if not sent:
         return ""
     page = address(sent["uri"], sent["experiment_id"])

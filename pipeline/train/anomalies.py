@@ -15,6 +15,7 @@ from pipeline.core.log import ONCE
 from pipeline.core.tensor_files import save_tensors
 from pipeline.loader.batches import Batch
 from pipeline.loader.damage import Damage
+from pipeline.runs.folder import NONFINITE, RunFolder
 from pipeline.train.resume import resume
 from pipeline.train.state import Progress, Run
 from pipeline.train.step import Step
@@ -35,7 +36,7 @@ def examine(run: Run, progress: Progress, done: Step) -> None:
     if (rank := run.job.ranks.rank) in done.culprits:
         all_keys = run.job.data.sample_keys()
         keys = [all_keys[row] for batch in done.fed for row in batch.samples_B.tolist()]
-        path = dump(run.config.run_dir / "nonfinite", progress.step, rank, done.fed, keys)
+        path = dump(run.config.run_dir / NONFINITE, progress.step, rank, done.fed, keys)
         logger.warning("%s; rank %d's samples %s are kept in %s", report, rank, ", ".join(keys), path)
     torch.distributed.barrier()  # a rank that leaves before would take those that still write with it
     limits = run.config.train
@@ -61,7 +62,7 @@ def go_back(run: Run, progress: Progress, report: str) -> None:
     """
     with run.clock.time("checkpoint"):
         run.saver.finish()
-        meta = resume(run.config, run.engine, run.job.ranks)
+        meta = resume(RunFolder(run.config.run_dir), run.engine, run.job.ranks)
     if meta is None:
         raise NonFiniteError(f"{report}. There is no checkpoint yet to go back to: lower optim.lr")
     lost = progress.step - max(meta.step, progress.restored)  # what an earlier time has undone is counted already

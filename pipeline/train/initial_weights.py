@@ -1,6 +1,5 @@
 """Starting a fine-tune: from a run of ours, from somebody else's weights, or from scratch."""
 
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,14 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.checkpoint import format as checkpoint
+from pipeline.checkpoint.format import Checkpoint
 from pipeline.config.fields import INHERITED
 from pipeline.config.schema import ModelConfig, RunConfig
+from pipeline.config.serialize import from_dict
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_local
+from pipeline.core.files import check_local, read_json
 from pipeline.core.log import ONCE
 from pipeline.interop.load import load_weights
-from pipeline.interop.trained_model import is_run
+from pipeline.interop.trained_model import is_run_or_checkpoint
 from pipeline.model.vit import grid_size
+from pipeline.runs.folder import MLFLOW
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +55,10 @@ def read_parent(config: RunConfig) -> Parent | None:
             f"--parent {config.parent!r} does not exist: name a run folder, an official .npz, a timm or transformers "
             f"folder, or {SCRATCH!r}"
         )
-    if is_run(path):
-        source = checkpoint.resolve(path)
-        run, _, weights = checkpoint.read_model(source)
-        return Parent(run.model, weights, _lineage(source))
+    if is_run_or_checkpoint(path):
+        found = checkpoint.find(path)
+        model = from_dict(RunConfig, found.meta.config).model
+        return Parent(model, checkpoint.read_weights(found), _lineage(found))
     model, weights, _ = load_weights(path, trunk=True)
     return Parent(model, weights, {"weights": str(path)})
 
@@ -111,12 +113,11 @@ def _options(theirs: ModelConfig, names: Iterable[str], own: ModelConfig | None 
     return " ".join(options)
 
 
-def _lineage(source: Path) -> dict[str, Any]:
+def _lineage(source: Checkpoint) -> dict[str, Any]:
     """Where the weights come from, by the parent's run folder."""
-    run_dir = source.absolute().parent.parent
-    meta = checkpoint.read_meta(source)
-    lineage = {"run_dir": str(run_dir), "step": meta.step, "dataset_digest": meta.dataset_digest}
-    mlflow = run_dir / "mlflow.json"
+    run_dir = source.path.absolute().parent.parent
+    lineage = {"run_dir": str(run_dir), "step": source.meta.step, "dataset_digest": source.meta.dataset_digest}
+    mlflow = run_dir / MLFLOW
     if mlflow.is_file():
-        lineage["mlflow_run_id"] = json.loads(mlflow.read_text(encoding="utf-8")).get("run_id")
+        lineage["mlflow_run_id"] = read_json(mlflow).get("run_id")
     return lineage

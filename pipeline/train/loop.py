@@ -23,12 +23,12 @@ from pipeline.core.retry import UnreadableError
 from pipeline.distributed import process_group
 from pipeline.evaluation.accuracy import evaluate
 from pipeline.loader.batches import Ahead, train_batches
-from pipeline.loader.damage import DAMAGE
 from pipeline.loader.transforms import train_transform
 from pipeline.runs import folder as run_folder
 from pipeline.runs import sample_ledger
+from pipeline.runs.folder import DAMAGE, LEDGER, METRICS
 from pipeline.runs.goodput import account, summary
-from pipeline.runs.records import METRICS, read_lines, read_record
+from pipeline.runs.records import read_lines, read_record
 from pipeline.train import anomalies, detectors
 from pipeline.train.anomalies import examine
 from pipeline.train.console import Bar, finished_line, headline, progress_line
@@ -174,7 +174,7 @@ def save(run: Run, progress: Progress, result: dict[str, float]) -> None:
     counts = {"skipped": progress.skipped, "rollbacks": progress.rollbacks, "undone": progress.undone}
     with run.clock.time("checkpoint"):
         if run.tracker is not None:  # a resumed run doesn't repeat what lies before the checkpoint
-            flush(run.config.run_dir / sample_ledger.LEDGER)
+            flush(run.config.run_dir / LEDGER)
             write_status(run, progress, "running")
         run.saver.save(run.engine, progress.step, counts=counts, metrics=result)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.runs.folder import PROFILE
+
 logger = logging.getLogger(__name__)
 
 FIRST = 10  # steps before the first recorded one: the start of a run is not what it is like
@@ -25,7 +27,7 @@ def profile(run_dir: Path, steps: int) -> Iterator[Callable[[], None]]:
     def write(profiler: torch.profiler.profile) -> None:
         if profiler.step_num <= FIRST:
             return
-        folder = run_dir / "profile"
+        folder = run_dir / PROFILE
         folder.mkdir(exist_ok=True)
         path = folder / f"steps-{FIRST}-{profiler.step_num}.json"
         profiler.export_chrome_trace(str(path))

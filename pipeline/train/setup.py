@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.config import fields, needs
 from pipeline.config.schema import DataConfig, RunConfig, total_steps, warmup_steps
@@ -27,14 +26,14 @@ from pipeline.distributed.ranks import ranks_from_environment
 from pipeline.engine import deepspeed_config
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.imaging import jpeg
-from pipeline.loader.damage import Damages
 from pipeline.loader.mixture import sampling
 from pipeline.loader.transforms import mixup_alpha
 from pipeline.model.flops import train_flops
 from pipeline.model.transfer import transfer
 from pipeline.model.vit import VisionTransformer, initialise
-from pipeline.runs import folder as run_folder
 from pipeline.runs import sweep_record
+from pipeline.runs.damage_record import Damages
+from pipeline.runs.folder import CONFIG, FACTS, RunFolder, retuned
 from pipeline.runs.ownership import claim
 from pipeline.runs.provenance import describe_code
 from pipeline.tracking.tracker import Tracker, open_tracker
@@ -91,10 +90,11 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
         "classes_digest": data.info.classes_digest,
         "dataset_digest": data.digest,
     }
-    run_folder.check_config(config)
+    folder = RunFolder(config.run_dir)
+    folder.check_config(config)
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
-    job = Job(data, held_out, steps, ranks, facts, run_folder.read_status(config.run_dir), frozenset(given))
-    run_folder.check_facts(config.run_dir, job.all_facts)
+    job = Job(data, held_out, steps, ranks, facts, folder, frozenset(given))
+    folder.check_facts(job.all_facts)
     several = ranks.world_size > 1  # one process may still be a mistyped command, whose error is a plain line
     log.set_up(ranks.rank, ranks.world_size, stamped=several)
     for level, remark in remarks(config, job):
@@ -104,7 +104,7 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
 
 def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
     """Log level and text of what is not a mistake, but hardly what was meant."""
-    began = run_folder.as_begun(config)
+    began = job.folder.as_begun(config)
     if Path(began.parent).resolve() != Path(config.parent).resolve():
         yield (
             logging.WARNING,
@@ -198,9 +198,9 @@ def open_data(config: RunConfig) -> tuple[JoinedSplit, JoinedSplit | None]:
 def start(config: RunConfig, job: Job) -> Run:
     """Meet the other ranks, build the engine, load the newest checkpoint or the parent, open the records."""
     ranks = job.ranks
-    config = run_folder.as_begun(config)
-    resuming = bool(checkpoint.complete(config.run_dir))
-    parent = read_parent(config) if config.stage == "finetune" and not resuming else None
+    folder = job.folder
+    config = folder.as_begun(config)
+    parent = read_parent(config) if config.stage == "finetune" and not folder.checkpoints else None
     config = inherit(config, parent, job.given)
     model = VisionTransformer(config.model, job.data.info.classes, loss=config.train.loss)
     initialise(model, config.train.seed)
@@ -213,7 +213,7 @@ def start(config: RunConfig, job: Job) -> Run:
     heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
     try:
         engine = ds.build_engine(config, model.to(device), ranks.world_size)
-        meta = resume(config, engine, ranks)
+        meta = resume(folder, engine, ranks)
     except RuntimeError as error:  # also torch's where a peer is gone, which doesn't say who
         raise RuntimeError(f"rank {ranks.rank} leaves before its first step: {heartbeat.fail(error)}") from error
     start_step = meta.step if meta else 0
@@ -222,9 +222,9 @@ def start(config: RunConfig, job: Job) -> Run:
         facts = {"samples": len(job.data), "steps": job.steps, "parent": lineage, "code": describe_code()}
         facts["datasets"] = [*describe_data(job.data, "train"), *describe_data(job.held_out, "eval")]
         classes = read_classes(job.data.folder).select(["wnid", "name"]).to_pylist()
-        if meta is not None and (changed := run_folder.retuned(config, meta.config)):
+        if meta is not None and (changed := retuned(config, meta.config)):
             logger.info("from step %d on: %s", start_step, ", ".join(changed))
-        record = run_folder.start(config, {**job.all_facts, **facts}, classes, resumed=meta is not None)
+        record = folder.write_fixed(config, {**job.all_facts, **facts}, classes, resumed=meta is not None)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
     return Run(
         config=config,
@@ -278,7 +278,7 @@ def start_tracking(config: RunConfig, data: Path, run: dict[str, Any], start_ste
         name=config.name or config.run_dir.name,
         params=flatten(to_dict(config)),
         tags=tags,
-        artifacts=[config.run_dir / "config.json", config.run_dir / "run.json", data / "dataset.json"],
+        artifacts=[config.run_dir / CONFIG, config.run_dir / FACTS, data / "dataset.json"],
         start_step=start_step,
         devices=world_size,
         epoch_samples=run["samples"],

@@ -14,8 +14,8 @@ from pipeline.dataset.joined_split import JoinedSplit
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.deepspeed_engine import Engine
-from pipeline.loader.damage import Damages
-from pipeline.runs import folder as run_folder
+from pipeline.runs.damage_record import Damages
+from pipeline.runs.folder import RunFolder, Status
 from pipeline.runs.ownership import Fence
 from pipeline.tracking.tracker import Tracker
 from pipeline.train.detectors import Spikes
@@ -47,8 +47,13 @@ class Job:
     steps: int
     ranks: Ranks
     facts: dict[str, Any]  # of the training data, for run.json and each checkpoint
-    status: run_folder.Status | None  # of the attempt before
+    folder: RunFolder  # as it was before this start
     given: frozenset[str] = frozenset()  # fields that the user gave
+
+    @property
+    def status(self) -> Status | None:
+        """Of the attempt before."""
+        return self.folder.status
 
     @property
     def all_facts(self) -> dict[str, Any]:

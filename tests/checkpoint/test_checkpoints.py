@@ -98,8 +98,9 @@ def change_meta(**fields: object) -> Callable[[Path], None]:
 def test_a_broken_checkpoint_is_passed_over_aloud(copy: Path, caplog: pytest.LogCaptureFixture, damage, said) -> None:  # type: ignore[no-untyped-def]
     newest, before = checkpoint.complete(copy)[-1], checkpoint.complete(copy)[-2]
     damage(newest)
-    assert checkpoint.latest(copy, hashes=True) == before
-    assert f"checkpoint {newest} is passed over" in caplog.text
+    assert (found := checkpoint.newest(checkpoint.complete(copy), hashes=True)) is not None
+    assert found.path == before
+    assert f"checkpoint {newest} is skipped" in caplog.text
     assert said in caplog.text
 
 
@@ -120,7 +121,7 @@ def test_a_run_goes_on_from_the_newest_sound_one(copy: Path, digits: Path, run_o
     options = (*NINE, "--checkpoint.every", 1, "--checkpoint.keep-last", 1)
     finished = run_ranks(2, ("-m", *job(copy, digits, *options, steps=9)), tmp_path / "log")
     assert "resumes after step 6" in finished[0].output
-    assert "passed over" in finished[0].output
+    assert "is skipped: " in finished[0].output
     assert not unfinished.exists()
     assert [run_folder.step_of(path) for path in checkpoint.complete(copy)] == [9, 30]
     shutil.rmtree(ghost)
@@ -202,30 +203,32 @@ def test_a_changed_configuration_is_refused_with_the_difference(
 ) -> None:
     part, name, value = change
     config = dataclasses.replace(from_dict(RunConfig, json.loads((copy / "config.json").read_text())), run_dir=copy)
-    run_folder.check_config(config)
+    run_folder.RunFolder(copy).check_config(config)
     changed = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{name: value})})
     with pytest.raises(UserError) as error:
-        run_folder.check_config(changed)
+        run_folder.RunFolder(copy).check_config(changed)
     assert said in str(error.value)
 
 
 def test_fields_that_change_no_result_may_change(copy: Path) -> None:
     config = dataclasses.replace(from_dict(RunConfig, json.loads((copy / "config.json").read_text())), run_dir=copy)
     train = dataclasses.replace(config.train, zero_stage=3, micro_batch=2, profile=4)
-    run_folder.check_config(dataclasses.replace(config, train=train, checkpoint=CheckpointConfig(every=7)))
+    run_folder.RunFolder(copy).check_config(
+        dataclasses.replace(config, train=train, checkpoint=CheckpointConfig(every=7))
+    )
     rescued = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5))
-    run_folder.check_config(rescued)
+    run_folder.RunFolder(copy).check_config(rescued)
     assert run_folder.retuned(rescued, to_dict(config)) == ["optim.lr 0.001 -> 0.5"]
     assert run_folder.retuned(config, to_dict(config)) == []
     other = dataclasses.replace(config, parent="other")
-    run_folder.check_config(other)
-    assert run_folder.as_begun(other) == config  # and what it did begin from stays known
+    run_folder.RunFolder(copy).check_config(other)
+    assert run_folder.RunFolder(copy).as_begun(other) == config  # and what it did begin from stays known
     fresh = dataclasses.replace(other, run_dir=copy / "fresh")
-    assert run_folder.as_begun(fresh) == fresh
+    assert run_folder.RunFolder(fresh.run_dir).as_begun(fresh) == fresh
     tree = json.loads((copy / "config.json").read_text())
     del tree["train"]["label_smoothing"]  # written by a version that had no such field
     (copy / "config.json").write_text(json.dumps(tree))
-    run_folder.check_config(config)
+    run_folder.RunFolder(copy).check_config(config)
 
 
 DATA = ("classes", "classes_digest", "dataset_digest", "eval_digest")
@@ -235,6 +238,6 @@ DATA = ("classes", "classes_digest", "dataset_digest", "eval_digest")
 def test_changed_data_are_refused(copy: Path, name: str) -> None:
     record = json.loads((copy / "run.json").read_text())
     facts = {key: record[key] for key in DATA}
-    run_folder.check_facts(copy, facts)
+    run_folder.RunFolder(copy).check_facts(facts)
     with pytest.raises(UserError, match=f"{name} was"):
-        run_folder.check_facts(copy, facts | {name: "another"})
+        run_folder.RunFolder(copy).check_facts(facts | {name: "another"})

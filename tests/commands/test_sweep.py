@@ -13,7 +13,7 @@ from pipeline.compare.read_runs import find_run_folders
 from pipeline.config.recipes import FINETUNE
 from pipeline.core.errors import UserError
 from pipeline.runs import records, sweep_record
-from pipeline.runs.folder import read_status
+from pipeline.runs.folder import METRICS, read_status
 from pipeline.tracking import sync as mlflow_sync
 from pipeline.tracking.client import open_client, quiet_environment, tracking_uri
 from tests.helpers.jobs import OPTIONS
@@ -99,7 +99,7 @@ def test_choosing_again_adds_to_the_record(swept: tuple[Path, str], tmp_path: Pa
     record = records.read_record(folder)
     assert record is not None
     assert [attempt.state for attempt in record.attempts] == ["FINISHED", "FINISHED"]
-    lines = records.effective(records.read_lines(folder / records.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(folder / METRICS)[0], record.attempts)
     assert [line.metrics.get("eval/top5") for line in lines] == [0.5, 0.25, None]
     assert record.tags["best"] == "ft-lr1e-05"
     late = tmp_path / "late"  # its runs were not told of it

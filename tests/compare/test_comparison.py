@@ -25,7 +25,8 @@ from pipeline.compare.rows import differences, published, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
 from pipeline.core.files import write_json
 from pipeline.runs.curves import COLOURS
-from pipeline.runs.records import METRICS, Attempt, Line, Record, read_record, write_record
+from pipeline.runs.folder import METRICS
+from pipeline.runs.records import Attempt, Line, Record, read_record, write_record
 from pipeline.runs.records import to_json as line_to_json
 from tests.helpers.mlflow_runs import jobs_sync
 from tests.helpers.mlflow_server import Server

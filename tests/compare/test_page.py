@@ -14,7 +14,8 @@ from pipeline.compare.page_data import page_data, thinned, to_script
 from pipeline.compare.read_runs import Run
 from pipeline.compare.rows import rows
 from pipeline.core.files import write_json
-from pipeline.runs.records import METRICS, Line, read_record, write_record
+from pipeline.runs.folder import METRICS
+from pipeline.runs.records import Line, read_record, write_record
 from pipeline.runs.records import to_json as line_to_json
 from tests.helpers.browser import Browser, open_browser
 from tests.helpers.runs import read_runs, write_run

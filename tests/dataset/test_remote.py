@@ -27,6 +27,7 @@ from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted
 from pipeline.dataset.urls import GoneError, Patience
 from pipeline.loader.batches import eval_batches
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 from tests.dataset.flaky_server import Server
 from tests.helpers.jobs import job
 from tests.helpers.launch import REPOSITORY
@@ -143,7 +144,7 @@ def test_a_job_trains_on_a_url_as_on_the_folder(digits: Path, tmp_path: Path) ->
     ours, theirs = (
         [
             (line.step, name, pytest.approx(value, rel=1e-4))
-            for line in records.read_lines(run / records.METRICS)[0]
+            for line in records.read_lines(run / METRICS)[0]
             for name, value in line.metrics.items()
             if name.startswith(("train/", "eval/"))
         ]

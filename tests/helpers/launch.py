@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 
 REPOSITORY = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", 2)
@@ -94,7 +95,7 @@ def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
 
 def losses(run_dir: Path) -> dict[int, float]:
     """Training loss by step, as the run folder records it."""
-    path = run_dir / records.METRICS
+    path = run_dir / METRICS
     if not path.exists():
         return {}
     lines, _ = records.read_lines(path)

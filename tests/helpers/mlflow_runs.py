@@ -13,6 +13,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 from tests.helpers.quick_python import executable
 
 Values = Counter[tuple[str, int, int, str]]  # name, step, millisecond, value as text: NaN equals itself
@@ -62,7 +63,7 @@ def on_server(client: MlflowClient, run_id: str) -> Values:
 def in_folder(run_dir: Path) -> Values:
     return Counter(
         (name, line.step, round(line.time * 1000), shown(value))
-        for line in records.read_lines(run_dir / records.METRICS)[0]
+        for line in records.read_lines(run_dir / METRICS)[0]
         for name, value in line.metrics.items()
     )
 

@@ -18,7 +18,8 @@ from pipeline.config.schema import DataConfig, ModelConfig
 from pipeline.config.serialize import flatten, to_dict
 from pipeline.core.files import write_json, xxh3_128
 from pipeline.model.vit import VisionTransformer
-from pipeline.runs.records import METRICS, Attempt, Line, Record, write_record
+from pipeline.runs.folder import METRICS
+from pipeline.runs.records import Attempt, Line, Record, write_record
 from pipeline.runs.records import to_json as line_to_json
 from tests.helpers.models import random_model
 

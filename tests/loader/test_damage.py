@@ -16,11 +16,12 @@ from torch.utils.data import Dataset
 from pipeline.core.errors import UserError
 from pipeline.dataset.joined_split import JoinedSplit, open_split
 from pipeline.loader.batches import Batch, eval_batches, train_batches
-from pipeline.loader.damage import Damages
 from pipeline.loader.order import Order
 from pipeline.loader.transforms import TrainTransform
 from pipeline.loader.workers import load, slots_for
 from pipeline.runs import records
+from pipeline.runs.damage_record import Damages
+from pipeline.runs.folder import METRICS
 from tests.helpers.jobs import job
 from tests.helpers.launch import REPOSITORY
 from tests.helpers.ranks import run_ranks
@@ -138,7 +139,7 @@ def test_a_run_counts_what_is_damaged_by_reason_and_shard_over_all_ranks_and_res
         assert f"warning: step {step}: {split.where(int(sample))}: " in done.output or int(step) > steps - 2  # again
     summary = f"3 samples don't decode, met {len(lines)} times: "
     assert summary in done.output
-    metrics = records.read_lines(run / records.METRICS)[0][-1].metrics
+    metrics = records.read_lines(run / METRICS)[0][-1].metrics
     assert metrics["damage/samples"] == 3
     assert metrics["damage/met"] == len(lines)
     assert metrics["damage/no_jpeg"] == 2

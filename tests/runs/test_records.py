@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from pipeline.core import log
 from pipeline.core.errors import UserError
 from pipeline.runs import records
+from pipeline.runs.folder import LEDGER, METRICS, SYSTEM
 from pipeline.runs.records import Attempt, Line
-from pipeline.runs.sample_ledger import LEDGER
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking.tracker import OFF, Tracker, open_tracker
 
@@ -44,7 +44,7 @@ def opened(run_dir: Path, *, start_step: int = 0, devices: int = 2) -> Tracker:
 
 
 def lines_of(run_dir: Path) -> list[Line]:
-    return records.read_lines(run_dir / records.METRICS)[0]
+    return records.read_lines(run_dir / METRICS)[0]
 
 
 @given(st.floats(), st.integers(0, 2**53), st.integers(0, 2**53), st.text(max_size=20))
@@ -60,7 +60,7 @@ def test_a_line_comes_back_as_it_was_written(value: float, step: int, samples: i
 
 
 def test_reading_goes_on_where_it_stopped_and_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
-    path = tmp_path / records.METRICS
+    path = tmp_path / METRICS
     first, second = (records.to_json(Line(step, 0, 0.0, 1, {"a": 1.0})) for step in (1, 2))
     path.write_bytes(first + second[:7])
     lines, offset = records.read_lines(path)
@@ -73,10 +73,10 @@ def test_reading_goes_on_where_it_stopped_and_leaves_a_line_that_is_being_writte
 
 @pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[1]\n", b'{"step": 1}\n', b"\xff\xfe\n"])
 def test_a_damaged_line_is_one_error_that_names_file_and_byte(tmp_path: Path, damage: bytes) -> None:
-    path = tmp_path / records.METRICS
+    path = tmp_path / METRICS
     good = records.to_json(Line(1, 8, 0.0, 1, {"a": 1.0}))
     path.write_bytes(good + damage)
-    with pytest.raises(UserError, match=rf"{records.METRICS}.* byte {len(good)}\b"):
+    with pytest.raises(UserError, match=rf"{METRICS}.* byte {len(good)}\b"):
         records.read_lines(path)
 
 
@@ -97,7 +97,7 @@ def test_the_steps_that_count_are_those_done_last() -> None:
 
 
 def test_a_torn_last_line_is_cut_before_the_next(tmp_path: Path) -> None:
-    path = tmp_path / records.METRICS
+    path = tmp_path / METRICS
     whole = records.to_json(Line(1, 0, 0.0, 1, {"a": 1.0}))
     path.write_bytes(whole + b'{"step": 2, ' + b" " * 100_000)  # longer than one look back
     appender = records.Appender(path)
@@ -122,7 +122,7 @@ def no_file_above(size: int) -> Iterator[None]:
 def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log.set_up()
     tracker = opened(tmp_path / "run")
-    path = tmp_path / "run" / records.METRICS
+    path = tmp_path / "run" / METRICS
     tracker.log(1, 8, {"train/loss": 1.0})
     with no_file_above(path.stat().st_size + 10):  # room for a part of the next line
         tracker.log(2, 16, {"train/loss": 2.0})
@@ -146,7 +146,7 @@ def test_lines_that_never_found_room_are_counted(tmp_path: Path, capfd: pytest.C
     log.set_up()
     tracker = opened(tmp_path / "run")
     tracker.log(1, 8, {f"train/{number}": 1.0 for number in range(500)})
-    with no_file_above((tmp_path / "run" / records.METRICS).stat().st_size):  # smaller files can be written
+    with no_file_above((tmp_path / "run" / METRICS).stat().st_size):  # smaller files can be written
         tracker.log(2, 16, {"train/loss": 2.0})
         tracker.close("FINISHED")
     assert "1 line(s)" in capfd.readouterr().err
@@ -224,8 +224,8 @@ def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> Non
 def test_a_run_on_another_host_is_alive_while_its_files_grow(tmp_path: Path) -> None:
     attempt = Attempt(1, 0, time.time() - 1000, 1, {"host": "elsewhere"})
     for name in (
-        records.METRICS,
-        records.SYSTEM,
+        METRICS,
+        SYSTEM,
         LEDGER,
         "status.json",
     ):  # without MLflow's sync there is no system.jsonl

@@ -11,6 +11,7 @@ from pipeline.loader.batches import train_batches
 from pipeline.loader.order import Order, ledger_hash
 from pipeline.loader.transforms import TrainTransform
 from pipeline.runs import sample_ledger
+from pipeline.runs.folder import LEDGER
 from tests.helpers.jobs import AUDITED_BATCH, STEPS, audit, run_pretrain
 
 GLOBAL_BATCH = AUDITED_BATCH  # 24 batches of the split's 1,348 samples: a little over an epoch
@@ -80,7 +81,7 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
         note(1, 2**40 - 1)
         note(2, 7)
         assert sample_ledger.read(tmp_path)[1:] == [(2, 7)], "a killed run leaves the lines of all its steps"
-    with (tmp_path / sample_ledger.LEDGER).open("a") as file:
+    with (tmp_path / LEDGER).open("a") as file:
         file.write("3 00000000")
     assert sample_ledger.read(tmp_path) == [(1, 2**40 - 1), (2, 7)]
 
@@ -94,7 +95,7 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_line_that_a_crash_tore_is_cut_off(tmp_path: Path) -> None:
-    (tmp_path / sample_ledger.LEDGER).write_text("1 0000000001\n2 00000")
+    (tmp_path / LEDGER).write_text("1 0000000001\n2 00000")
     with sample_ledger.appending(tmp_path) as note:
         note(2, 7)
     assert sample_ledger.read(tmp_path) == [(1, 1), (2, 7)]

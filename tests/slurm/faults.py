@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.runs import records
-from pipeline.runs.folder import read_status
+from pipeline.runs.folder import METRICS, read_status
 from tests.helpers.ranks import run_ranks
 from tests.slurm.cluster import ENDED, TWO_RANKS, Cluster
 
@@ -142,7 +142,7 @@ def check(job: Job, expected: dict[int, float], attempts: int, *, killed: bool =
 
 def steps_again(run: Path) -> list[int]:
     """By attempt, how many of its steps a later attempt did again, as they lay beyond its last checkpoint."""
-    lines, _ = records.read_lines(run / records.METRICS)
+    lines, _ = records.read_lines(run / METRICS)
     record = records.read_record(run)
     assert record is not None
     limits = records.last_steps(record.attempts)
@@ -182,7 +182,7 @@ def wait_for_step(job: Job, step: int, timeout: float = 180) -> None:
 
 def losses(run: Path) -> dict[int, float]:
     """The loss of each step as it was done last."""
-    lines, _ = records.read_lines(run / records.METRICS)
+    lines, _ = records.read_lines(run / METRICS)
     record = records.read_record(run)
     kept = records.effective(lines, record.attempts if record else [])
     return {line.step: line.metrics["train/loss"] for line in kept if "train/loss" in line.metrics}

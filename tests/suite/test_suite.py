@@ -23,8 +23,8 @@ from pipeline.interop import export
 from pipeline.interop.trained_model import Description, Named, Trained
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
-from pipeline.runs.evaluations import FOLDER
-from pipeline.runs.records import EVALUATIONS, Attempt, Record, read_lines, write_record
+from pipeline.runs.folder import EVALUATION_LINES, EVALUATIONS
+from pipeline.runs.records import Attempt, Record, read_lines, write_record
 from pipeline.suite.subsets import ALEXNET, corruption_scores, grouped, hits, members
 from tests.helpers.launch import ACCELERATE, last_json, run
 from tests.helpers.models import random_model
@@ -153,7 +153,7 @@ def test_an_interrupted_suite_continues_set_by_set(
     make_run(run_dir, CONFIG, wnids=WNIDS)
     arguments = (run_dir, "--data-root", root, "--partial", "--workers", 0)
     first = call(monkeypatch, capsys, *arguments, "--only", "a,r")
-    kept = run_dir / FOLDER / "suite-a" / "result.json"
+    kept = run_dir / EVALUATIONS / "suite-a" / "result.json"
     times = kept.stat().st_mtime_ns
     both = call(monkeypatch, capsys, *arguments, "--only", "a,r,sketch")
     assert kept.stat().st_mtime_ns == times
@@ -175,7 +175,7 @@ def test_results_are_logged_with_the_run(
     found = call(
         monkeypatch, capsys, run_dir, "--data-root", root, "--partial", "--workers", 0, "--only", "a,v2", "--log"
     )
-    lines, _ = read_lines(run_dir / EVALUATIONS)
+    lines, _ = read_lines(run_dir / EVALUATION_LINES)
     logged = {name: value for line in lines for name, value in line.metrics.items()}
     assert logged["suite/a/top1"] == found["a"]["top1"]
     assert logged["suite/v2/top5"] == found["v2"]["top5"]

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 from pipeline.core.files import write_json
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 from pipeline.runs.records import Attempt, Line, Record
 from tests.helpers.mlflow_runs import in_folder, jobs_sync, on_server, only_run
 
@@ -60,7 +61,7 @@ def write_run(run_dir: Path, attempts: int) -> None:
         for index, start in enumerate(begun)
         for step in range(1, 11)
     ]
-    (run_dir / records.METRICS).write_bytes(b"".join(map(records.to_json, lines)))
+    (run_dir / METRICS).write_bytes(b"".join(map(records.to_json, lines)))
 
 
 def restore(database: Path) -> None:

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS, MLFLOW
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sync as mlflow_sync
 from tests.helpers.mlflow_runs import in_folder, jobs_sync, log_of, on_server, only_run, program, shown
@@ -113,7 +114,7 @@ def test_answers_lost_after_the_server_has_stored_them_double_nothing(
     server: Server, proxy: Proxy, run_dir: Path
 ) -> None:
     with program(run_dir, "--steps", 120, "--pause", 0.05, uri=proxy.uri) as process:
-        wait_until((run_dir / mlflow_sync.STATE).exists)
+        wait_until((run_dir / MLFLOW).exists)
         proxy.mode = "lost"
         calls = proxy.calls
         wait_until(lambda: proxy.calls > calls + 1)
@@ -124,7 +125,7 @@ def test_answers_lost_after_the_server_has_stored_them_double_nothing(
 
 def test_kill_9_of_the_server_in_the_middle(server: Server, run_dir: Path) -> None:
     with program(run_dir, "--steps", 100, "--pause", 0.1, uri=server.uri) as process:
-        wait_until((run_dir / mlflow_sync.STATE).exists)
+        wait_until((run_dir / MLFLOW).exists)
         server.kill()
         time.sleep(6)  # longer than the pause between two passes
         server.start()
@@ -170,7 +171,7 @@ def test_a_requeued_run_goes_on_in_the_same_mlflow_run_and_steps_done_again_are_
     # what counts in the folder is what MLflow shows at each step: the value with the latest time
     record = records.read_record(run_dir)
     assert record is not None
-    lines = records.effective(records.read_lines(run_dir / records.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(run_dir / METRICS)[0], record.attempts)
     assert [line.step for line in lines] == list(range(1, 41))
     for name in ("train/loss", "train/norm", "train/odd", "progress/samples"):
         latest: dict[int, Any] = {}
@@ -222,7 +223,7 @@ def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
     runs = tmp_path / "a?b %20c"
     for name in ("bad", "run"):
         run_program(runs / name, "--steps", 5, "--end", "FAILED", uri="", VIT_MLFLOW="off")
-    with (runs / "bad" / records.METRICS).open("ab") as file:
+    with (runs / "bad" / METRICS).open("ab") as file:
         file.write(b"rubbish\n")
     (runs / "run").rename(runs / "moved")
     (runs / "run").mkdir()

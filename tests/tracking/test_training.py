@@ -22,6 +22,7 @@ from pipeline.loader.transforms import eval_image
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 from pipeline.runs.records import Record
 from pipeline.tracking.registry import registered_name
 from pipeline.tracking.sync import read_sent
@@ -53,7 +54,7 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     assert run.info.status == "FINISHED"
     assert [attempt.state for attempt in record.attempts] == ["KILLED", "FINISHED"]
     assert run.data.tags["attempts"] == "2"
-    lines = records.effective(records.read_lines(run_dir / records.METRICS)[0], record.attempts)
+    lines = records.effective(records.read_lines(run_dir / METRICS)[0], record.attempts)
     for name in ("train/loss", "train/lr", "eval/top1", "progress/device_hours", "progress/goodput"):
         latest = {
             point.step: shown(point.value)

@@ -16,7 +16,7 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.dataset.index import split_keys
 from pipeline.dataset.joined_split import open_split
 from pipeline.runs import records
-from pipeline.runs.folder import read_status
+from pipeline.runs.folder import METRICS, RECORD, read_status
 from tests.helpers.jobs import SHORT_STEPS, job
 from tests.helpers.ranks import Finished, Ranks, run_ranks
 
@@ -131,7 +131,7 @@ def test_a_run_may_go_back_to_its_last_checkpoint(
         meta = checkpoint.read_meta(saved[-1])
         assert (meta.step, meta.rollbacks, meta.undone, meta.skipped) == (SHORT_STEPS, 1, 2, 0)
         assert meta.optimizer_steps == SHORT_STEPS - 2
-        lines, _ = records.read_lines(run / records.METRICS)
+        lines, _ = records.read_lines(run / METRICS)
         assert lines[-1].metrics["watch/rollbacks"] == 1
         assert lines[-1].metrics["watch/undone_steps"] == 2
         assert lines[-1].metrics["seconds/undone"] > 0
@@ -230,7 +230,7 @@ def test_a_stop_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(
     assert (status.state, status.step) == ("finished", SHORT_STEPS)
     assert 0 <= status.metrics["eval/top1"] <= 1
     assert checkpoint.read_meta(checkpoint.complete(run)[-1]).metrics["eval/top1"] == status.metrics["eval/top1"]
-    assert records.read_lines(run / records.METRICS)[0][-1].metrics["eval/top1"] == status.metrics["eval/top1"]
+    assert records.read_lines(run / METRICS)[0][-1].metrics["eval/top1"] == status.metrics["eval/top1"]
     assert f"from step {SHORT_STEPS} on: optim.lr 0.001 -> 0.5" in (tmp_path / "log" / "rank0.log").read_text()
 
 
@@ -250,9 +250,9 @@ def test_a_signal_to_any_rank_saves_and_stops_all(
     status = read_status(run)
     assert status is not None
     assert status.state == "stopped"
-    saved = checkpoint.latest(run, hashes=True)
+    saved = checkpoint.newest(checkpoint.complete(run), hashes=True)
     assert saved is not None
-    assert checkpoint.read_meta(saved).step == status.step
+    assert saved.meta.step == status.step
 
 
 def test_the_slow_rank_and_the_odd_loss_are_pointed_out(digits: Path, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_the_slow_rank_and_the_odd_loss_are_pointed_out(digits: Path, tmp_path: 
     slow = meet("slow", 1, 1, tmp_path, *job(run, digits, "--train.log-every", 25, steps=25))
     assert f"warning: rank 1 on {HOST} is slow" in slow[0].output
     assert "rank 0 on" not in slow[0].output
-    lines, _ = records.read_lines(run / records.METRICS)
+    lines, _ = records.read_lines(run / METRICS)
     assert lines[-1].metrics["speed/step_p50"] > 0.15
     assert not [name for name in lines[-1].metrics if name.startswith(("watch/", "damage/"))], "nothing went wrong"
 
@@ -278,7 +278,7 @@ def test_the_attempts_add_up(digits: Path, tmp_path: Path) -> None:
     (where,) = re.findall(r"time: (.*)", finished[0].output)
     assert "redone" in where
     assert sum(int(part) for part in re.findall(r"(\d+)%", where)) == pytest.approx(100, abs=4)
-    record = json.loads((run / records.RECORD).read_text())
+    record = json.loads((run / RECORD).read_text())
     assert [attempt["state"] for attempt in record["attempts"]] == ["FAILED", "FINISHED"]
     assert sum(attempt["ended"] - attempt["started"] for attempt in record["attempts"]) < passed
 

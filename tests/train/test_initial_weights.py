@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, npz, timm
 from pipeline.model.transfer import resize_pos_embed, transfer
 from pipeline.model.vit import VisionTransformer
-from pipeline.runs import folder as run_folder
+from pipeline.runs.folder import RunFolder
 from pipeline.train.initial_weights import Parent, inherit, read_parent
 from pipeline.train.setup import prepare
 from tests.helpers.models import random_model
@@ -106,7 +106,7 @@ def test_what_is_no_parent(tmp_path: Path) -> None:
 def test_a_start_that_left_no_checkpoint_leaves_no_parent(tmp_path: Path) -> None:
     def start(parent: str, *, resumed: bool) -> None:
         config = RunConfig(run_dir=tmp_path, stage="finetune", parent=parent)
-        run_folder.start(config, {"parent": {"weights": parent}}, [], resumed=resumed)
+        RunFolder(tmp_path).write_fixed(config, {"parent": {"weights": parent}}, [], resumed=resumed)
 
     def told() -> list[str]:
         run, config = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "config.json"))
@@ -145,14 +145,14 @@ def test_a_parent_s_normalisation_travels_with_it(tmp_path: Path, caplog: pytest
     assert "--model.mean 0.485 0.456 0.406 --model.std 0.229 0.224 0.225 keeps them" in caplog.text
     # a resumed run keeps what it inherited, without its parent
     begun = dataclasses.replace(config, run_dir=tmp_path, model=found)
-    run_folder.start(begun, {}, [], resumed=False)
+    RunFolder(tmp_path).write_fixed(begun, {}, [], resumed=False)
     again = dataclasses.replace(begun, model=ModelConfig("tiny", 48))
-    run_folder.check_config(again)
+    RunFolder(tmp_path).check_config(again)
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-00000001" / "meta.json").write_text("{}")
-    assert run_folder.as_begun(again) == begun
+    assert RunFolder(tmp_path).as_begun(again) == begun
     with pytest.raises(UserError, match=r"model\.mean"):
-        run_folder.check_config(dataclasses.replace(again, model=own))
+        RunFolder(tmp_path).check_config(dataclasses.replace(again, model=own))
 
 
 def test_a_parent_of_another_structure_is_one_line_with_the_options() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 from pipeline.train.profiler import profile
 from tests.helpers.jobs import job
 from tests.helpers.quick_python import executable
@@ -20,7 +21,7 @@ from tests.helpers.ranks import VARIABLES, run_ranks
 
 
 def losses(run: Path) -> list[float]:
-    lines, _ = records.read_lines(run / records.METRICS)
+    lines, _ = records.read_lines(run / METRICS)
     return [line.metrics["train/loss"] for line in lines if "train/loss" in line.metrics]
 
 

@@ -14,6 +14,7 @@ from pipeline.dataset.joined_split import open_split
 from pipeline.loader.batches import eval_batches, train_batches
 from pipeline.loader.transforms import TrainTransform
 from pipeline.runs import records, sample_ledger
+from pipeline.runs.folder import LEDGER, METRICS
 from tests.helpers.jobs import audit, run_pretrain
 from tests.helpers.ranks import Ranks, run_ranks
 
@@ -54,7 +55,7 @@ def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: P
     assert len(set().union(*whole.values())) > 0.9 * STEPS * GLOBAL_BATCH  # posterised to black, some are alike
 
     with Ranks(2, job(tmp_path, "many", digits, "--data.workers", 1), tmp_path / "log2") as ranks:
-        path, limit = tmp_path / "many" / sample_ledger.LEDGER, time.monotonic() + 100
+        path, limit = tmp_path / "many" / LEDGER, time.monotonic() + 100
         while not path.exists() or len(sample_ledger.read(tmp_path / "many")) < 10:
             assert time.monotonic() < limit, ranks.output()
             time.sleep(0.01)
@@ -106,7 +107,7 @@ def test_crop_erasing_and_evaluation_resize_reach_the_model(digits: Path, tmp_pa
             1, ("-m", "jobs.evaluate", run, "--data", data, "--workers", 0), tmp_path / f"log-{resize}", 60
         )
         results[resize] = json.loads(done.output.splitlines()[-1])["loss"]
-    metrics = records.read_lines(run / records.METRICS)[0][-1].metrics
+    metrics = records.read_lines(run / METRICS)[0][-1].metrics
     assert results["central"] == pytest.approx(metrics["eval/loss"], rel=1e-5)
     assert results["square"] != pytest.approx(metrics["eval/loss"], rel=1e-5)
     images = [

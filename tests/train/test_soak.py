@@ -9,6 +9,7 @@ import torch
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.runs import records
+from pipeline.runs.folder import METRICS
 from tests.helpers.jobs import job
 from tests.helpers.ranks import Ranks, run_ranks
 
@@ -20,7 +21,7 @@ OPTIONS = ("--checkpoint.every", 2, "--data.workers", 1, "--train.average", 0.9,
 
 
 def recorded(run: Path) -> int:
-    lines, _ = records.read_lines(run / records.METRICS)
+    lines, _ = records.read_lines(run / METRICS)
     return max((line.step for line in lines), default=0)
 
 
@@ -49,11 +50,11 @@ def test_twenty_kills(digits: Path, tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         assert torch.equal(ours[key], tensor), key
-    lines, _ = records.read_lines(run / records.METRICS)
+    lines, _ = records.read_lines(run / METRICS)
     record = records.read_record(run)
     assert record is not None
     effective = {line.step: line.metrics["train/loss"] for line in records.effective(lines, record.attempts)}
-    calm_lines, _ = records.read_lines(calm / records.METRICS)
+    calm_lines, _ = records.read_lines(calm / METRICS)
     assert effective == {line.step: line.metrics["train/loss"] for line in calm_lines}
     print(
         f"{kills} kills, {saving} of them while a checkpoint was being written; {finished[0].output.splitlines()[-1]}"
