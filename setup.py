@@ -15,10 +15,10 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        # the same; data_prep.shard --restart needs it
+        # the same; data_prep.shard --restart needs it, and --upright is lossless with it
         Extension(
-            "data_prep.images._restart",
-            ["data_prep/images/_restart.c"],
+            "data_prep.images._lossless",
+            ["data_prep/images/_lossless.c"],
             depends=["pipeline/imaging/_libjpeg_errors.h"],
             libraries=["jpeg"],
             extra_compile_args=FLAGS,

@@ -6,5 +6,8 @@ them, writing/ writes them. Read shard.py first.
 
 import os
 
+from pipeline.core import startup
+
 # NumPy's OpenBLAS starts one spinning thread per core in every process. Nothing here multiplies matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+startup.report_in_one_line()

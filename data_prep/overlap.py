@@ -21,7 +21,7 @@ from data_prep.dataset_reader import OpenTar, Piece, check_out, check_workers, p
 from data_prep.images import perceptual_hash
 from data_prep.planning import assignment
 from data_prep.sources import inputs
-from pipeline.core import cli, errors, files
+from pipeline.core import cli, errors, files, results
 from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 
@@ -54,8 +54,8 @@ class Options:
     """The removal list; DATASET-in-OTHER.tsv in this folder where not given."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes."""
-    json: bool = False
-    """Print one JSON object, for machines."""
+    json: str = ""
+    """File to write the counts to as JSON; - is the standard output, instead of the text."""
 
 
 class Prints(NamedTuple):
@@ -98,8 +98,9 @@ def main(args: list[str] | None = None) -> int:
     kinds = collections.Counter(match.kind for match in matches.values())
     count = len(own_prints.exact)
     if options.json:
-        print(json.dumps({"list": str(out), "images": count, "exact": kinds["exact"], "near": kinds["near"]}))
-    else:
+        facts = {"list": str(out), "images": count, "exact": kinds["exact"], "near": kinds["near"]}
+        results.write(options.json, json.dumps(facts) + "\n")
+    if options.json != results.STDOUT:
         print(f"{len(matches):,} of {count:,} images of {options.dataset} are in {options.against}: ", end="")
         print(f"{kinds['exact']:,} byte for byte, {kinds['near']:,} nearly; the list is {out}")
         print(f"  to leave them out: python -m data_prep.shard INPUT OUTPUT --exclude {out}")

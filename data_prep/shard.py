@@ -23,7 +23,7 @@ from data_prep.sources.source import Source
 from data_prep.work_folder import alone
 from data_prep.writing import build_shard, finalize
 from data_prep.writing.build_shard import ShardTask
-from pipeline.core import cli, errors, files
+from pipeline.core import cli, errors, files, results
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
 from pipeline.dataset import class_lists
@@ -60,9 +60,10 @@ def main(args: list[str] | None = None) -> int:
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         run(options)
-    except (StoppedError, KeyboardInterrupt):
-        print("stopped; finished shards are kept: run the same command again to go on", file=sys.stderr)
-        return errors.EXIT_REQUEUE
+    except (StoppedError, KeyboardInterrupt) as stopped:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process, whatever it cleans up
+        print("stopped; finished shards are kept: run the same command to resume", file=sys.stderr)
+        return errors.EXIT_INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else errors.EXIT_REQUEUE
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -178,7 +179,12 @@ def _make_shards(options: Options, source: Source, found: Planned, every: list[t
     if not own:
         return
     image_options = ImageOptions(
-        options.verify, short_side(options.resize), options.quality, options.min_side, options.restart
+        options.verify,
+        short_side(options.resize),
+        options.quality,
+        options.min_side,
+        upright=options.upright,
+        restart=options.restart,
     )
     loose = source.form == "folder"
     tasks = [ShardTask(options.output, split, shard, image_options, loose=loose) for split, shard in own]
@@ -255,11 +261,25 @@ def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: floa
             "folder that holds one folder or tar per class, or give --source or --label",
             file=sys.stderr,
         )
+    orientations = dataset_format.read_index(options.output, ["orientation"])["orientation"].to_numpy()
+    if sideways := int((orientations != 1).sum()):
+        print(
+            f"warning: {sideways:,} images have an EXIF orientation, which training ignores: it sees them sideways, "
+            "upside down or mirrored; shard INPUT with --upright to store them as they should be seen",
+            file=sys.stderr,
+        )
     if options.json:
         facts = {"dataset": str(options.output), "samples": info.samples, "classes": info.classes, "bytes": size}
-        facts |= {"shards": len(info.shards), "rejects": reasons, "seconds": round(seconds, 3), "digest": info.digest}
-        print(json.dumps(facts))
-        return
+        facts |= {
+            "sideways": sideways,
+            "shards": len(info.shards),
+            "rejects": reasons,
+            "seconds": round(seconds, 3),
+            "digest": info.digest,
+        }
+        results.write(options.json, json.dumps(facts) + "\n")
+        if options.json == results.STDOUT:
+            return
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     print(f"{options.output}: {samples} images of {info.classes:,} classes in {len(info.shards):,} shards, ", end="")
     print(f"{progress.size(size)}, {seconds:.0f} s")

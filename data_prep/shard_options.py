@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from data_prep.images.prepare import HAS_RESTARTS
+from data_prep.images.prepare import HAS_LOSSLESS
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.make_plan import PlanOptions
 from pipeline.core.errors import UserError, printable
@@ -57,6 +57,9 @@ class Options:
     """short=256 makes the short side 256 pixels where it is longer, for clusters that can't decode full-size photos."""
     quality: int = 95
     """JPEG quality of resized images."""
+    upright: bool = False
+    """Store photos with an EXIF orientation (phones' and cameras') turned upright: without loss if both sides are
+    multiples of 8 or 16 pixels, else encoded anew. Otherwise the orientation is ignored by training."""
     restart: bool = False
     """Write each JPEG anew, without loss, with restart markers every few blocks, so that the loader decodes only those
     that a crop needs: about 15 % less time an image, for 3 % more bytes."""
@@ -70,8 +73,8 @@ class Options:
     tasks: int = 1
     finalize: bool = False
     """Merge the shards that tasks made."""
-    json: bool = False
-    """Print the summary as one JSON object, for machines."""
+    json: str = ""
+    """File to write the summary to as JSON; - is the standard output, instead of the text."""
 
 
 def check(options: Options) -> None:
@@ -95,7 +98,7 @@ def check(options: Options) -> None:
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
     if not 1 <= options.quality <= 100:
         raise UserError(f"--quality {options.quality} must be from 1 to 100")
-    if options.restart and not HAS_RESTARTS:
+    if options.restart and not HAS_LOSSLESS:
         raise UserError(f"--restart needs an extension that was not built: {jpeg.HOW_TO_BUILD}, or leave it out")
     check_local(options.output, "OUTPUT")
     if (options.output.exists() or options.output.is_symlink()) and not options.output.is_dir():
@@ -153,6 +156,7 @@ def content_options(options: Options) -> dict[str, Any]:
         "restart": options.restart,
         "samples_per_shard": options.samples_per_shard,
         **({"label": options.label} if options.label else {}),
+        **({"upright": True} if options.upright else {}),
     }
 
 

@@ -20,7 +20,7 @@ from data_prep import process_pool as workers
 from data_prep import progress
 from data_prep.dataset_reader import OpenTar, Piece, batches, check_workers, pieces, rows_of
 from data_prep.sources.tar_headers import DamagedTarError, scan
-from pipeline.core import cli, errors, retry
+from pipeline.core import cli, errors, results, retry
 from pipeline.core.files import xxh3_128
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo, read_classes
@@ -34,7 +34,7 @@ Exit code 0: all holds. 1: something doesn't; each finding is a line.
 Examples:
   python -m data_prep.verify data/imagenet21k
   python -m data_prep.verify data/imagenet21k --no-decode --workers 32   # hashes only, at the speed of the disk
-  python -m data_prep.verify data/imagenet21k --json | jq .findings
+  python -m data_prep.verify data/imagenet21k --json - | jq .findings
 """
 EXIT_DAMAGED = 1
 MOST_FINDINGS = 20  # of a shard
@@ -49,8 +49,8 @@ class Options:
     """Decode every image."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes."""
-    json: bool = False
-    """Print one JSON object, for machines."""
+    json: str = ""
+    """File to write the findings to as JSON; - is the standard output, instead of the text."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -75,8 +75,9 @@ def main(args: list[str] | None = None) -> int:
         ]
         balance = class_balance(options.dataset)
     if options.json:
-        print(json.dumps({"dataset": str(options.dataset), "findings": findings, "order_z": order, **balance}))
-    else:
+        facts = {"dataset": str(options.dataset), "findings": findings, "order_z": order, **balance}
+        results.write(options.json, json.dumps(facts) + "\n")
+    if options.json != results.STDOUT:
         for finding in findings:
             print(f"finding: {finding}")
         images = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())

@@ -2,3 +2,7 @@
 
 No command imports another, and nothing imports a command. Read pretrain.py first; vit.py lists them all.
 """
+
+from pipeline.core import startup
+
+startup.report_in_one_line()

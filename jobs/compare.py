@@ -13,7 +13,7 @@ import tyro
 from pipeline.compare.read_runs import read_experiment, read_runs
 from pipeline.compare.rows import Row, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
-from pipeline.core import cli, errors
+from pipeline.core import cli, errors, results
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, naming
 from pipeline.core.secrets import without_secrets
@@ -21,7 +21,7 @@ from pipeline.core.terminal import console as make_console
 
 DESCRIPTION = """Compare runs: results with seeds averaged, curves by samples or device-hours, published figures.
 
-Prints a table; writes plots where --out names a folder. --csv, --json and --latex print that instead. Examples:
+Prints a table; writes plots if --out names a folder. --csv and --json write a file, or print with -. Examples:
 
   python -m jobs.compare runs/ --out comparison --html
   python -m jobs.compare runs/b16 runs/b16-ft-0 runs/b16-ft-1 --against device-hours --out comparison
@@ -50,9 +50,12 @@ class CompareConfig:
     """File format of the plots."""
     html: bool = False
     """Also write compare.html, one interactive page that needs no other file, to --out (default: this folder)."""
-    csv: bool = False
-    json: bool = False
+    csv: str = ""
+    """File to write the rows to as CSV; - is the standard output, instead of the table."""
+    json: str = ""
+    """The same as JSON."""
     latex: bool = False
+    """Print a LaTeX table instead."""
     all: bool = False
     """Every row in the terminal, not the first 60."""
 
@@ -61,8 +64,8 @@ def main() -> int:
     config = cli.parse(CompareConfig, prog="python -m jobs.compare", description=DESCRIPTION)
     if bool(config.runs) == bool(config.experiment):
         raise UserError("name either RUN folders or --experiment NAME: which runs are to be compared?")
-    if config.csv + config.json + config.latex > 1:
-        raise UserError("--csv, --json and --latex: choose one, it goes to the standard output")
+    if (config.csv == results.STDOUT) + (config.json == results.STDOUT) + config.latex > 1:
+        raise UserError("--csv -, --json - and --latex: choose one, it goes to the standard output")
     if config.format != "png" and config.out is None:
         raise UserError(f"--format {config.format} has no effect without plots: add --out FOLDER")
     if config.out is not None:
@@ -79,9 +82,12 @@ def main() -> int:
     found = rows(chosen)
     if config.out is not None or config.html:  # first: a reader of the table who leaves (head) ends the command
         _write(config, found)
-    if config.csv or config.json or config.latex:
-        sys.stdout.write((to_csv if config.csv else to_json if config.json else to_latex)(found))
-    else:
+    for path, text_of in ((config.csv, to_csv), (config.json, to_json)):
+        if path:
+            results.write(path, text_of(found))
+    if config.latex:
+        sys.stdout.write(to_latex(found))
+    elif results.STDOUT not in (config.csv, config.json):
         console = make_console(width=None if sys.stdout.isatty() else 160)
         for table in terminal(found, width=console.width, everything=config.all):
             console.print(table)

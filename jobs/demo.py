@@ -133,21 +133,25 @@ def command(module: str, *arguments: object, capture: bool = False) -> str:
     line = ["python", "-m", module, *map(str, arguments)]
     print(f"$ {shlex.join(line)}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
-    done = subprocess.run(
+    step = subprocess.Popen(
         [sys.executable, *line[1:]],
         env=environment,
         encoding="utf-8",
         stdout=subprocess.PIPE if capture else None,
-        check=False,
     )
+    try:
+        output, _ = step.communicate()
+    except KeyboardInterrupt:
+        step.wait()  # a training has got the terminal's Ctrl-C, too, and saves
+        raise
     if capture:
-        print(done.stdout, end="", flush=True)
-    if done.returncode:
+        print(output, end="", flush=True)
+    if step.returncode:
         raise UserError(
-            f"the demo's step {module} left with exit code {done.returncode}: its message is above; run the demo again "
+            f"the demo's step {module} left with exit code {step.returncode}: its message is above; run the demo again "
             "to go on from here"
         )
-    return done.stdout or ""
+    return output or ""
 
 
 def write_raw(path: Path, classes: int) -> None:

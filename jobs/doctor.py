@@ -14,7 +14,7 @@ from rich.table import Table
 from jobs import recipe_options
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schema import RunConfig
-from pipeline.core import cli, errors, terminal
+from pipeline.core import cli, errors, results, terminal
 from pipeline.core.errors import UserError
 from pipeline.preflight.verdicts import Need, Verdict, judge
 
@@ -41,8 +41,8 @@ class DoctorConfig:
     """Data set to measure the loader on, a folder or a URL: short for -- --data.train."""
     split: str = "train"
     """Its split: short for -- --data.train-split."""
-    json: bool = False
-    """Print JSON, a verdict a line, instead of the table."""
+    json: str = ""
+    """File to write the verdicts, one per line, to as JSON; - is the standard output, instead of the text."""
 
 
 def main() -> int:
@@ -55,9 +55,8 @@ def main() -> int:
         return errors.EXIT_DONE
     verdicts = judge(facts, needed(plan, len(facts)) if plan else Need())
     if config.json:
-        for verdict in verdicts:
-            print(json.dumps(asdict(verdict)))
-    else:
+        results.write(config.json, "".join(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts))
+    if config.json != results.STDOUT:
         # A job's log is no terminal and has no width of its own
         console = terminal.console(width=None if os.isatty(1) else 150)
         console.print(table(verdicts))

@@ -14,8 +14,8 @@ from jobs import recipe_options
 from pipeline.config.given import settle
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schedule import learning_rate
-from pipeline.config.schema import RunConfig, warmup_steps
-from pipeline.core import cli, errors, terminal
+from pipeline.config.schema import USUAL_MFU, RunConfig, warmup_steps
+from pipeline.core import cli, errors, results, terminal
 from pipeline.core.errors import UserError
 
 DESCRIPTION = """Show a recipe's steps, learning rate, memory per GPU, FLOPs, checkpoints, hours, without GPU or data.
@@ -37,12 +37,12 @@ class PlanConfig(RunConfig):
     gpus_per_node: int = 8
     device: str = "H100"
     """GPU, by a part of its name."""
-    mfu: float = 0.4
+    mfu: float = USUAL_MFU
     """Fraction of the GPU's peak that training reaches; 0.35 to 0.5 is usual."""
     plot: Path | None = None
     """Also draw the learning rate into this PNG."""
-    json: bool = False
-    """Print one JSON object instead of the tables."""
+    json: str = ""
+    """File to write all numbers to as JSON; - is the standard output, instead of the text."""
 
 
 def main() -> int:
@@ -53,14 +53,14 @@ def main() -> int:
         config, nodes=config.nodes, gpus_per_node=config.gpus_per_node, device=config.device, mfu=config.mfu
     )
     if config.json:
-        print(json.dumps(plan))
-    else:
+        results.write(config.json, json.dumps(plan) + "\n")
+    if config.json != results.STDOUT:
         show(config, plan)
     if config.plot is not None:
         from pipeline.preflight.learning_rate_plot import draw  # matplotlib
 
         draw(config, plan["steps"], config.plot)
-        print(f"learning rate: {config.plot}", file=sys.stderr if config.json else sys.stdout)
+        print(f"learning rate: {config.plot}", file=sys.stderr if config.json == results.STDOUT else sys.stdout)
     return errors.EXIT_DONE
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipeline.core import cli, errors, terminal
+from pipeline.core import cli, errors, results, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, check_local
 
@@ -38,8 +38,8 @@ class PredictConfig:
     format."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Images, folders (searched through, with the tars in them) and tars such as a data set's shards."""
-    csv: Path | None = None
-    """Write a row a picture to this file."""
+    csv: str = ""
+    """File to write a row per image to as CSV; - is the standard output, instead of the table."""
     parquet: Path | None = None
     """The same as a Parquet file."""
     rollout: Path | None = None
@@ -83,7 +83,7 @@ def main() -> int:
     first: list[Answer] = []  # for the terminal
     bad = 0
     began = time.monotonic()
-    paths = (config.csv, config.parquet) if accelerator.is_main_process else (None, None)
+    paths = (config.csv, config.parquet) if accelerator.is_main_process else ("", None)
     with Files(*paths, known, top) as files:
         rounds = predictions(
             classifier,
@@ -105,7 +105,7 @@ def main() -> int:
                         print(f"warning: {answer.image} is left out: {answer.error}", file=sys.stderr, flush=True)
         if accelerator.is_main_process and bad == len(pictures):
             raise UserError(f"none of the {bad} pictures could be read, the first reason: {first[0].error}")
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and config.csv != results.STDOUT:
         seconds = time.monotonic() - began
         show(first, known, top, len(pictures))
         facts = {"images": len(pictures), "bad": bad, "images_per_second": round(len(pictures) / seconds, 1)}
@@ -124,12 +124,11 @@ def check(config: PredictConfig) -> None:
     for name, least in (("top", 1), ("batch", 1), ("workers", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
-    for name in ("csv", "parquet"):
-        path: Path | None = getattr(config, name)
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"--{name} {str(path)!r} can't be written: name a file in a folder that exists")
-    if config.csv is not None and config.parquet is not None and config.csv.resolve() == config.parquet.resolve():
-        raise UserError(f"--csv and --parquet are both {str(config.csv)!r}: name two files")
+    path = config.parquet
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(f"--parquet {str(path)!r} can't be written: name a file in a folder that exists")
+    if config.csv and path is not None and Path(config.csv).resolve() == path.resolve():
+        raise UserError(f"--csv and --parquet are both {config.csv!r}: name two files")
     if config.rollout is not None and config.rollout.exists() and not config.rollout.is_dir():
         raise UserError(f"--rollout {str(config.rollout)!r} is a file: name a folder")
     if config.rollout is not None:

@@ -1,6 +1,5 @@
 """The command line of a run, ``RECIPE [--config FILE] [--field value ...]``, which several commands take."""
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pipeline.config.given import settle
 from pipeline.config.recipes import Recipe
 from pipeline.config.schema import RunConfig
 from pipeline.config.serialize import flatten, nest, to_dict, update
-from pipeline.core import cli, errors
+from pipeline.core import arguments, cli, errors
 from pipeline.core.errors import UserError
 
 Config = TypeVar("Config")
@@ -50,6 +49,7 @@ def parse_into(
         sys.exit(errors.EXIT_DONE)
     name = args.pop(0) if args and not args[0].startswith("-") else ""
     file, args = _take_config(args)
+    args = arguments.normalised(args, RunConfig, flags=False)
     tree = read_config(file) if file is not None else {}
     recipe = _choose(recipes, name, tree, file, prog)
     base = recipe.config
@@ -137,7 +137,7 @@ def _choose(recipes: Mapping[str, Recipe], name: str, tree: Mapping[str, Any], f
     if (stage := tree.get("stage")) not in (None, *{recipe.config.stage for recipe in recipes.values()}):
         raise UserError(f"--config {str(file)!r} is of another command: use python -m jobs.{stage}")
     if name not in recipes:
-        close = difflib.get_close_matches(name, recipes, n=1)
-        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        close = arguments.nearest(name, recipes)
+        hint = f"did you mean {close}? There are" if close else "there are"
         raise UserError(f"RECIPE {name!r} is unknown: {hint} {names}")
     return recipes[name]

@@ -13,7 +13,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.core import cli, errors, terminal
+from pipeline.core import cli, errors, results, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.units import duration
 from pipeline.runs.overview import StatusRow, collect
@@ -25,15 +25,15 @@ FOLDER is a run folder, a folder of run folders, or a campaign's folder (slurm/s
 
   python -m jobs.status
   python -m jobs.status work/runs work/campaigns/l16
-  watch -n 30 python -m jobs.status --json work/runs/pretrain-l16"""
+  watch -n 30 python -m jobs.status --json - work/runs/pretrain-l16"""
 
 
 @dataclass(frozen=True)
 class StatusConfig:
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER ...]")] = ()
     """Default: work/runs and work/campaigns, as far as they exist."""
-    json: bool = False
-    """Print JSON, a row a line, instead of the table."""
+    json: str = ""
+    """File to write the rows, one per line, to as JSON; - is the standard output, instead of the text."""
 
 
 def main() -> int:
@@ -46,9 +46,8 @@ def main() -> int:
             "name a folder that --run-dir or slurm/submit_all.sh wrote to"
         )
     if config.json:
-        for row in rows:
-            print(json.dumps(dataclasses.asdict(row)))
-    else:
+        results.write(config.json, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+    if config.json != results.STDOUT:
         console = terminal.console(width=None if os.isatty(1) else 150)
         console.print(table(rows))
     return errors.EXIT_DONE

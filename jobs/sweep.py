@@ -55,8 +55,8 @@ def main() -> int:
         code = train(command(config, rate, run))
         status = read_status(run)
         if status is not None and status.state == "stopped":
-            print(f"stopped: the same command goes on with {run}", flush=True)
-            return errors.EXIT_REQUEUE
+            print(f"stopped; run the same command to resume with {run}", flush=True)
+            return errors.EXIT_INTERRUPTED if code == errors.EXIT_INTERRUPTED else errors.EXIT_REQUEUE
         if code == errors.EXIT_USER:
             raise UserError(f"--optim.lr {rate:g}: the run was refused, see above")
         if status is None or status.state == "running" or (code and status.state != "failed"):

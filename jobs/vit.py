@@ -3,30 +3,31 @@
 import runpy
 import sys
 
-from pipeline.core import cli, errors
+from pipeline.core import arguments, cli, completion, errors
 from pipeline.core.errors import UserError
+from pipeline.core.version import VERSION
 
 COMMANDS = {  # in the order in which a campaign meets them
-    "shard": ("data_prep.shard", "raw images -> a shuffled, checked data set of WebDataset tars"),
-    "index": ("data_prep.index", "make WebDataset tars that somebody else wrote a data set, where they lie"),
-    "verify": ("data_prep.verify", "is the data set on this disk the one that was made?"),
-    "report": ("data_prep.report", "one HTML page that shows what a data set holds"),
-    "overlap": ("data_prep.overlap", "which images of one data set are also in another?"),
-    "doctor": ("jobs.doctor", "is this machine or cluster fit to train?"),
-    "plan": ("jobs.plan", "what a run takes, without a GPU"),
+    "shard": ("data_prep.shard", "raw images -> shuffled, checked WebDataset shards with an index"),
+    "index": ("data_prep.index", "index existing WebDataset tars where they are"),
+    "verify": ("data_prep.verify", "check a finished dataset against its hashes"),
+    "report": ("data_prep.report", "one HTML page about a dataset's content"),
+    "overlap": ("data_prep.overlap", "find images of one dataset that are also in another"),
+    "doctor": ("jobs.doctor", "check whether this machine or cluster is fit to train"),
+    "plan": ("jobs.plan", "steps, memory and hours of a run, without a GPU"),
     "pretrain": ("jobs.pretrain", "pretrain from a recipe"),
     "finetune": ("jobs.finetune", "fine-tune from a run, published weights or scratch"),
-    "sweep": ("jobs.sweep", "fine-tune by several learning rates, and pick the best by the held-out split"),
-    "status": ("jobs.status", "where every run stands"),
-    "evaluate": ("jobs.evaluate", "exact accuracy on any number of processes"),
+    "sweep": ("jobs.sweep", "fine-tune at several learning rates and pick the best"),
+    "status": ("jobs.status", "state of every run"),
+    "evaluate": ("jobs.evaluate", "exact accuracy of a model, on any number of processes"),
     "suite": ("jobs.suite", "ReaL, V2, A, R, Sketch, ObjectNet and C in one table"),
     "compare": ("jobs.compare", "runs side by side: table, curves, HTML page"),
     "pick": ("jobs.pick", "the best of several runs by the held-out split"),
     "audit": ("jobs.audit", "prove which samples a run has trained on"),
-    "sync": ("jobs.sync", "send to MLflow what a run folder holds and MLflow lacks"),
-    "export": ("jobs.export", "a trained model in the form that others load"),
-    "predict": ("jobs.predict", "what a model sees in pictures"),
-    "demo": ("jobs.demo", "the whole path on a laptop"),
+    "sync": ("jobs.sync", "send MLflow what a run folder holds and MLflow lacks"),
+    "export": ("jobs.export", "write a trained model in other programs' formats"),
+    "predict": ("jobs.predict", "classify images"),
+    "demo": ("jobs.demo", "the whole pipeline on a laptop, in minutes"),
 }
 
 DESCRIPTION = """From raw ImageNet tars to fine-tuned Vision Transformers. Examples:
@@ -41,11 +42,24 @@ def main() -> int:
     if name in ("-h", "--help"):
         print(f"usage: vit COMMAND ...\n\n{DESCRIPTION}\n\nCommands:")
         for command, (module, summary) in COMMANDS.items():
-            print(f"  {command:10}{summary} ({module})")
-        print("\nvit COMMAND --help explains each.")
+            print(f"  {command:10}{summary}{'' if module.startswith('jobs.') else ' *'}")
+        print("\nEach is also python -m jobs.COMMAND, those marked * python -m data_prep.COMMAND.")
+        print("vit COMMAND --help explains each. To complete commands and options by the Tab key:")
+        print("""
+  vit completion bash > ~/.local/share/bash-completion/completions/vit
+  vit completion zsh > ~/.zfunc/_vit    # a folder of your fpath""")
+        return errors.EXIT_DONE
+    if name == "--version":
+        print(f"vit-pipeline {VERSION}")
+        return errors.EXIT_DONE
+    if name == "completion":
+        modules = {command: module for command, (module, _) in COMMANDS.items()}
+        print(completion.script(modules, sys.argv[2] if len(sys.argv) > 2 else ""))
         return errors.EXIT_DONE
     if name not in COMMANDS:
-        raise UserError(f"COMMAND {name!r} is unknown: there are {', '.join(COMMANDS)}")
+        close = arguments.nearest(name, COMMANDS)
+        hint = f"did you mean {close}? There are" if close else "there are"
+        raise UserError(f"COMMAND {name!r} is unknown: {hint} {', '.join(COMMANDS)}")
     module = COMMANDS[name][0]
     sys.argv = [f"python -m {module}", *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 try:
-    from data_prep.images import _restart
+    from data_prep.images import _lossless
 except ImportError:
-    _restart = None  # type: ignore[assignment]
+    _lossless = None  # type: ignore[assignment]
 
-HAS_RESTARTS = _restart is not None
+HAS_LOSSLESS = _lossless is not None
 LARGEST_FILE = 256 << 20  # bytes; the largest ImageNet-21K file is far below
 LARGEST_SIDE = 65_500  # pixels: JPEG_MAX_DIMENSION of libjpeg's jmorecfg.h
 RECODE_QUALITY = 95
+SWAPPING = 5  # from this EXIF orientation on, rows are stored as columns
 REMAINS_SIDE = 96  # pixels, of the thumbnails of rejected images
 
 
@@ -38,7 +39,8 @@ class ImageOptions:
     resize: int = 0  # target of the short side, pixels; 0 leaves images as they are
     quality: int = 95  # JPEG quality of resized images
     min_side: int = 1  # smaller images are rejected, pixels
-    restart: bool = False  # write each JPEG anew, without loss, with restart markers; needs HAS_RESTARTS
+    upright: bool = False  # store images as their EXIF orientation says they should be seen
+    restart: bool = False  # write each JPEG anew, without loss, with restart markers; needs HAS_LOSSLESS
 
 
 class Picture(NamedTuple):
@@ -87,9 +89,14 @@ def prepare(data: bytes, options: ImageOptions) -> Picture:
         data, width, height = _resized(data, width, height, options)
         data = _turned(data, orientation)
         recoded.append("resized")
+    if options.upright and orientation != 1:
+        data, how = _upright(data, orientation)
+        width, height = (height, width) if orientation >= SWAPPING else (width, height)
+        orientation = 1
+        recoded.append(how)
     if options.restart:
         with contextlib.suppress(ValueError):  # what libjpeg warns of, and still decodes, stays as it is
-            data = _restart.with_restarts(data)
+            data = _lossless.with_restarts(data)
             recoded.append("restart")
     return Picture(data, width, height, orientation, "+".join(recoded))
 
@@ -147,6 +154,29 @@ def _turned(data: bytes, orientation: int) -> bytes:
     body = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     at = 4 + (data[4] << 8 | data[5])  # behind SOI and APP0, with which libjpeg begins
     return data[:at] + struct.pack(">HH", 0xFFE1, 2 + len(body)) + body + data[at:]
+
+
+def _upright(data: bytes, orientation: int) -> tuple[bytes, str]:
+    """The JPEG as its orientation (2 to 8) says it should be seen, and how: without loss ("upright") if its sides allow
+    it, else encoded anew ("upright-recoded"). EXIF and XMP are dropped: they would turn it a second time."""
+    if _lossless is not None:
+        with contextlib.suppress(ValueError):
+            turned = _lossless.turned(data, orientation)
+            if jpeg_header(turned).usual:  # not 4:1:1 turned
+                return turned, "upright"
+    try:
+        pixels_HWC = jpeg.decode_small(data, "RGB", LARGEST_SIDE, LARGEST_SIDE)
+    except ValueError as error:
+        raise RejectedError("undecodable", str(error).strip()) from None
+    turned_HWC = _turned_pixels(pixels_HWC, orientation)
+    return _encode(turned_HWC, RECODE_QUALITY, "444"), "upright-recoded"  # its colours are coarse already
+
+
+def _turned_pixels(pixels_HWC: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Undo an EXIF orientation: mirror the stored columns, the stored rows, then swap them."""
+    columns, rows = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
+    pixels_HWC = pixels_HWC[:: -1 if rows else 1, :: -1 if columns else 1]
+    return pixels_HWC.transpose(1, 0, 2) if orientation >= SWAPPING else pixels_HWC
 
 
 def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None:
@@ -241,6 +271,6 @@ def _area_averaged(pixels_HWC: npt.NDArray[np.uint8], size: tuple[int, int]) -> 
     return cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
-def _encode(pixels_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
-    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels_HWC), quality, "RGB", "420")
+def _encode(pixels_HWC: npt.NDArray[np.uint8], quality: int, sampling: str = "420") -> bytes:
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels_HWC), quality, "RGB", sampling)
     return encoded

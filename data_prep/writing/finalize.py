@@ -15,6 +15,7 @@ from data_prep.tables import write_parquet
 from data_prep.writing import build_shard
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_text
+from pipeline.core.version import VERSION
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, DatasetInfo, ShardInfo
 
@@ -81,7 +82,7 @@ def describe(
         DatasetInfo(
             name=name,
             format_version=dataset_format.FORMAT_VERSION,
-            tool_version=dataset_format.TOOL_VERSION,
+            tool_version=VERSION,
             classes=len(wnids),
             classes_digest=dataset_format.classes_digest(wnids),
             samples=dict(samples),

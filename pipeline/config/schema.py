@@ -40,6 +40,8 @@ Augmentation = Literal[
     "none", "light1", "light2", "medium1", "medium2", "strong1", "strong2", "3-augment", "rand-m9-mstd0.5-inc1"
 ]
 
+USUAL_MFU = 0.4  # fraction of a device's peak FLOP/s that training is expected to reach
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -6,25 +6,30 @@ Imports neither torch nor DeepSpeed, so that ``--help`` answers at once.
 import contextlib
 import errno
 import io
+import json
 import locale
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from pipeline.core import log
+from pipeline.core import arguments, log, results
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
 from pipeline.core.terminal import escape_output
+from pipeline.core.version import VERSION
 
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+TURN = 2.0  # seconds in which a launcher notices that a rank has left; torchrun looks ten times per second
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _USERS = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -51,14 +56,18 @@ def run(main: Callable[[], int | None]) -> None:
         log.set_up()
         code = main()
     except UserError as error:
+        _wait_for_turn()
         logger.error("%s", error)
+        _tell_torchrun(" ".join(str(error).split()))
         code = EXIT_USER
     except BrokenPipeError:  # the reader of our output (head, less) has left
         code = EXIT_DONE
     except SystemExit as error:  # of --help, or rich's where the reader has left
         code = EXIT_DONE if isinstance(error.__context__, BrokenPipeError) else error.code  # type: ignore[assignment]
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process, whatever it cleans up
+        if _turn(os.environ) == 0:
+            print("interrupted; run the same command again", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except OSError as error:
         from pipeline.core.retry import TRANSIENT
@@ -68,7 +77,9 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         where = "" if name is None else f"{str(name)!r}: "
         remedy = ": the disk or its server is in trouble; try again" if error.errno in TRANSIENT else ""
+        _wait_for_turn()
         logger.error("%s%s%s", where, error.strerror, remedy)
+        _tell_torchrun(f"{where}{error.strerror}{remedy}")
         code = EXIT_USER
     try:
         sys.stdout.flush()
@@ -92,6 +103,36 @@ def _restart_in_utf8() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
+def _turn(environment: Mapping[str, str]) -> float:
+    """Seconds that a rank waits before it reports an error of the start: most are the same on every rank.
+
+    Rank 0 reports at once, then each node's first rank, then the others. Meanwhile the launcher, which has seen rank 0
+    leave, ends them. 0 for a process without a launcher.
+    """
+    for rank, local_rank in (("RANK", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_LOCALID")):
+        if rank in environment:
+            return 0.0 if environment[rank] == "0" else TURN if environment.get(local_rank) == "0" else 2 * TURN
+    return 0.0
+
+
+def _wait_for_turn() -> None:
+    if seconds := _turn(os.environ):
+        for number in (signal.SIGTERM, signal.SIGINT):  # of the launcher: leave quietly
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(seconds)
+
+
+def _tell_torchrun(message: str) -> None:
+    """Have torchrun's report of the failure, which comes last and can't be turned off, end with our error.
+
+    The file and its form: torch.distributed.elastic.multiprocessing.errors.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        facts = {"message": f"error: {message}", "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": facts}), "utf-8")
+
+
 def parse(
     config: Callable[..., Config],
     *,
@@ -103,25 +144,37 @@ def parse(
 ) -> Config:
     """Parse the command line (``sys.argv`` unless ``args`` is given) into ``config``, a dataclass.
 
-    ``description`` ends with examples, shown by ``--help``. Without ``flags``, a bool takes a value as other fields do:
-    ``--data.flip False`` instead of ``--data.no-flip``. Bad usage raises :class:`UserError` in one line.
+    ``description`` ends with examples, shown by ``--help``. Without ``flags``, --help shows switches with a value
+    (``--data.flip False``) instead of ``--data.no-flip``; either is taken. Bad usage raises :class:`UserError` in one
+    line.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
     if not flags:
         options["config"] = (tyro.conf.FlagConversionOff,)
 
-    args = without_local_rank(sys.argv[1:] if args is None else args)
+    given = without_local_rank(sys.argv[1:] if args is None else args)
+    words = arguments.normalised(given, type(default) if default is not None else config, flags=flags)
 
     def call() -> Config:
         return tyro.cli(  # type: ignore[no-any-return]
-            config, prog=prog, description=description, args=args, **options
+            config, prog=prog, description=description, args=words, **options
         )
 
-    return _one_line_errors(call, prog)
+    parsed = _one_line_errors(call, prog)
+    for name in arguments.OUTPUTS:
+        if isinstance(path := getattr(parsed, name, None), str):
+            results.check(path, f"--{name}")
+    return parsed
 
 
 def without_local_rank(args: Sequence[str]) -> list[str]:
-    """The arguments without the ``--local_rank=N`` that the deepspeed launcher puts first; LOCAL_RANK says it too."""
+    """The arguments without the ``--local_rank=N`` that the deepspeed launcher puts first; LOCAL_RANK says it too.
+
+    --version anywhere among them is answered here.
+    """
+    if "--version" in args:
+        print(f"vit-pipeline {VERSION}")
+        sys.exit(EXIT_DONE)
     local_rank = os.environ.get("LOCAL_RANK")
     given = local_rank is not None and args and args[0] in (f"--local_rank={local_rank}", f"--local-rank={local_rank}")
     return list(args[1:] if given else args)

@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.core.version import VERSION
 
 FORMAT_VERSION = 1
-# pyproject.toml reads it here: the code also runs where it isn't installed, as in a container. It is part of each
-# dataset's digest: leaving it out would make every dataset unreadable that exists, so that waits for FORMAT_VERSION 2.
-TOOL_VERSION = "0.2.0"
+# It is part of each dataset's digest: leaving it out would make every dataset unreadable that exists, so that waits for
+# FORMAT_VERSION 2.
+TOOL_VERSION = VERSION
 
 INDEX_SCHEMA = pa.schema(
     [

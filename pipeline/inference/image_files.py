@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from pipeline.core import retry
@@ -33,6 +33,8 @@ from pipeline.loader.resample import bicubic, middle_square, short_side_size
 from pipeline.loader.shared_memory import Slots
 from pipeline.loader.transforms import central_crop, eval_image
 from pipeline.loader.workers import load, slots_for
+
+ORIENTATION = 0x0112  # EXIF tag
 
 
 class Picture(NamedTuple):
@@ -130,30 +132,43 @@ def read(picture: Picture) -> bytes:
         raise ValueError(f"it can't be unpacked ({error})") from None
 
 
-def prepared(data: bytes, size: int, resize: str, border: int = 0) -> Image:
-    """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole."""
+def prepared(data: bytes, size: int, resize: str, border: int = 0, *, upright: bool = False) -> Image:
+    """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole.
+
+    ``upright``: turned first as its EXIF orientation says, as images of a dataset made with --upright are.
+    """
     if data[:2] != b"\xff\xd8" or border:
-        return _by_pillow(data, size, resize, border)
+        return _by_pillow(data, size, resize, border, upright=upright)
     try:
         jpegs.size(data)
     except ValueError:  # CMYK or odd chroma sampling, which evaluation never meets: data_prep.shard recodes such
-        return _by_pillow(data, size, resize)
+        return _by_pillow(data, size, resize, upright=upright)
     if defect := jpegs.defect(data):
         raise ValueError(
             "the JPEG is cut short: its image data end early"
             if jpegs.is_cut(defect)
             else f"the JPEG is damaged: {defect}"
         )
+    if upright and _orientation(data) != 1:
+        return _by_pillow(data, size, resize, upright=True)
     return eval_image(data, size, resize)
 
 
-def _by_pillow(data: bytes, size: int, resize: str, border: int = 0) -> Image:
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 if it has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Pillow.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            return int(image.getexif().get(ORIENTATION, 1))
+
+
+def _by_pillow(data: bytes, size: int, resize: str, border: int = 0, *, upright: bool) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata in pictures that it reads well
             with Pillow.open(io.BytesIO(data)) as image:
                 jpegs.check_size(image.height, image.width)
-                pixels_HWC = np.asarray(to_rgb(image))
+                pixels_HWC = np.asarray(to_rgb(ImageOps.exif_transpose(image) if upright else image))
     except Exception as error:  # Pillow's decoders raise many types on damaged bytes
         reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(reason) from None
@@ -188,6 +203,7 @@ class PictureBatches(Dataset[Filled]):
     world_size: int
     size: int
     resize: str
+    upright: bool
     slots: Slots
 
     def __getitem__(self, item: tuple[int, int]) -> Filled:
@@ -205,16 +221,24 @@ class PictureBatches(Dataset[Filled]):
         return slot, kept, bad
 
     def _prepared(self, picture: Picture) -> Image:
-        return prepared(read(picture), self.size, self.resize, picture.border)
+        return prepared(read(picture), self.size, self.resize, picture.border, upright=self.upright)
 
 
 def batches(
-    pictures: Sequence[Picture], *, batch: int, size: int, resize: str, workers: int, rank: int, world_size: int
+    pictures: Sequence[Picture],
+    *,
+    batch: int,
+    size: int,
+    resize: str,
+    workers: int,
+    rank: int,
+    world_size: int,
+    upright: bool = False,
 ) -> Iterator[PictureBatch]:
     """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: in this process."""
     batch = min(batch, len(pictures))  # no room for pictures that don't exist
     indices = range(len(range(rank, -(-len(pictures) // batch), world_size)))
     slots = slots_for(indices, workers, batch, size)
-    items = PictureBatches(pictures, batch, rank, world_size, size, resize, slots)
+    items = PictureBatches(pictures, batch, rank, world_size, size, resize, upright, slots)
     for slot, kept, bad in load(items, indices, slots, workers, ignoring=[signal.SIGINT], setting="--workers"):
         yield PictureBatch(slots.copy_out(slot, len(kept)), kept, bad)

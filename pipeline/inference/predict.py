@@ -37,6 +37,7 @@ def predictions(
         batch=batch,
         size=classifier.known.model.image_size,
         resize=classifier.known.resize,
+        upright=classifier.known.upright,
         workers=workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

@@ -4,7 +4,9 @@ A row: image, error ("" where there is none), then index_1, wnid_1, name_1, prob
 """
 
 import csv
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import flush, naming, put_in_place, temporary
+from pipeline.core.results import STDOUT
 from pipeline.core.terminal import csv_cell
 from pipeline.interop.trained_model import Named
 
@@ -50,12 +53,20 @@ def schema(top: int) -> pa.Schema:
 
 
 class Files:
-    """--csv and --parquet, each written aside and renamed at a good end; use as a context manager."""
+    """--csv ("-": the standard output) and --parquet; files are written aside and renamed at a good end.
 
-    def __init__(self, csv_path: Path | None, parquet_path: Path | None, known: Sequence[Named], top: int) -> None:
+    Use as a context manager.
+    """
+
+    def __init__(self, csv_output: str, parquet_path: Path | None, known: Sequence[Named], top: int) -> None:
         self._known, self._top = known, top
+        csv_path = Path(csv_output) if csv_output not in ("", STDOUT) else None
         self._csv_path, self._parquet_path = csv_path, parquet_path
         self._asides = {path: temporary(path) for path in (csv_path, parquet_path) if path is not None}
+        self._writer: csv.DictWriter[str] | None = None
+        if csv_output == STDOUT:
+            self._writer = csv.DictWriter(sys.stdout, schema(top).names, lineterminator="\n")
+            self._writer.writeheader()
         try:
             if csv_path is not None:
                 with naming(csv_path):
@@ -74,8 +85,8 @@ class Files:
 
     def add(self, answers: Sequence[Answer]) -> None:
         rows = [row(answer, self._known, self._top) for answer in answers]
-        if self._csv_path is not None:
-            with naming(self._csv_path):
+        if self._writer is not None:
+            with naming(self._csv_path) if self._csv_path else nullcontext():
                 self._writer.writerows({name: csv_cell(value) for name, value in one.items()} for one in rows)
         if self._parquet_path is not None and rows:
             with naming(self._parquet_path):

@@ -46,6 +46,7 @@ class Description:
     classes: tuple[Named, ...]  # in index order
     loss: Loss = "softmax"  # sigmoid: a probability a class, which don't sum to one
     resize: str = "square"  # of images, before the model: pipeline.loader.transforms.eval_image
+    upright: bool = False  # images are first turned as their EXIF orientation says (data_prep.shard --upright)
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,15 @@ def _load_run(path: Path, *, average: bool) -> Trained:
             f"{str(run_dir / CLASSES)!r} names {len(classes)} classes, the checkpoint has {meta.classes}: put back a "
             "copy of it"
         )
-    description = Description(run.model, classes, run.train.loss, run.data.eval_resize)
-    parent = read_json(run_dir / FACTS, remedy).get("parent") or {}
+    facts = read_json(run_dir / FACTS, remedy)
+    description = Description(run.model, classes, run.train.loss, run.data.eval_resize, trained_upright(facts))
+    parent = facts.get("parent") or {}
     return Trained(description, weights, meta.step, meta.dataset_digest, meta.metrics, meta.config, parent, average)
+
+
+def trained_upright(facts: Mapping[str, Any]) -> bool:
+    """Whether run.json says that the training images were stored upright, in any of its datasets."""
+    return any(part.get("upright") for part in facts.get("datasets", ()) if part.get("context") == "train")
 
 
 def read_description(folder: Path) -> Description:
@@ -148,7 +155,8 @@ def read_description(folder: Path) -> Description:
     content = read_object(folder / DESCRIPTION)
     try:
         classes = tuple(Named(**entry) for entry in content["classes"])
-        return Description(from_dict(ModelConfig, content["model"]), classes, content["loss"], content["resize"])
+        model, upright = from_dict(ModelConfig, content["model"]), bool(content.get("upright", False))
+        return Description(model, classes, content["loss"], content["resize"], upright)
     except (KeyError, TypeError) as error:
         raise UserError(f"{str(folder / DESCRIPTION)!r} is damaged ({error}): export the model again") from error
 
@@ -163,12 +171,14 @@ def describe(description: Description, form: str) -> dict[str, Any]:
             "shape": ["batch", 3, size, size],
             "dtype": "float32",
             "channels": "RGB",
-            "geometry": geometry_in_words(description.resize, size),
+            "geometry": ("turn as the EXIF orientation says, " if description.upright else "")
+            + geometry_in_words(description.resize, size),
             "scaling": scaling_in_words(description.model),
         },
         "output": {"name": "logits", "shape": ["batch", len(description.classes)], "probabilities": description.loss},
         "loss": description.loss,
         "resize": description.resize,
+        "upright": description.upright,
         "model": to_dict(description.model),
         "classes": [{"wnid": entry.wnid, "name": entry.name} for entry in description.classes],
     }

@@ -33,14 +33,15 @@ def load(
     slots: Slots,
     workers: int,
     *,
-    ignoring: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1),
+    ignoring: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT),
     setting: str = "data.workers",
 ) -> Iterator[Item]:
     """The items of ``indices``, each with a slot, in order, made in ``workers`` processes that leave with this one.
 
     With no workers they are made in this process.
 
-    ``ignoring``: signals that are for this process to decide; by default Slurm's, which reach every process of a task.
+    ``ignoring``: signals that are for this process to decide; by default Slurm's and Ctrl-C, which reach every process
+    of a task.
     ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
     A UserError of a worker is raised as it is.
     """

@@ -1,4 +1,4 @@
-"""What a run will take: memory of a GPU by part, checkpoint size, hours. Pure arithmetic over a configuration.
+"""What a run will take: memory of a GPU by part, checkpoint size. Pure arithmetic over a configuration.
 
 Memory is an estimate from what has to be kept: allocator slack, libraries (about 1 GB) and NCCL's buffers come on top.
 """
@@ -9,7 +9,6 @@ import torch
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine.state_keys import MOMENTS
-from pipeline.model.flops import train_flops
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -84,10 +83,3 @@ def checkpoint_bytes(config: RunConfig, classes: int) -> int:
     """Float32 weights and moments, whatever the number of ranks."""
     tensors = 1 + len(MOMENTS[config.optim.kind]) + (config.train.average > 0)
     return 4 * tensors * count_parameters(config, classes)
-
-
-def hours(config: RunConfig, classes: int, steps: int, ranks: int, *, peak: float, mfu: float) -> float:
-    """Of training alone, at ``mfu`` of ``peak`` FLOP/s a GPU; recomputed activations cost a third more."""
-    again = 4 / 3 if config.model.activation_checkpointing else 1.0
-    flops = again * train_flops(config.model, classes) * config.train.global_batch * steps
-    return flops / (ranks * peak * mfu) / 3600

@@ -11,7 +11,7 @@ from pipeline.core.errors import UserError
 from pipeline.dataset.joined_split import chosen, open_info, open_split
 from pipeline.distributed.devices import GIGABYTES, memory_of, peak_flops
 from pipeline.engine.deepspeed_config import deepspeed_config
-from pipeline.model.flops import forward_macs, train_flops
+from pipeline.model.flops import forward_macs, train_flops, training_hours
 from pipeline.preflight import estimates
 from pipeline.preflight.verdicts import Need
 
@@ -37,7 +37,7 @@ def make_plan(config: RunConfig, *, nodes: int, gpus_per_node: int, device: str,
     deepspeed_config(config, ranks)
     memory = estimates.memory(config, classes, ranks)
     steps = total_steps(config.schedule, samples, config.train.global_batch)
-    hours = estimates.hours(config, classes, steps, ranks, peak=peak, mfu=mfu)
+    hours = training_hours(config, classes, steps, ranks, peak=peak, mfu=mfu)
     one = estimates.checkpoint_bytes(config, classes)
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
     if config.checkpoint.keep_every:

@@ -33,6 +33,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
         self.classes = facts["classes"]  # [{"wnid": ..., "name": ...}, ...] in index order
         self.image_size = facts["model"]["image_size"]
         self.resize = facts["resize"]  # as the run was evaluated
+        self.upright = facts.get("upright", False)  # as it was trained
         self.sigmoid = facts["loss"] == "sigmoid"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = VisionTransformer(from_dict(ModelConfig, facts["model"]), len(self.classes))
@@ -50,7 +51,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
         images = []
         for number, image in enumerate(model_input["image"]):
             try:
-                images.append(prepared(_bytes(image), self.image_size, self.resize))
+                images.append(prepared(_bytes(image), self.image_size, self.resize, upright=self.upright))
             except (ValueError, TypeError) as error:
                 raise mlflow.MlflowException.invalid_parameter_value(
                     f"image {number} (of rows 0 to {len(model_input) - 1}) can't be decoded ({error}): leave it out"

@@ -107,6 +107,7 @@ def write_weights(run_dir: Path, folder: Path) -> None:
     from pipeline.checkpoint import format as checkpoint
     from pipeline.config.serialize import to_dict
     from pipeline.core.tensor_files import save_tensors
+    from pipeline.interop.trained_model import trained_upright
 
     config, _, weights = checkpoint.read_model(run_dir)
     folder.mkdir(parents=True)
@@ -116,6 +117,7 @@ def write_weights(run_dir: Path, folder: Path) -> None:
         "model": to_dict(config.model),
         "loss": config.train.loss,
         "resize": config.data.eval_resize,
+        "upright": trained_upright(read_json(run_dir / FACTS)),
         "classes": classes,
     }
     (folder / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

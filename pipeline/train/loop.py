@@ -16,7 +16,7 @@ import torch.distributed
 
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import RunConfig
-from pipeline.core.errors import EXIT_DONE, EXIT_REQUEUE, UserError
+from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
 from pipeline.core.files import flush
 from pipeline.core.log import ONCE
 from pipeline.core.retry import UnreadableError
@@ -31,7 +31,7 @@ from pipeline.runs.goodput import account, summary
 from pipeline.runs.records import read_lines, read_record
 from pipeline.train import anomalies, detectors
 from pipeline.train.anomalies import examine
-from pipeline.train.console import Bar, finished_line, headline, progress_line
+from pipeline.train.console import Bar, expectation, finished_line, headline, progress_line
 from pipeline.train.profiler import profile
 from pipeline.train.setup import prepare, start
 from pipeline.train.state import Progress, Run
@@ -54,7 +54,7 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
     """Run ``config`` on this rank until it is finished or asked to stop; resume what the run folder holds.
 
     ``given``: the fields that the user gave, of which none may be without effect in silence.
-    Returns the exit code: 0 finished, 75 stopped early with everything saved.
+    Returns the exit code: 0 finished; stopped early with everything saved: 130 by Ctrl-C, 75 by another signal.
     """
     job = prepare(config, given)
     if job.status is not None and job.status.state == "finished":
@@ -68,6 +68,8 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
     try:
         with Bar(run.start_step, job.steps, shown=job.ranks.rank == 0) as bar:
             logger.info("%s", headline(run), extra=ONCE)
+            if too_long := expectation(run):
+                logger.warning("%s", too_long, extra=ONCE)
             outcome = loop(run, progress, stop, bar)
             run.saver.finish()
             torch.distributed.barrier()
@@ -84,7 +86,9 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
     run.engine.destroy()
     del run
     process_group.finish()
-    return EXIT_DONE if outcome == "finished" else EXIT_REQUEUE
+    if outcome == "finished":
+        return EXIT_DONE
+    return EXIT_INTERRUPTED if stop.interrupted else EXIT_REQUEUE
 
 
 def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
@@ -141,9 +145,10 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
             if config.train.average:
                 engine.update_average(config.train.average)
             tick()
-            if due(progress.step, config.train.log_every, steps) or done.stopping:
+            bar.step(progress.step, done.loss)
+            first = progress.step == run.start_step + 1  # it tells how long the run will take
+            if first or due(progress.step, config.train.log_every, steps) or done.stopping:
                 log_step(run, progress, done, lr)
-                bar.step(progress.step, done.loss)
             result = {}
             if progress.step < steps and due(progress.step, config.train.eval_every, steps) and not done.stopping:
                 result = evaluate_now(run, progress, stop)
@@ -296,15 +301,17 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
         if damage := run.damages.summary() if run.damages else "":
             logger.warning("%s; %s names each", damage, run.config.run_dir / DAMAGE)
         logger.info("%s after step %d of %d: %s; %s", outcome, progress.step, run.job.steps, run.config.run_dir, where)
+        if outcome == "stopped":
+            logger.info("saved at step %d; run the same command to resume", progress.step)
 
 
 def fail(run: Run, progress: Progress, error: BaseException) -> None:
     """Record a failure; among several ranks, say which was the first, and end this process."""
     faulthandler.dump_traceback_later(run.config.train.step_timeout, exit=True)
-    if isinstance(error, anomalies.NonFiniteError):
-        run.heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
     alone = isinstance(error, UnreadableError)  # a disk in trouble, as this rank sees it
     same = isinstance(error, (anomalies.NonFiniteError, UserError)) and not alone  # on every rank
+    if same:
+        run.heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
     cause = "every rank has seen it" if same else run.heartbeat.fail(error)
     close(run, progress, "failed")
     if run.job.ranks.world_size > 1 and isinstance(error, Exception) and (alone or not isinstance(error, UserError)):

@@ -47,6 +47,8 @@ from pipeline.train.stopwatch import Stopwatch
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_NAME = 500  # characters that MLflow takes
+# of which at least one is there as soon as a run has begun; slurm/launch.sh makes slurm/ before
+OURS = {"slurm", "owner.json", "config.json", "run.json", "status.json", "checkpoints"}
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
 
 
@@ -92,6 +94,7 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
     }
     folder = RunFolder(config.run_dir)
     folder.check_config(config)
+    check_no_others_files(config.run_dir)
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
     job = Job(data, held_out, steps, ranks, facts, folder, frozenset(given))
     folder.check_facts(job.all_facts)
@@ -100,6 +103,16 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
     for level, remark in remarks(config, job):
         logger.log(level, "%s", remark, extra=ONCE)
     return job
+
+
+def check_no_others_files(run_dir: Path) -> None:
+    """Raise UserError if a new run's folder holds other files, such as images: the run's would be mixed with them."""
+    names = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
+    if names and not OURS.intersection(names):
+        raise UserError(
+            f"--run-dir {str(run_dir)!r} holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, and no run: "
+            "name a new folder, or that of a run to resume"
+        )
 
 
 def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
@@ -127,6 +140,13 @@ def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
             "split (data.eval, data.eval_split)",
         )
     yield from ((logging.WARNING, text) for text in without_effect(config, job.steps, job.given))
+    if job.held_out is None and config.stage == "finetune" and config.data.eval_split != NO_SPLIT:
+        yield (
+            logging.WARNING,
+            f"no held-out images: {config.data.train[0]!r} has no split {config.data.eval_split!r}, so nothing will "
+            "tell how good the fine-tuned model is; shard the images with --val-fraction 0.1, or name a --data.eval "
+            f"(--data.eval-split {NO_SPLIT} if it is meant so)",
+        )
     if (warmup := warmup_steps(config.schedule, job.steps)) >= job.steps:
         yield (
             logging.WARNING,
@@ -261,6 +281,7 @@ def describe_data(data: JoinedSplit | None, context: str) -> list[dict[str, Any]
             "classes_digest": part.info.classes_digest,
             "seed": part.info.seed,
             "tool_version": part.info.tool_version,
+            "upright": bool(part.info.options.get("upright")),  # images are stored as EXIF says they should be seen
         }
         for part in (data.parts if data else ())
     ]

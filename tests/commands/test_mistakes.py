@@ -127,7 +127,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (("tiny", "--stage", "both"), ("--stage", "'both'", "finetune")),
         (("tiny", "l16"), ("l16",)),
         (("tiny", "--folder"), ("--folder",)),
-        (("--json", "yes"), ("'yes'",)),
+        (("--json", "{empty}"), ("--json", "can't be written", "name a file")),
         (("tiny", "--split"), ("--split",)),
     ],
     "jobs.compare": [
@@ -153,7 +153,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (("{empty}",), ("holds neither a run nor a campaign", "--run-dir")),
         ((), ("work/runs", "--run-dir")),
         (("{run}", "{nowhere}"), ("nowhere", "does not exist")),
-        (("--json", "yes", "{run}"), ("'yes'", "does not exist")),
+        (("--json", "{run}"), ("--json", "can't be written", "- for the standard output")),
         (("{bad_status}",), ("status.json", "put back a copy")),
         (("{bad_record}",), ("tracking.json", "put back a copy")),
         (("{bad_metrics}",), ("metrics.jsonl is damaged at byte 0", "delete that line")),

@@ -38,6 +38,10 @@ def unfinished(digits: Path, tmp_path: Path) -> Path:
         ),
         (["tiny", "--data.train", "{digits}"], ["--run-dir"]),
         (
+            ["tiny", "--run-dir", "{digits}", "--data.train", "{digits}"],
+            ["--run-dir", "holds _info.json, ", "and no run", "name a new folder"],
+        ),
+        (
             ["tiny", "--run-dir", "{run}", "--data.augment", "medium1", "--train.micro-batch", "1"],
             ["data.augment medium1", "train.micro_batch 1", "set an even train.micro_batch"],
         ),

@@ -183,7 +183,7 @@ def test_a_spreadsheet_runs_no_cell(value: object, written: object) -> None:
 
 def test_csv_files_hold_no_formulas(tmp_path: Path) -> None:
     classes = [Named("=n1", "@evil"), Named("n2", "-1")]
-    with Files(tmp_path / "a.csv", None, classes, 1) as files:
+    with Files(str(tmp_path / "a.csv"), None, classes, 1) as files:
         files.add([Answer("+x.jpg", (0,), (0.5,)), Answer("y.jpg", (1,), (0.25,)), Answer("=z", error="=e")])
     write(tmp_path, np.eye(2), [{"wnid": "=n1", "name": "@evil"}, {"wnid": "n2", "name": "-1"}])
     for name in ("a.csv", "per_class.csv"):

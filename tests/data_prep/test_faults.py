@@ -84,7 +84,7 @@ def test_a_signal_stops_in_order_and_asks_to_be_requeued(images: Images, tmp_pat
     process.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "run the same command again to go on" in errors
+    assert "run the same command to resume" in errors
     subprocess.run(line, check=True, capture_output=True)
     assert dataset_format.read_info(tmp_path / "out").rejects == 0
 

@@ -239,7 +239,7 @@ def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which tells all of them
-        assert process.communicate(timeout=60)[1] == "interrupted\n"
+        assert process.communicate(timeout=60)[1] == "interrupted; run the same command again\n"
 
 
 def test_index_leaves_data_sets_of_shard_alone(photos: list[bytes], tmp_path: Path) -> None:

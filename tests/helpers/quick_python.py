@@ -87,6 +87,9 @@ def _serve(listener: socket.socket, program: Path, owner: int) -> None:
 def _attend(connection: socket.socket, program: Path) -> None:
     """Start what the client asks for, pass its signals on, and tell the exit code; never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background process, which pytest may be, has none
     connection.setblocking(True)
     words, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(3 * array.array("i").itemsize))
     streams = array.array("i", ancillary[0][2])

@@ -136,6 +136,9 @@ def _stop_others_server() -> None:
 def _run(module: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     """In the fork: become ``python -m MODULE ARGUMENTS`` with its output in ``log``."""
     os.setsid()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background process, which pytest may be, has none
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

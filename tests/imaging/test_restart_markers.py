@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from data_prep.images import prepare
-from data_prep.images._restart import with_restarts
+from data_prep.images._lossless import with_restarts
 from data_prep.images.jpeg_header import jpeg_header
 from pipeline.imaging import jpeg
 from tests.helpers.jpegs import encode, is_read_by_us
@@ -29,7 +29,7 @@ def markers(data: bytes) -> int:
 
 def test_the_transcoder_was_built() -> None:
     """The tests' machine has a compiler and libjpeg-turbo's headers (.ci/install)."""
-    assert prepare.HAS_RESTARTS
+    assert prepare.HAS_LOSSLESS
 
 
 @settings(max_examples=200)

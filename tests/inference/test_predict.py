@@ -438,7 +438,8 @@ def test_a_full_disk_is_named_with_the_file_and_leaves_none(
 ) -> None:
     monkeypatch.setattr(predictions, "temporary", lambda path: path.with_name("aside"))
     (tmp_path / "aside").symlink_to("/dev/full")
-    paths = [tmp_path / name if name.endswith(kind) else None for kind in ("csv", "parquet")]
+    own = tmp_path / name
+    paths = (str(own), None) if name.endswith("csv") else ("", own)
     known = [Named("n1", "cat")]
     with (
         pytest.raises((OSError, UserError), match=rf"{name}.*No space left|No space left.*{name}"),

@@ -24,7 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 
 
 def as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:  # type: ignore[type-arg]
-    return json.loads(run(monkeypatch, capsys, *arguments, "--json", "True"))  # type: ignore[no-any-return]
+    return json.loads(run(monkeypatch, capsys, *arguments, "--json", "-"))  # type: ignore[no-any-return]
 
 
 def test_published_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,4 +94,4 @@ def test_the_version_is_the_same_everywhere() -> None:
     )[0]
     assert newest == TOOL_VERSION
     assert f"\nversion: {newest}\n" in (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
-    assert SETTINGS["dynamic"]["version"] == {"attr": "pipeline.dataset.format.TOOL_VERSION"}
+    assert SETTINGS["dynamic"]["version"] == {"attr": "pipeline.core.version.VERSION"}

@@ -32,7 +32,7 @@ def submit_all(cluster: Cluster, work: Path, raw: Path, rates: str = "0.003 0.03
 
 def rows_on(cluster: Cluster, *folders: Path) -> dict[str, dict[str, object]]:
     """What jobs.status shows on the login machine, by row."""
-    command = (sys.executable, "-m", "jobs.status", "--json", *folders)
+    command = (sys.executable, "-m", "jobs.status", "--json", "-", *folders)
     lines = cluster.run(*command, PYTHONPATH=str(REPO)).splitlines()
     return {row["name"]: row for row in map(json.loads, lines)}
 

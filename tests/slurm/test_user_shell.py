@@ -52,6 +52,7 @@ def states(cluster: Cluster, work: Path, **environment: str) -> dict[str, str]:
         "-m",
         "jobs.status",
         "--json",
+        "-",
         work / "campaigns" / "tiny",
         work / "campaigns" / "data-in1k",
     )

@@ -1,0 +1,36 @@
+"""What a command says when it ends before its own code runs: Ctrl-C in its imports, or a package that is not installed.
+
+Imports only the standard library, and is imported before everything else.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+EXIT_USER, EXIT_INTERRUPTED = 2, 130  # those of pipeline.core.errors, before anything is imported
+OURS = ("pipeline", "jobs", "data_prep")
+
+
+def report_in_one_line() -> None:
+    """Replace the traceback of these two errors by a line, if a command is being started (not if it is imported)."""
+    if sys.argv[:1] == ["-m"] or (sys.argv and Path(sys.argv[0]).name == "vit"):  # runpy's, while it finds the module
+        sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)  # the interpreter's own code would be 1
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if not name or name in OURS:
+        sys.__excepthook__(kind, error, trace)
+        return
+    root = Path(__file__).parents[2]
+    python = root / ".venv" / "bin" / "python"
+    remedy = f"use {python}" if python.exists() else f"run make in {root}, then use {python}"
+    if not (root / "Makefile").exists():
+        remedy = "pip install vit-pipeline into it"
+    sys.stderr.write(f"error: the package {name!r} is not installed for {sys.executable}: {remedy}\n")
+    sys.exit(EXIT_USER)

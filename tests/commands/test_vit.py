@@ -1,0 +1,148 @@
+"""vit: version, misspelt commands, completion in a real shell, and the line outside the virtual environment."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.vit import COMMANDS
+from pipeline.core.version import VERSION
+from tests.helpers.launch import REPOSITORY
+
+MODULES = sorted(module for module, _ in COMMANDS.values())
+
+
+def vit(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.vit", *words],
+        cwd=REPOSITORY,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", [*MODULES, "jobs.vit"])
+def test_every_command_has_a_version(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    monkeypatch.setattr(sys, "argv", [module, "--version"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(module, run_name="__main__")
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"vit-pipeline {VERSION}\n"
+
+
+def test_misspelt_commands_and_recipes_are_guessed() -> None:
+    done = vit("pretrian", "tiny")
+    assert done.returncode == 2
+    assert "COMMAND 'pretrian' is unknown: did you mean pretrain? There are shard" in done.stderr
+    done = vit("pretrain", "vit_large_patch16_224")
+    assert done.returncode == 2
+    assert "'vit_large_patch16_224' is unknown: did you mean l16?" in done.stderr
+    assert vit("completion").stderr == "error: vit completion (nothing): name your shell, bash or zsh\n"
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """What bash offers at the end of a line, by the script that vit prints and bash's own machinery."""
+    done = vit("completion", "bash")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    path = tmp_path_factory.mktemp("completion") / "vit"
+    path.write_text(done.stdout)
+
+    def offered(line: str) -> list[str]:
+        ask = f"""
+            source {path}
+            COMP_LINE=$1 COMP_POINT=${{#1}}
+            read -ra COMP_WORDS <<<"$1"
+            [[ $1 == *" " ]] && COMP_WORDS+=("")
+            COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            function=$(complete -p vit); function=${{function##*-F }}; function=${{function%% *}}
+            $function vit "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD-1]}}"
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        shown = subprocess.run(
+            ["bash", "-c", ask, "bash", line], capture_output=True, text=True, check=True, timeout=30
+        )
+        assert shown.stderr == ""
+        return shown.stdout.split()
+
+    return offered
+
+
+@pytest.mark.parametrize(
+    ("line", "there"),
+    [
+        ("vit ", set(COMMANDS) | {"completion", "--version"}),
+        ("vit pre", {"pretrain", "predict"}),
+        ("vit pretrain ", {"b16", "l16", "tiny"}),
+        ("vit finetune b16_2", {"b16_224"}),
+        ("vit pretrain b16 --optim.l", {"--optim.lr"}),
+        ("vit pretrain b16 --data.no-", set()),
+        ("vit shard photos/ --up", {"--upright"}),
+        ("vit shard photos/ --no-up", {"--no-upright"}),
+        ("vit overlap --ag", {"--against"}),
+        ("vit completion ", {"bash", "zsh"}),
+        ("vit shard photos", set()),  # a file: readline's own completion
+    ],
+)
+def test_bash_completes(line: str, there: set[str], complete: Callable[[str], list[str]]) -> None:
+    found = set(complete(line))
+    assert there <= found
+    if not there:
+        assert not found
+    assert not {word for word in found if not word.startswith(line.rpartition(" ")[2])}
+
+
+def test_zsh_completes_or_at_least_has_the_same_words(complete: Callable[[str], list[str]]) -> None:
+    done = vit("completion", "zsh")
+    assert done.stdout.startswith("#compdef vit\n")
+    assert all(f"      {name}) compadd -- " in done.stdout for name in COMMANDS)
+    assert set(complete("vit verify --")) <= set(done.stdout.split())
+    if shutil.which("zsh"):
+        subprocess.run(["zsh", "-n"], input=done.stdout, text=True, check=True, timeout=30)
+
+
+@pytest.mark.parametrize("module", ["jobs.pretrain", "data_prep.shard", "jobs.vit"])
+def test_outside_the_virtual_environment_a_line_names_the_way_into_it(module: str) -> None:
+    """-S -E: a python without any installed package."""
+    done = subprocess.run(
+        [sys.executable, "-SE", "-m", module, "tiny"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the package '")
+    assert done.stderr.count("\n") == 1
+    assert f"{Path('.venv/bin/python')}" in done.stderr
+
+
+def test_a_module_of_ours_that_is_missing_keeps_its_traceback(tmp_path: Path) -> None:
+    """That is a fault of the code, which its author must see."""
+    for package in ("jobs", "pipeline"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pipeline" / "core" / "results.py").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.pretrain", "tiny"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" in done.stderr
