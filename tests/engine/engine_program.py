@@ -2,7 +2,7 @@
 
 python -m tests.engine.engine_program FOLDER NAME:ZERO_STAGE:DTYPE:OPTIMIZER:FIRST_STEP:LAST_STEP...
 Does each piece of work in the run folder FOLDER/NAME, one after another. Prints the global loss of each step. Starts
-from the run's checkpoint of FIRST_STEP; saves one at LAST_STEP, and half-way.
+from the run's checkpoint of FIRST_STEP; saves one at LAST_STEP, and half-way. ZERO_STAGE 2+offload: stage 2, offloaded.
 """
 
 import os
@@ -39,7 +39,8 @@ def main() -> None:
     device = process_group.start(ranks)
     heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
     for piece in work:
-        name, stage, dtype, kind, first, last = piece.split(":")
+        name, zero, dtype, kind, first, last = piece.split(":")
+        stage, _, offload = zero.partition("+")
         config = RunConfig(
             run_dir=Path(folder, name),
             model=ModelConfig(variant="tiny", image_size=16),
@@ -54,6 +55,7 @@ def main() -> None:
                 global_batch=GLOBAL_BATCH,
                 micro_batch=GLOBAL_BATCH // ranks.world_size,
                 zero_stage=int(stage),  # type: ignore[arg-type]
+                offload=bool(offload),
                 dtype=dtype,  # type: ignore[arg-type]
             ),
         )

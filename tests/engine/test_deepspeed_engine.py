@@ -83,6 +83,21 @@ def test_twenty_steps_on_any_ranks_and_stage_and_from_another_ones_checkpoint(
         assert found["resumed-0"] == losses["adamw"][10:]
 
 
+def test_lamb_offloaded_and_from_a_checkpoint_of_other_ranks(alone: tuple[Path, Losses], tmp_path: Path) -> None:
+    """Two ranks: trust ratios from the host's memory; ten steps from the checkpoint of one rank without ZeRO."""
+    reference, losses = alone
+    half = Path("checkpoints", checkpoint.folder_name(10))
+    work = []
+    for zero in ("0", "1+offload", "2+offload", "3", "3+offload"):
+        shutil.copytree(reference / "lamb" / half, tmp_path / zero / half)
+        work.append(f"{zero}:{zero}:float32:lamb:10:20")
+    found = train(tmp_path, 2, *work)
+    assert len(found) == len(work)
+    for name, values in found.items():
+        assert values == pytest.approx(losses["lamb"][10:], abs=1e-5), name
+        assert_close(state_of(tmp_path / name, 20), state_of(reference / "lamb", 20), TOLERANCE["lamb"])
+
+
 def test_lamb_is_the_plain_one(alone: tuple[Path, Losses]) -> None:
     """Twenty steps of algorithm 2 of arXiv 1904.00962 on whole tensors, with layer decay 0.75 and clipping to 1."""
     reference, losses = alone

@@ -119,6 +119,23 @@ def test_whole_b32(tmp_path: Path) -> None:
     assert_same_logits(transformers_logits(model, tmp_path / "hf"), ours)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize(("variant", "name"), [("b16", "deit3_base_patch16"), ("l16", "deit3_large_patch16")])
+def test_deit3_gives_timms_logits(
+    variant: Variant, name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm's own deit3 entry points take our state dict as it is; and its loader takes the folder that we write."""
+    monkeypatch.setitem(ARCHITECTURES, variant, dataclasses.replace(ARCHITECTURES[variant], depth=3))
+    config = ModelConfig(variant, size, gelu="exact", layer_scale=1e-4, class_position=False)
+    model = random_model(config, CLASSES).eval()
+    ours = model(images(size))
+    theirs = import_peer("timm").create_model(f"{name}_{size}", num_classes=CLASSES, depth=3).eval()
+    theirs.load_state_dict(model.state_dict())
+    assert_same_logits(theirs(images(size)), ours)
+    assert_same_logits(timms_logits(model, tmp_path), ours)
+
+
 def test_decay_groups_are_timms() -> None:
     from pipeline.engine.optimizer import parameter_groups
 
