@@ -42,39 +42,70 @@ def main() -> int:
     rows = collect(folders, read_queue(), time.time())
     if not rows:
         raise UserError(
-            f"FOLDER {', '.join(map(str, folders)) or 'work/runs'} holds neither a run nor a campaign: "
-            "name a folder that --run-dir or slurm/submit_all.sh wrote to"
+            f"FOLDER {', '.join(map(str, folders)) or 'work/runs'} holds neither a run nor a campaign, and no training "
+            "job is in Slurm's queue: name a folder that --run-dir or slurm/submit_all.sh wrote to"
         )
     if config.json:
         results.write(config.json, "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
     if config.json != results.STDOUT:
         console = terminal.console(width=None if os.isatty(1) else 150)
-        console.print(table(rows))
+        console.print(table(rows, console.width))
     return errors.EXIT_DONE
 
 
-def table(rows: Sequence[StatusRow]) -> Table:
+COLUMNS = ("run", "state", "step", "ETA", "last checkpoint", "goodput", "starts", "job", "nodes | reason")
+DROPPED = (
+    "starts",
+    "goodput",
+    "last checkpoint",
+    "job",
+    "ETA",
+    "nodes | reason",
+)  # when there is no room, in this order
+COLOURS = {"finished": "green", "done": "green", "running": "cyan", "failed": "red", "dead": "red", "damaged": "red"}
+FRAME = 3  # characters around a column
+
+
+def table(rows: Sequence[StatusRow], width: int) -> Table:
+    """The rows in a window ``width`` characters wide. Columns without room are named below."""
+    cells = [_cells(row) for row in rows]
+    sizes = {name: max(len(name), *(len(row[name]) for row in cells)) + FRAME for name in COLUMNS}
+    shown = [name for name in COLUMNS if name in ("run", "state") or any(row[name] for row in cells)]
+    dropped = []
+    for name in DROPPED:
+        if sum(sizes[column] for column in shown) + 1 <= width:
+            break
+        if name in shown:
+            shown.remove(name)
+            dropped.append(name)
     result = Table(title="Runs")
-    for column in ("run", "state", "step", "ETA", "last checkpoint", "goodput", "starts", "job", "nodes | reason"):
-        result.add_column(column, justify="right" if column in ("step", "ETA", "goodput", "starts") else "left")
-    colours = {"finished": "green", "done": "green", "running": "cyan"}
-    colours |= dict.fromkeys(("failed", "dead", "damaged"), "red")
-    for row in rows:
-        checkpoint = ""
-        if row.checkpoint_step is not None and row.checkpoint_age is not None:
-            checkpoint = f"step {row.checkpoint_step}, {duration(row.checkpoint_age)} ago"
-        result.add_row(
-            escape(row.name),
-            f"[{colours.get(row.state, 'yellow')}]{row.state}[/]",
-            f"{row.step:,}/{row.steps:,}" if row.steps else "",
-            duration(row.eta) if row.eta is not None else "",
-            checkpoint,
-            f"{row.goodput:.1%}" if row.goodput is not None else "",
-            str(row.starts or ""),
-            row.job,
-            escape(row.note),
-        )
+    for name in shown:
+        right = name in ("step", "ETA", "goodput", "starts")
+        result.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name != "run")
+    for row in cells:
+        colour = COLOURS.get(row["state"], "yellow")
+        result.add_row(*(f"[{colour}]{row[name]}[/]" if name == "state" else escape(row[name]) for name in shown))
+    if dropped:
+        result.caption = f"no room for {', '.join(dropped)}: a wider window, or --json"
     return result
+
+
+def _cells(row: StatusRow) -> dict[str, str]:
+    checkpoint = ""
+    if row.checkpoint_step is not None and row.checkpoint_age is not None:
+        checkpoint = f"step {row.checkpoint_step}, {duration(row.checkpoint_age)} ago"
+    texts = (
+        row.name,
+        row.state,
+        f"{row.step:,}/{row.steps:,}" if row.steps else "",
+        duration(row.eta) if row.eta is not None else "",
+        checkpoint,
+        f"{row.goodput:.1%}" if row.goodput is not None else "",
+        str(row.starts or ""),
+        row.job,
+        row.note,
+    )
+    return dict(zip(COLUMNS, texts, strict=True))
 
 
 if __name__ == "__main__":

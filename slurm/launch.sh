@@ -5,6 +5,7 @@
 #   attempts.tsv    a line an event: start, end or leave; job; restart; checkpoint's step; unix time; nodes or outcome
 #   bad-nodes.tsv   a line for each time a node failed: node, job, restart, unix time, reason
 #   rank-0000.log   each rank's output, all attempts
+#   job.log         link to the latest job's own log, in which all ranks are
 #   failed          the first rank that failed in the latest attempt: node, rank, exit code
 set -uo pipefail
 
@@ -127,6 +128,7 @@ train() { # MODULE RECIPE ARGUMENTS...
     exit 0
   fi
   refuse_second_job
+  ln -sfn "$(readlink /proc/$$/fd/1)" "$RUN/slurm/job.log" # vit logs
   trap 'asked=USR1; signal_step USR1' USR1
   trap 'asked=TERM' TERM # Slurm sends it to the ranks as well
   blame_nodes

@@ -1,6 +1,6 @@
 """Where every run and every other job of a campaign stands: from their folders and Slurm's queue."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.runs import records
 from pipeline.runs.folder import META, METRICS, SLURM_STARTS, Status, complete, is_run, read_status, step_of
-from pipeline.runs.slurm_queue import QueuedJob
+from pipeline.runs.slurm_queue import QueuedJob, jobs_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
     ] = {}  # by the run's or the job's file, wherever it was reached from: it may be in two folders
     for folder in folders:
         check_local(folder, "FOLDER")
+        if not folder.is_dir() and (waiting := jobs_of(folder.name, queue)):  # its first job is pending
+            rows[folder.resolve()] = _waiting_row(folder.name, waiting)
+            continue
         if not folder.is_dir():
             raise UserError(
                 f"FOLDER {str(folder)!r} does not exist or is no folder: name a run folder or a campaign's folder"
@@ -51,7 +54,19 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
             if is_run(path):
                 run = path.resolve()
                 rows[run] = (run_row if path == folder else _row)(run, queue, now)
+    if any(folder.is_dir() and not is_run(folder) for folder in folders) or not folders:  # not of one run alone
+        seen = {row.job for row in rows.values()}
+        names = {job.run for job in queue.values() if job.run and job.array not in seen}
+        names -= {run.name for run in rows}
+        return [*rows.values(), *(_waiting_row(name, jobs_of(name, queue), seen) for name in sorted(names))]
     return list(rows.values())
+
+
+def _waiting_row(name: str, jobs: Mapping[str, QueuedJob], seen: Collection[str] = ()) -> StatusRow:
+    """A training job whose run folder isn't there yet; an array's tasks are one row."""
+    job, queued = next((item for item in jobs.items() if item[1].array not in seen), next(iter(jobs.items())))
+    state = "starting" if queued.state == "RUNNING" else queued.state.lower()
+    return StatusRow(name, state, job=queued.array or job, note=_note(queued))
 
 
 def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> StatusRow:
@@ -78,8 +93,10 @@ def _row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
 
 
 def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
-    status, (job, starts) = read_status(run), _slurm_starts(run)
+    status, (job, starts) = read_status(run), slurm_starts(run)
     queued = queue.get(job)
+    if queued is None and (later := jobs_of(run.name, queue)):  # submitted again, not started yet
+        job, queued = next(iter(later.items()))
     record = records.read_record(run)
     lines, _ = records.read_lines(run / METRICS)
     kept = records.effective(lines, record.attempts if record else [])
@@ -125,7 +142,7 @@ def _note(job: QueuedJob) -> str:
     return job.nodes if job.state == "RUNNING" else job.reason
 
 
-def _slurm_starts(run: Path) -> tuple[str, int]:
+def slurm_starts(run: Path) -> tuple[str, int]:
     """The latest Slurm job of a run, and how often jobs have started it (slurm/launch.sh)."""
     path = run / SLURM_STARTS
     if not path.is_file():

@@ -2,10 +2,15 @@
 
 import logging
 import os
+import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -13,6 +18,9 @@ ENDED = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
     "REVOKED", "SPECIAL_EXIT",
 }  # fmt: skip
+
+
+_TRAINING = re.compile(r"/slurm/(?:pretrain|finetune)(?:_\w+)?\.sh(?: |$)")  # in a job's command
 
 
 @dataclass(frozen=True)
@@ -23,27 +31,49 @@ class QueuedJob:
     reason: str  # why it is pending: Priority, Resources, Dependency, BeginTime (requeued a moment ago), ...
     nodes: str
     array: str = ""  # the id of its array; of a job that is none, its own
+    task: str = ""  # the id by which scancel knows it: 12, or 12_3 for one task of an array
+    run: str = ""  # the name of its run folder, if it is a training job of ours and of this user
 
 
 def read_queue() -> dict[str, QueuedJob]:
     """Slurm's queue by job id; the last task of an array has the array's. Empty without Slurm or its answer."""
     if not shutil.which("squeue"):
         return {}
-    command = ["squeue", "--all", "--noheader", "--array", "--format=%A|%F|%T|%r|%N", "--states=all"]
+    try:
+        return ask_queue()
+    except UserError as error:
+        if "configuration source" not in str(error):  # Slurm's commands on a machine of no cluster
+            logger.warning("%s: what follows is from the folders alone, and jobs that wait are not seen", error)
+        return {}
+
+
+def ask_queue() -> dict[str, QueuedJob]:
+    """Slurm's queue by job id. Raises UserError when squeue is missing or fails."""
+    if not shutil.which("squeue"):
+        raise UserError("squeue is not found: run this on a machine of the cluster")
+    command = ["squeue", "--all", "--noheader", "--array", "--format=%A|%F|%i|%T|%r|%N|%u|%j|%o", "--states=all"]
     try:
         done = subprocess.run(
             command, env=squeue_environment(os.environ), encoding="utf-8", errors="replace", capture_output=True,
             timeout=60, check=True,
         )  # fmt: skip
-        return parse_queue(done.stdout)
     except subprocess.CalledProcessError as error:
-        if "configuration source" in error.stderr:  # Slurm's commands on a machine of no cluster
-            return {}
-        reason = f"squeue failed ({' '.join(error.stderr.split())})"
-    except subprocess.TimeoutExpired:
-        reason = "squeue gave no answer in 60 s"
-    logger.warning("%s: what follows is from the folders alone, and jobs that wait are not seen", reason)
-    return {}
+        raise UserError(f"squeue failed ({' '.join(error.stderr.split())})") from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError("squeue gave no answer in 60 s") from error
+    return parse_queue(done.stdout, user_name())
+
+
+def user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user that has no line in /etc/passwd: squeue shows the number
+        return str(os.getuid())
+
+
+def jobs_of(run: str, queue: Mapping[str, QueuedJob]) -> dict[str, QueuedJob]:
+    """The jobs that train in a run folder of this name."""
+    return {job: queued for job, queued in queue.items() if queued.run == run}
 
 
 def squeue_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -61,11 +91,16 @@ def squeue_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return cleaned
 
 
-def parse_queue(text: str) -> dict[str, QueuedJob]:
+def parse_queue(text: str, user: str = "") -> dict[str, QueuedJob]:
+    """squeue's lines, by job id, without jobs that have ended. A name or a command with "|" is nobody's run."""
     queue: dict[str, QueuedJob] = {}
     for line in text.splitlines():
-        job, array, state, reason, nodes = line.split("|")
+        job, array, task, state, reason, nodes, owner, name, command = line.split("|", 8)
         if state not in ENDED:
             state = "RUNNING" if state == "SIGNALING" else state  # its batch script is told of its time limit
-            queue[job] = QueuedJob(state, reason, nodes, array)
+            run = ""
+            if owner == user and _TRAINING.search(command):
+                given = re.findall(r" --run[-_]dir[= ](\S+)", command)
+                run = Path(given[-1]).name if given else name
+            queue[job] = QueuedJob(state, reason, nodes, array, task, run)
     return queue

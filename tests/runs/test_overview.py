@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.runs.folder import Status, write_status
 from pipeline.runs.overview import collect, run_state
 from pipeline.runs.records import Attempt, Line, Record, to_json, write_record
-from pipeline.runs.slurm_queue import QueuedJob, parse_queue, read_queue
+from pipeline.runs.slurm_queue import QueuedJob, jobs_of, parse_queue, read_queue
 
 NOW = 1_800_000_000.0
 
@@ -55,7 +55,7 @@ def test_a_running_job(tmp_path: Path) -> None:
     assert row.goodput == 0.75
     assert collect([tmp_path], queue, NOW) == [row]  # a folder of runs
     json.dumps(row.__dict__)
-    assert table([row]).row_count == 1
+    assert table([row], 150).row_count == 1
 
 
 def test_a_pending_job_says_why(tmp_path: Path) -> None:
@@ -96,16 +96,20 @@ def test_a_silent_slurm_is_told(
 
 
 def test_the_queue_keeps_jobs_that_have_not_ended() -> None:
+    script = "/x/slurm/command.sh a"
     queue = parse_queue(
-        "11|11|PENDING|Dependency|\n12|12|COMPLETED|None|node1\n21|20|PENDING|Resources|\n22|20|RUNNING|None|node2\n"
-        "23|20|PENDING|Resources|\n31|31|SIGNALING|None|node3\n32|32|TIMEOUT|TimeLimit|node3\n"
+        f"11|11|11|PENDING|Dependency||me|a|{script}\n12|12|12|COMPLETED|None|node1|me|a|{script}\n"
+        f"21|20|20_1|PENDING|Resources||me|a|{script}\n22|20|20_2|RUNNING|None|node2|me|a|{script}\n"
+        f"23|20|20_3|PENDING|Resources||me|a|{script}\n31|31|31|SIGNALING|None|node3|me|a|{script}\n"
+        f"32|32|32|TIMEOUT|TimeLimit|node3|me|a|{script}\n",
+        "me",
     )
     assert queue == {
-        "11": QueuedJob("PENDING", "Dependency", "", "11"),
-        "21": QueuedJob("PENDING", "Resources", "", "20"),
-        "22": QueuedJob("RUNNING", "None", "node2", "20"),
-        "23": QueuedJob("PENDING", "Resources", "", "20"),
-        "31": QueuedJob("RUNNING", "None", "node3", "31"),
+        "11": QueuedJob("PENDING", "Dependency", "", "11", "11"),
+        "21": QueuedJob("PENDING", "Resources", "", "20", "20_1"),
+        "22": QueuedJob("RUNNING", "None", "node2", "20", "20_2"),
+        "23": QueuedJob("PENDING", "Resources", "", "20", "20_3"),
+        "31": QueuedJob("RUNNING", "None", "node3", "31", "31"),
     }
 
 
@@ -115,10 +119,15 @@ def test_the_stages_of_a_campaign(tmp_path: Path) -> None:
     for stage, job in (("verify", "31"), ("export", "32"), ("evaluate", "33"), ("shard", "34"), ("merge", "36")):
         (campaign / f"{stage}.job").write_text(job + "\n")
     (campaign / "verify.done").touch()
-    queue = parse_queue(  # two arrays: of one the first task runs, of the other the last, which has the array's id
-        "32|32|PENDING|Dependency|\n35|34|RUNNING|None|node1\n34|34|PENDING|Resources|\n"
-        "36|36|RUNNING|None|node2\n37|36|PENDING|Resources|\n"
+    lines = (
+        "32|32|32|PENDING|Dependency|",
+        "35|34|34_1|RUNNING|None|node1",
+        "34|34|34_2|PENDING|Resources|",
+        "36|36|36_1|RUNNING|None|node2",
+        "37|36|36_2|PENDING|Resources|",
     )
+    # two arrays: of one the first task runs, of the other the last, which has the array's id
+    queue = parse_queue("".join(f"{line}|me|x|/x/slurm/command.sh\n" for line in lines), "me")
     rows = {row.name: row for row in collect([tmp_path], queue, NOW)}
     assert {name: (row.state, row.note) for name, row in rows.items()} == {
         "l16/verify": ("done", ""),
@@ -159,7 +168,8 @@ def test_runs_of_one_name_are_all_shown_and_an_arrays_other_tasks_say_nothing_of
     for name in ("a", "b"):
         make_run(tmp_path / name)
     (tmp_path / "c").symlink_to(tmp_path / "a")
-    rows = collect([tmp_path / "a", tmp_path / "b", tmp_path / "c"], parse_queue("13|12|RUNNING|None|node1\n"), NOW)
+    queue = parse_queue("13|12|12_0|RUNNING|None|node1|me|x|/x/slurm/command.sh\n")
+    rows = collect([tmp_path / "a", tmp_path / "b", tmp_path / "c"], queue, NOW)
     assert [(row.name, row.state, row.note) for row in rows] == [("pretrain-l16", "running", "")] * 2
 
 
@@ -172,5 +182,62 @@ def test_a_damaged_run_hides_no_other(tmp_path: Path) -> None:
     assert [row.state for row in rows] == ["running", "damaged"]
     assert "metrics.jsonl" in rows[1].note
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(table([*rows, replace(rows[0], name="odd [x]")]))
+    console.print(table([*rows, replace(rows[0], name="odd [x]")], 300))
     assert "odd [x]" in console.export_text()
+
+
+def test_which_jobs_train_in_which_run() -> None:
+    """By the name of the job or --run-dir, of this user and of our scripts alone."""
+    lines = {
+        "1": "me|pretrain-l16|/x/slurm/pretrain_l16.sh --optim.lr 3e-4",
+        "2": "me|pretrain-l16|/x/slurm/pretrain.sh l16 --run-dir /runs/ours --train.seed 1",
+        "3": "me|x|/x/slurm/finetune.sh l16 --run_dir=/runs/ours",
+        "4": "other|pretrain-l16|/x/slurm/pretrain.sh l16",
+        "5": "me|pretrain-l16|/x/slurm/command.sh python -m jobs.export",
+        "6": "me|pretrain-l16|/x/other/pretrain.sh l16",
+        "7": "me|pretrain|l16|/x/slurm/pretrain.sh l16",
+        "8": "me|pretrain-l16|",
+    }
+    text = "".join(f"{job}|{job}|{job}|PENDING|Priority||{line}\n" for job, line in lines.items())
+    queue = parse_queue(text, "me")
+    assert len(queue) == len(lines)
+    assert list(jobs_of("pretrain-l16", queue)) == ["1"]
+    assert list(jobs_of("ours", queue)) == ["2", "3"]
+
+
+def test_a_run_whose_first_job_is_pending_has_no_folder(tmp_path: Path) -> None:
+    pending = QueuedJob("PENDING", "Priority", "", "13", "13", "pretrain-b16")
+    array = {
+        str(id_): QueuedJob("PENDING", "Resources", "", "22", f"22_{id_ - 20}", "finetune-b16") for id_ in (20, 21)
+    }
+    queue = {"13": pending} | array
+    rows = collect([tmp_path / "pretrain-b16"], queue, NOW)  # by its future folder
+    assert [(row.name, row.state, row.job, row.note) for row in rows] == [("pretrain-b16", "pending", "13", "Priority")]
+    expected = [("finetune-b16", "pending", "22", "Resources"), ("pretrain-b16", "pending", "13", "Priority")]
+    for folders in ([], [tmp_path]):
+        assert [(row.name, row.state, row.job, row.note) for row in collect(folders, queue, NOW)] == expected
+    run = make_run(tmp_path)
+    assert [row.name for row in collect([run], queue, NOW)] == ["pretrain-l16"], "of one run, nothing else"
+    assert [row.name for row in collect([tmp_path], queue, NOW)] == ["pretrain-l16", "finetune-b16", "pretrain-b16"]
+
+
+def test_a_run_that_was_submitted_again_is_pending(tmp_path: Path) -> None:
+    run = make_run(tmp_path, state="failed")
+    queue = {"13": QueuedJob("PENDING", "Priority", "", "13", "13", "pretrain-l16")}
+    for folder in (run, tmp_path):
+        (row,) = collect([folder], queue, NOW)
+        assert (row.state, row.job, row.note) == ("pending", "13", "Priority")
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_a_narrow_window_drops_columns_and_says_which(tmp_path: Path, width: int) -> None:
+    row = replace(collect([make_run(tmp_path)], {"12": QueuedJob("RUNNING", "None", "node[101-116]")}, NOW)[0], eta=5e5)
+    console = Console(width=width, file=io.StringIO())
+    console.print(table([row], width))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "pretrain-l16" in text
+    assert "40/100" in text
+    assert "node[101-116]" in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert ("no room for starts" in text) == ("a wider window, or --json" in text) == (width < 120)
