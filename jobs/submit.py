@@ -15,8 +15,6 @@ from pipeline.core.errors import UserError
 from pipeline.runs import folder as run_folder
 from pipeline.runs.slurm_queue import jobs_of, read_queue
 
-from ..py import as_begun, check_config
-
 DESCRIPTION = """Submit a job to Slurm. Partition, GPUs per node, memory, time and nodes come from slurm/env.sh.
 
 KIND is pretrain RECIPE, finetune RECIPE, evaluate MODEL, shard INPUT OUTPUT, command COMMAND..., or campaign RECIPE
@@ -146,7 +144,8 @@ def check_training(kind: str, planned: Planned) -> None:
     run = config.run_dir
     if (status := run_folder.read_status(run)) and status.state == "finished":
         raise UserError(f"--run-dir {str(run)!r} is finished: give another --job-name or --run-dir for another run")
-    check_config(as_begun(config))
+    begun = run_folder.RunFolder(run)
+    begun.check_config(begun.as_begun(config))
     queue = read_queue()
     for job, queued in (jobs_of(run.name, queue) | jobs_of(option(planned.sbatch, "--job-name"), queue)).items():
         if f"--dependency=afterany:{job}" not in planned.sbatch:
