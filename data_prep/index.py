@@ -68,7 +68,7 @@ class Options:
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.index", description=DESCRIPTION, args=args)
-    workers.start_server()
+    workers.start_server("data_prep.sources.sample_headers", workers.BUILDS_TABLES)
     check_workers(options.workers)
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")

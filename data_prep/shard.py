@@ -56,7 +56,7 @@ class StoppedError(BaseException):
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="python -m data_prep.shard", description=DESCRIPTION, args=args)
-    process_pool.start_server()
+    process_pool.start_server("data_prep.writing.build_shard", process_pool.BUILDS_TABLES)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         run(options)
