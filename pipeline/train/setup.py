@@ -17,6 +17,7 @@ from pipeline.core import log
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.log import ONCE
+from pipeline.core.retry import UnreadableError
 from pipeline.dataset.format import read_classes
 from pipeline.dataset.joined_split import JoinedSplit, chosen, make_cache, open_split
 from pipeline.dataset.split import Choice
@@ -234,6 +235,10 @@ def start(config: RunConfig, job: Job) -> Run:
     try:
         engine = ds.build_engine(config, model.to(device), ranks.world_size)
         meta = resume(folder, engine, ranks)
+    except UserError as error:
+        if not isinstance(error, UnreadableError):  # which a rank may meet alone; all others all ranks meet
+            heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
+        raise
     except RuntimeError as error:  # also torch's where a peer is gone, which doesn't say who
         raise RuntimeError(f"rank {ranks.rank} leaves before its first step: {heartbeat.fail(error)}") from error
     start_step = meta.step if meta else 0

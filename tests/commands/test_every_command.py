@@ -33,6 +33,7 @@ MISSING = {
     "jobs.predict": ("NOWHERE", "{there}"),
     "jobs.pretrain": ("tiny", "--run-dir", "{there}/run", "--data.train", "NOWHERE"),
     "jobs.status": ("NOWHERE",),
+    "jobs.suite": ("NOWHERE", "--data-root", "{there}"),
     "jobs.sweep": ("tiny", "--run-dir", "{there}/ft", "--data.train", "NOWHERE"),
     "jobs.sync": ("NOWHERE",),
 }
@@ -149,7 +150,7 @@ def test_vit_runs_each_command_by_name(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.delitem(sys.modules, "jobs.export", raising=False)  # runpy warns of one that is imported already
     line = mistake(capsys, monkeypatch, "jobs.vit", "export", "NOWHERE", "out")
     assert "NOWHERE" in line
-    assert "there are shard" in mistake(capsys, monkeypatch, "jobs.vit", "exprot")
+    assert "did you mean export? There are shard" in mistake(capsys, monkeypatch, "jobs.vit", "exprot")
     sources = {path.stem for path in Path(__file__).parents[2].glob("jobs/*.py")} - {
         "__init__",
         "vit",
