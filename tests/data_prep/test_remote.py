@@ -195,7 +195,7 @@ def test_a_signal_while_a_url_is_read_stops_in_order(
     monkeypatch.setattr(servers, "Files", Signalled)
     with servers.serving(folder) as address:
         assert shard.main([f"{address}/whole.tar", str(tmp_path / "out"), *OPTIONS]) == errors.EXIT_REQUEUE
-    assert "run the same command again" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ranges", [True, False])
