@@ -26,11 +26,11 @@ import torch
 from benchmarks.bench_learning import digits
 from benchmarks.bench_loader import data_set
 from pipeline.config.recipes import PRETRAIN
+from pipeline.core.progress import Bar
 from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import train_transform
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.preprocess import normalise
-from pipeline.train.console import Bar
 from pipeline.train.loop import loop
 from pipeline.train.setup import prepare, start
 from pipeline.train.state import Progress, Run
@@ -153,7 +153,7 @@ def go_on(run: Run, progress: Progress, stop: StopRequest, steps: int) -> tuple[
     )
     before = dict(run.clock.seconds)
     began = time.perf_counter()
-    with Bar(0, steps, shown=False) as bar:
+    with Bar("training", steps, "steps", shown=False) as bar:
         loop(until, progress, stop, bar)
     seconds = time.perf_counter() - began
     part = {name: run.clock.seconds[name] - before[name] for name in before}

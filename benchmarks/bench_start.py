@@ -66,8 +66,8 @@ def start(scratch: Path) -> dict[str, list[float]]:
     import torch._dynamo  # noqa: F401
 
     from pipeline.config.recipes import PRETRAIN
+    from pipeline.core.progress import Bar
     from pipeline.train import loop
-    from pipeline.train.console import Bar
     from pipeline.train.setup import prepare, start
     from pipeline.train.state import Progress
     from pipeline.train.stop_signals import StopRequest
@@ -92,7 +92,7 @@ def start(scratch: Path) -> dict[str, list[float]]:
         return done
 
     loop.train_step = marked  # type: ignore[assignment]
-    with Bar(0, 1, shown=False) as bar:
+    with Bar("training", 1, "steps", shown=False) as bar:
         loop.loop(run, Progress(0, {}), StopRequest(), bar)
     run.saver.finish()
     pairs = list(itertools.pairwise(marks))

@@ -18,7 +18,6 @@ import tyro
 import xxhash
 
 from data_prep import process_pool as workers
-from data_prep import progress
 from data_prep import tables as arrow_tables
 from data_prep.dataset_reader import check_workers
 from data_prep.sources import inputs
@@ -30,6 +29,7 @@ from data_prep.writing import finalize
 from pipeline.core import cli, errors, files
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
+from pipeline.core.progress import Bar
 from pipeline.dataset import class_lists
 from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
@@ -89,10 +89,10 @@ def main(args: list[str] | None = None) -> int:
     made: list[ShardInfo] = []
     seen: set[str] = set()
     try:
-        with arrow_tables.Writer(rows, INDEX_ROWS) as writer, progress.Bar("indexing", len(items), "tars") as bar:
+        with arrow_tables.Writer(rows, INDEX_ROWS) as writer, Bar("indexing", len(items), "tars") as bar:
             found = workers.run(index_tar, items, min(options.workers, len(items)))
             for tar, (table, left_out) in zip(items, found, strict=True):
-                bar.report({"images": 1})
+                bar.advance()
                 size = tar.path.stat().st_size
                 made.append(ShardInfo(tar.split, tar.shard, len(table), size, "", tar.path.name))
                 writer.add(table)

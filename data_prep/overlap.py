@@ -110,8 +110,8 @@ def main(args: list[str] | None = None) -> int:
 def _prints(work: list[Piece], options: Options, what: str) -> Prints:
     total = sum(piece.info.samples for piece in work)
     items = [(piece, options.distance >= 0) for piece in work]
-    with progress.Bar(what, total, "images") as bar:
-        found = list(workers.run(prints_of, items, options.workers, bar.report))
+    with progress.counting(what, total, "images") as report:
+        found = list(workers.run(prints_of, items, options.workers, report))
     return Prints(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 

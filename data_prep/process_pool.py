@@ -18,7 +18,7 @@ from pipeline.core.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 REPORT_EVERY = 0.1  # seconds
-PRELOADED = ("data_prep.progress", "pipeline.core.cli")  # what every command's workers import
+PRELOADED = ("pipeline.core.progress", "pipeline.core.cli")  # what every command's workers import
 BUILDS_TABLES = "pandas"  # half a second: pyarrow looks for it when it first makes an array
 Report = dict[str, int]  # counts since the last report
 

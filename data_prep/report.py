@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import simplejpeg
 import tyro
 
-from data_prep import progress, report_figures
+from data_prep import report_figures
 from data_prep.dataset_reader import OpenTar, batches, check_out, pieces, rows_of
-from pipeline.core import cli, errors, files
+from pipeline.core import cli, errors, files, units
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo
 from pipeline.imaging.jpeg import decode_small
@@ -138,7 +138,7 @@ def _facts(info: DatasetInfo, found: Totals) -> list[str]:
     rows = [
         ("classes without images", f"{(found.class_counts == 0).sum():,}"),
         ("shards", f"{len(info.shards):,}"),
-        ("size", progress.size(size)),
+        ("size", units.size(size)),
         ("left out", f"{info.rejects:,}"),
         ("changed", ", ".join(f"{count:,} {reason}" for reason, count in found.recoded.items()) or "none"),
         ("EXIF orientation other than upright", f"{found.turned:,}"),

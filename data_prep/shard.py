@@ -23,7 +23,7 @@ from data_prep.sources.source import Source
 from data_prep.work_folder import alone
 from data_prep.writing import build_shard, finalize
 from data_prep.writing.build_shard import ShardTask
-from pipeline.core import cli, errors, files, results
+from pipeline.core import cli, errors, files, results, units
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
 from pipeline.dataset import class_lists
@@ -70,7 +70,7 @@ def main(args: list[str] | None = None) -> int:
         there = next(path for path in (options.output, *options.output.absolute().parents) if path.exists())
         raise UserError(
             f"the disk of OUTPUT {str(options.output)!r} is full ({error.strerror}; "
-            f"{progress.size(shutil.disk_usage(there).free)} free): make room and run the same command again, "
+            f"{units.size(shutil.disk_usage(there).free)} free): make room and run the same command again, "
             "finished shards are kept"
         ) from None
     finally:
@@ -195,10 +195,10 @@ def _make_shards(options: Options, source: Source, found: Planned, every: list[t
     allowed = max(FREE_DEFECTS, int(budget(options.failure_budget) * images))
     total = sum(found.samples.values())
     defects = collections.Counter({reason: count * images // total for reason, count in found.defects.items()})
-    with progress.Bar("writing", images, "images") as bar:
+    with progress.counting("writing", images, "images") as report:
 
         def on_report(counts: process_pool.Report) -> None:
-            bar.report(counts)
+            report(counts)
             known = {"images", "bytes", "kept", *NOT_DEFECTS}
             defects.update({reason: count for reason, count in counts.items() if reason not in known})
             if defects.total() > allowed:
@@ -225,8 +225,8 @@ def _check_room(options: Options, found: Planned, tasks: list[ShardTask], shards
     free = shutil.disk_usage(options.output).free
     if needed > free and not options.resize:
         raise UserError(
-            f"OUTPUT {str(options.output)!r} needs about {progress.size(int(needed))} and its disk has "
-            f"{progress.size(free)} free: make room, or give another folder"
+            f"OUTPUT {str(options.output)!r} needs about {units.size(int(needed))} and its disk has "
+            f"{units.size(free)} free: make room, or give another folder"
         )
 
 
@@ -236,10 +236,10 @@ def _with_stream(options: Options, source: Source, tasks: list[ShardTask]) -> li
     todo = [task for task in tasks if not _is_finished(task)]
     if not todo:
         return tasks
-    with progress.Bar("reading the stream again", 0, "images") as bar:
+    with progress.counting("reading the stream again", 0, "images") as report:
         wanted = [(task.plan, task.shard, task.locations) for task in todo]
         stream_buckets.lay_down_shards(
-            wanted, {name: location for location, name in source.names.items()}, folder, bar.report
+            wanted, {name: location for location, name in source.names.items()}, folder, report
         )
     laid_down = {
         (task.split, task.shard): stream_buckets.group_path(folder, number) for number, task in enumerate(todo)
@@ -282,7 +282,7 @@ def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: floa
             return
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     print(f"{options.output}: {samples} images of {info.classes:,} classes in {len(info.shards):,} shards, ", end="")
-    print(f"{progress.size(size)}, {seconds:.0f} s")
+    print(f"{units.size(size)}, {seconds:.0f} s")
     for reason, count in reasons.most_common():
         print(f"  left out: {count:,} {reason}")
     if reasons:

@@ -63,8 +63,8 @@ def main(args: list[str] | None = None) -> int:
     balance: dict[str, int] = {}
     if not findings:  # else the index can't say where the samples are
         work = [(piece, options.decode) for piece in pieces(options.dataset, info)]
-        with progress.Bar("verifying", sum(info.samples.values()), "images") as bar:
-            for found in workers.run(check_shard, work, options.workers, bar.report):
+        with progress.counting("verifying", sum(info.samples.values()), "images") as report:
+            for found in workers.run(check_shard, work, options.workers, report):
                 findings += found
         findings += check_labels(options.dataset, info)
         order = {split: order_statistic(options.dataset, split) for split in info.samples}

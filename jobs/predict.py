@@ -1,9 +1,9 @@
 """python -m jobs.predict MODEL IMAGE|FOLDER|TAR ...: what a model sees in pictures."""
 
 import json
-import sys
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +16,8 @@ from pipeline.core.files import check_can_make, check_local
 
 if TYPE_CHECKING:
     from pipeline.inference.predictions import Answer
+
+logger = logging.getLogger("jobs.predict")
 
 DESCRIPTION = """Classify pictures: the five likeliest classes of each, with names and probabilities.
 
@@ -62,6 +64,7 @@ def main() -> int:
     check(config)
     import torch  # after the command line is known to be good
 
+    from pipeline.core.progress import Bar
     from pipeline.distributed.process_group import make_accelerator
     from pipeline.inference.classifier import open_classifier
     from pipeline.inference.image_files import find
@@ -84,25 +87,26 @@ def main() -> int:
     bad = 0
     began = time.monotonic()
     paths = (config.csv, config.parquet) if accelerator.is_main_process else ("", None)
-    with Files(*paths, known, top) as files:
-        rounds = predictions(
-            classifier,
-            pictures,
-            accelerator,
-            top=config.top,
-            batch=config.batch,
-            workers=config.workers,
-            rollouts=config.rollout,
-        )
-        shown = accelerator.is_main_process and sys.stderr.isatty()
-        for answers in progress(rounds, config.batch * accelerator.num_processes, len(pictures), shown=shown):
+    rounds = predictions(
+        classifier,
+        pictures,
+        accelerator,
+        top=config.top,
+        batch=config.batch,
+        workers=config.workers,
+        rollouts=config.rollout,
+    )
+    bar = Bar("classifying", len(pictures), "images", shown=accelerator.is_main_process)
+    with Files(*paths, known, top) as files, bar:
+        for answers in rounds:
+            bar.advance(len(answers))
             if accelerator.is_main_process:
                 files.add(answers)
                 first += answers[: max(0, SHOWN - len(first))]
                 for answer in answers:
                     bad += bool(answer.error)
                     if answer.error and bad <= NAMED:
-                        print(f"warning: {answer.image} is left out: {answer.error}", file=sys.stderr, flush=True)
+                        logger.warning("%s is left out: %s", answer.image, answer.error)
         if accelerator.is_main_process and bad == len(pictures):
             raise UserError(f"none of the {bad} pictures could be read, the first reason: {first[0].error}")
     if accelerator.is_main_process and config.csv != results.STDOUT:
@@ -133,21 +137,6 @@ def check(config: PredictConfig) -> None:
         raise UserError(f"--rollout {str(config.rollout)!r} is a file: name a folder")
     if config.rollout is not None:
         check_can_make(config.rollout, "--rollout")
-
-
-def progress(rounds: "Iterator[list[Answer]]", size: int, images: int, *, shown: bool) -> "Iterator[list[Answer]]":
-    """Pass ``rounds`` of ``size`` images on, showing images done, their rate and the time that remains on stderr."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    console = terminal.console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown, transient=True) as bar:
-        task = bar.add_task("classify", total=images, rate="")
-        began = time.monotonic()
-        for number, answers in enumerate(rounds, 1):
-            done = min(number * size, images)
-            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - began):,.0f} images/s")
-            yield answers
 
 
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:

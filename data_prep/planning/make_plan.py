@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep import process_pool as workers
-from data_prep import progress, tables, work_folder
+from data_prep import tables, work_folder
 from data_prep.planning import stream_buckets
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.partition import write_plan
@@ -30,6 +30,7 @@ from data_prep.tables import CATALOGUE
 from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
+from pipeline.core.progress import Bar
 from pipeline.dataset import class_lists
 from pipeline.dataset.format import REJECTS_SCHEMA
 from pipeline.imaging.file_names import DATASET_ENDINGS
@@ -211,16 +212,14 @@ def _scanned(output: Path, source: Source, options: PlanOptions) -> Iterator[tup
     """(images, rejects) tables of the whole source."""
     parts = find_parts(source)
     if source.seekable:
-        with progress.Bar("scanning", len(parts), "parts") as bar:
+        with Bar("scanning", len(parts), "parts") as bar:
             for found in workers.run(read_parts.scan_part, parts, options.workers):
-                bar.report({"images": 1})
+                bar.advance()
                 yield found
         return
     size = sum(item[1] for item in _fingerprint(source))
-    with progress.Bar("reading the stream", size, "bytes") as bar:
-        rows: Iterator[Row] = (
-            row for part in parts for row in read_parts.rows(part, lambda count: bar.report({"images": count}))
-        )
+    with Bar("reading the stream", size, "bytes") as bar:
+        rows: Iterator[Row] = (row for part in parts for row in read_parts.rows(part, bar.advance))
         if options.tasks == 1:
             rows = stream_buckets.lay_down(rows, files.fresh(stream_folder(output)), options.seed)
         batch: list[Row] = []

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import xxhash
 from pyarrow import ipc
 
-from data_prep import progress
 from data_prep.planning import assignment
 from data_prep.planning.assignment import SplitRule
 from data_prep.tables import _OPTIONS, CATALOGUE, PLAN, Writer, batches, whole
+from pipeline.core.progress import Bar
 from pipeline.dataset.format import REJECTS_SCHEMA
 
 BUCKET_ROWS = 65_536  # about 100 MB while a bucket is sorted, and 217 files open for 14.2 million images
@@ -57,12 +57,12 @@ def write_plan(
 
     splits = [rule.split, rule.held_out] if rule.fraction or rule.first else [rule.split]
     sums: dict[str, dict[str, int]] = {}
-    with progress.Bar("planning", (1 + len(splits)) * buckets, "parts") as bar:
+    with Bar("planning", (1 + len(splits)) * buckets, "parts") as bar:
 
         def reported(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             for table in tables:
                 yield table
-                bar.report({"images": 1})
+                bar.advance()
 
         by_class = _partition(batches(catalogue), CATALOGUE, _class_bucket, buckets, folder / "class")
         by_hash = _partition(reported(keyed()), PLAN, _hash_bucket, buckets, folder / "hash")

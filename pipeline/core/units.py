@@ -10,3 +10,8 @@ def duration(seconds: float) -> str:
     if hours:
         text = f"{hour:02d}:{text}"
     return f"{days}d {text}" if days else text
+
+
+def size(count: int) -> str:
+    """Bytes: ``2.34 GB`` or ``23.4 MB``."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

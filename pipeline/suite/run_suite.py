@@ -1,6 +1,5 @@
 """The side of the suite that runs the model: opened once, then one set after another; collective over the processes."""
 
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from pipeline.checkpoint import format as checkpoint
-from pipeline.core import terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
+from pipeline.core.progress import Bar
 from pipeline.distributed.process_group import make_accelerator
 from pipeline.inference.classifier import Classifier, open_classifier
 from pipeline.inference.image_files import Picture
@@ -127,15 +126,9 @@ class Suite:
         return {"samples": samples, **corruption_scores(errors), **each}
 
     def _count(self, data: Labelled, rows: Sequence[int], title: str) -> Counts:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         known = self.classifier.known
         group_C = members(data.classes, [entry.wnid for entry in known.classes], data.title)
-        console = terminal.console(stderr=True)
-        shown = self.rank == 0 and sys.stderr.isatty()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not shown, transient=True) as bar:
-            task = bar.add_task(title, total=len(rows))
+        with Bar(title, len(rows), "images", shown=self.rank == 0) as bar:
             counts = accuracy(
                 self.classifier,
                 [data.pictures[row] for row in rows],
@@ -148,7 +141,7 @@ class Suite:
                 world_size=self.world_size,
                 reduce=self._sum,
                 gather=self._gather,
-                advance=lambda done: bar.advance(task, done),
+                advance=bar.advance,
             )
         if counts.damaged:
             more = f" and {len(counts.damaged) - MOST_NAMED} more" if len(counts.damaged) > MOST_NAMED else ""

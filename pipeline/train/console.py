@@ -1,55 +1,14 @@
-"""What rank 0 shows of a training: the text of its log lines, and a progress bar on a terminal."""
+"""What rank 0 logs of a training, as text."""
 
-import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Self
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.config.schema import USUAL_MFU, accumulation
-from pipeline.core import log, terminal
 from pipeline.core.units import duration
 from pipeline.model.flops import training_hours
 from pipeline.train.state import Run
 
 LONG_RUN = 7 * 24.0  # hours; a longer one is warned of
 LONG_STEP = 1 / 6  # hours, the same
-
-
-class Bar:
-    """A progress bar on a terminal, where ``shown``; the log's lines go above it meanwhile. A context manager."""
-
-    def __init__(self, start: int, steps: int, *, shown: bool) -> None:
-        self._start, self._steps, self._began = start, steps, time.monotonic()
-        self._progress: Progress | None = None
-        self._lines: AbstractContextManager[None] = nullcontext()
-        console = terminal.console(stderr=True)
-        if shown and console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-            self._progress = Progress(*columns, console=console)
-            self._task = self._progress.add_task("", total=steps, completed=start)
-            self._lines = log.written_by(
-                lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
-            )
-
-    def __enter__(self) -> Self:
-        self._lines.__enter__()
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        self._lines.__exit__(None, None, None)
-
-    def step(self, step: int, loss: float) -> None:
-        if self._progress is not None:
-            done = max(step - self._start, 1)  # a roll-back may lead behind the start
-            seconds = (time.monotonic() - self._began) / done  # per step, evaluations included
-            left = duration((self._steps - step) * seconds)
-            self._progress.update(self._task, completed=step, description=f"loss {loss:.4f}  ETA {left}")
 
 
 def headline(run: Run) -> str:

@@ -19,6 +19,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
 from pipeline.core.files import flush
 from pipeline.core.log import ONCE
+from pipeline.core.progress import Bar
 from pipeline.core.retry import UnreadableError
 from pipeline.distributed import process_group
 from pipeline.evaluation.accuracy import evaluate
@@ -31,7 +32,7 @@ from pipeline.runs.goodput import account, summary
 from pipeline.runs.records import read_lines, read_record
 from pipeline.train import anomalies, detectors
 from pipeline.train.anomalies import examine
-from pipeline.train.console import Bar, expectation, finished_line, headline, progress_line
+from pipeline.train.console import expectation, finished_line, headline, progress_line
 from pipeline.train.profiler import profile
 from pipeline.train.setup import prepare, start
 from pipeline.train.state import Progress, Run
@@ -66,7 +67,7 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
     if run.meta is not None:
         progress.skipped, progress.rollbacks, progress.undone = run.meta.skipped, run.meta.rollbacks, run.meta.undone
     try:
-        with Bar(run.start_step, job.steps, shown=job.ranks.rank == 0) as bar:
+        with Bar("training", job.steps, "steps", start=run.start_step, shown=job.ranks.rank == 0, lines=False) as bar:
             logger.info("%s", headline(run), extra=ONCE)
             if too_long := expectation(run):
                 logger.warning("%s", too_long, extra=ONCE)
@@ -145,7 +146,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
             if config.train.average:
                 engine.update_average(config.train.average)
             tick()
-            bar.step(progress.step, done.loss)
+            bar.update(progress.step, f"loss {done.loss:.4f}")
             first = progress.step == run.start_step + 1  # it tells how long the run will take
             if first or due(progress.step, config.train.log_every, steps) or done.stopping:
                 log_step(run, progress, done, lr)

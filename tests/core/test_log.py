@@ -1,13 +1,10 @@
 """Messages of commands and of ranks (pipeline/core/log.py): who says what, and when."""
 
 import logging
-import os
 import re
-import select
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -76,42 +73,3 @@ def test_a_full_disk_does_not_end_a_training() -> None:
     program = "import logging; from pipeline.core import log; log.set_up(); logging.getLogger('pipeline').error('gone')"
     with open("/dev/full", "w") as full:  # noqa: PTH123
         subprocess.run([sys.executable, "-c", program], stderr=full, check=True, timeout=60)
-
-
-def test_lines_do_not_tear_a_progress_bar() -> None:
-    """On a real terminal: each message is a line of its own, and the bar is drawn again below it."""
-    program = """
-import logging
-from pipeline.core import log
-from pipeline.train.console import Bar
-log.set_up(0, 1, stamped=True)
-with Bar(0, 10, shown=True) as bar:
-    for step in range(1, 11):
-        bar.step(step, 1.5)
-        logging.getLogger("pipeline").info("step %d/10", step)
-"""
-    master, slave = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=slave,
-        stderr=slave,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "90"},
-    )
-    os.close(slave)
-    seen = b""
-    timer = threading.Timer(60, process.kill)
-    timer.start()
-    while select.select([master], [], [], 60)[0]:
-        try:
-            seen += os.read(master, 65536)
-        except OSError:  # the terminal's other end is closed
-            break
-    timer.cancel()
-    assert process.wait() == 0, seen
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    lines = [line for line in re.split(r"[\r\n]+", plain) if "info:" in line]
-    assert [re.sub(f"^{STAMP} .* 0/1 ", "", line).rstrip() for line in lines] == [
-        f"info: step {step}/10" for step in range(1, 11)
-    ]
-    assert "10/10" in plain
-    assert "loss 1.5000" in plain

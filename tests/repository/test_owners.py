@@ -48,3 +48,23 @@ def test_locks_have_one_owner() -> None:
         if isinstance(node, ast.Import) and any(item.name == "fcntl" for item in node.names)
     }
     assert importing == LOCKING
+
+
+def test_progress_bars_have_one_owner() -> None:
+    assert {name for name, tree in sources() if "rich.progress" in imported(tree)} == {"pipeline/core/progress.py"}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Names of the modules that are imported, the names that are taken from them among them."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {item.name for item in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(f"{node.module}.{item.name}" for item in node.names)}
+    return names
+
+
+def test_imports_are_found_in_every_form() -> None:
+    for line in ("import rich.progress", "from rich.progress import Progress", "from rich import progress"):
+        assert "rich.progress" in imported(ast.parse(line)), line

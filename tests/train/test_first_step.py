@@ -17,11 +17,11 @@ def test_the_bar_moves_with_every_step_and_step_1_is_logged(digits: Path, tmp_pa
     run = tmp_path / "run"
     command = job(run, digits, "--train.log-every", 1000, "--train.global-batch", 1024, steps=1000)
     with Terminal((executable(), "-m", *command)) as terminal:
-        terminal.wait_for(" 4/1000")
+        terminal.wait_for(" 4/1,000 steps")
         terminal.press(CTRL_C)
         assert terminal.wait() == 130, terminal.text
         assert re.search(r"info: step 1/1000  loss \d.* ETA \d\d:\d\d", terminal.text), terminal.text
-        assert re.search(r" 3/1000 .* loss \d\.\d+  ETA \d", terminal.text), terminal.text
+        assert re.search(r" 3/1,000 steps, .* ETA \d\d:\d\d.*, loss \d\.\d+", terminal.text), terminal.text
         assert "warning: this run is expected" not in terminal.text
     lines, _ = records.read_lines(run / records.METRICS)
     assert lines[0].step == 1
