@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.vit import COMMANDS
 from pipeline.config import schema
+from pipeline.config.fields import FIELDS
 from pipeline.config.recipes import FINETUNE, PRETRAIN
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[1]
 COLUMNS = 100  # of the help texts
+ON_RESUME = {"fixed": "fixed", "free": "may change", "retuned": "may change, logged", "inherited": "fixed"}
 # One process prints every command's help: importing the packages twenty times would take a minute
 PRINT_HELP = """
 import sys
@@ -58,22 +60,26 @@ def commands() -> str:
 
 
 def config_fields() -> str:
-    """Every field of a run's configuration: option, type, default, meaning."""
+    """Every field of a run's configuration: option, values and range, default, whether it may change, meaning."""
     page = [
         "# Configuration fields\n",
         "Options of `vit pretrain`, `vit finetune` and `vit sweep`. The defaults are those of a bare configuration; "
-        "a [recipe](recipes.md) sets its own, which `vit pretrain RECIPE --help` lists.\n",
+        "a [recipe](recipes.md) sets its own, which `vit pretrain RECIPE --help` lists. *On resume* says whether a run that "
+        "is resumed may have another value than it started with.\n",
     ]
     for title, prefix, kind in [("Run", "", schema.RunConfig), *_groups(schema.RunConfig)]:
-        page.append(f"\n## {title}\n\n| option | values | default | meaning |\n|---|---|---|---|")
+        page.append(f"\n## {title}\n\n| option | values | default | on resume | meaning |\n|---|---|---|---|---|")
         meanings = dict(_field_docstrings(kind))
         for field in dataclasses.fields(kind):
             if dataclasses.is_dataclass(field.default):
                 continue
             option = f"--{prefix}{field.name.replace('_', '-')}"
-            values = _type_name(typing.get_type_hints(kind)[field.name])
+            facts = FIELDS[prefix + field.name]
+            values = _type_name(typing.get_type_hints(kind)[field.name]) + (f", {facts.limits}" if facts.limits else "")
             default = "" if field.default in ("", Path(), None, ()) else f"`{field.default}`"
-            page.append(f"| `{option}` | {values} | {default} | {_cell(meanings.get(field.name, ''))} |")
+            page.append(
+                f"| `{option}` | {values} | {default} | {ON_RESUME[facts.resume]} | {_cell(meanings.get(field.name, ''))} |"
+            )
     return "\n".join(page) + "\n"
 
 
