@@ -64,8 +64,8 @@ def config_fields() -> str:
     page = [
         "# Configuration fields\n",
         "Options of `vit pretrain`, `vit finetune` and `vit sweep`. The defaults are those of a bare configuration; "
-        "a [recipe](recipes.md) sets its own, which `vit pretrain RECIPE --help` lists. *On resume* says whether a run that "
-        "is resumed may have another value than it started with.\n",
+        "a [recipe](recipes.md) sets its own, which `vit pretrain RECIPE --help` lists. *On resume* says whether a "
+        "resumed run may have another value than it started with.\n",
     ]
     for title, prefix, kind in [("Run", "", schema.RunConfig), *_groups(schema.RunConfig)]:
         page.append(f"\n## {title}\n\n| option | values | default | on resume | meaning |\n|---|---|---|---|---|")
@@ -77,9 +77,8 @@ def config_fields() -> str:
             facts = FIELDS[prefix + field.name]
             values = _type_name(typing.get_type_hints(kind)[field.name]) + (f", {facts.limits}" if facts.limits else "")
             default = "" if field.default in ("", Path(), None, ()) else f"`{field.default}`"
-            page.append(
-                f"| `{option}` | {values} | {default} | {ON_RESUME[facts.resume]} | {_cell(meanings.get(field.name, ''))} |"
-            )
+            cells = (f"`{option}`", values, default, ON_RESUME[facts.resume], _cell(meanings.get(field.name, "")))
+            page.append(f"| {' | '.join(cells)} |")
     return "\n".join(page) + "\n"
 
 
