@@ -1,24 +1,21 @@
 """A finished run's model in MLflow: loadable by mlflow.pyfunc, in the registry, the best one called ``champion``."""
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.files import read_json_list
 from pipeline.core.source import PACKAGE
 from pipeline.runs import provenance
-from pipeline.runs.folder import CLASSES, CONFIG, FACTS, complete
+from pipeline.runs.folder import CONFIG, FACTS, complete
 from pipeline.runs.records import Line, Record
 from pipeline.tracking.description import read_json
 
 CHAMPION = "champion"
-REQUIREMENTS = (  # of what mlflow_classifier.py imports
-    "torch", "numpy", "pandas", "safetensors", "simplejpeg", "opencv-python-headless", "pillow", "pyarrow", "tyro",
-    "xxhash",
+REQUIREMENTS = (  # what pyfunc_model.py imports, in pipeline as well
+    "torch", "numpy", "pandas", "safetensors", "simplejpeg", "opencv-python-headless", "pillow", "xxhash",
 )  # fmt: skip
 
 
@@ -63,22 +60,30 @@ def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str,
 
 def _register(mlflow: Any, run_dir: Path, run_id: str, name: str) -> tuple[str, Any]:
     """Log the model to the run and register it; its id and version."""
-    config = read_json(run_dir / CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        write_weights(run_dir, folder)
+        parts = model_parts(run_dir, Path(scratch) / "model")
         with mlflow.start_run(run_id):
-            logged = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"model": str(folder)},
-                code_paths=[str(PACKAGE)],
-                pip_requirements=[f"{package}=={provenance.version(package)}" for package in REQUIREMENTS],
-                signature=signature(),
-                input_example=example(config["model"]["image_size"]),
-                registered_model_name=name,
-            )
+            logged = mlflow.pyfunc.log_model(name="model", registered_model_name=name, **parts)
     return str(logged.model_id), logged.registered_model_version
+
+
+def model_parts(run_dir: Path, folder: Path) -> dict[str, Any]:
+    """Write the newest checkpoint's model to ``folder``, which must not exist; return the arguments of MLflow's
+    pyfunc.log_model and save_model that make a model of it. The package's whole code goes with the weights, so that
+    the model loads on machines that don't have this project. Raises UserError."""
+    from pipeline.interop import export, trained_model
+
+    trained = trained_model.load(run_dir)
+    folder.mkdir(parents=True)
+    export.write(folder, "safetensors", trained)
+    return {
+        "python_model": str(Path(__file__).with_name("pyfunc_model.py")),
+        "artifacts": {"model": str(folder)},
+        "code_paths": [str(PACKAGE)],
+        "pip_requirements": [f"{package}=={provenance.version(package)}" for package in REQUIREMENTS],
+        "signature": signature(),
+        "input_example": example(trained.description.model.image_size),
+    }
 
 
 def registered_name(run_dir: Path, record: Record) -> str:
@@ -100,27 +105,6 @@ def _is_better(client: Any, name: str, top1: float) -> bool:
     except MlflowException:  # no champion yet
         return True
     return float(champion.get("top1") or 0.0) < top1
-
-
-def write_weights(run_dir: Path, folder: Path) -> None:
-    """What mlflow_classifier.py loads: weights.safetensors and model.json."""
-    from pipeline.checkpoint import format as checkpoint
-    from pipeline.config.serialize import to_dict
-    from pipeline.core.tensor_files import save_tensors
-    from pipeline.interop.trained_model import trained_upright
-
-    config, _, weights = checkpoint.read_model(run_dir)
-    folder.mkdir(parents=True)
-    save_tensors(weights, folder / "weights.safetensors")
-    classes = read_json_list(run_dir / CLASSES)
-    facts = {
-        "model": to_dict(config.model),
-        "loss": config.train.loss,
-        "resize": config.data.eval_resize,
-        "upright": trained_upright(read_json(run_dir / FACTS)),
-        "classes": classes,
-    }
-    (folder / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def signature() -> Any:

@@ -36,8 +36,12 @@ def make_run(
     weights: Mapping[str, torch.Tensor] | None = None,
     average: bool = False,
     wnids: Sequence[str] = OWN_CLASSES,
+    upright: bool = False,
 ) -> VisionTransformer:
-    """A run folder with one checkpoint, in the files that training writes. ``weights``: random ones where None."""
+    """A run folder with one checkpoint, in the files that training writes.
+
+    ``weights``: random ones if None; ``upright``: whether the training dataset was made with --upright.
+    """
     model = random_model(model_config, len(wnids)).eval()
     if weights:
         model.load_state_dict(dict(weights))
@@ -58,7 +62,9 @@ def make_run(
     (checkpoint / "meta.json").write_text(json.dumps(asdict(meta)))
     classes = [{"wnid": wnid, "name": f"name {index}"} for index, wnid in enumerate(wnids)]
     (run / "classes.json").write_text(json.dumps(classes))
-    (run / "run.json").write_text(json.dumps({"parent": {"run_dir": str(run.parent / "the-parent"), "step": 3}}))
+    datasets = [{"context": "train", "upright": upright}, {"context": "eval", "upright": False}]
+    parent = {"run_dir": str(run.parent / "the-parent"), "step": 3}
+    (run / "run.json").write_text(json.dumps({"parent": parent, "datasets": datasets}))
     return model
 
 

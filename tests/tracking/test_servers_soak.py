@@ -202,7 +202,7 @@ def test_a_training_and_its_model(lab: Lab, client: MlflowClient, seven_digits: 
     assert run.info.status == "FINISHED"
     assert on_server(client, run.info.run_id) == in_folder(run_dir)
     stored = {item["Key"]: item["Size"] for item in lab.s3.list_objects_v2(Bucket="mlflow")["Contents"]}
-    assert {Path(key).name for key in stored} >= {"config.json", "curves.png", "weights.safetensors", "packages-1.txt"}
+    assert {Path(key).name for key in stored} >= {"config.json", "curves.png", "model.safetensors", "packages-1.txt"}
     (registered,) = client.search_registered_models()
     assert registered.name.startswith("lab-tiny-pretrain-")
     model = mlflow.pyfunc.load_model(f"models:/{registered.name}@champion")
