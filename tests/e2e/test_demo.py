@@ -51,4 +51,4 @@ def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:
     database.close()
     assert names == {"pretrain", "finetune", "scratch"}
     assert tags["parent_mlflow_run_id"] == ids["pretrain"]
-    assert steps == 2  # steps 10 and 12: the recipe logs every tenth, and the last
+    assert steps == 3  # steps 1, 10 and 12: the recipe logs the first, every tenth and the last
