@@ -1,4 +1,4 @@
-"""``python -m data_prep.audit``: the former name of data_prep.overlap."""
+"""``python -m data_prep.audit``: the former name of vit overlap."""
 
 from data_prep.overlap import main
 from pipeline.core import cli

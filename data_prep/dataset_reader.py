@@ -1,4 +1,4 @@
-"""Reading finished data sets shard by shard, as the commands that check, show and compare them do."""
+"""Read finished datasets shard by shard, for the commands that check, show and compare them."""
 
 import os
 import tempfile
@@ -30,7 +30,7 @@ class Piece:
 
 
 def pieces(folder: Path, info: DatasetInfo) -> list[Piece]:
-    """One piece a shard, in index order."""
+    """One piece per shard, in index order."""
     found, row = [], 0
     for shard in info.shards:
         found.append(Piece(folder, shard, row))
@@ -54,7 +54,7 @@ def rows_of(piece: Piece, columns: list[str] | None = None) -> pa.Table:
 
 
 def batches(folder: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """The index's row groups, some columns of them, one in memory at a time."""
+    """Some columns of the index, one row group in memory at a time."""
     with open_parquet(folder / "index.parquet") as index:
         for group in range(index.num_row_groups):
             yield _row_group(index, group, columns, folder)
@@ -66,27 +66,29 @@ def _row_group(index: pq.ParquetFile, group: int, columns: list[str] | None, fol
 
 
 def check_workers(count: int) -> None:
-    """Raise UserError for a number of processes that makes no sense."""
+    """Raise UserError unless at least one worker process was asked for."""
     if count < 1:
         raise UserError(f"--workers {count} must be at least 1")
 
 
 def check_out(path: Path) -> None:
-    """Raise UserError where no file can be written to ``path``: better at once than after hours of reading."""
+    """Raise UserError if no file can be written to ``path``: better now than after hours of reading."""
     check_local(path, "--out")
     if path.is_dir():
-        raise UserError(f"--out {str(path)!r} is a folder: give a file in it")
+        raise UserError(f"--out {str(path)!r} is a folder: give the name of a file in it")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UserError(f"--out {str(path)!r}: its folder does not exist, make it first")
+        raise UserError(f"--out {str(path)!r}: its folder does not exist; create it first")
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"--out {str(path)!r}: its folder can't be written to ({error.strerror})") from None
+        raise UserError(
+            f"--out {str(path)!r}: its folder is not writable ({error.strerror}): give a file in another folder"
+        ) from None
 
 
 class OpenTar:
-    """Positioned reads on one shard's tar. A context manager. Raises UserError where it is missing or cut."""
+    """Positioned reads from one shard's tar. A context manager. Raises UserError if the tar is missing or truncated."""
 
     def __init__(self, piece: Piece) -> None:
         self._piece = piece
@@ -97,17 +99,17 @@ class OpenTar:
         try:
             self.fd = retry.open_file(path)
         except FileNotFoundError:
-            raise UserError(f"{str(path)!r} is missing: python -m data_prep.verify says what else is") from None
+            raise UserError(f"{str(path)!r} is missing: vit verify lists all that is missing") from None
         found = os.fstat(self.fd).st_size
         if found != size:
             os.close(self.fd)
             raise UserError(
-                f"{str(path)!r} is damaged ({found} bytes, not {size}): python -m data_prep.verify says what else is"
+                f"{str(path)!r} is damaged ({found} bytes, not {size}): vit verify lists all that is damaged"
             )
         return self
 
     def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes, fewer only at the file's end."""
+        """``size`` bytes; fewer only at the end of the file."""
         return retry.pread(self.fd, size, offset, self._piece.tar)
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""``python -m data_prep.overlap DATASET --against OTHER``: which images of one data set are also in another?"""
+"""``vit overlap DATASET --against OTHER``: find the images of one dataset that are also in another."""
 
 import collections
 import json
@@ -25,17 +25,17 @@ from pipeline.core import cli, errors, files, results
 from pipeline.core.errors import UserError
 from pipeline.dataset import format as dataset_format
 
-DESCRIPTION = """Find the images of DATASET that are also in OTHER, such as the test images that a training set holds:
-equal bytes by their hash, near-equal pictures (resized, recompressed) by a perceptual hash, confirmed by comparing the
-pictures. File names are not looked at: they prove nothing.
+DESCRIPTION = """Find the images of DATASET that are also in OTHER, such as test images in a training set. Identical
+files are found by the hash of their bytes, near-duplicates (resized, recompressed) by a perceptual hash and confirmed
+by comparing the images. File names are ignored: they prove nothing.
 
-Writes a removal list, a line each: key, key in OTHER, exact or near, correlation. `data_prep.shard --exclude` takes it.
-With DATASET and OTHER the same, finds its own duplicates and lists all but the first of each.
+Writes a removal list for `vit shard --exclude`, one line per image: key, key in OTHER, exact or near, correlation.
+If DATASET and OTHER are the same, finds duplicates within it and lists all but the first of each.
 
 Examples:
-  python -m data_prep.overlap data/imagenet21k --against data/imagenet1k-val
-  python -m data_prep.overlap data/imagenet21k --against data/imagenet1k-val --distance 0 --out leaks.tsv
-  python -m data_prep.shard fall11_whole.tar data/imagenet21k-clean --exclude leaks.tsv
+  vit overlap data/imagenet21k --against data/imagenet1k-val
+  vit overlap data/imagenet21k --against data/imagenet1k-val --distance 0 --out leaks.tsv
+  vit shard fall11_whole.tar data/imagenet21k-clean --exclude leaks.tsv
 """
 BLOCK = 4096  # images compared at a time
 
@@ -43,23 +43,24 @@ BLOCK = 4096  # images compared at a time
 @dataclass(frozen=True)
 class Options:
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """The data set to clean."""
+    """Dataset to clean."""
     against: Path
-    """The data set whose images must not be in it."""
+    """OTHER: the dataset whose images must not be in DATASET."""
     distance: int = 6
-    """Bits of 64 in which the perceptual hashes of near-equal pictures may differ, 0 to 7; -1: equal bytes only."""
+    """Near-duplicates' perceptual hashes may differ in at most this many of 64 bits, 0 to 7. -1: identical files
+    only."""
     correlation: float = 0.95
-    """Least correlation of two near-equal pictures' thumbnails."""
+    """Near-duplicates' thumbnails must correlate at least this much, above 0 to 1."""
     out: Path | None = None
-    """The removal list; DATASET-in-OTHER.tsv in this folder where not given."""
+    """File to write the removal list to. Default: DATASET-in-OTHER.tsv in the current folder."""
     workers: int = len(os.sched_getaffinity(0))
-    """Processes."""
+    """Worker processes. Default: one per available CPU core."""
     json: str = ""
-    """File to write the counts to as JSON; - is the standard output, instead of the text."""
+    """File to write the counts to as JSON; - for standard output, instead of the text."""
 
 
 class Prints(NamedTuple):
-    """What is compared of a data set's images, in index order; ``perceptual`` is empty where nobody asked for it."""
+    """The hashes of a dataset's images, in index order; ``perceptual`` is empty unless asked for."""
 
     exact: npt.NDArray[np.uint64]  # xxh3_64 of the bytes
     perceptual: npt.NDArray[np.uint64]
@@ -75,10 +76,10 @@ class Match(NamedTuple):
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="python -m data_prep.overlap", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="vit overlap", description=DESCRIPTION, args=args)
     workers.start_server()
     if not -1 <= options.distance <= 7:
-        raise UserError(f"--distance {options.distance} must be from 0 to 7, or -1 for equal bytes only")
+        raise UserError(f"--distance {options.distance} must be from 0 to 7, or -1 for identical files only")
     if not 0 < options.correlation <= 1:
         raise UserError(f"--correlation {options.correlation} must be above 0 and at most 1")
     check_workers(options.workers)
@@ -94,7 +95,7 @@ def main(args: list[str] | None = None) -> int:
         matches |= _near(own, other, own_prints.perceptual, other_prints.perceptual, options, itself, set(matches))
     wnids = [] if inputs.is_ours(options.dataset) else dataset_format.read_classes(options.dataset)["wnid"].to_pylist()
     lines = list(_lines(own, other, [matches[row] for row in sorted(matches)], wnids))
-    files.write_text(out, "# key\tkey in the other data set\tkind\tcorrelation\n" + "".join(lines))
+    files.write_text(out, "# key\tkey in the other dataset\tkind\tcorrelation\n" + "".join(lines))
     kinds = collections.Counter(match.kind for match in matches.values())
     count = len(own_prints.exact)
     if options.json:
@@ -102,8 +103,8 @@ def main(args: list[str] | None = None) -> int:
         results.write(options.json, json.dumps(facts) + "\n")
     if options.json != results.STDOUT:
         print(f"{len(matches):,} of {count:,} images of {options.dataset} are in {options.against}: ", end="")
-        print(f"{kinds['exact']:,} byte for byte, {kinds['near']:,} nearly; the list is {out}")
-        print(f"  to leave them out: python -m data_prep.shard INPUT OUTPUT --exclude {out}")
+        print(f"{kinds['exact']:,} identical, {kinds['near']:,} near-duplicates; list: {out}")
+        print(f"  to skip them: vit shard INPUT OUTPUT --exclude {out}")
     return errors.EXIT_DONE
 
 
@@ -116,7 +117,7 @@ def _prints(work: list[Piece], options: Options, what: str) -> Prints:
 
 
 def prints_of(item: tuple[Piece, bool]) -> Prints:
-    """The hashes of one shard's images; those that the index lacks are computed."""
+    """The hashes of one shard's images; hashes that the index lacks are computed."""
     piece, perceptual = item
     cv2.setNumThreads(1)
     rows = rows_of(piece, ["offset", "size", "xxh3_64"])
@@ -131,13 +132,13 @@ def prints_of(item: tuple[Piece, bool]) -> Prints:
                 try:
                     seen[row] = perceptual_hash.of_thumbnail(perceptual_hash.thumbnail(data))
                 except ValueError:
-                    seen[row] = 0  # undecodable: like nothing else
+                    seen[row] = 0  # undecodable: matches nothing
             workers.report({"images": 1, "bytes": size})
     return Prints(exact, seen)
 
 
 def _exact(own: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64], itself: bool) -> dict[int, Match]:
-    """By row of DATASET, the first row of OTHER with the same bytes."""
+    """For each row of DATASET that has one, the first row of OTHER with the same bytes."""
     order = np.argsort(other, kind="stable")
     place = np.minimum(np.searchsorted(other[order], own), len(other) - 1)
     first = order[place]
@@ -156,9 +157,9 @@ def _near(
     itself: bool,
     known: set[int],
 ) -> dict[int, Match]:
-    """Candidates by perceptual hash, each confirmed by comparing the two thumbnails; the best one a row."""
+    """Candidates by perceptual hash, each confirmed by comparing the two thumbnails; the best match per row."""
     found: dict[int, Match] = {}
-    mine, theirs = Pictures(own), Pictures(other)
+    mine, theirs = Thumbnails(own), Thumbnails(other)
     for start in range(0, len(own_hashes), BLOCK):
         queries, others = perceptual_hash.neighbours(own_hashes[start : start + BLOCK], other_hashes, options.distance)
         for row, other_row in zip((queries + start).tolist(), others.tolist(), strict=True):
@@ -170,8 +171,8 @@ def _near(
     return found
 
 
-class Pictures:
-    """Thumbnails by index row, the last ones kept."""
+class Thumbnails:
+    """Thumbnails by index row; the latest are kept in memory."""
 
     def __init__(self, work: list[Piece]) -> None:
         self._pieces = work
@@ -194,7 +195,10 @@ class Pictures:
 
 
 def _lines(own: list[Piece], other: list[Piece], matches: list[Match], wnids: list[str]) -> Iterator[str]:
-    """Of the list. ``wnids``: of tars that somebody else wrote, whose samples get keys with their class from shard."""
+    """The lines of the removal list.
+
+    ``wnids``: class list of a dataset that vit index made; its keys are written as vit shard would write them.
+    """
     keys = _keys(own, {match.row for match in matches}, wnids)
     other_keys = _keys(other, {match.other_row for match in matches})
     for match in matches:

@@ -1,4 +1,4 @@
-"""Work spread over processes, with reports on the way and no process left behind."""
+"""Spread work over worker processes that report progress, and leave no process behind."""
 
 import multiprocessing
 import signal
@@ -23,12 +23,12 @@ BUILDS_TABLES = "pandas"  # half a second: pyarrow looks for it when it first ma
 Report = dict[str, int]  # counts since the last report
 
 _reports: "SimpleQueue[Report] | None" = None
-_waiting: Report = {}  # counts that were not passed on yet
-_passed_on = 0.0  # when
+_waiting: Report = {}  # counts not yet passed on
+_passed_on = 0.0  # time of the latest pass
 
 
 def report(counts: Report) -> None:
-    """Called in a worker, for each image if need be: pass counts on to the process that started it, now and then."""
+    """Pass counts from a worker to its parent, at most every REPORT_EVERY seconds; cheap enough to call per image."""
     if _reports is None:
         return
     for name, count in counts.items():
@@ -46,7 +46,7 @@ def _pass_on() -> None:
 
 
 def _reported(work: Callable[[Item], Result], item: Item) -> Result:
-    """``work(item)`` in a worker, and all that it has counted."""
+    """``work(item)`` in a worker; then pass on all of its counts."""
     try:
         return work(item)
     finally:
@@ -54,20 +54,20 @@ def _reported(work: Callable[[Item], Result], item: Item) -> Result:
 
 
 def start_server(*modules: str) -> ForkServerContext:
-    """Start the process that workers are forked from, unless it runs, without waiting for it: it takes half a second.
+    """Start the process that workers are forked from, unless it is running. Doesn't wait for it: that takes 0.5 s.
 
-    ``modules``: what this command's workers need beside PRELOADED. BUILDS_TABLES if they make arrays of Arrow; workers
-    that only read tables, as those of verify, start half a second sooner without.
+    ``modules``: what this command's workers need in addition to PRELOADED. BUILDS_TABLES if they make Arrow arrays;
+    workers that only read tables, such as those of verify, start half a second sooner without it.
 
-    Not a fork of this process, which has threads (the progress bar's, Arrow's). The server has imported what the work
-    needs, and what the command's own module imports, as each new process imports that module again (not the module
-    itself: runpy would warn of it).
+    Workers are not forked from this process, because it has threads (the progress bar's, Arrow's). The server preloads
+    what the work needs and what the command's module imports, since each worker imports that module again (preloading
+    the module itself would make runpy warn).
     """
     processes.short_socket_paths()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, *modules])
-    resource_tracker.ensure_running()  # which ends by unblocking SIGINT
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the server: Ctrl-C is the parent's to answer
+    resource_tracker.ensure_running()  # first, because it unblocks SIGINT at its end
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by the server: the parent handles Ctrl-C
     try:
         forkserver.ensure_running()
     finally:
@@ -83,7 +83,7 @@ def run(
 ) -> Iterator[Result]:
     """``work(item)`` for each item in ``workers`` processes; results in the order of ``items``.
 
-    The first exception of any item stops everything and is raised here.
+    The first exception raised for any item stops all work and is raised here.
     """
     context = start_server()
     source = iter(items)
@@ -107,7 +107,7 @@ def run(
         pool.shutdown()
     except BrokenProcessPool:
         raise UserError(
-            "a worker was killed, as the system does where memory runs out: give fewer --workers, and run again"
+            "a worker process was killed, most likely because memory ran out: run again with fewer --workers"
         ) from None
     except BaseException:
         for process in list((pool._processes or {}).values()):  # there is no public way to stop running work
@@ -124,6 +124,6 @@ def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) ->
 
 
 def _start(queue: "SimpleQueue[Report]") -> None:
-    global _reports  # noqa: PLW0603 what a process pool has instead of arguments
+    global _reports  # noqa: PLW0603 a process pool can't pass it as an argument
     _reports = queue
     processes.start_worker([signal.SIGINT])  # the parent stops us

@@ -12,7 +12,7 @@ MOST_REASONS = 4  # named by the bar
 
 @contextmanager
 def counting(what: str, total: int, unit: str) -> Iterator[Callable[[Report], None]]:
-    """A bar that reports advance: ``images`` (the things), ``bytes``, ``kept`` (shards), and rejects by reason."""
+    """A bar that reports advance: ``images`` (the items), ``bytes``, ``kept`` (shards), and rejects by reason."""
     sums: collections.Counter[str] = collections.Counter()
 
     def report(counts: Report) -> None:

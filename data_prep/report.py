@@ -1,4 +1,4 @@
-"""``python -m data_prep.report DATASET``: one self-contained HTML page that shows what a data set holds."""
+"""``vit report DATASET``: one self-contained HTML page about a dataset's content."""
 
 import base64
 import collections
@@ -23,16 +23,16 @@ from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo
 from pipeline.imaging.jpeg import decode_small
 
-DESCRIPTION = """Write a page about a data set: counts, classes, sizes of images and files, what was left out and why
-(with what can still be seen of it), and a sample of the images. The page is one file that needs nothing else.
+DESCRIPTION = """Write an HTML page about a dataset: counts, classes, sizes of images and files, skipped images with
+reasons (and thumbnails if they can be decoded in part), and random samples. The page is one self-contained file.
 
 Examples:
-  python -m data_prep.report data/imagenet21k
-  python -m data_prep.report data/imagenet21k --out report.html --samples 120
-  python -m data_prep.report data/imagenet21k --seed 1     # other samples
+  vit report data/imagenet21k
+  vit report data/imagenet21k --out report.html --samples 120
+  vit report data/imagenet21k --seed 1     # other samples
 """
 SIDE = 144  # pixels of a sample's longer side on the page
-MOST_REJECTS = 60  # shown with what can be seen of them
+MOST_REJECTS = 60  # shown on the page
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; background: #fff; max-width: 1180px; margin: 2em auto;
@@ -60,18 +60,18 @@ figcaption b { color: #1a202c; }
 @dataclass(frozen=True)
 class Options:
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """Folder of a finished data set."""
+    """Folder of a finished dataset."""
     out: Path | None = None
-    """The page; DATASET/report.html where not given."""
+    """File to write. Default: DATASET/report.html."""
     samples: int = 60
-    """Images to show of each split."""
+    """Number of random images to show per split."""
     seed: int = 0
-    """Chooses the images."""
+    """Seed that chooses these images."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What the index adds up to."""
+    """Sums over the index."""
 
     class_counts: npt.NDArray[np.int64]  # by class index
     short_sides: npt.NDArray[np.int64]  # counts in figures.SIDES
@@ -81,7 +81,7 @@ class Totals:
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="python -m data_prep.report", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="vit report", description=DESCRIPTION, args=args)
     if options.samples < 0:
         raise errors.UserError(f"--samples {options.samples} must be 0 or more")
     if options.seed < 0:
@@ -110,13 +110,13 @@ def page(options: Options, info: DatasetInfo) -> str:
         sections += [f"<h2>Samples: {escape(split)}</h2>", "<div class=grid>"]
         sections += [*_samples(options, info, split, names), "</div>"]
     body = "\n".join(sections)
-    title = f"<title>{escape(info.name)}: data set report</title>"
+    title = f"<title>{escape(info.name)}: dataset report</title>"
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'>{title}<style>{STYLE}</style>"
     return f"<!doctype html>\n<html lang=en>{head}\n<body>\n{body}\n</body></html>\n"
 
 
 def totals(folder: Path, info: DatasetInfo) -> Totals:
-    """Read the index once, a row group at a time."""
+    """Read the index once, one row group at a time."""
     classes = np.zeros(info.classes, np.int64)
     sides = np.zeros(len(report_figures.SIDES) - 1, np.int64)
     kilobytes = np.zeros(len(report_figures.KILOBYTES) - 1, np.int64)
@@ -139,9 +139,9 @@ def _facts(info: DatasetInfo, found: Totals) -> list[str]:
         ("classes without images", f"{(found.class_counts == 0).sum():,}"),
         ("shards", f"{len(info.shards):,}"),
         ("size", units.size(size)),
-        ("left out", f"{info.rejects:,}"),
-        ("changed", ", ".join(f"{count:,} {reason}" for reason, count in found.recoded.items()) or "none"),
-        ("EXIF orientation other than upright", f"{found.turned:,}"),
+        ("skipped files", f"{info.rejects:,}"),
+        ("changed images", ", ".join(f"{count:,} {reason}" for reason, count in found.recoded.items()) or "none"),
+        ("images not upright (EXIF orientation)", f"{found.turned:,}"),
         ("seed", str(info.seed)),
         ("options", ", ".join(f"{name} {value}" for name, value in info.options.items() if value not in ("", 0))),
         ("class list", info.classes_digest),
@@ -160,7 +160,7 @@ def _classes(found: Totals, names: list[str]) -> list[str]:
     else:
         table = _table(("", "class", "images"), rows, numbers={2})
     charts = {
-        "Images a class": report_figures.class_sizes(counts),
+        "Images per class": report_figures.class_sizes(counts),
         "Classes by size": report_figures.classes_by_size(counts),
     }
     return ["<h2>Classes</h2>", _figures(charts), table]
@@ -178,19 +178,19 @@ def _sizes(found: Totals) -> list[str]:
 
 def _rejects(folder: Path, info: DatasetInfo) -> list[str]:
     if not info.rejects:
-        return ["<h2>Left out</h2><p>Nothing.</p>"]
+        return ["<h2>Skipped files</h2><p>None.</p>"]
     table = dataset_format.read_rejects(folder)
     reasons = collections.Counter(table["reason"].to_pylist())
     share = max(4, MOST_REJECTS // len(reasons))
     chosen: list[dict[str, Any]] = []
     for reason in reasons:  # some of each reason
         own = table.filter(pc.equal(table["reason"], reason))
-        seen = own.filter(pc.is_valid(own["thumbnail"]))  # those that can be looked at first
+        seen = own.filter(pc.is_valid(own["thumbnail"]))  # those with a thumbnail first
         chosen += pa.concat_tables([seen, own.filter(pc.is_null(own["thumbnail"]))]).slice(0, share).to_pylist()
     shown = [_picture(row["thumbnail"], row["reason"], row["source"], row["detail"]) for row in chosen[:MOST_REJECTS]]
     counts = [(reason, f"{count:,}") for reason, count in reasons.most_common()]
-    table_of_reasons = _table(("reason", "images"), counts, numbers={1})
-    return ["<h2>Left out</h2>", table_of_reasons, "<p></p>", "<div class=grid>", *shown, "</div>"]
+    table_of_reasons = _table(("reason", "files"), counts, numbers={1})
+    return ["<h2>Skipped files</h2>", table_of_reasons, "<p></p>", "<div class=grid>", *shown, "</div>"]
 
 
 def _samples(options: Options, info: DatasetInfo, split: str, names: list[str]) -> Iterator[str]:
@@ -208,12 +208,12 @@ def _samples(options: Options, info: DatasetInfo, split: str, names: list[str]) 
                 texts = names[row["label"]], row["key"]
                 try:
                     yield _picture(thumbnail(tar.read(row["offset"], row["size"])), *texts)
-                except ValueError as error:  # tars made elsewhere were never checked
+                except ValueError as error:  # vit index doesn't decode images
                     yield _picture(None, *texts, str(error).strip())
 
 
 def thumbnail(jpeg: bytes) -> bytes:
-    """A JPEG of at most SIDE pixels on its longer side."""
+    """A JPEG whose longer side has at most SIDE pixels."""
     pixels_HWC = decode_small(jpeg, "RGB", SIDE, SIDE)
     scale = min(1.0, SIDE / max(pixels_HWC.shape[:2]))
     size = max(1, round(pixels_HWC.shape[1] * scale)), max(1, round(pixels_HWC.shape[0] * scale))
@@ -222,8 +222,8 @@ def thumbnail(jpeg: bytes) -> bytes:
 
 
 def _picture(jpeg: bytes | None, title: str, *texts: str) -> str:
-    """A picture, or the place of one that can't be shown, above its texts: two lines of each, all of it on hovering."""
-    seen = _image(jpeg, title) if jpeg else "<span class=missing>no picture</span>"
+    """A figure: the image, or a placeholder if there is none, above its texts, cut to two lines; hovering shows all."""
+    seen = _image(jpeg, title) if jpeg else "<span class=missing>not decodable</span>"
     lines = "".join(f"<span>{escape(text)}</span>" for text in texts)
     whole = escape("\n".join((title, *texts)))
     return f'<figure title="{whole}">{seen}<figcaption><b>{escape(title)}</b>{lines}</figcaption></figure>'

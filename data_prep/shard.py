@@ -1,4 +1,4 @@
-"""``python -m data_prep.shard INPUT OUTPUT``: raw images -> a shuffled, checked data set of WebDataset tars."""
+"""``vit shard INPUT OUTPUT``: raw images -> a shuffled, checked dataset of WebDataset tars."""
 
 import collections
 import json
@@ -29,33 +29,32 @@ from pipeline.core.files import is_remote
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
 
-DESCRIPTION = """Turn a raw image release into a data set: every image checked, all of them shuffled, written as
-WebDataset tars with an index, a class list, and a list of what was left out and why.
+DESCRIPTION = """Turn a raw image release into a dataset: all images checked, shuffled and written as WebDataset tars,
+with an index, a class list, and a list of the skipped images with reasons.
 
-INPUT: what you downloaded, be it fall11_whole.tar, winter21_whole.tar.gz, ILSVRC2012's train or val tar (the latter
-with --devkit), a folder of <wnid>.tar files, a folder of class folders, or WebDataset tars (their folder,
-shards-{000..099}.tar, pipe:COMMAND, s3://..., https://...). Nothing is unpacked to loose files. A killed run goes on
-where it was when started again. The same images, options and seed give the same bytes, whatever the number of workers
-and tasks.
+INPUT is what you downloaded: fall11_whole.tar, winter21_whole.tar.gz, ILSVRC2012's train or val tar (val with
+--devkit), a folder of <wnid>.tar files, a folder with one folder per class, or WebDataset tars (their folder,
+shards-{000..099}.tar, pipe:COMMAND, s3://..., https://...). Nothing is unpacked to loose files. If a run was stopped,
+the same command resumes it. The same images, options and seed give the same bytes, whatever the number of workers and
+tasks.
 
 Examples:
-  python -m data_prep.shard fall11_whole.tar data/imagenet21k --classes google21k
-  python -m data_prep.shard ILSVRC2012_img_val.tar data/imagenet1k-val --split val \\
-      --devkit ILSVRC2012_devkit_t12.tar.gz
-  python -m data_prep.shard photos/ data/photos --val-fraction 0.1 --resize short=256
-  python -m data_prep.shard fall11_whole.tar data/imagenet21k --task 3 --tasks 32   # one of a Slurm array, and
-  python -m data_prep.shard fall11_whole.tar data/imagenet21k --tasks 32 --finalize   # after all of them
+  vit shard fall11_whole.tar data/imagenet21k --classes google21k
+  vit shard ILSVRC2012_img_val.tar data/imagenet1k-val --split val --devkit ILSVRC2012_devkit_t12.tar.gz
+  vit shard photos/ data/photos --val-fraction 0.1 --resize short=256
+  vit shard fall11_whole.tar data/imagenet21k --task 3 --tasks 32      # one task of a Slurm array
+  vit shard fall11_whole.tar data/imagenet21k --tasks 32 --finalize    # when all tasks are done
 """
-FREE_DEFECTS = 10  # a failure budget says nothing about a handful of images
+FREE_DEFECTS = 10  # always allowed: a share says nothing about a handful of images
 FULL = (28, 122, 27)  # errno: no space left, quota exceeded, file size limit
 
 
 class StoppedError(BaseException):
-    """A signal asked for the end. Like KeyboardInterrupt it passes whatever handles any Exception."""
+    """A signal asked this process to stop. A BaseException, so that no ``except Exception`` swallows it."""
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="python -m data_prep.shard", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="vit shard", description=DESCRIPTION, args=args)
     process_pool.start_server("data_prep.writing.build_shard", process_pool.BUILDS_TABLES)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
@@ -70,7 +69,7 @@ def main(args: list[str] | None = None) -> int:
         there = next(path for path in (options.output, *options.output.absolute().parents) if path.exists())
         raise UserError(
             f"the disk of OUTPUT {str(options.output)!r} is full ({error.strerror}; "
-            f"{units.size(shutil.disk_usage(there).free)} free): make room and run the same command again, "
+            f"{units.size(shutil.disk_usage(there).free)} free): free some space and run the same command again; "
             "finished shards are kept"
         ) from None
     finally:
@@ -84,7 +83,7 @@ def _stop(*_: object) -> None:
 
 
 def run(options: Options) -> None:
-    """Make the data set, or the task's share of it. Raises UserError."""
+    """Make the dataset, or this task's share of it. Raises UserError."""
     started = time.monotonic()
     check(options)
     identity = content_options(options)
@@ -95,12 +94,12 @@ def run(options: Options) -> None:
     check_apart(options.input, options.output, source)
     check_splits(options, source)
     with alone(options.output, options.task):
-        if not _finished(options, identity, started):  # by the process that was here before
+        if not _finished(options, identity, started):  # by another process in the meantime
             _make(options, source, identity, started)
 
 
 def _finished(options: Options, identity: dict[str, Any], started: float) -> bool:
-    """Whether the data set is there; says what it holds. Raises UserError where it is another one, or incomplete."""
+    """Whether the dataset is finished; if so, print its summary. Raises UserError if it is another one or damaged."""
     if not (options.output / "dataset.json").is_file():
         return False
     info = dataset_format.read_info(options.output)
@@ -108,7 +107,7 @@ def _finished(options: Options, identity: dict[str, Any], started: float) -> boo
         options.output, {"name": info.name, "seed": info.seed, **info.options}, identity, "a finished"
     )
     finalize.check_sizes(options.output, info)
-    print(f"{options.output} is finished: nothing to do (INPUT was not looked at)", file=sys.stderr)
+    print(f"{options.output} is already finished: nothing to do (INPUT was not read)", file=sys.stderr)
     shutil.rmtree(work_folder.work_folder(options.output), ignore_errors=True)
     _summarise(options, info, time.monotonic() - started)
     return True
@@ -134,7 +133,7 @@ def _make(options: Options, source: Source, identity: dict[str, Any], started: f
 
 
 def check_apart(given: str, output: Path, source: Source) -> None:
-    """Raise UserError where what is written would be taken for INPUT (``given``), or overwrite it."""
+    """Raise UserError if the files of ``output`` could be mistaken for INPUT (``given``) or overwrite it."""
     folder = output.resolve()
     for location in (given, *source.locations):
         if is_remote(location):
@@ -142,35 +141,35 @@ def check_apart(given: str, output: Path, source: Source) -> None:
         path = Path(location).resolve()
         inside = path in (folder, *folder.parents) if path.is_dir() else path.parent == folder
         if inside:
-            raise UserError(f"OUTPUT {str(output)!r} is INPUT's own folder or lies in it: give another folder")
+            raise UserError(f"OUTPUT {str(output)!r} is INPUT's folder or inside it: give another folder")
 
 
 def check_splits(options: Options, source: Source) -> None:
-    """Raise UserError where images held out once would be trained on."""
+    """Raise UserError if images that were held out would end up in the training split."""
     held = splits_of(source)
     if len(held) > 1 and split_rule(options) == SplitRule(options.split):
         raise UserError(
-            f"INPUT {options.input!r} holds the splits {', '.join(held)}: shard one after another, such as "
-            f"'{Path(options.input)}/{held[0]}-{{00000..00009}}.tar' with --split {held[0]}, or divide them anew by "
-            "--val-fraction"
+            f"INPUT {options.input!r} holds the splits {', '.join(held)}: shard each by itself, such as "
+            f"'{Path(options.input)}/{held[0]}-{{00000..00009}}.tar' with --split {held[0]}, or divide all images anew "
+            "with --val-fraction"
         )
 
 
 def check_ours(output: Path) -> None:
-    """Raise UserError where files of OUTPUT that aren't this run's would be replaced."""
+    """Raise UserError if files in OUTPUT that this run has not written would be replaced."""
     if (work_folder.work_folder(output) / "plan").is_dir():
         return
     ours = ("*.tar", "index.parquet", "classes.parquet", "rejects.parquet", "_info.json")
     foreign = sorted(path.name for pattern in ours for path in output.glob(pattern))
     if foreign:
         raise UserError(
-            f"OUTPUT {str(output)!r} is no data set of ours and holds {', '.join(foreign[:3])}"
-            f"{', ...' if len(foreign) > 3 else ''}: give a new folder, or move these away"
+            f"OUTPUT {str(output)!r} is not an unfinished dataset of vit shard, but contains {', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}: give a new folder, or move these files away"
         )
 
 
 def all_shards(samples: dict[str, int], samples_per_shard: int) -> list[tuple[str, int]]:
-    """(split, shard) of the whole data set, in order."""
+    """(split, shard) of the whole dataset, in order."""
     return [(split, shard) for split, n in sorted(samples.items()) for shard in range(-(-n // samples_per_shard))]
 
 
@@ -205,7 +204,7 @@ def _make_shards(options: Options, source: Source, found: Planned, every: list[t
                 reasons = ", ".join(f"{count} {reason}" for reason, count in defects.most_common() if count)
                 raise UserError(
                     f"{defects.total()} of {images} images are defective, more than --failure-budget "
-                    f"{options.failure_budget} allows ({reasons}): check INPUT, or allow more"
+                    f"{options.failure_budget} allows ({reasons}): check INPUT, or raise --failure-budget"
                 )
 
         for _ in process_pool.run(build_shard.keep_or_make, tasks, min(options.workers, len(tasks)), on_report):
@@ -217,21 +216,22 @@ def _images(task: ShardTask, found: Planned, samples_per_shard: int) -> int:
 
 
 def _check_room(options: Options, found: Planned, tasks: list[ShardTask], shards_of_all: int) -> None:
-    """Refuse to start what can't fit. Resized images need less than their source: no telling."""
+    """Raise UserError if the shards can't fit on the disk. With --resize their size isn't known beforehand."""
     unfinished = sum(not task.tar.is_file() for task in tasks) / shards_of_all
     needed = (sum(found.bytes.values()) + 2048 * sum(found.samples.values())) * unfinished
     needed *= 1.05 if options.restart else 1
-    needed *= 2 if found.streamed else 1  # the stream's images are laid down first
+    needed *= 2 if found.streamed else 1  # the stream's images are written to work files first
     free = shutil.disk_usage(options.output).free
     if needed > free and not options.resize:
         raise UserError(
             f"OUTPUT {str(options.output)!r} needs about {units.size(int(needed))} and its disk has "
-            f"{units.size(free)} free: make room, or give another folder"
+            f"{units.size(free)} free: free some space, or give a folder on another disk"
         )
 
 
 def _with_stream(options: Options, source: Source, tasks: list[ShardTask]) -> list[ShardTask]:
-    """Have this task's unfinished shards read from the images that it lays down now."""
+    """Read the stream again and write the images of this task's unfinished shards to work files; the tasks that read
+    from them."""
     folder = files.fresh(work_folder.work_folder(options.output).resolve() / f"stream-{options.task}")
     todo = [task for task in tasks if not _is_finished(task)]
     if not todo:
@@ -257,15 +257,15 @@ def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: floa
     size = sum(shard.bytes for shard in info.shards)
     if info.classes == 1:
         print(
-            f"warning: all images of INPUT {options.input!r} are of one class, so there is nothing to learn: name the "
-            "folder that holds one folder or tar per class, or give --source or --label",
+            f"warning: all images in INPUT {options.input!r} belong to one class, so there is nothing to learn: give "
+            "the folder that contains one folder or tar per class, or set --source or --label",
             file=sys.stderr,
         )
     orientations = dataset_format.read_index(options.output, ["orientation"])["orientation"].to_numpy()
     if sideways := int((orientations != 1).sum()):
         print(
             f"warning: {sideways:,} images have an EXIF orientation, which training ignores: it sees them sideways, "
-            "upside down or mirrored; shard INPUT with --upright to store them as they should be seen",
+            "upside down or mirrored. To store them upright, shard INPUT again with --upright",
             file=sys.stderr,
         )
     if options.json:
@@ -284,9 +284,9 @@ def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: floa
     print(f"{options.output}: {samples} images of {info.classes:,} classes in {len(info.shards):,} shards, ", end="")
     print(f"{units.size(size)}, {seconds:.0f} s")
     for reason, count in reasons.most_common():
-        print(f"  left out: {count:,} {reason}")
+        print(f"  skipped: {count:,} {reason}")
     if reasons:
-        print(f"  each one is in {options.output / 'rejects.parquet'}")
+        print(f"  all skipped files are listed in {options.output / 'rejects.parquet'}")
 
 
 if __name__ == "__main__":

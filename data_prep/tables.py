@@ -1,8 +1,8 @@
-"""The list of a source's images, and the plan made of it, on disk: any number of rows in bounded memory.
+"""The catalogue (list of a source's images) and the plan made from it, on disk: any number of rows in bounded memory.
 
-All are Arrow IPC files. The plan has one file a split, whose batch i is shard i, so a worker reads only its shard's
-rows. Between catalogue and plan the rows pass twice through buckets: once by class (splits are drawn inside a class),
-once by hash (the global shuffle).
+Both are Arrow IPC files. The plan has one file per split, in which batch i is shard i, so a worker reads only its
+shard's rows. Between catalogue and plan the rows are partitioned into buckets twice: by class (splits are drawn within
+a class), then by hash (the global shuffle).
 """
 
 import os
@@ -22,7 +22,7 @@ _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
 
 
 class Writer:
-    """Appends tables to an Arrow IPC file, which appears only when all is on disk. A context manager."""
+    """Append tables to an Arrow IPC file, which appears only when it is completely on disk. A context manager."""
 
     def __init__(self, path: Path, schema: pa.Schema, batch_rows: int = BATCH_ROWS) -> None:
         self.rows = 0
@@ -37,8 +37,8 @@ class Writer:
         return self
 
     def add(self, table: pa.Table) -> None:
-        """Append rows. They are gathered to batches of ``batch_rows``, or more where a table is longer."""
-        if not len(table):  # which takes 9 kB all the same, once for each of 21,841 classes without rejects
+        """Append rows. They are gathered into batches of at least ``batch_rows``."""
+        if not len(table):  # an empty table takes 9 kB, and up to 21,841 classes have no rejects
             return
         self._waiting.append(table)
         self._waiting_rows += len(table)
@@ -69,7 +69,7 @@ class Writer:
 
 
 def table(records: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    """Tuples in the order of ``schema``'s fields as a table."""
+    """A table of tuples whose items are in the order of ``schema``'s fields."""
     columns = zip(*records, strict=True) if records else [[] for _ in schema]
     arrays = []
     for column, field in zip(columns, schema, strict=True):
@@ -81,7 +81,7 @@ def table(records: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
 
 
 def write(path: Path, table: pa.Table, schema: pa.Schema) -> None:
-    """One table as a file of one batch."""
+    """Write one table as a file of one batch."""
     with Writer(path, schema) as writer:
         writer.add(table)
 
@@ -111,7 +111,7 @@ CATALOGUE = pa.schema(
         ("file", pa.binary()),  # path of the tar that holds the bytes, or of the image itself
         ("offset", pa.int64()),  # of the image's first byte in that file
         ("size", pa.int64()),  # bytes
-        ("tar", pa.int32()),  # number of the tar or folder, of images whose names may repeat in another; else 0
+        ("tar", pa.int32()),  # number of the tar or folder if image names may repeat in another one; otherwise 0
     ]
 )
 PLAN = pa.schema(
@@ -120,13 +120,13 @@ PLAN = pa.schema(
 ROW_GROUP = 131_072  # rows of index.parquet
 
 
-# Columns of few values, and those whose neighbours are alike: half the size and twice the speed of parquet's defaults.
+# Columns with few values, and columns with similar neighbours: half the size, twice the speed of parquet's defaults.
 REPEATED = frozenset({"split", "shard", "label", "width", "height", "orientation", "recoded", "wnid", "reason"})
 ALIKE = {"key": "DELTA_BYTE_ARRAY", "offset": "DELTA_BINARY_PACKED"}
 
 
 def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
-    """Write row groups of about ROW_GROUP rows; the file appears when it is complete. Returns the rows."""
+    """Write row groups of about ROW_GROUP rows; the file appears when it is complete. Returns the number of rows."""
     rows = waiting_rows = 0
     waiting: list[pa.Table] = []
     repeated = [name for name in schema.names if name in REPEATED]

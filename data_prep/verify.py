@@ -1,4 +1,4 @@
-"""``python -m data_prep.verify DATASET``: is the data set on this disk the one that was made, and is it a good one?"""
+"""``vit verify DATASET``: check a finished dataset against its hashes, and whether its order is random."""
 
 import json
 import math
@@ -26,42 +26,42 @@ from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo, read_classes
 from pipeline.imaging import jpeg
 
-DESCRIPTION = """Check a finished data set: the hash of every tar and of every image, tar headers and class members
-against the index, every image decoded, counts, the balance of the classes, and whether the order is random.
+DESCRIPTION = """Check a finished dataset: the hash of every tar and every image, tar headers and .cls members against
+the index, and all counts. Decode every image, report the balance of the classes, and test whether the order is random.
 
-Exit code 0: all holds. 1: something doesn't; each finding is a line.
+Exit code 0: no findings. 1: findings, one line each.
 
 Examples:
-  python -m data_prep.verify data/imagenet21k
-  python -m data_prep.verify data/imagenet21k --no-decode --workers 32   # hashes only, at the speed of the disk
-  python -m data_prep.verify data/imagenet21k --json - | jq .findings
+  vit verify data/imagenet21k
+  vit verify data/imagenet21k --no-decode --workers 32   # hashes only, at disk speed
+  vit verify data/imagenet21k --json - | jq .findings
 """
 EXIT_DAMAGED = 1
-MOST_FINDINGS = 20  # of a shard
-LEAST_Z = 5.0  # standard deviations: a random order shows this once in two million data sets
+MOST_FINDINGS = 20  # listed per shard
+LEAST_Z = 5.0  # standard deviations: a random order exceeds this once in two million datasets
 
 
 @dataclass(frozen=True)
 class Options:
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """Folder of a finished data set."""
+    """Folder of a finished dataset."""
     decode: bool = True
-    """Decode every image."""
+    """Decode every image. --no-decode checks hashes and headers only, at disk speed."""
     workers: int = len(os.sched_getaffinity(0))
-    """Processes."""
+    """Worker processes. Default: one per available CPU core."""
     json: str = ""
-    """File to write the findings to as JSON; - is the standard output, instead of the text."""
+    """File to write the findings to as JSON; - for standard output, instead of the text."""
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="python -m data_prep.verify", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="vit verify", description=DESCRIPTION, args=args)
     workers.start_server()
     check_workers(options.workers)
     info = dataset_format.read_info(options.dataset)
     findings = check_counts(options.dataset, info)
     order: dict[str, float] = {}
     balance: dict[str, int] = {}
-    if not findings:  # else the index can't say where the samples are
+    if not findings:  # otherwise the index can't be relied on
         work = [(piece, options.decode) for piece in pieces(options.dataset, info)]
         with progress.counting("verifying", sum(info.samples.values()), "images") as report:
             for found in workers.run(check_shard, work, options.workers, report):
@@ -69,7 +69,8 @@ def main(args: list[str] | None = None) -> int:
         findings += check_labels(options.dataset, info)
         order = {split: order_statistic(options.dataset, split) for split in info.samples}
         findings += [
-            f"split {split}: the order isn't random: neighbours share a class {z:+.1f} standard deviations from chance"
+            f"split {split}: the order is not random: the number of neighbours of the same class is {z:+.1f} standard "
+            "deviations from chance"
             for split, z in order.items()
             if abs(z) > LEAST_Z
         ]
@@ -85,15 +86,16 @@ def main(args: list[str] | None = None) -> int:
         print(f"{options.dataset}: {len(findings)} findings in {images} images ({checked})")
         if balance:
             print(
-                f"  images a class: {balance['smallest_class']} to {balance['largest_class']}, "
-                f"{balance['empty_classes']} classes without any; "
-                f"order: z = {', '.join(f'{split} {z:+.1f}' for split, z in order.items())}"
+                f"  images per class: {balance['smallest_class']} to {balance['largest_class']}, "
+                f"{balance['empty_classes']} classes without images; "
+                f"shuffle check: z = {', '.join(f'{split} {z:+.1f}' for split, z in order.items())} "
+                f"(random order is within ±{LEAST_Z:.0f})"
             )
     return EXIT_DAMAGED if findings else errors.EXIT_DONE
 
 
 def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
-    """Files and numbers of rows against dataset.json."""
+    """Compare the files and their numbers of rows with dataset.json; the findings."""
     findings: list[str] = []
     for name, count in (
         ("index.parquet", sum(info.samples.values())),
@@ -113,16 +115,16 @@ def check_counts(folder: Path, info: DatasetInfo) -> list[str]:
         if lacking := dataset_format.lacking_columns(folder / name, metadata.schema.names):
             findings.append(f"{name} lacks the columns {lacking}")
     if not findings and dataset_format.classes_digest(read_classes(folder)["wnid"].to_pylist()) != info.classes_digest:
-        findings.append("classes.parquet lists other classes, or in another order, than dataset.json's digest is of")
+        findings.append("classes.parquet does not match dataset.json's class digest: other classes or another order")
     known = {shard.file_name for shard in info.shards}
     findings += [
-        f"{tar.name} is no shard of this data set" for tar in sorted(folder.glob("*.tar")) if tar.name not in known
+        f"{tar.name} does not belong to this dataset" for tar in sorted(folder.glob("*.tar")) if tar.name not in known
     ]
     return findings
 
 
 def check_shard(work: tuple[Piece, bool]) -> list[str]:
-    """What is wrong with one shard, at most MOST_FINDINGS lines and a count of the others."""
+    """The findings of one shard: at most MOST_FINDINGS lines and a count of the others."""
     piece, decode = work
     try:
         return _findings(piece, decode)
@@ -138,7 +140,7 @@ def _findings(piece: Piece, decode: bool) -> list[str]:
         return [f"{name} has {piece.tar.stat().st_size} bytes, dataset.json says {piece.info.bytes}"]
     findings = []
     if piece.info.xxh3_128 and xxh3_128(piece.tar) != piece.info.xxh3_128:
-        findings.append(f"{name}: its hash isn't the one in dataset.json")
+        findings.append(f"{name}: its hash differs from dataset.json's")
     with OpenTar(piece) as tar:
         try:
             found = scan(tar.read, 0, piece.info.bytes, tar.fd)
@@ -166,13 +168,13 @@ def _check_row(
     said = (label.head or tar.read(label.offset, label.size)) if label else b"nothing"
     text = said.decode("ascii", "replace").strip()
     if text != str(row["label"]) and _class_meant(text, tar.folder) != row["label"]:
-        return f"its .cls member says {text}, the index {row['label']}"
+        return f"its .cls member says {text}, the index says {row['label']}"
     data = tar.read(row["offset"], row["size"])
     if row["xxh3_64"] and xxhash.xxh3_64_intdigest(data) != row["xxh3_64"]:
-        return "its bytes aren't those that were written (hash differs)"
+        return "its bytes have changed since they were written (hash differs)"
     if decode:
         if defect := jpeg.defect(data):
-            return f"it doesn't decode ({defect})"
+            return f"it can't be decoded ({defect})"
         height, width = jpeg.size(data)
         if row["width"] and (width, height) != (row["width"], row["height"]):
             return f"it has {width} x {height} pixels, the index says {row['width']} x {row['height']}"
@@ -190,7 +192,7 @@ def _indices(folder: Path) -> dict[str, int]:
 
 
 def check_labels(folder: Path, info: DatasetInfo) -> list[str]:
-    """Class indices outside the class list."""
+    """A finding if the index has labels outside the class list."""
     wrong = sum(
         int(((t := b["label"].to_numpy()) < 0).sum() + (t >= info.classes).sum()) for b in batches(folder, ["label"])
     )
@@ -198,7 +200,7 @@ def check_labels(folder: Path, info: DatasetInfo) -> list[str]:
 
 
 def class_balance(folder: Path) -> dict[str, int]:
-    """Images of the smallest and largest class that has any, and the number of classes that have none."""
+    """Images of the smallest and the largest nonempty class, and the number of empty classes."""
     classes = pq.read_metadata(folder / "classes.parquet").num_rows
     counts = np.zeros(classes, np.int64)
     for batch in batches(folder, ["label"]):
@@ -210,7 +212,7 @@ def class_balance(folder: Path) -> dict[str, int]:
 
 
 def order_statistic(folder: Path, split: str) -> float:
-    """How far the number of neighbours of one class is from a random order's, in standard deviations."""
+    """How far the number of neighbours of the same class is from a random order's, in standard deviations."""
     labels = []
     for batch in batches(folder, ["split", "label"]):
         own = pc.equal(batch["split"].cast(pa.string()), split)
@@ -219,12 +221,12 @@ def order_statistic(folder: Path, split: str) -> float:
 
 
 def neighbour_z(labels: npt.NDArray[np.int32]) -> float:
-    """z of the number of equal neighbours under random permutation of ``labels``; 0 where all orders are alike.
+    """z-score of the number of equal neighbours under random permutations of ``labels``; 0 if all orders are alike.
 
     With N labels, S2 = sum n_c (n_c - 1) and S3 = sum n_c (n_c - 1)(n_c - 2) over the classes' counts n_c, the number
-    of the N - 1 neighbouring pairs that agree has mean S2 / N, and by counting pairs of pairs that share one place
-    (N - 2 of them, twice) or none, second moment S2/N + 2 (N-2) S3 / N3 + (N-2)(N-3) (S2^2 - 4 S3 - 2 S2) / N4 with
-    Nk = N (N-1) ... (N-k+1).
+    of agreeing pairs among the N - 1 neighbouring pairs has mean S2 / N. Counting the pairs of pairs that share one
+    place (N - 2 of them, twice) or none gives the second moment
+    S2/N + 2 (N-2) S3 / N3 + (N-2)(N-3) (S2^2 - 4 S3 - 2 S2) / N4, with Nk = N (N-1) ... (N-k+1).
     """
     n = len(labels)
     counts = [int(count) for count in np.unique(labels, return_counts=True)[1]]

@@ -1,4 +1,4 @@
-"""One process at a time for one piece of work in a folder, and no other beside one that does all of it."""
+"""The work folder of an unfinished dataset, and its locks: one process per task, or one process for all of OUTPUT."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ from pipeline.core.locks import Lock, try_lock
 
 @contextmanager
 def alone(output: Path, task: int | None) -> Iterator[None]:
-    """Hold a task of OUTPUT, or all of it. Raises UserError where another process does.
+    """Lock one task of OUTPUT, or all of it (``task`` is None). Raises UserError if another process has the lock.
 
-    Two at once would delete each other's unfinished files. On a file system without locks nobody can tell, and a
-    warning says so.
+    Two processes at once would delete each other's unfinished files. On a file system without locks this can't be
+    detected, and a warning is logged.
     """
     folder, made = work_folder(output), not output.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
         try:
             yield
         finally:
-            # nothing is left of a run that failed before it had a plan, unless other tasks are there
+            # remove the work folder of a run that failed before it had a plan, unless other tasks are running
             if try_lock(lock, folder / "lock") is Lock.HELD:
                 with contextlib.suppress(OSError):
                     if not any(path for path in folder.iterdir() if not path.name.startswith("lock")):
@@ -42,7 +42,7 @@ def _lock(path: Path, output: Path, *, shared: bool) -> Iterator[int]:
     try:
         if try_lock(fd, path, shared=shared) is Lock.TAKEN:
             raise UserError(
-                f"OUTPUT {str(output)!r} is being made by another process: wait for it, or give another folder"
+                f"OUTPUT {str(output)!r} is being written by another process: wait for it, or give another folder"
             )
         yield fd
     finally:

@@ -55,7 +55,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def hashes(keys: list[str], seed: int) -> npt.NDArray[np.uint64]:
-    """xxh3_64 of each key: the order of the data set is the order of these."""
+    """xxh3_64 of each key: the order of the dataset is the order of these."""
     digest = xxhash.xxh3_64_intdigest
     return np.fromiter((digest(key.encode(), seed) for key in keys), np.uint64, len(keys))
 
@@ -159,5 +159,5 @@ _SPLIT_SEED = 0x5EED_0F_5711  # any constant: makes the split independent of the
 
 
 def shuffled(table: pa.Table) -> pa.Table:
-    """Rows in the data set's order: by hash; equal hashes (1 in 10^5 data sets of this size) by key."""
+    """Rows in the dataset's order: by hash; equal hashes (1 in 10^5 datasets of this size) by key."""
     return table.sort_by([("hash", "ascending"), ("key", "ascending"), ("name", "ascending")])

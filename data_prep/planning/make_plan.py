@@ -1,4 +1,4 @@
-"""Scan a source and plan its shards, once: the first half of making a data set.
+"""Scan a source and plan its shards, once: the first half of making a dataset.
 
 The plan is made aside and renamed, so it is complete or not there. Where several tasks start at once each makes it;
 all plans are the same, and the first one stays.
@@ -51,7 +51,7 @@ class PlanOptions:
     rule: SplitRule
     seed: int
     samples_per_shard: int
-    identity: dict[str, Any]  # all options that change the data set's bytes
+    identity: dict[str, Any]  # all options that change the dataset's bytes
     workers: int
     tasks: int
 
@@ -102,11 +102,11 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
 
 
 def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what: str) -> None:
-    """Raise UserError where a data set that is there was made with other options than asked for."""
+    """Raise UserError where a dataset that is there was made with other options than asked for."""
     for field in dict.fromkeys([*asked, *ONLY_IF_SET]):
         if made.get(field) != asked.get(field):
             raise UserError(
-                f"OUTPUT {str(output)!r} holds {what} data set made with {field} {made.get(field)!r}, "
+                f"OUTPUT {str(output)!r} holds {what} dataset made with {field} {made.get(field)!r}, "
                 f"not {asked.get(field)!r}: choose another folder, or delete this one"
             )
 

@@ -1,7 +1,7 @@
 """Streams made seekable: their images' bytes laid down in files near the order in which they will be read.
 
 With one task, one pass over the stream is enough: each image goes to one of some bucket files by the hash that orders
-the data set, and a shard later reads from a bucket or two. With several tasks, each reads the stream once for the
+the dataset, and a shard later reads from a bucket or two. With several tasks, each reads the stream once for the
 names, and once more to lay down the images of its own shards only: tasks share nothing.
 """
 

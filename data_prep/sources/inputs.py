@@ -141,7 +141,7 @@ def _meaning(beside: Sequence[str], asked: Sequence[str] | None) -> tuple[str, .
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether data_prep.shard has made the data set in ``folder``; not where what says so is damaged."""
+    """Whether data_prep.shard has made the dataset in ``folder``; not where what says so is damaged."""
     try:
         return (folder / "dataset.json").is_file() and "made_by" not in dataset_format.read_info(folder).options
     except UserError:

@@ -34,7 +34,7 @@ def _size(location: str) -> int | None:
 
 
 def splits_of(source: Source) -> list[str]:
-    """The splits that WebDataset tars belong to, sorted: by their data set if it is ours, else by their names."""
+    """The splits that WebDataset tars belong to, sorted: by their dataset if it is ours, else by their names."""
     if source.form != "webdataset":
         return []
     paths = [Path(name) for name in source.names.values()]

@@ -16,7 +16,7 @@ class ImageRow(NamedTuple):
 
 
 class RejectRow(NamedTuple):
-    """Something found that can't be an image of the data set (pipeline.dataset.format.REJECTS_SCHEMA)."""
+    """Something found that can't be an image of the dataset (pipeline.dataset.format.REJECTS_SCHEMA)."""
 
     source: str
     wnid: str

@@ -21,7 +21,7 @@ INDEX_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])  # the class as 
 
 
 class Tar(NamedTuple):
-    """A tar to index, and its place in the data set."""
+    """A tar to index, and its place in the dataset."""
 
     path: Path
     split: str

@@ -1,4 +1,4 @@
-"""The last step of a data set: the finished shards' rows merged, and dataset.json written after everything else."""
+"""The last step of a dataset: the finished shards' rows merged, and dataset.json written after everything else."""
 
 import collections
 import json
@@ -53,7 +53,7 @@ def finalize(
 
 
 def check_sizes(output: Path, info: DatasetInfo) -> None:
-    """Raise UserError where a finished data set's shards are no longer all there, in their sizes."""
+    """Raise UserError where a finished dataset's shards are no longer all there, in their sizes."""
     wrong = [shard.file_name for shard in info.shards if not _has_size(output / shard.file_name, shard.bytes)]
     if wrong:
         raise UserError(

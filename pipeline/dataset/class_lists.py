@@ -1,4 +1,4 @@
-"""Which classes a data set has, in which order, and what they are called."""
+"""Which classes a dataset has, in which order, and what they are called."""
 
 import collections
 import re

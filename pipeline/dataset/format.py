@@ -1,12 +1,12 @@
-"""The disk contract: what a data set's folder holds and how its parts are named. Imports no torch.
+"""The disk contract: what a dataset's folder holds and how its parts are named. Imports no torch.
 
-A data set is a folder of plain WebDataset tars with an index beside them::
+A dataset is a folder of plain WebDataset tars with an index beside them::
 
     train-00000.tar ...   members <key>.jpg and <key>.cls (class index in ASCII), in index order
     index.parquet         one row a sample, in tar order: INDEX_SCHEMA
     classes.parquet       CLASSES_SCHEMA, one row a class, in index order
     rejects.parquet       REJECTS_SCHEMA, one row for each input image that was not written
-    dataset.json          DatasetInfo; written last, so a folder without it is an unfinished data set
+    dataset.json          DatasetInfo; written last, so a folder without it is an unfinished dataset
     _info.json            the same in the form that timm's WebDataset reader reads
 """
 
@@ -69,7 +69,7 @@ TABLES = {"index.parquet": INDEX_SCHEMA, "classes.parquet": CLASSES_SCHEMA, "rej
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar of a data set."""
+    """One tar of a dataset."""
 
     split: str
     shard: int
@@ -91,18 +91,18 @@ class DatasetInfo:
     format_version: int
     tool_version: str
     classes: int
-    classes_digest: str  # of the ordered wnids: two data sets with the same digest share their class map
+    classes_digest: str  # of the ordered wnids: two datasets with the same digest share their class map
     samples: dict[str, int]  # by split
     rejects: int
     seed: int
     options: dict[str, Any]  # of the command that made it, as far as they change its bytes
     shards: tuple[ShardInfo, ...]
-    digest: str  # of everything above: identifies the data set's content
+    digest: str  # of everything above: identifies the dataset's content
 
     def split_shards(self, split: str) -> tuple[ShardInfo, ...]:
         """The shards of one split, in order. Raises UserError, naming the splits there are."""
         if split not in self.samples:
-            raise UserError(f"split {split!r} is not in data set {self.name!r}: it has {', '.join(self.samples)}")
+            raise UserError(f"split {split!r} is not in dataset {self.name!r}: it has {', '.join(self.samples)}")
         return tuple(shard for shard in self.shards if shard.split == split)
 
 
@@ -128,16 +128,16 @@ def to_json(info: DatasetInfo) -> str:
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    """Read and check ``dataset.json``. Raises UserError where the folder is no finished data set."""
+    """Read and check ``dataset.json``. Raises UserError where the folder is no finished dataset."""
     path = folder / "dataset.json"
-    check_local(folder, "data set")
+    check_local(folder, "dataset")
     if folder.is_file():
-        raise UserError(f"data set {str(folder)!r} is a file: name the folder that data_prep.shard or .index made")
+        raise UserError(f"dataset {str(folder)!r} is a file: name the folder that data_prep.shard or .index made")
     if not folder.is_dir():
-        raise UserError(f"data set {str(folder)!r} does not exist: make it with python -m data_prep.shard INPUT OUTPUT")
+        raise UserError(f"dataset {str(folder)!r} does not exist: make it with python -m data_prep.shard INPUT OUTPUT")
     if not path.is_file():
         raise UserError(
-            f"data set {str(folder)!r} has no dataset.json, so it is unfinished or no data set of ours: "
+            f"dataset {str(folder)!r} has no dataset.json, so it is unfinished or no dataset of ours: "
             "make or finish it with python -m data_prep.shard INPUT OUTPUT; for WebDataset tars made elsewhere use "
             "data_prep.index"
         )
@@ -146,14 +146,14 @@ def read_info(folder: Path) -> DatasetInfo:
         shards = tuple(ShardInfo(**shard) for shard in fields.pop("shards"))
         info = DatasetInfo(**fields, shards=shards)
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # no JSON, or not of this form
-        raise UserError(f"{str(path)!r} is damaged ({error}): make the data set again") from error
+        raise UserError(f"{str(path)!r} is damaged ({error}): make the dataset again") from error
     if info.format_version != FORMAT_VERSION:
         raise UserError(
             f"{str(path)!r} has format_version {info.format_version}, this code reads {FORMAT_VERSION}: "
-            "make the data set again with this version"
+            "make the dataset again with this version"
         )
     if with_digest(info).digest != info.digest:
-        raise UserError(f"{str(path)!r} does not match its own digest: it was edited; make the data set again")
+        raise UserError(f"{str(path)!r} does not match its own digest: it was edited; make the dataset again")
     return info
 
 
@@ -178,15 +178,15 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
-    """A table of a data set, with pyarrow's options. Raises UserError where it is missing, damaged or incomplete."""
+    """A table of a dataset, with pyarrow's options. Raises UserError where it is missing, damaged or incomplete."""
     try:
         with damage_of(path):
             file = pq.ParquetFile(path, **options)
     except FileNotFoundError:
-        raise UserError(f"{str(path)!r} is missing: the data set is incomplete, copy or make it again") from None
+        raise UserError(f"{str(path)!r} is missing: the dataset is incomplete, copy or make it again") from None
     if lacking := lacking_columns(path, file.schema_arrow.names):
         file.close()
-        raise UserError(f"{str(path)!r} lacks the columns {lacking}: copy or make the data set again")
+        raise UserError(f"{str(path)!r} lacks the columns {lacking}: copy or make the dataset again")
     return file
 
 
@@ -205,4 +205,4 @@ def damage_of(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno in retry.TRANSIENT:
             raise retry.unreadable(path, error) from None
-        raise UserError(f"{str(path)!r} is damaged ({error}): copy or make the data set again") from None
+        raise UserError(f"{str(path)!r} is damaged ({error}): copy or make the dataset again") from None

@@ -95,5 +95,5 @@ def _check(found: int, expected: int, index: Path, split: str) -> None:
     if found != expected:
         raise UserError(
             f"{str(index)!r} has {found} samples of split {split!r} and dataset.json says {expected}: "
-            "make the data set again"
+            "make the dataset again"
         )

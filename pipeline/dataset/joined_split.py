@@ -26,7 +26,7 @@ from pipeline.dataset.split import Choice, DatasetSplit
 
 
 class JoinedSplit:
-    """The splits of one name of several data sets that share their class map, one after another."""
+    """The splits of one name of several datasets that share their class map, one after another."""
 
     def __init__(self, parts: Sequence[DatasetSplit]):
         self.parts = tuple(parts)
@@ -51,12 +51,12 @@ class JoinedSplit:
 
     @property
     def samples(self) -> tuple[tuple[int, ...], ...]:
-        """Chosen samples of each shard of each data set."""
+        """Chosen samples of each shard of each dataset."""
         return tuple(part.samples for part in self.parts)
 
     @property
     def label(self) -> npt.NDArray[np.int32]:
-        """Of every row; a copy where there are several data sets."""
+        """Of every row; a copy where there are several datasets."""
         if len(self.parts) == 1:
             return self.parts[0].label
         return np.concatenate([part.label for part in self.parts])
@@ -116,7 +116,7 @@ class JoinedSplit:
         return int(part.size[inside])
 
     def place(self, row: int) -> tuple[str, int]:
-        """A sample's shard, with its data set where there are several, and offset."""
+        """A sample's shard, with its dataset where there are several, and offset."""
         part, inside = self._locate(row)
         name, offset = part.where(inside)
         return (name if len(self.parts) == 1 else f"{part.info.name}/{name}"), offset
@@ -146,7 +146,7 @@ class JoinedSplit:
         return self.parts[number], row - (self._ends[number - 1] if number else 0)
 
     def _by_part(self, rows: Ints) -> Iterator[tuple[DatasetSplit, Ints, Ints]]:
-        """Of each data set that has some of ``rows``: their places, and the rows inside it."""
+        """Of each dataset that has some of ``rows``: their places, and the rows inside it."""
         numbers = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(numbers).tolist():
             places = np.flatnonzero(numbers == number)
@@ -161,7 +161,7 @@ def open_split(
     cache: Cache | None = None,
     check: bool = True,
 ) -> JoinedSplit:
-    """Raises UserError where a data set is unfinished, lacks the split or (unless not to ``check``) a shard, or has
+    """Raises UserError where a dataset is unfinished, lacks the split or (unless not to ``check``) a shard, or has
     another class map than the first."""
     named = [str(sources)] if isinstance(sources, str | Path) else list(sources)
     cache = cache or make_cache(None, DataConfig.cache_gb)
@@ -170,7 +170,7 @@ def open_split(
     for part in parts[1:]:
         if part.info.classes_digest != first.info.classes_digest:
             raise UserError(
-                f"data set {part.source!r} has another class map ({part.info.classes} classes, digest "
+                f"dataset {part.source!r} has another class map ({part.info.classes} classes, digest "
                 f"{part.info.classes_digest}) than {first.source!r} ({first.info.classes}, "
                 f"{first.info.classes_digest}): shard it with --classes of the other"
             )

@@ -24,9 +24,9 @@ CHECKED = 600.0  # seconds for which the shards, once found, are not looked for 
 
 
 def open_folder(source: str, cache: Path, patience: Patience | None = None) -> Path:
-    """The folder itself, or one under ``cache`` with what stands beside a remote data set's shards.
+    """The folder itself, or one under ``cache`` with what stands beside a remote dataset's shards.
 
-    One process of the node fetches, the others wait. Raises UserError where the source is no finished data set.
+    One process of the node fetches, the others wait. Raises UserError where the source is no finished dataset.
     """
     if not is_remote(source):
         return Path(source)
@@ -68,7 +68,7 @@ def _has_tables(folder: Path) -> bool:
 
 
 def mirror(source: str, cache: Path) -> Path:
-    """Where open_folder keeps a remote data set's small files."""
+    """Where open_folder keeps a remote dataset's small files."""
     return cache / "sets" / xxhash.xxh3_64_hexdigest(source.encode())
 
 
@@ -98,7 +98,7 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
 
 
 def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Callable[[Path], Item]) -> Item:
-    """A small file of a data set, and what ``read`` makes of it in its folder; fetched again where it came damaged."""
+    """A small file of a dataset, and what ``read`` makes of it in its folder; fetched again where it came damaged."""
     url, aside = join(source, name), temporary(folder / "part") / name
     try:
         return _fetched(source, url, aside, folder, patience, read)
@@ -121,7 +121,7 @@ def _fetched(
                     f"data.cache {str(folder.parent.parent)!r} can't be written ({error}): make room, or name another"
                 ) from error
             raise UserError(
-                f"data set {source!r}: {aside.name} can't be read ({error}): give the URL of a folder that "
+                f"dataset {source!r}: {aside.name} can't be read ({error}): give the URL of a folder that "
                 "data_prep.shard has finished"
             ) from error
         try:

@@ -41,7 +41,7 @@ class Wanted:
     url: str
     size: int  # bytes
     xxh3_128: str  # hexadecimal; empty where nobody knows it
-    version: str = ""  # the data set's digest: a file of no known hash serves no other version of it
+    version: str = ""  # the dataset's digest: a file of no known hash serves no other version of it
 
     @property
     def name(self) -> str:

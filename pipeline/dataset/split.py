@@ -71,7 +71,7 @@ class DatasetSplit:
 
     @property
     def digest(self) -> str:
-        """Of the chosen samples: the data set's own where all are."""
+        """Of the chosen samples: the dataset's own where all are."""
         if self.kept is None:
             return self.info.digest
         chosen = [self.info.digest, xxhash.xxh3_128_hexdigest(self.kept.astype("<i8").tobytes())]

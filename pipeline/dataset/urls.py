@@ -46,28 +46,28 @@ class GoneError(UserError):
 
 
 def check_source(source: str) -> None:
-    """Raises UserError for a URL that can't be one of a data set."""
+    """Raises UserError for a URL that can't be one of a dataset."""
     if source.startswith("pipe:"):
         if "{}" not in source:
             raise UserError(
-                f"data set {source!r} has no {{}} where the file's name goes: 'pipe:ssh host cat /data/{{}}'"
+                f"dataset {source!r} has no {{}} where the file's name goes: 'pipe:ssh host cat /data/{{}}'"
             )
         if any(not word.lstrip("\"'").startswith(("$", "/", "~")) for word in secrets_in(source)):
             raise UserError(
-                f"data set {without_secrets(source)!r} is a command with a login in it, which config.json and MLflow "
+                f"dataset {without_secrets(source)!r} is a command with a login in it, which config.json and MLflow "
                 "would show: name a variable ($PASSWORD) or a file that it is read from"
             )
         return
     url = urlsplit(source)
     if url.username or url.password or url.query or url.fragment:
         raise UserError(
-            f"data set '{url.scheme}://...{url.path}' is a URL with a login, a query or a fragment, which config.json "
+            f"dataset '{url.scheme}://...{url.path}' is a URL with a login, a query or a fragment, which config.json "
             "and MLflow would show: put logins into ~/.netrc (https) or the AWS variables (s3)"
         )
 
 
 def join(source: str, name: str) -> str:
-    """The URL, or the pipe's command, of one of a data set's files."""
+    """The URL, or the pipe's command, of one of a dataset's files."""
     if source.startswith("pipe:"):
         return source.replace("{}", shlex.quote(name))
     return f"{source.rstrip('/')}/{quote(name) if source.startswith('http') else name}"
@@ -100,7 +100,7 @@ def download(url: str, file: int, size: int, digest: str, patience: Patience) ->
         if not digest or hashed.hexdigest() == digest:
             return
     raise GoneError(
-        f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}: put the data set's own file there again"
+        f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}: put the dataset's own file there again"
     )
 
 
@@ -155,7 +155,7 @@ def _ask(url: str, patience: Patience, what: str, **options: Any) -> Any:
         system = fsspec.filesystem(scheme, **_options(scheme, patience))
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"data set {url!r}: {error}: pip install 'vit-pipeline[remote]', or fsspec's package for {scheme}"
+            f"dataset {url!r}: {error}: pip install 'vit-pipeline[remote]', or fsspec's package for {scheme}"
         ) from error
     return getattr(system, what)(url, **options)
 

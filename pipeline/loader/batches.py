@@ -28,7 +28,7 @@ from pipeline.loader.workers import load, slots_for
 
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between looks at the shards that come next
-_STAND_INS = 20  # in a row, each damaged too, before the data set is called broken
+_STAND_INS = 20  # in a row, each damaged too, before the dataset is called broken
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order.
 
-    ``weights``: of the split's data sets; none: all samples alike.
+    ``weights``: of the split's datasets; none: all samples alike.
     Raises UserError where hardly any sample decodes: two steps later, so that all ranks have heard of the damage and
     may have stopped in order.
     """
@@ -199,7 +199,7 @@ def train_batches(
     if broken:
         raise UserError(
             f"data.train {split.name!r}: {_STAND_INS + 1} samples don't decode, one after another, such as {broken}: "
-            "check the data set with python -m data_prep.verify"
+            "check the dataset with python -m data_prep.verify"
         )
 
 
@@ -224,7 +224,7 @@ def eval_batches(
     for loaded in load(items, indices, slots, workers):
         if loaded.damaged:
             raise UserError(
-                f"{split.name}: {loaded.damaged[0]}. Find all such samples with data_prep.verify and make the data set "
+                f"{split.name}: {loaded.damaged[0]}. Find all such samples with data_prep.verify and make the dataset "
                 "again"
             )
         yield _batch(loaded, slots)
@@ -248,7 +248,7 @@ def _damage(split: JoinedSplit, row: int, jpeg: bytes, error: ValueError) -> Dam
     else:
         reason = "undecodable" if jpeg.startswith(b"\xff\xd8") else "no_jpeg"
     cached = split.cached(row)
-    doubt = f"; it was read from the cache: delete {str(cached)!r} where the data set itself is sound" if cached else ""
+    doubt = f"; it was read from the cache: delete {str(cached)!r} where the dataset itself is sound" if cached else ""
     return Damage(row, *split.place(row), reason, f"{error}{doubt}")
 
 

@@ -1,12 +1,12 @@
-"""Several data sets by weight: which of them stands at which position, a pure function. Imports no torch.
+"""Several datasets by weight: which of them stands at which position, a pure function. Imports no torch.
 
 Positions that are congruent modulo LANES form a stream of their own. A stream is cut into blocks of BLOCK positions, of
-which each data set gets its share, spread evenly and shuffled over STRETCH positions. The seed chooses how, once for
+which each dataset gets its share, spread evenly and shuffled over STRETCH positions. The seed chooses how, once for
 all blocks, so that what stands where can be looked up.
 
-Each data set goes through its own positions in order. Those of a small one (of one lane: order.py) follow each
+Each dataset goes through its own positions in order. Those of a small one (of one lane: order.py) follow each
 other over all streams. Those of a large one do so in each stream by itself, so that a rank reads the lanes of a data
-set that it would read of that data set alone; the streams keep in step, but for some places.
+set that it would read of that dataset alone; the streams keep in step, but for some places.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ STRETCH = 32  # of them, that are shuffled together
 
 @dataclass(frozen=True)
 class Mixture:
-    """The order of the samples of several data sets for all time. Rows count through all of them."""
+    """The order of the samples of several datasets for all time. Rows count through all of them."""
 
     orders: tuple[Order, ...]
-    shares: tuple[int, ...]  # of each data set in a block; they add up to BLOCK
+    shares: tuple[int, ...]  # of each dataset in a block; they add up to BLOCK
 
     def __post_init__(self) -> None:
         assert sum(self.shares) == BLOCK
@@ -42,11 +42,11 @@ class Mixture:
 
     @property
     def samples(self) -> int:
-        """Of all data sets; an epoch in the sense of schedule.epochs."""
+        """Of all datasets; an epoch in the sense of schedule.epochs."""
         return sum(order.samples for order in self.orders)
 
     def rows(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Epoch of the sample's data set, and row, of each global position."""
+        """Epoch of the sample's dataset, and row, of each global position."""
         epochs, rows = np.empty_like(positions), np.empty_like(positions)
         which, own = self.own_positions(positions)
         first = 0
@@ -59,7 +59,7 @@ class Mixture:
         return epochs, rows
 
     def own_positions(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Of each global position, the number of its data set and the position in that data set's own order."""
+        """Of each global position, the number of its dataset and the position in that dataset's own order."""
         block, place = np.divmod(positions, BLOCK * LANES)
         which = self._pattern[0][place].astype(np.int64)
         return which, block * np.asarray(self.shares)[which] * LANES + self._pattern[1][place]
@@ -85,7 +85,7 @@ class Mixture:
         return which.ravel(), own.ravel()
 
     def shards_near(self, positions: Ints) -> Ints:
-        """As Order's; shards count through all data sets."""
+        """As Order's; shards count through all datasets."""
         which, own = self.own_positions(positions)
         found, first = [], 0
         for number, order in enumerate(self.orders):
@@ -95,18 +95,18 @@ class Mixture:
         return np.concatenate(found)
 
     def whole_epochs(self, positions: int) -> list[int]:
-        """Of each data set, the epochs that the first ``positions`` positions hold entirely."""
+        """Of each dataset, the epochs that the first ``positions`` positions hold entirely."""
         blocks = positions // (BLOCK * LANES)
         return [blocks * share * LANES // order.samples for order, share in zip(self.orders, self.shares, strict=True)]
 
 
 def sampling(samples: Sequence[tuple[int, ...]], seed: int, weights: Sequence[float] = ()) -> Order | Mixture:
-    """The order over data sets with these samples a shard: by ``weights``, or without them all in one."""
+    """The order over datasets with these samples a shard: by ``weights``, or without them all in one."""
     if not weights:
         return Order(tuple(size for sizes in samples for size in sizes), seed)
     if len(weights) != len(samples):
         raise UserError(
-            f"data.weights has {len(weights)} numbers and data.train {len(samples)} data sets: give one for each"
+            f"data.weights has {len(weights)} numbers and data.train {len(samples)} datasets: give one for each"
         )
     return Mixture(tuple(Order(sizes, seed) for sizes in samples), shares(weights))
 
@@ -118,7 +118,7 @@ def shares(weights: Sequence[float]) -> tuple[int, ...]:
     if not all(np.isfinite(weights)) or min(exact) < 1:
         raise UserError(
             f"data.weights {' '.join(map(str, weights))}: each must be at least 1/{BLOCK} of their sum: leave out the "
-            "data set of a smaller one"
+            "dataset of a smaller one"
         )
     result = [int(part) for part in exact]
     by_remainder = sorted(range(len(exact)), key=lambda number: result[number] - exact[number])

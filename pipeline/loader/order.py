@@ -1,7 +1,7 @@
 """The sampling policy: which sample stands at which position, a pure function. Imports no torch.
 
 The global sequence depends on the shards' sizes, the seed and the position alone: not on the number of ranks, workers
-or restarts. Nothing of the data set's size is built, so seeking costs the same anywhere.
+or restarts. Nothing of the dataset's size is built, so seeking costs the same anywhere.
 
 One epoch: the shards are permuted, and their samples, laid end to end, turned round by a random number and cut into
 ``lanes`` equal runs. Inside a lane samples are permuted window by window; a split that fits one window is one lane.

@@ -82,7 +82,7 @@ def load(
 
 
 class _UserErrorsToo(Dataset[Any]):
-    """A data set's items, and as items the UserErrors: torch would make a traceback of them."""
+    """A dataset's items, and as items the UserErrors: torch would make a traceback of them."""
 
     def __init__(self, items: Dataset[Any]):
         self._items = items

@@ -32,7 +32,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (("tiny", "--run-dir", "{no_classes}", "--data.train", "{digits}"), ("no classes.json", "another folder")),
         (("tiny", "--run-dir", "{new}", "--data.train", "{digits}/train-00000.tar"), ("is a file", "the folder")),
         (("tiny", "--run-dir", "{new}", "--data.train", "{empty}"), ("no dataset.json", "data_prep.shard INPUT")),
-        (("tiny", "--run-dir", "{new}", "--data.train", "{bad_info}"), ("dataset.json", "make the data set again")),
+        (("tiny", "--run-dir", "{new}", "--data.train", "{bad_info}"), ("dataset.json", "make the dataset again")),
         (("tiny", "--run-dir", "{new}", "--data.train", "{bad_index}"), ("index.parquet", "is damaged")),
         (("tiny", "--run-dir", "{new}", "--data.train", "{digits}", "{seven}"), ("another class map", "--classes")),
         (("tiny", "--run-dir", "{new}", "--data.train", LOGIN), ("URL with a login", "~/.netrc")),

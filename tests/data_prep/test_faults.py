@@ -41,7 +41,7 @@ def test_a_disk_that_fills_up_and_is_cleared(form: str, images: Images, tmp_path
     )
     assert full.returncode == 2, full.stderr
     (message,) = full.stderr.splitlines()
-    for part in ("OUTPUT", str(tmp_path / "out"), "full", "make room and run the same command again"):
+    for part in ("OUTPUT", str(tmp_path / "out"), "full", "free some space and run the same command again"):
         assert part in message
     assert not (tmp_path / "out" / "dataset.json").exists()
     assert not list((tmp_path / "out").glob(".*.tmp"))  # no half-written shard
@@ -71,7 +71,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_start(images: Images, small
     assert run.returncode == 2
     (message,) = run.stderr.splitlines()
     assert "needs about" in message
-    assert "free: make room, or give another folder" in message
+    assert "free: free some space, or give a folder on another disk" in message
     assert not list(small_disk.rglob("*.tar"))
 
 

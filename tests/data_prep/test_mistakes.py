@@ -110,7 +110,7 @@ def test_verify(
     [
         (["{none}"], ["FOLDER", "{none}", "does not exist"]),
         (["{file}"], ["FOLDER", "{file}"]),
-        (["{bare}"], ["FOLDER", "{bare}", "holds no .tar files"]),
+        (["{bare}"], ["FOLDER", "{bare}", "contains no .tar files"]),
         (["{data}"], ["{data}", "--force"]),
         (["{no_tars}"], ["train-0.tar", "is damaged"]),
         (["{cut}"], ["train-0.tar", "is damaged"]),
@@ -144,7 +144,7 @@ def test_index(
         (["{no_labels}"], ["{no_labels}", "index.parquet", "lacks the columns label"]),
         (["{bad_classes}"], ["{bad_classes}", "classes.parquet", "is damaged"]),
         (["{no_tar}"], ["{no_tar}", "train-0000", "is missing"]),
-        (["{bad_tar}"], ["{bad_tar}", "train-0000", "is damaged", "data_prep.verify"]),
+        (["{bad_tar}"], ["{bad_tar}", "train-0000", "is damaged", "vit verify"]),
         (["{data}", "--samples", "-1"], ["--samples -1"]),
         (["{data}", "--seed", "-1"], ["--seed -1"]),
         (["{data}", "--out", "{none}/page.html"], ["--out", "{none}"]),

@@ -30,7 +30,7 @@ def findings(dataset: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -> None:
     source, out = folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out"
-    with alone(out, None), pytest.raises(UserError, match="is being made by another process"):
+    with alone(out, None), pytest.raises(UserError, match="is being written by another process"):
         shard.main([str(source), str(out), "--workers", "1"])
     assert not out.exists()
     shard_into(source, out, "--workers", 1)
@@ -49,7 +49,7 @@ def test_foreign_files_are_not_overwritten(photos: list[bytes], tmp_path: Path) 
     source, out = folders(tmp_path / "raw", photos, "a"), tmp_path / "out"
     out.mkdir()
     (out / "train-00000.tar").write_text("somebody's")
-    with pytest.raises(UserError, match=r"is no data set of ours and holds train-00000\.tar"):
+    with pytest.raises(UserError, match=r"is not an unfinished dataset of vit shard, but contains train-00000\.tar"):
         shard.main([str(source), str(out)])
     assert (out / "train-00000.tar").read_text() == "somebody's"
 
@@ -159,7 +159,7 @@ def test_verify_compares_the_class_list(
     out = shard_into(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
     other = shard_into(folders(tmp_path / "other", photos, "b", "c"), tmp_path / "other_out", "--workers", 1)
     (out / "classes.parquet").write_bytes((other / "classes.parquet").read_bytes())
-    assert "classes.parquet lists other classes" in findings(out, capsys)
+    assert "classes.parquet does not match dataset.json's class digest" in findings(out, capsys)
 
 
 @pytest.mark.parametrize(("labels", "cut"), [(("007", "1", "02"), False), (("n2", "n10", "n1"), False), ("012", True)])
@@ -173,7 +173,7 @@ def test_verify_of_other_people_s_tars(
             add(tar, f"{number}.cls", label.encode())
     assert index.main([str(tmp_path), "--workers", "1"]) == 0
     found = findings(tmp_path, capsys)
-    assert ("0: it doesn't decode (Corrupt JPEG data: premature end" in found) == cut
+    assert ("0: it can't be decoded (Corrupt JPEG data: premature end" in found) == cut
     assert f"{tmp_path}: {int(cut)} findings" in found
 
 

@@ -304,7 +304,7 @@ def test_a_shard_that_is_gone_or_another_is_told_by_one_line(workers: int, copie
         split = open_split(server.url, "val", cache=Cache(tmp_path / "cache" / "shards", 10**7, QUICK))
         path = copied / "val-00000.tar"
         path.write_bytes(bytes(path.stat().st_size))
-        for reason in ("has xxh3_128 .* put the data set's own", "is not there, or may not be read .* check address"):
+        for reason in ("has xxh3_128 .* put the dataset's own", "is not there, or may not be read .* check address"):
             with pytest.raises(UserError, match=f"^{server.url}/{path.name} {reason}"):
                 list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=workers))
             path.unlink(missing_ok=True)

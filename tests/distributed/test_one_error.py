@@ -24,7 +24,7 @@ def test_a_launchers_ranks_report_it_once_and_its_report_ends_with_it(
     output = run(*launcher, *job, log=tmp_path / "log", code=1, python=str(executable()))
     lines = [line for line in output.splitlines() if "does not exist" in line]
     assert [line.partition(":")[0].strip() for line in lines] == ["error", "traceback"], output
-    assert lines[1].strip().startswith("traceback : error: data set "), "in torchrun's report"
+    assert lines[1].strip().startswith("traceback : error: dataset "), "in torchrun's report"
     assert output.splitlines().index(lines[1]) >= len(output.splitlines()) - 4
 
 

@@ -170,7 +170,7 @@ def test_no_decoder_reads_what_verify_finds_unreadable(tmp_path: Path, capsys: p
     capsys.readouterr()
     assert verify.main([str(tmp_path), "--workers", "1"]) == 1
     said = capsys.readouterr().out
-    found = {name for number, name in enumerate(samples) if f"{number:03d}: it doesn't decode" in said}
+    found = {name for number, name in enumerate(samples) if f"{number:03d}: it can't be decoded" in said}
     opened = joined_split.open_split(str(tmp_path), "val")
     refused = set()
     for row, key in enumerate(opened.sample_keys()):
