@@ -17,7 +17,7 @@ from pipeline.tracking.resend import send
 
 if TYPE_CHECKING:
     from data_prep.test_sets.read_set import Images
-    from pipeline.suite.results import Result
+    from pipeline.runs.suite_results import Result
     from pipeline.suite.run_suite import Labelled, Suite
 
 logger = logging.getLogger("jobs.suite")
@@ -27,10 +27,12 @@ DESCRIPTION = """Evaluate a model on the test sets that papers report, and print
 
 FOLDER holds the downloads as they came (tar, tar.gz, zip or folder) or datasets that data_prep.shard made:
 ImageNet-2012's validation set, ReaL, V2 (three), A, R, Sketch, ObjectNet, C. What is missing is listed.
+--features judges the frozen features by nearest neighbours, linear probes and few-shot, on any classes.
 A set that is done is not evaluated again, so an interrupted suite continues. Examples:
 
   python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants
   python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants --only a,r,sketch --log
+  python -m jobs.suite runs/b16 --features shards/in1k --log
   accelerate launch --multi-gpu --num-processes 8 -m jobs.suite b16-timm --data-root /data --out work/b16-suite"""
 
 
@@ -39,8 +41,11 @@ class SuiteConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
     format."""
-    data_root: Path
+    data_root: Path | None = None
     """Folder that holds the downloads, directly or one folder below."""
+    features: str = ""
+    """Dataset, a folder or a URL, with the splits train and val: fit k-NN, linear and few-shot probes to the frozen
+    features of train, and test them on val."""
     only: str = ""
     """Sets to evaluate, with commas between them: val, real, v2, v2-threshold, v2-top, a, r, sketch, objectnet, c.
     Empty: all that are found."""
@@ -70,7 +75,9 @@ def main() -> int:
     )  # fmt: skip
     if suite.world_size > 1:
         log.set_up(suite.rank, suite.world_size, stamped=True)
-    results, refused = evaluate_all(config, suite)
+    results, refused = evaluate_all(config, suite) if config.data_root is not None else ([], 0)
+    if config.features:
+        results += evaluate_features(config, suite)
     if suite.rank == 0:
         show(suite, results)
         scores = {result.name: result.scores for result in results}
@@ -89,6 +96,10 @@ def check(config: SuiteConfig) -> None:
     for name, least in (("batch", 1), ("workers", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
+    if config.data_root is None and not config.features:
+        raise UserError("nothing to evaluate: give --data-root FOLDER of the downloads, --features DATASET, or both")
+    if config.data_root is None and (config.only or config.partial):
+        raise UserError("--only and --partial choose among downloads, and there are none: add --data-root FOLDER")
     for name in wanted(config):
         if name not in catalogue.NAMES:
             raise UserError(f"--only {name!r} is unknown: there are {', '.join(catalogue.NAMES)}")
@@ -106,6 +117,8 @@ def evaluate_all(config: SuiteConfig, suite: "Suite") -> tuple[list["Result"], i
     from data_prep.test_sets.read_set import read
     from pipeline.dataset.index import cache_folder
 
+    assert config.data_root is not None
+    suite.check_classes()
     found = find(config.data_root)
     chosen = [name for name in catalogue.NAMES if name in wanted(config)]
     present = [name for name in chosen if name in found]
@@ -127,6 +140,15 @@ def evaluate_all(config: SuiteConfig, suite: "Suite") -> tuple[list["Result"], i
             refused += 1
             logger.error("%s: %s", catalogue.named(name).title, error)
     return results, refused
+
+
+def evaluate_features(config: SuiteConfig, suite: "Suite") -> list["Result"]:
+    from pipeline.dataset.joined_split import open_split
+    from pipeline.suite import frozen_features
+
+    return frozen_features.evaluate_features(
+        suite, open_split(config.features, "train"), open_split(config.features, "val")
+    )
 
 
 def labelled(images: "Images", download: Path) -> "Labelled":
@@ -167,20 +189,22 @@ def labelled(images: "Images", download: Path) -> "Labelled":
 
 
 def show(suite: "Suite", results: "list[Result]") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from pipeline.config.published_sets import nearest
 
     published = nearest(suite.classifier.known.model)
-    table = Table(title=f"{suite.source}", title_justify="left")
+    table = Table(title=escape(str(suite.source)), title_justify="left")
     for column in ("set", "images", "top-1", "top-5", *([f"{published.model} at 384 px"] if published else [])):
         table.add_column(column, justify="left" if column == "set" else "right")
     for result in results:
         scores = result.scores
-        title = catalogue.named(result.name).title + (" (partial)" if result.partial else "")
-        mce = f", mCE {scores['mce']:.1%}" if "mce" in scores else ""
+        title = result.title + (" (partial)" if result.partial else "")
+        more = f", mCE {scores['mce']:.1%}" if "mce" in scores else ""
+        more = f" ± {scores['std']:.2%}" if "std" in scores else more
         top5 = f"{scores['top5']:.2%}" if "top5" in scores else ""
-        row = [title, f"{scores['samples']:,.0f}", f"{scores['top1']:.2%}{mce}", top5]
+        row = [escape(title), f"{scores['samples']:,.0f}", f"{scores['top1']:.2%}{more}", top5]
         if published:
             figure = published.top1.get(result.name)
             row.append("" if figure is None else f"{figure:.2f}%")

@@ -26,23 +26,28 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def name_of(dataset: str, split: str, *, average: bool) -> str:
-    """What the evaluation is called in MLflow, which takes no other characters in names than these."""
-    return re.sub(r"[^\w.-]", "_", f"{dataset}-{split}{'-average' if average else ''}")
+    """What the evaluation is called in MLflow."""
+    return mlflow_name(f"{dataset}-{split}{'-average' if average else ''}")
 
 
-def keep(
-    run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: Mapping[str, float], kind: str = "evaluation"
-) -> None:
-    """Write down the scores of the checkpoint of ``step``; a later evaluation under this name replaces the files.
+def mlflow_name(text: str) -> str:
+    """``text`` in the characters that MLflow takes in a part of a metric's name, and that suit a folder's."""
+    return re.sub(r"[^\w.-]", "_", text)
 
-    The metrics are called ``KIND/NAME/SCORE``: an evaluation's, or the suite's.
-    """
-    record = records.read_record(run_dir)
-    assert record is not None, run_dir
-    folder = run_dir / EVALUATIONS / (name if kind == "evaluation" else f"{kind}-{name}")
+
+def keep(run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    """Write down the scores of the checkpoint of ``step``; a later evaluation under this name replaces the files."""
+    folder = run_dir / EVALUATIONS / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", {**facts, **scores})
-    metrics = {f"{kind}/{name}/{key}": value for key, value in scores.items()}
+    append(run_dir, step, f"evaluation/{name}", scores)
+
+
+def append(run_dir: Path, step: int, name: str, scores: Mapping[str, float]) -> None:
+    """A line of the metrics ``NAME/SCORE``, for MLflow."""
+    record = records.read_record(run_dir)
+    assert record is not None, run_dir
+    metrics = {f"{name}/{key}": value for key, value in scores.items()}
     lines = records.Appender(run_dir / EVALUATION_LINES)
     lines.append(records.to_json(Line(step, 0, time.time(), record.attempts[-1].number, metrics)))
     lines.close()

@@ -16,10 +16,9 @@ from pipeline.distributed.process_group import make_accelerator
 from pipeline.inference.classifier import Classifier, open_classifier
 from pipeline.inference.image_files import Picture
 from pipeline.interop.trained_model import is_run_or_checkpoint
-from pipeline.runs import evaluations
+from pipeline.runs import evaluations, suite_results
 from pipeline.runs.folder import EVALUATIONS
-from pipeline.suite import results
-from pipeline.suite.results import Result
+from pipeline.runs.suite_results import Result, result_key
 from pipeline.suite.set_accuracy import Counts, accuracy
 from pipeline.suite.subsets import corruption_scores, members
 
@@ -53,7 +52,7 @@ class Suite:
     accelerator: "Accelerator"
     batch: int
     workers: int
-    settings: dict[str, str]
+    average: bool  # of the running average of the weights
 
     @property
     def rank(self) -> int:
@@ -69,30 +68,48 @@ class Suite:
     def evaluate(self, data: Labelled) -> Result:
         """The set's result: the one that was kept, or a new one, which is kept. Raises UserError on every process."""
         names = [f"{picture.name} {picture.size}" for picture in data.pictures]
-        key = results.result_key(self.source, names, **self.settings)
-        kept = self._kept(data.name, key)
+        key = self.key(names)
+        kept = self.kept(data.name, key)
         if kept is None:
             scores = self._by_part(data, key) if any(data.parts) else self._whole(data)
-            kept = Result(data.name, scores, key, data.partial)
-            self._keep(kept)
-        if self.run_dir is not None and self.rank == 0:
-            assert self.step is not None
-            facts = {"key": key, "partial": kept.partial, "scores": kept.scores, "checkpoint": str(self.source)}
-            evaluations.keep(self.run_dir, kept.name, self.step, facts, kept.scores, "suite")
+            kept = self.keep(data.name, data.title, scores, key, partial=data.partial)
+        self.log(kept)
         return kept
 
-    def _kept(self, name: str, key: str) -> Result | None:
-        """Rank 0 looks, so that all processes do the same."""
+    def key(self, images: list[str]) -> str:
+        """Of a result of this model on ``images``."""
+        return result_key(self.source, images, dtype=str(self.classifier.dtype), average=self.average)
+
+    def kept(self, name: str, key: str) -> Result | None:
+        """The result that was kept. Rank 0 looks, so that all processes do the same."""
         from accelerate.utils import broadcast_object_list
 
-        found = [results.read(self.folder, name, key) if self.folder is not None and self.rank == 0 else None]
+        found = [suite_results.read(self.folder, name, key) if self.folder is not None and self.rank == 0 else None]
         if self.world_size > 1:
             broadcast_object_list(found)
         return found[0]
 
-    def _keep(self, result: Result) -> None:
+    def keep(self, name: str, title: str, scores: dict[str, float], key: str, *, partial: bool = False) -> Result:
+        """The result, written to the folder of results."""
+        result = Result(name, title, scores, key, partial, self.step, self.average)
         if self.folder is not None and self.rank == 0:
-            results.write(self.folder, result)
+            suite_results.write(self.folder, result)
+        return result
+
+    def log(self, result: Result) -> None:
+        """With --log: also keep the result with the run, and its scores for MLflow."""
+        if self.run_dir is not None and self.rank == 0:
+            assert self.step is not None
+            suite_results.write(self.run_dir / EVALUATIONS, result)
+            evaluations.append(self.run_dir, self.step, f"suite/{result.name}", result.scores)
+
+    def check_classes(self) -> None:
+        """Raises UserError if the model's classes can't be matched with a set's."""
+        if not any(entry.wnid for entry in self.classifier.known.classes):
+            raise UserError(
+                f"MODEL {str(self.source)!r} does not name its classes by wnid, so they can't be matched with a set's: "
+                "name the run, or an export with its model.json"
+            )
 
     def _whole(self, data: Labelled) -> dict[str, float]:
         counts = self._count(data, range(len(data.pictures)), data.title)
@@ -113,12 +130,12 @@ class Suite:
         samples = 0.0
         for part, chosen in sorted(rows.items()):
             name = f"{data.name}/{part}"
-            kept = self._kept(name, key)
+            kept = self.kept(name, key)
             if kept is None:
-                counts = self._count(data, chosen, f"{data.title}, {part}")
+                title = f"{data.title}, {part}"
+                counts = self._count(data, chosen, title)
                 scores = {"samples": float(counts.samples), "top1": counts.top1 / counts.samples}
-                kept = Result(name, scores, key, data.partial)
-                self._keep(kept)
+                kept = self.keep(name, title, scores, key, partial=data.partial)
             corruption, severity = part.split("/")
             errors[corruption][int(severity)] = 1.0 - kept.scores["top1"]
             samples += kept.scores["samples"]
@@ -126,8 +143,7 @@ class Suite:
         return {"samples": samples, **corruption_scores(errors), **each}
 
     def _count(self, data: Labelled, rows: Sequence[int], title: str) -> Counts:
-        known = self.classifier.known
-        group_C = members(data.classes, [entry.wnid for entry in known.classes], data.title)
+        group_C = members(data.classes, [entry.wnid for entry in self.classifier.known.classes], data.title)
         with Bar(title, len(rows), "images", shown=self.rank == 0) as bar:
             counts = accuracy(
                 self.classifier,
@@ -139,7 +155,7 @@ class Suite:
                 workers=self.workers,
                 rank=self.rank,
                 world_size=self.world_size,
-                reduce=self._sum,
+                reduce=self.sum,
                 gather=self._gather,
                 advance=bar.advance,
             )
@@ -151,7 +167,8 @@ class Suite:
             )
         return counts
 
-    def _sum(self, sums: torch.Tensor) -> torch.Tensor:
+    def sum(self, sums: torch.Tensor) -> torch.Tensor:
+        """Over the processes."""
         return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")  # type: ignore[no-any-return]
 
     def _gather(self, names: list[str]) -> list[str]:
@@ -176,12 +193,7 @@ def open_suite(
         folder = source.absolute().parent.parent / EVALUATIONS
         check_can_make(folder, "the run's")
     classifier = open_classifier(source, device=accelerator.device, dtype=getattr(torch, dtype), average=average)
-    if not any(entry.wnid for entry in classifier.known.classes):
-        raise UserError(
-            f"MODEL {str(model)!r} does not name its classes by wnid, so they can't be matched with a set's: name "
-            "the run, or an export with its model.json"
-        )
     return Suite(
         source, folder, checkpoint.read_meta(source).step if of_run else None, run_dir, classifier, accelerator, batch,
-        workers, {"dtype": dtype, "average": str(average)},
+        workers, average,
     )  # fmt: skip

@@ -139,7 +139,7 @@ def test_nearest_neighbours_are_scikit_learns() -> None:
         metric="cosine",
         weights=lambda distance: np.exp((1 - distance) / feature_probes.TEMPERATURE),
     ).fit(z_ND.numpy(), labels_N.numpy())
-    predicted = feature_probes.nearest_neighbours(z_ND, labels_N, z_MD, 5)
+    (predicted,) = feature_probes.nearest_neighbours(z_ND, labels_N, z_MD, 5)
     assert (predicted.numpy() == reference.predict(z_MD.numpy())).mean() > 0.99
 
 

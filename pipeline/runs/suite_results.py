@@ -1,0 +1,79 @@
+"""Results of jobs.suite, a file per set, so that an interrupted suite continues where it was.
+
+``FOLDER/suite-<set>/result.json``; a run's folder is RUN/evaluations.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json, write_json
+
+PREFIX = "suite-"  # of the folders
+
+
+@dataclass(frozen=True)
+class Result:
+    """One set's result."""
+
+    name: str  # of the set
+    title: str  # the set's name for people
+    scores: dict[str, float]  # top1, top5 (fractions), samples; ImageNet-C: mce and top1 of each corruption
+    key: str  # of the model and the images: a result of others is not taken for theirs
+    partial: bool = False  # images were missing from the download
+    step: int | None = None  # of the run's checkpoint
+    average: bool = False  # of the running average of the run's weights
+
+
+def result_key(model: Path, images: list[str], **settings: Any) -> str:
+    """Changes with the model's files, the names and sizes of the images, and the settings."""
+    digest = xxhash.xxh3_128()
+    files = [model] if model.is_file() else sorted(path for path in model.iterdir() if path.is_file())
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for image in images:
+        digest.update(f"{image}\n".encode())
+    digest.update(repr(sorted(settings.items())).encode())
+    return digest.hexdigest()
+
+
+def path_of(folder: Path, name: str) -> Path:
+    return folder / f"{PREFIX}{name.replace('/', '-')}" / "result.json"
+
+
+def read(folder: Path, name: str, key: str) -> Result | None:
+    """The result that was kept for this model and these images; ``None`` if there is none."""
+    path = path_of(folder, name)
+    kept = _read(path) if path.is_file() else None
+    return kept if kept is not None and kept.key == key else None
+
+
+def read_all(folder: Path) -> list[Result]:
+    """Every whole set's result in ``folder``, by name; ImageNet-C's corruptions, which are parts of one, are left out.
+
+    Raises UserError if a file is damaged.
+    """
+    found = [_read(path) for path in sorted(folder.glob(f"{PREFIX}*/result.json"))]
+    return [result for result in found if "/" not in result.name]
+
+
+def _read(path: Path) -> Result:
+    content = read_json(path)
+    try:
+        result = Result(**{field.name: content[field.name] for field in fields(Result)})
+        scores = {str(name): float(score) for name, score in result.scores.items()}
+        if "top1" not in scores or not isinstance(result.name, str) or not isinstance(result.title, str):
+            raise ValueError("no top1, name or title")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error!r}): delete it, and evaluate the set again") from error
+    return result
+
+
+def write(folder: Path, result: Result) -> None:
+    path = path_of(folder, result.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(result))
