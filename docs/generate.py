@@ -87,16 +87,20 @@ def recipes() -> str:
     page = [
         "# Recipes\n",
         "`vit pretrain RECIPE` and `vit finetune RECIPE`. Targets are published figures, with the source beside them; "
-        "none of them was measured by this project.\n",
+        "none of them was measured by this project. Averaged weights: decay of the running average (`--train.average`) "
+        "that is evaluated and saved beside the trained weights.\n",
     ]
     for title, table in (("Pretraining", PRETRAIN), ("Fine-tuning", FINETUNE)):
-        page.append(f"\n## {title}\n\n| recipe | what it is | image size | batch | length | learning rate |")
-        page.append("|---|---|---|---|---|---|")
+        page.append(
+            f"\n## {title}\n\n| recipe | what it is | image size | batch | length | learning rate | averaged weights |"
+        )
+        page.append("|---|---|---|---|---|---|---|")
         for name, recipe in table.items():
             run = recipe.config
             length = f"{run.schedule.steps} steps" if run.schedule.steps else f"{run.schedule.epochs:g} epochs"
             numbers = (
-                f"{run.model.image_size} | {run.train.global_batch} | {length} | {run.optim.kind} {run.optim.lr:g}"
+                f"{run.model.image_size} | {run.train.global_batch} | {length} | {run.optim.kind} {run.optim.lr:g} | "
+                f"{f'{run.train.average:g}' if run.train.average else 'no'}"
             )
             page.append(f"| `{name}` | {_cell(recipe.summary)} | {numbers} |")
     return "\n".join(page) + "\n"

@@ -72,6 +72,8 @@ def print_recipes(recipes: Mapping[str, Recipe], prog: str, description: str) ->
         f"{prog} RECIPE --help lists the fields of a recipe with their values. --config FILE: take fields from a JSON"
     )
     print("or YAML file, such as the config.json of a run folder, which also names its recipe; options win over it.")
+    averaged = [name for name, recipe in recipes.items() if recipe.config.train.average]
+    print(f"Recipes that average the weights (train.average): {', '.join(averaged) or 'none'}.")
 
 
 def given_names(args: Sequence[str]) -> set[str]:

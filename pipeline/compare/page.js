@@ -2,7 +2,7 @@
 /* What a reader can do on compare.html (written by pipeline/compare/html.py, which embeds this file):
 
    - show, hide, filter and sort the rows of the results table; curves and bars follow;
-   - read, smooth and zoom the curves, with the mouse or the keyboard.
+   - read, smooth and zoom the curves, with the mouse or the keyboard; published courses lie behind them, wide and grey.
 
    The numbers come from the JSON in the element "data" (pipeline/compare/page_data.py). All text of runs goes into the
    page as text nodes, never as HTML. uPlot draws axes and the cursor; the curves are drawn here, since uPlot wants one
@@ -144,7 +144,15 @@ function curvesOf(metric) {
       found.push({ row, name: run.name, xs: kept.map((at) => allX[at]), ys });
     }
   }
-  return found;
+  return [...found, ...referencesOf(metric)];
+}
+
+/* The published courses of this metric that belong to a shown row and have values against the chosen axis: as they
+   were published, never smoothed. They belong to no single row, so their row is null. */
+function referencesOf(metric) {
+  return DATA.references
+    .filter((each) => each.metric === metric.name && each.x[state.axis] && each.rows.some((row) => colours.has(row)))
+    .map((each) => ({ row: null, name: each.name, xs: each.x[state.axis], ys: each.y }));
 }
 
 function rangeX(curves) {
@@ -175,6 +183,21 @@ function rangeY(curves, [from, to], metric) {
   return metric.percent ? [Math.max(0, bottom), Math.min(1, top)] : [low >= 0 ? Math.max(0, bottom) : bottom, top];
 }
 
+function colourOf(curve, inFocus = false) {
+  if (curve.row === null) return palette.reference;
+  const index = colours.get(curve.row);
+  return inFocus && index < 0 ? palette.ink : palette[index];
+}
+
+/* Below its chart: which course is drawn, since it has no row in the table. */
+function referenceLegend(curves) {
+  const lines = curves.filter((curve) => curve.row === null).map((curve) => {
+    const mark = element("span", { className: "reference-mark" });
+    return element("span", {}, mark, ` ${curve.name}`);
+  });
+  return lines.length ? [element("p", { className: "references" }, ...lines)] : [];
+}
+
 function drawCurves(chart) {
   const { plot, curves } = chart;
   const { ctx, bbox } = plot;
@@ -184,14 +207,16 @@ function drawCurves(chart) {
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
   ctx.lineJoin = "round";
-  // Grey curves lie below, the row in focus above all
-  const height = (curve) => (curve.row === state.focus ? 2 : colours.get(curve.row) >= 0 ? 1 : 0);
+  // Published courses lie lowest, then grey curves, the row in focus above all
+  const height = (curve) =>
+    curve.row === null ? -1 : curve.row === state.focus ? 2 : colours.get(curve.row) >= 0 ? 1 : 0;
   for (const curve of [...curves].sort((one, other) => height(one) - height(other) || other.row - one.row)) {
-    const index = colours.get(curve.row);
-    const inFocus = curve.row === state.focus;
-    ctx.strokeStyle = inFocus && index < 0 ? palette.ink : palette[index];
+    const isReference = curve.row === null;
+    const index = isReference ? -1 : colours.get(curve.row);
+    const inFocus = !isReference && curve.row === state.focus;
+    ctx.strokeStyle = colourOf(curve, inFocus);
     ctx.fillStyle = ctx.strokeStyle;
-    ctx.lineWidth = ratio * (inFocus ? 3 : index < 0 ? 1 : 1.6);
+    ctx.lineWidth = ratio * (isReference || inFocus ? 3 : index < 0 ? 1 : 1.6);
     ctx.setLineDash(index < 0 ? [] : DATA.dashes[index].map((length) => length * ratio * 1.6));
     ctx.globalAlpha = state.focus !== null && !inFocus ? 0.35 : 1;
     ctx.beginPath();
@@ -222,11 +247,13 @@ function makeChart(metric) {
   const host = element("div", { className: "chart", tabIndex: 0 }, tooltip);
   host.setAttribute("role", "group");
   host.setAttribute("aria-label", `${metric.title}: arrow keys read the curves, + and - zoom, Escape resets`);
-  const figure = element("figure", {}, element("figcaption", { textContent: metric.title }), host, spoken);
+  const curves = curvesOf(metric);
+  const caption = element("figcaption", { textContent: metric.title });
+  const figure = element("figure", {}, caption, host, ...referenceLegend(curves), spoken);
   figure.dataset.metric = metric.name;
   document.getElementById("charts").append(figure);
 
-  const chart = { metric, host, tooltip, spoken, curves: curvesOf(metric), figure };
+  const chart = { metric, host, tooltip, spoken, curves, figure };
   const axisTitle = DATA.axes.find(([name]) => name === state.axis)[1];
   const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") },
     font: "12px system-ui, sans-serif" };
@@ -273,7 +300,7 @@ function makeChart(metric) {
 }
 
 function update() {
-  palette = { "-1": css("--others"), ink: css("--ink") };
+  palette = { "-1": css("--others"), ink: css("--ink"), reference: css("--reference") };
   DATA.dashes.forEach((_, index) => { palette[index] = css(`--c${index}`); });
   for (const chart of charts) chart.plot.destroy();
   document.getElementById("charts").replaceChildren();
@@ -320,7 +347,7 @@ function show(chart, read, left) {
     .sort((one, other) => other.curve.ys[other.at] - one.curve.ys[one.at])
     .map((point) => {
       const mark = element("span", { className: "mark" });
-      mark.style.background = palette[colours.get(point.curve.row)];
+      mark.style.background = colourOf(point.curve);
       const line = element("div", {}, mark, element("span", { textContent: point.curve.name }),
         element("b", { textContent: format(point.curve.ys[point.at], metric.percent) }));
       line.classList.toggle("focus", point === read[0]);

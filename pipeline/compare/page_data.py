@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.compare.plots import AGAINST, STYLES, row_colours
 from pipeline.compare.read_runs import Run
-from pipeline.compare.rows import Row
+from pipeline.compare.rows import Row, course
 from pipeline.runs.curves import PERCENT, RUN_CURVES, TITLES, series
 from pipeline.runs.records import Line
 
@@ -20,7 +20,7 @@ AXES = {name: (title, source) for name, (source, title) in AGAINST.items()} | {
 
 
 def page_data(rows: Sequence[Row], against: str) -> dict[str, Any]:
-    """What page.js reads: axes, metrics, colours, and each run's columns.
+    """What page.js reads: axes, metrics, colours, each run's columns, and published courses to draw beside them.
 
     A run's columns have one entry per kept log line, null where the line lacks the value.
     """
@@ -41,7 +41,22 @@ def page_data(rows: Sequence[Row], against: str) -> dict[str, Any]:
             }
             for row in rows
         ],
+        "references": _references(rows) if "eval/top1" in metrics else [],
     }
+
+
+def _references(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The published courses of these fine-tunings, one per recipe: the rows that each belongs to, top-1, and x by axis
+    (only axes on which a published epoch has a place)."""
+    found: dict[str, dict[str, Any]] = {}
+    for index, row in enumerate(rows):
+        courses = {axis: course(row.first, axis) for axis in AXES}
+        xs = {axis: xs for axis, (xs, _) in courses.items() if xs}
+        if xs and any(series(run.lines, "eval/top1")[0] for run in row.runs):
+            recipe = row.first.config["recipe"]
+            reference = {"name": f"{recipe}, published", "rows": [], "x": xs, "y": courses["epochs"][1]}
+            found.setdefault(recipe, {"metric": "eval/top1"} | reference)["rows"].append(index)
+    return list(found.values())
 
 
 _DASHES = {"-": [], "--": [4, 2], "-.": [6, 2, 1, 2], ":": [1, 2]}  # as STYLES: on and off, in widths of the line

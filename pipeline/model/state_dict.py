@@ -14,6 +14,10 @@ from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 
 LAYER_SCALE = 1e-4  # initial value that a configuration gets when only the trained values are known (DeiT III's)
 _PUBLISHED = ModelConfig()
+_OURS = re.compile(  # names of tensors in any model of ours
+    r"cls_token|pos_embed|reg_token|blocks\.\d+\.ls[12]\.gamma"
+    r"|(patch_embed\.proj|norm|pre_logits\.fc|head|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
+)
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -42,8 +46,11 @@ def model_config(
     """
     try:
         found = sizes_of(state)
+        entries = state["pos_embed"].shape[1]
     except KeyError as error:
-        raise UserError(f"{source!r} has no tensor for {error}: it holds no ViT in a known layout") from None
+        others = [name for name in sorted(state) if not _OURS.fullmatch(name)]
+        instead = f", but {others[0]!r} ({len(others)} such)" if others else ""
+        raise UserError(f"{source!r} has no tensor for {error}{instead}: choose a ViT as published") from None
     found |= {"heads": heads} if heads is not None else {}
     variant = next(
         (name for name, sizes in ARCHITECTURES.items() if found.items() <= dataclasses.asdict(sizes).items()), None
@@ -54,7 +61,6 @@ def model_config(
             f"(patch_embed.proj.weight has shape {list(state['patch_embed.proj.weight'].shape)}): none of "
             f"{', '.join(ARCHITECTURES)}; choose a B/16, B/32, L/16 or L/32"
         )
-    entries = state["pos_embed"].shape[1]
     grid = math.isqrt(entries)
     class_position = grid * grid != entries
     if class_position:

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.compare.html import page
 from pipeline.compare.page_data import page_data, thinned, to_script
+from pipeline.compare.plots import REFERENCE
 from pipeline.compare.read_runs import Run
 from pipeline.compare.rows import rows
 from pipeline.core.files import write_json
@@ -175,6 +176,68 @@ def test_the_page_in_chromium(written: Path, browser: Browser, tmp_path: Path) -
     browser.dark(on=False)
     assert not browser.complaints()
     assert browser.run("return document.title") == f"Runs {HOSTILE}"
+
+
+def test_the_published_course_of_a_fine_tuning_lies_behind_its_curve(browser: Browser, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for seed in range(2):
+        write_run(runs / f"s{seed}", stage="finetune", recipe="b16_deit3_224", seed=seed, classes=1000, top1=0.8)
+    write_run(runs / "fast", stage="finetune", recipe="b16_deit3_224", lr=1e-2, classes=1000, top1=0.7)
+    write_run(runs / "plain", stage="finetune", recipe="b16", classes=1000, size=384, top1=0.6)
+    written = tmp_path / "course.html"
+    written.write_text(page(rows(read_runs(runs)), "Courses", "made by hand", "epochs"))
+    browser.resize(1280, 1000)
+    browser.open(written.as_uri())
+
+    grey = "const grey = charts[0].curves.filter(curve => curve.row === null); "
+    drawn = browser.run(grey + "return grey.map(c => [c.name, c.xs.at(0), c.ys.at(0), c.xs.at(-1), c.ys.at(-1)])")
+    assert drawn == [["b16_deit3_224, published", 5, pytest.approx(0.83445), 50, pytest.approx(0.85698)]], "once"
+    assert browser.run("return charts[0].metric.name") == "eval/top1"
+    assert browser.run("return charts[1].curves.every(curve => curve.row !== null)")
+    assert browser.run("return [...document.querySelectorAll('.references')].map(line => line.textContent.trim())") == [
+        "b16_deit3_224, published"
+    ]
+    assert browser.run("return document.querySelectorAll('.results input').length") == 3, "no checkbox of its own"
+
+    # its own grey is on the canvas, inside both ranges
+    assert browser.run("const {x, y} = charts[0].plot.scales; return [x.max, y.max > 0.857]") == [50, True]
+    assert browser.run("return palette.reference") == REFERENCE
+    painted = """const canvas = document.querySelector("#charts canvas");
+        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        let count = 0; for (let at = 0; at < data.length; at += 4)
+          count += [0, 1, 2].every(channel => data[at + channel] === 0xa0) && data[at + 3] === 255;
+        return count"""
+    assert browser.run(painted) > 300
+
+    # the other axes: where a published epoch has no place there is none
+    for axis, first in (("samples", 5 * 1_281_167), ("step", 5 * 1_281_167 / 2048), ("hours", None)):
+        browser.run(
+            "const [select, axis] = [document.getElementById('axis'), arguments[0]]; select.value = axis; "
+            "select.dispatchEvent(new Event('change'))",
+            axis,
+        )
+        assert browser.run(grey + "return grey.map(c => c.xs[0])") == ([pytest.approx(first)] if first else [])
+    assert browser.run(painted) < 100
+    assert browser.run("return document.querySelector('.references')") is None
+    browser.run("document.getElementById('axis').value = state.axis = 'epochs'; update()")
+
+    # smoothing leaves it as it was published, the keyboard reads it, and it goes with its last row
+    browser.run("state.smoothing = 0.9; update()")
+    assert browser.run(grey + "return grey[0].ys[0]") == pytest.approx(0.83445)
+    browser.run("charts[0].host.focus()")
+    browser.type("#charts .chart", "\ue013\ue010")  # arrow up: the last curve; End: its last value
+    assert browser.run("return charts[0].spoken.textContent") == "b16_deit3_224, published, epochs 50: 85.7%"
+    browser.type("#filter", "fast")
+    assert browser.run(grey + "return grey.length") == 1
+    browser.run("document.getElementById('filter').value = state.filter = 'plain'; showRows()")
+    assert browser.run(grey + "return grey.length") == 0
+    assert not browser.complaints()
+
+
+def test_pages_without_such_a_fine_tuning_have_no_reference(tmp_path: Path) -> None:
+    for number, (recipe, classes) in enumerate((("b16_deit3_224", 10), ("b16", 1000))):
+        write_run(tmp_path / str(number), stage="finetune", recipe=recipe, classes=classes)
+    assert page_data(rows(read_runs(tmp_path)), "epochs")["references"] == []
 
 
 def test_without_javascript_the_figures_are_there(written: Path) -> None:

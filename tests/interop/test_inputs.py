@@ -6,6 +6,7 @@ folder says, from the definition of each step. The weights are random, so a fiel
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -421,3 +422,46 @@ def test_parents_of_other_kinds(written: Path, tmp_path: Path) -> None:
     assert torch.equal(state["blocks.5.mlp.fc2.weight"], expected["blocks.5.mlp.fc2.weight"])
     with pytest.raises(UserError, match="distillation_token"):
         load_weights(folder("deit", {**theirs, "vit.embeddings.distillation_token": extra}), trunk=True)
+
+
+def without(state: dict[str, torch.Tensor], part: str, **others: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors whose names lack ``part``, and ``others``, whose names have __ for a full stop."""
+    kept = {name: tensor for name, tensor in state.items() if part not in name}
+    return kept | {name.replace("__", "."): tensor for name, tensor in others.items()}
+
+
+@pytest.mark.parametrize("trunk", [True, False])
+@pytest.mark.parametrize(("form", "part", "others", "named"), [
+    ("pth", "-", {"dist_token": torch.zeros(1, 1, 128)}, "'dist_token'"),
+    ("pth", "pos_embed", {"rope_embed__periods": torch.ones(16)}, "'pos_embed', but 'rope_embed.periods' (1 such)"),
+    ("pth", "mlp.fc1", {"blocks__0__mlp__w12__weight": torch.ones(688, 128)}, "'blocks.0.mlp.w12.weight' (1 such)"),
+    ("pth", "patch_embed.proj.weight", {"patch_embed__proj__weight": torch.ones(128, 3, 14, 14)},
+     "patch_embed.proj.weight has shape [128, 3, 14, 14]"),
+    ("timm", "-", {"dist_token": torch.zeros(1, 1, 128)}, "'dist_token'"),
+    ("timm", "pos_embed", {"rope__freqs": torch.ones(16)}, "'pos_embed', but 'rope.freqs' (1 such)"),
+    ("timm", "mlp.fc1", {"blocks__0__mlp__fc1_g__weight": torch.ones(8, 8)}, "'blocks.0.mlp.fc1_g.weight' (1 such)"),
+    ("timm", "patch_embed.proj.weight", {"patch_embed__proj__weight": torch.ones(128, 3, 14, 14)},
+     "patch_embed.proj.weight has shape [128, 3, 14, 14]"),
+    ("hf", "-", {"vit__embeddings__distillation_token": torch.zeros(1, 1, 128)}, "'embeddings.distillation_token'"),
+    ("hf", "position_embeddings", {}, "'embeddings.position_embeddings'"),
+    ("hf", "-", {"vit__encoder__layer__0__mlp__weights_in__weight": torch.ones(8, 8)},
+     "'encoder.layer.0.mlp.weights_in.weight'"),
+    ("hf", "patch_embeddings.projection.weight",
+     {"vit__embeddings__patch_embeddings__projection__weight": torch.ones(128, 3, 14, 14)},
+     "patch_embed.proj.weight has shape [128, 3, 14, 14]"),
+])  # fmt: skip
+def test_what_no_model_of_ours_has_is_refused_by_the_name_of_a_tensor(
+    written: Path, tmp_path: Path, form: str, part: str, others: dict[str, torch.Tensor], named: str, trunk: bool
+) -> None:
+    """Distillation tokens, rotary positions, SwiGLU and patches of 14 pixels."""
+    if form == "pth":
+        path = tmp_path / "other.pth"
+        torch.save({"model": without(torch.load(written / "deit.pth")["model"], part, **others)}, path)
+    else:
+        path = changed(written, tmp_path, form, "config.json", lambda tree: tree)
+        tensors = without(load_file(written / form / "model.safetensors"), part, **others)
+        (path / "model.safetensors").unlink()
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path / "model.safetensors")
+    with pytest.raises(UserError, match=re.escape(named)) as refused:
+        load_weights(path, trunk=trunk)
+    assert "\n" not in str(refused.value)
