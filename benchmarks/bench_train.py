@@ -213,7 +213,7 @@ def loader_part(config: RunConfig, seconds: float) -> dict[str, float]:
 def timm_part(config: RunConfig, seconds: float) -> dict[str, float]:
     """accelerate's own loop: prepare, accumulate, backward."""
     accelerate = import_peer("accelerate")
-    model = timms(config.model.variant, 1000, config.model.image_size)
+    model = timms(config.model, 1000)
     passes = config.train.global_batch // config.train.micro_batch
     accelerator = accelerate.Accelerator(
         mixed_precision="bf16" if config.train.dtype == "bfloat16" else "no", gradient_accumulation_steps=passes
