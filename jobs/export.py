@@ -4,13 +4,17 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, naming, put_in_place, temporary
+
+if TYPE_CHECKING:
+    from pipeline.interop.trained_model import Trained
+    from pipeline.runs.suite_results import Result
 
 DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
@@ -78,8 +82,21 @@ def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
             f"most {TOLERANCE} of it): it can't hold model.gelu {known.model.gelu!r} or model.norm_eps "
             f"{known.model.norm_eps}; choose another format, such as safetensors"
         )
-    (folder / "README.md").write_text(card(model, config.format), encoding="utf-8")
+    (folder / "README.md").write_text(card(model, config.format, suite_of(config.model, model)), encoding="utf-8")
     return {"largest_difference": difference, "largest_logit": logit, "resize": known.resize}
+
+
+def suite_of(path: Path, model: "Trained") -> "list[Result]":
+    """The results that jobs.suite kept with the run for these very weights; none for another source."""
+    from pipeline.checkpoint import format as checkpoint
+    from pipeline.interop.trained_model import is_run_or_checkpoint
+    from pipeline.runs.folder import EVALUATIONS
+    from pipeline.runs.suite_results import read_all
+
+    if not is_run_or_checkpoint(path):
+        return []
+    found = read_all(checkpoint.find(path).path.parent.parent / EVALUATIONS)
+    return [result for result in found if (result.step, result.average) == (model.step, model.average)]
 
 
 if __name__ == "__main__":

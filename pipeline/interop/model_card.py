@@ -1,14 +1,17 @@
 """README.md of an exported model: how to use it, results, data, lineage, recipe. Names no path of a machine. Pure."""
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+
+import yaml
 
 from pipeline.config.fields import PATHS
 from pipeline.config.schema import ModelConfig
 from pipeline.interop.trained_model import AVERAGED, Trained, geometry_in_words, scaling_in_words
 from pipeline.loader.eval_geometry import geometry
+from pipeline.runs.suite_results import Result
 
 _LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them
 
@@ -65,10 +68,19 @@ image = image.crop((left, top, left + side, top + side))
 """
 
 
-def card(model: Trained, form: str) -> str:
+# the hub's names of datasets, for model-index; another set has its own name
+_DATASETS = {
+    "val": "imagenet-1k", "real": "imagenet-real", "v2": "imagenet-v2-matched-frequency",
+    "v2-threshold": "imagenet-v2-threshold0.7", "v2-top": "imagenet-v2-top-images", "a": "imagenet-a",
+    "r": "imagenet-r", "sketch": "imagenet_sketch", "c": "imagenet-c",
+}  # fmt: skip
+
+
+def card(model: Trained, form: str, suite: Sequence[Result] = ()) -> str:
+    """``suite``: results of jobs.suite with these very weights."""
     known = model.description
     size = known.model.image_size
-    library = f"library_name: {_LIBRARY[form]}\n" if form in _LIBRARY else ""
+    title = f"ViT {known.model.variant}, {len(known.classes):,} classes"
     probabilities = (
         "a softmax of the logits"
         if known.loss == "softmax"
@@ -80,8 +92,8 @@ def card(model: Trained, form: str) -> str:
     lineage = _named(model.parent, ("run_dir", "weights"))
     weights = "The weights are the running average of the run's (`train.average`), not its last ones."
     parts = [
-        f"---\n{library}pipeline_tag: image-classification\ntags:\n- vision-transformer\n---",
-        f"# ViT {known.model.variant}, {len(known.classes):,} classes",
+        f"---\n{front_matter(title, form, suite)}---",
+        f"# {title}",
         f"Images: {geometry_in_words(known.resize, size)}, then {scaling_in_words(known.model)}. Probabilities are "
         f"{probabilities}." + (f" {weights}" if model.average else ""),
         f"## Use\n\n```python\n{use(form, known.model, known.resize)}\n```",
@@ -89,12 +101,49 @@ def card(model: Trained, form: str) -> str:
     if model.config:
         parts += [
             f"## Results\n\n{results or 'The checkpoint was not evaluated at its step.'}".rstrip(),
+            *([f"## Test sets\n\n{_table(suite)}"] if suite else []),
             f"## Data\n\nDigest of the training set: `{model.dataset_digest}`",
             f"## Lineage\n\n{model.step} steps from "
             + (f"these weights:\n\n```json\n{_json(lineage)}\n```" if model.parent else "random weights."),
             f"## Recipe\n\n```json\n{_json(_named(model.config, PATHS))}\n```",
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def front_matter(title: str, form: str, suite: Sequence[Result]) -> str:
+    """The card's YAML for the model hub: library, task, and each result of a whole set in ``model-index``."""
+    content: dict[str, Any] = {"library_name": _LIBRARY[form]} if form in _LIBRARY else {}
+    content |= {"pipeline_tag": "image-classification", "tags": ["vision-transformer"]}
+    results = [
+        {
+            "task": {"type": "image-classification", "name": "Image Classification"},
+            "dataset": {"name": result.title, "type": _DATASETS.get(result.name, result.name)},
+            "metrics": [
+                {"type": "accuracy", "name": words, "value": result.scores[score]}
+                for score, words in (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy"))
+                if score in result.scores
+            ],
+        }
+        for result in suite
+        if not result.partial
+    ]
+    if results:
+        content["model-index"] = [{"name": title, "results": results}]
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _table(suite: Sequence[Result]) -> str:
+    lines = ["| set | images | top-1 | top-5 |", "|---|---|---|---|"]
+    for result in suite:
+        scores = result.scores
+        title = result.title.replace("|", "\\|") + (" (partial)" if result.partial else "")
+        top1 = f"{scores['top1']:.2%}"
+        top1 += (
+            f" ± {scores['std']:.2%}" if "std" in scores else f", mCE {scores['mce']:.1%}" if "mce" in scores else ""
+        )
+        top5 = f"{scores['top5']:.2%}" if "top5" in scores else ""
+        lines.append(f"| {title} | {scores['samples']:,.0f} | {top1} | {top5} |")
+    return "\n".join(lines)
 
 
 def use(form: str, model: ModelConfig, resize: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pipeline.config.fields import PATHS
 from pipeline.config.schema import ModelConfig, RunConfig
@@ -20,6 +21,7 @@ from pipeline.interop.load import load_weights
 from pipeline.interop.native import DESCRIPTION
 from pipeline.interop.onnx_file import check_onnx
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
+from pipeline.runs.suite_results import Result, write
 from tests.helpers.models import random_model
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import CLASSES, make_run, run_export
@@ -109,6 +111,51 @@ def test_the_card_tells_results_data_lineage_and_recipe_and_no_path(
     for part in ("eval/top1: 0.5000", "digest-of-data", '"the-parent"', "7 steps", '"mine"', "middle square of 7/8"):
         assert part in text
     assert "/" not in text.split("## Lineage")[1]
+
+
+def test_the_card_has_the_suites_results_also_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of these very weights: another step's, and the average's, are left out; a partial set is no result."""
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    scores = {"samples": 7500.0, "top1": 0.3125, "top5": 0.5}
+    for result in (
+        Result("a", "ImageNet-A", scores, "k", step=7),
+        Result("features-mine-1-shot", 'mine: "ß" | x', {"samples": 90.0, "top1": 0.5, "std": 0.125}, "k", step=7),
+        Result("sketch", "ImageNet-Sketch", scores, "k", step=7, partial=True),
+        Result("r", "ImageNet-R", scores, "k", step=3),
+        Result("v2", "ImageNet-V2", scores, "k", step=7, average=True),
+        Result("c/fog/3", "fog", scores, "k", step=7),
+    ):
+        write(tmp_path / "run" / "evaluations", result)
+    run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "timm")
+    text = (tmp_path / "out" / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    content = yaml.safe_load(front)
+    assert {name: content[name] for name in ("library_name", "pipeline_tag", "tags")} == {
+        "library_name": "timm", "pipeline_tag": "image-classification", "tags": ["vision-transformer"],
+    }  # fmt: skip
+    (entry,) = content["model-index"]
+    assert entry["name"] == "ViT tiny, 10 classes"
+    task = {"type": "image-classification", "name": "Image Classification"}
+    assert entry["results"] == [
+        {
+            "task": task,
+            "dataset": {"name": "ImageNet-A", "type": "imagenet-a"},
+            "metrics": [
+                {"type": "accuracy", "name": "Top-1 accuracy", "value": 0.3125},
+                {"type": "accuracy", "name": "Top-5 accuracy", "value": 0.5},
+            ],
+        },
+        {
+            "task": task,
+            "dataset": {"name": 'mine: "ß" | x', "type": "features-mine-1-shot"},
+            "metrics": [{"type": "accuracy", "name": "Top-1 accuracy", "value": 0.5}],
+        },
+    ]
+    assert "| ImageNet-A | 7,500 | 31.25% | 50.00% |" in body
+    assert '| mine: "ß" \\| x | 90 | 50.00% ± 12.50% |  |' in body
+    assert "| ImageNet-Sketch (partial) |" in body
+    assert "ImageNet-R" not in body
+    assert "ImageNet-V2" not in body
 
 
 def test_the_card_names_no_path_in_any_field() -> None:
