@@ -66,6 +66,7 @@ def parse_into(
 
 
 def print_recipes(recipes: Mapping[str, Recipe], prog: str, description: str) -> None:
+    prog, description = cli.as_called(prog), cli.as_called(description)
     summaries = "\n".join(f"  {name:12} {recipe.summary}" for name, recipe in recipes.items())
     print(f"usage: {prog} RECIPE [--config FILE] [--field value ...]\n\n{description}\n\nRecipes:\n{summaries}\n")
     print(
@@ -135,7 +136,7 @@ def _choose(recipes: Mapping[str, Recipe], name: str, tree: Mapping[str, Any], f
     name = name or own
     names = ", ".join(recipes)
     if not name:
-        raise UserError(f"RECIPE is missing: name one of {names} (see {prog} --help)")
+        raise UserError(f"RECIPE is missing: name one of {names} (see {cli.as_called(prog)} --help)")
     if (stage := tree.get("stage")) not in (None, *{recipe.config.stage for recipe in recipes.values()}):
         raise UserError(f"--config {str(file)!r} is of another command: use python -m jobs.{stage}")
     if name not in recipes:

@@ -62,7 +62,7 @@ class Planned:
 def main() -> int:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help") or (arguments[0] != "command" and "--help" in arguments):
-        print(f"usage: python -m jobs.submit KIND ... [--dry-run]\n\n{DESCRIPTION}")
+        print(cli.as_called(f"usage: python -m jobs.submit KIND ... [--dry-run]\n\n{DESCRIPTION}"))
         return errors.EXIT_DONE
     kind = arguments[0]
     if kind not in KINDS:

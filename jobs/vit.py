@@ -65,7 +65,8 @@ def main() -> int:
         raise UserError(f"COMMAND {name!r} is unknown: {hint} {', '.join(COMMANDS)}")
     module = COMMANDS[name][0]
     sys.argv = [f"python -m {module}", *sys.argv[2:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with cli.calling({f"python -m {module}": f"vit {command}" for command, (module, _) in COMMANDS.items()}):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     return errors.EXIT_DONE
 
 

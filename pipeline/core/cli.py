@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,6 +133,24 @@ def _tell_torchrun(message: str) -> None:
             Path(path).write_text(json.dumps({"message": facts}), "utf-8")
 
 
+_programs: dict[str, str] = {}  # "python -m MODULE" -> "vit NAME", while the vit command runs
+
+
+@contextlib.contextmanager
+def calling(names: Mapping[str, str]) -> Iterator[None]:
+    """Have --help and messages call commands as the user did: "vit shard" for "python -m data_prep.shard"."""
+    _programs.update(names)
+    try:
+        yield
+    finally:
+        _programs.clear()
+
+
+def as_called(text: str) -> str:
+    """``text`` with the names of commands that the user knows them by."""
+    return re.sub(r"python -m (?:jobs|data_prep)\.\w+", lambda found: _programs.get(found[0], found[0]), text)
+
+
 def parse(
     config: Callable[..., Config],
     *,
@@ -148,6 +166,7 @@ def parse(
     (``--data.flip False``) instead of ``--data.no-flip``; either is taken. Bad usage raises :class:`UserError` in one
     line.
     """
+    prog, description = as_called(prog), as_called(description)
     options: dict[str, Any] = {} if default is None else {"default": default}
     if not flags:
         options["config"] = (tyro.conf.FlagConversionOff,)

@@ -1,5 +1,6 @@
 """vit: version, misspelt commands, completion in a real shell, and the line outside the virtual environment."""
 
+import contextlib
 import os
 import runpy
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.vit import COMMANDS
+from jobs.vit import COMMANDS, main
+from pipeline.core.cli import as_called
 from pipeline.core.version import VERSION
 from tests.helpers.launch import REPOSITORY
 
@@ -40,6 +42,22 @@ def test_every_command_has_a_version(
         runpy.run_module(module, run_name="__main__")
     assert left.value.code == 0
     assert capsys.readouterr().out == f"vit-pipeline {VERSION}\n"
+
+
+@pytest.mark.parametrize("name", ["shard", "pretrain", "submit"])
+def test_help_calls_commands_as_the_user_did(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = COMMANDS[name][0]
+    monkeypatch.delitem(sys.modules, module, raising=False)  # runpy warns of one that is imported already
+    monkeypatch.setattr(sys, "argv", ["vit", name, "--help"])
+    with contextlib.suppress(SystemExit):
+        main()
+    printed = capsys.readouterr().out
+    assert f"usage: vit {name} " in printed
+    assert f"\n  vit {name} " in printed, "the examples too"
+    assert f"python -m {module}" not in printed
+    assert as_called(f"python -m {module}") == f"python -m {module}"
 
 
 def test_misspelt_commands_and_recipes_are_guessed() -> None:
