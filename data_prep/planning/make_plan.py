@@ -91,7 +91,7 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
                     shutil.rmtree(stream_folder(output), ignore_errors=True)
                 with contextlib.suppress(OSError):  # somebody else works there
                     (work_folder.work_folder(output) / "done").rmdir()
-    found = Planned(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+    found = _read_plan(folder / "plan.json", f"delete OUTPUT {str(output)!r} to start over")
     same_options(output, found.identity, options.identity, "an unfinished")
     if found.input != _fingerprint(source):
         raise UserError(
@@ -99,6 +99,13 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
             "delete OUTPUT to start over"
         )
     return found
+
+
+def _read_plan(path: Path, remedy: str) -> Planned:
+    try:
+        return Planned(**files.read_json(path, remedy))
+    except TypeError as error:
+        raise UserError(f"{str(path)!r} is damaged or of another version ({error}): {remedy}") from error
 
 
 def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what: str) -> None:

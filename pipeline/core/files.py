@@ -107,7 +107,10 @@ def check_can_make(folder: Path, field: str) -> None:
 
 
 def read_json(path: Path, remedy: str = "put back a copy of it") -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError with the file and ``remedy`` if it can't be read or is damaged."""
+    """The object in a JSON file, read again after transient errors of the disk (:func:`pipeline.core.retry.steadily`).
+
+    Raises UserError with the file and ``remedy`` if it can't be read or is damaged.
+    """
     content = _read_json(path, remedy)
     if not isinstance(content, dict):
         raise UserError(f"{str(path)!r} is damaged (it holds no JSON object): {remedy}")
@@ -124,7 +127,7 @@ def read_json_list(path: Path, remedy: str = "put back a copy of it") -> list[An
 
 def _read_json(path: Path, remedy: str) -> Any:
     try:
-        return json.loads(path.read_bytes())  # UTF-8
+        return json.loads(retry.steadily(path.read_bytes, path))  # UTF-8
     except OSError as error:
         raise UserError(f"{str(path)!r} can't be read ({error.strerror}): {remedy}") from error
     except (ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core import retry
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_local
+from pipeline.core.files import check_local, read_json
 from pipeline.core.version import VERSION
 
 FORMAT_VERSION = 1
@@ -142,10 +142,10 @@ def read_info(folder: Path) -> DatasetInfo:
             "data_prep.index"
         )
     try:
-        fields = json.loads(retry.steadily(path.read_text, path))
+        fields = read_json(path, "copy or make the dataset again")
         shards = tuple(ShardInfo(**shard) for shard in fields.pop("shards"))
         info = DatasetInfo(**fields, shards=shards)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # no JSON, or not of this form
+    except (TypeError, KeyError) as error:  # not of this form
         raise UserError(f"{str(path)!r} is damaged ({error}): make the dataset again") from error
     if info.format_version != FORMAT_VERSION:
         raise UserError(

@@ -1,7 +1,6 @@
 """What an evaluation counts beside top-1 and top-5: which classes are taken for which, and ImageNet-ReaL's labels."""
 
 import csv
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import naming
+from pipeline.core.files import naming, read_json_list
 from pipeline.core.terminal import csv_cell
 from pipeline.loader.batches import Batch
 
@@ -62,13 +61,8 @@ def read_real(path: Path, keys: Sequence[str]) -> dict[int, frozenset[int]]:
 
     Raises UserError where the split isn't ImageNet-2012's validation set.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--real {str(path)!r} can't be read ({error}): name reassessed-imagenet's real.json"
-        ) from error
-    if not isinstance(content, list) or not all(isinstance(entry, list) for entry in content):
+    content = read_json_list(path, "give --real reassessed-imagenet's real.json")
+    if not all(isinstance(entry, list) for entry in content):
         raise UserError(f"--real {str(path)!r} is no list of lists of classes: name reassessed-imagenet's real.json")
     labels = {}
     for row, key in enumerate(keys):

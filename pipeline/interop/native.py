@@ -12,8 +12,9 @@ from torch import Tensor
 from pipeline.config.schema import ModelConfig
 from pipeline.config.serialize import from_dict
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
 from pipeline.core.tensor_files import save_tensors
-from pipeline.interop.read_files import read_object, read_tensors
+from pipeline.interop.read_files import read_tensors
 from pipeline.model.state_dict import check_tensors
 
 DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.interop.trained_model
@@ -22,7 +23,7 @@ DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.i
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """Configuration, float32 state, and {"format", "classes"} of a folder. Raises UserError."""
     state = read_tensors(folder, ("model.safetensors",))
-    settings = read_object(folder / DESCRIPTION).get("model")
+    settings = read_json(folder / DESCRIPTION, "export the model again").get("model")
     if not isinstance(settings, dict):
         raise UserError(f"{str(folder / DESCRIPTION)!r} has no 'model': name a folder that jobs.export wrote")
     try:

@@ -19,7 +19,6 @@ from pipeline.core.files import check_local, read_json, read_json_list
 from pipeline.dataset.class_lists import listed, name_of
 from pipeline.interop.load import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION
-from pipeline.interop.read_files import read_object
 from pipeline.loader.eval_geometry import geometry
 from pipeline.runs.folder import CLASSES, FACTS, is_run
 
@@ -152,7 +151,7 @@ def trained_upright(facts: Mapping[str, Any]) -> bool:
 
 def read_description(folder: Path) -> Description:
     """Of model.json. Raises UserError."""
-    content = read_object(folder / DESCRIPTION)
+    content = read_json(folder / DESCRIPTION, "export the model again")
     try:
         classes = tuple(Named(**entry) for entry in content["classes"])
         model, upright = from_dict(ModelConfig, content["model"]), bool(content.get("upright", False))

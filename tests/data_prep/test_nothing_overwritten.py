@@ -194,3 +194,12 @@ def test_damaged_pages_are_one_line(spoilt: str, photos: list[bytes], tmp_path: 
     (out / spoilt).write_bytes(data)
     with pytest.raises(UserError, match=f"{spoilt}' is damaged"):
         verify.main([str(out), "--workers", "1"])
+
+
+@pytest.mark.parametrize("content", ['{"identity":', "null", '{"identity": {}}'])
+def test_a_damaged_plan_is_one_line_with_the_remedy(content: str, photos: list[bytes], tmp_path: Path) -> None:
+    plan = tmp_path / "out" / ".work" / "plan" / "plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text(content)
+    with pytest.raises(UserError, match=rf"plan\.json' is damaged .*: delete OUTPUT '{tmp_path}/out' to start over"):
+        shard_into(folders(tmp_path / "raw", photos, "a", "b"), tmp_path / "out", "--workers", 1)
