@@ -25,42 +25,44 @@ def _known() -> dict[str, tuple[str, str]]:
 
 
 def name_of(wnid: str) -> str:
-    """The class's name in WordNet; the wnid itself where it isn't ImageNet's."""
+    """The class's name in WordNet; the wnid itself if it is not one of ImageNet's."""
     return _known().get(wnid, ("", wnid))[1]
 
 
 def listed(choice: str) -> list[str] | None:
-    """The wnids of ``--classes`` in index order; ``None`` where they depend on what INPUT holds."""
+    """The wnids of ``--classes`` in index order; ``None`` if they depend on INPUT."""
     if choice in _LETTERS:
         return [wnid for wnid, (letters, _) in sorted(_known().items()) if _LETTERS[choice] in letters]
     return None if choice in NAMED else read_list(Path(choice))
 
 
 def derived(choice: str, counts: dict[str, int]) -> list[str]:
-    """The wnids for images counted by class in INPUT, for the choices that depend on it."""
+    """The wnids of the choices that depend on INPUT, from its image counts by class. Raises UserError."""
     if choice == "21k-p":
         chosen = sorted(wnid for wnid, count in counts.items() if count >= MIN_IMAGES_21K_P)
         if not chosen:
-            raise UserError("--classes 21k-p keeps classes of more than 500 images, and INPUT has none")
+            raise UserError(
+                "--classes 21k-p keeps classes of more than 500 images, and INPUT has none: --classes derive takes all"
+            )
         return chosen
     if choice == "winter21" and len(counts) != WINTER21_CLASSES:
         raise UserError(
-            f"--classes winter21 stands for {WINTER21_CLASSES:,} classes, but INPUT holds images of {len(counts):,}: "
-            "is it complete? --classes derive takes what is there"
+            f"--classes winter21 has {WINTER21_CLASSES:,} classes, but INPUT contains images of {len(counts):,}: "
+            "is it complete? --classes derive takes the classes that are there"
         )
     return sorted(counts)
 
 
 def read_list(path: Path) -> list[str]:
-    """A file with a class a line; what follows a tab, or a wnid, on the line is ignored. Raises UserError."""
+    """Read a file with one class per line; text after a tab or a wnid is ignored. Raises UserError."""
     if not path.is_file():
-        raise UserError(f"--classes {str(path)!r} is none of {', '.join(NAMED)}, nor a file with a wnid a line")
+        raise UserError(f"--classes {str(path)!r} must be {', '.join(NAMED)}, or a file with one wnid per line")
     try:
         # NFC, as data_prep stores classes: an editor on a Mac may have written NFD
         lines = unicodedata.normalize("NFC", path.read_text("utf-8-sig")).splitlines()
         wnids = [_WNID.sub(r"\1", line.split("\t")[0].strip()) for line in lines if line.strip()]
     except UnicodeDecodeError:
-        raise UserError(f"--classes {str(path)!r} is no text file") from None
+        raise UserError(f"--classes {str(path)!r} is not a UTF-8 text file: give one wnid per line") from None
     repeated = [wnid for wnid, count in collections.Counter(wnids).items() if count > 1]
     if repeated or not wnids:
         raise UserError(f"--classes {str(path)!r} " + (f"lists {repeated[0]!r} twice" if repeated else "is empty"))

@@ -1,13 +1,13 @@
-"""The disk contract: what a dataset's folder holds and how its parts are named. Imports no torch.
+"""The on-disk format: the files in a dataset's folder and their names. Imports no torch.
 
 A dataset is a folder of plain WebDataset tars with an index beside them::
 
     train-00000.tar ...   members <key>.jpg and <key>.cls (class index in ASCII), in index order
-    index.parquet         one row a sample, in tar order: INDEX_SCHEMA
-    classes.parquet       CLASSES_SCHEMA, one row a class, in index order
-    rejects.parquet       REJECTS_SCHEMA, one row for each input image that was not written
+    index.parquet         INDEX_SCHEMA, one row per sample, in tar order
+    classes.parquet       CLASSES_SCHEMA, one row per class, in index order
+    rejects.parquet       REJECTS_SCHEMA, one row per input file that was skipped
     dataset.json          DatasetInfo; written last, so a folder without it is an unfinished dataset
-    _info.json            the same in the form that timm's WebDataset reader reads
+    _info.json            the same for timm's WebDataset reader
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from pipeline.core.files import check_local, read_json
 from pipeline.core.version import VERSION
 
 FORMAT_VERSION = 1
-# It is part of each dataset's digest: leaving it out would make every dataset unreadable that exists, so that waits for
+# It is part of each dataset's digest. Removing it would make all existing datasets unreadable, so that waits for
 # FORMAT_VERSION 2.
 TOOL_VERSION = VERSION
 
@@ -40,18 +40,18 @@ INDEX_SCHEMA = pa.schema(
         ("offset", pa.int64()),  # of the JPEG's first byte in the tar
         ("size", pa.int32()),  # of the JPEG, bytes
         ("label", pa.int32()),  # class index
-        ("width", pa.int32()),  # pixels, as stored: orientation is not applied; 0 where nobody looked (data_prep.index)
+        ("width", pa.int32()),  # pixels, as stored: orientation is not applied; 0 if unknown (vit index)
         ("height", pa.int32()),
-        ("orientation", pa.uint8()),  # EXIF tag 0x0112, 1 to 8; 1 where there is none
-        ("recoded", pa.dictionary(pa.int8(), pa.string())),  # "" for bytes untouched, else why: "png", "cmyk", ...
-        ("xxh3_64", pa.uint64()),  # of the JPEG's bytes; 0 where nobody looked
+        ("orientation", pa.uint8()),  # EXIF tag 0x0112, 1 to 8; 1 if there is none
+        ("recoded", pa.dictionary(pa.int8(), pa.string())),  # "" if unchanged, otherwise why: "png", "cmyk", ...
+        ("xxh3_64", pa.uint64()),  # of the JPEG's bytes; 0 if unknown
     ]
 )
 CLASSES_SCHEMA = pa.schema(
     [
         ("index", pa.int32()),
-        ("wnid", pa.string()),  # WordNet id, or the folder's name where the source isn't ImageNet
-        ("name", pa.string()),  # for people; the wnid again where no name is known
+        ("wnid", pa.string()),  # WordNet id, or the folder's name if the source isn't ImageNet
+        ("name", pa.string()),  # readable name; the wnid again if no name is known
     ]
 )
 REJECTS_SCHEMA = pa.schema(
@@ -61,7 +61,7 @@ REJECTS_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("reason", pa.string()),  # one word that groups: "truncated", "not_an_image", ...
         ("detail", pa.string()),
-        ("thumbnail", pa.binary()),  # a small JPEG of what can still be seen of it, for some of them; else null
+        ("thumbnail", pa.binary()),  # small JPEG of what can still be decoded, for some rejects; otherwise null
     ]
 )
 TABLES = {"index.parquet": INDEX_SCHEMA, "classes.parquet": CLASSES_SCHEMA, "rejects.parquet": REJECTS_SCHEMA}
@@ -75,8 +75,8 @@ class ShardInfo:
     shard: int
     samples: int
     bytes: int  # of the whole tar
-    xxh3_128: str  # of the whole tar, hexadecimal; "" where data_prep.index made the index from the headers alone
-    file: str = ""  # the tar's name where it isn't {split}-{shard:05d}.tar: somebody else wrote it
+    xxh3_128: str  # of the whole tar, hexadecimal; "" if vit index made the index from the headers alone
+    file: str = ""  # the tar's name if it isn't {split}-{shard:05d}.tar, as for tars made elsewhere
 
     @property
     def file_name(self) -> str:
@@ -95,12 +95,12 @@ class DatasetInfo:
     samples: dict[str, int]  # by split
     rejects: int
     seed: int
-    options: dict[str, Any]  # of the command that made it, as far as they change its bytes
+    options: dict[str, Any]  # options of the command that made it that change its bytes
     shards: tuple[ShardInfo, ...]
     digest: str  # of everything above: identifies the dataset's content
 
     def split_shards(self, split: str) -> tuple[ShardInfo, ...]:
-        """The shards of one split, in order. Raises UserError, naming the splits there are."""
+        """The shards of one split, in order. Raises UserError, with the existing splits, if there is no such split."""
         if split not in self.samples:
             raise UserError(f"split {split!r} is not in dataset {self.name!r}: it has {', '.join(self.samples)}")
         return tuple(shard for shard in self.shards if shard.split == split)
@@ -111,7 +111,7 @@ def shard_file_name(split: str, shard: int) -> str:
 
 
 def classes_digest(wnids: list[str]) -> str:
-    """The first 32 hexadecimal digits of the SHA-256 of the wnids, one a line, in index order."""
+    """The first 32 hexadecimal digits of the SHA-256 of the wnids, one per line, in index order."""
     return hashlib.sha256("\n".join(wnids).encode()).hexdigest()[:32]
 
 
@@ -128,18 +128,17 @@ def to_json(info: DatasetInfo) -> str:
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    """Read and check ``dataset.json``. Raises UserError where the folder is no finished dataset."""
+    """Read and check ``dataset.json``. Raises UserError if the folder is not a finished dataset."""
     path = folder / "dataset.json"
     check_local(folder, "dataset")
     if folder.is_file():
-        raise UserError(f"dataset {str(folder)!r} is a file: name the folder that data_prep.shard or .index made")
+        raise UserError(f"dataset {str(folder)!r} is a file: give the folder that vit shard or vit index made")
     if not folder.is_dir():
-        raise UserError(f"dataset {str(folder)!r} does not exist: make it with python -m data_prep.shard INPUT OUTPUT")
+        raise UserError(f"dataset {str(folder)!r} does not exist: create it with vit shard INPUT OUTPUT")
     if not path.is_file():
         raise UserError(
-            f"dataset {str(folder)!r} has no dataset.json, so it is unfinished or no dataset of ours: "
-            "make or finish it with python -m data_prep.shard INPUT OUTPUT; for WebDataset tars made elsewhere use "
-            "data_prep.index"
+            f"{str(folder)!r} is not a finished dataset (no dataset.json): create or finish it with vit shard INPUT "
+            "OUTPUT; for WebDataset tars made elsewhere use vit index FOLDER"
         )
     try:
         fields = read_json(path, "copy or make the dataset again")
@@ -153,7 +152,7 @@ def read_info(folder: Path) -> DatasetInfo:
             "make the dataset again with this version"
         )
     if with_digest(info).digest != info.digest:
-        raise UserError(f"{str(path)!r} does not match its own digest: it was edited; make the dataset again")
+        raise UserError(f"{str(path)!r} does not match its own digest, so it was edited: make the dataset again")
     return info
 
 
@@ -178,7 +177,7 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
-    """A table of a dataset, with pyarrow's options. Raises UserError where it is missing, damaged or incomplete."""
+    """Open a table of a dataset with pyarrow's options. Raises UserError if it is missing, damaged or incomplete."""
     try:
         with damage_of(path):
             file = pq.ParquetFile(path, **options)
@@ -191,13 +190,13 @@ def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
 
 
 def lacking_columns(path: Path, names: Iterable[str]) -> str:
-    """Which columns of one of TABLES are not among ``names``, "" for none."""
+    """The columns of one of TABLES that are not among ``names``, comma-separated; "" if there are none."""
     return ", ".join(sorted(set(TABLES[path.name].names) - set(names)))
 
 
 @contextmanager
 def damage_of(path: Path) -> Iterator[None]:
-    """What pyarrow raises of a damaged table as a UserError."""
+    """Raise pyarrow's errors about a damaged table as a UserError."""
     try:
         yield
     except (FileNotFoundError, PermissionError):

@@ -1,7 +1,7 @@
-"""Reading index.parquet: what the loader needs of each sample (ROW, one record per sample in index order), and keys.
+"""Read index.parquet: what the loader needs of each sample (ROW, one record per sample in index order), and keys.
 
-A large split's records are made once from index.parquet and kept as a file in a cache folder, which all processes of a
-node map: opening takes milliseconds, memory is shared, and only the pages that are looked at are read.
+A large split's records are computed once and kept as a file in a cache folder that all processes of a node map: opening
+takes milliseconds, memory is shared, and only the pages that are used are read.
 """
 
 import os
@@ -16,14 +16,14 @@ from pipeline.core.files import appearing
 from pipeline.dataset.format import damage_of, open_parquet, read_index
 
 ROW = np.dtype([("shard", np.int32), ("size", np.int32), ("label", np.int32), ("offset", np.int64)])
-CACHED = 1 << 20  # samples from which on a split's records are worth a file: 20 MB
+CACHED = 1 << 20  # samples: from this size on, a split's records (20 MB) are worth a file
 _BATCH = 1 << 17  # rows in memory at a time: a row group of index.parquet
 
 Rows = npt.NDArray[np.void]  # of ROW
 
 
 def read_rows(folder: Path, split: str, samples: int, digest: str, *, cached_from: int = CACHED) -> Rows:
-    """The records of a split, read only. Raises UserError where the index doesn't hold ``samples`` of them."""
+    """The records of a split, read only. Raises UserError unless the index has ``samples`` of them."""
     index = folder / "index.parquet"
     if samples < cached_from:
         rows = np.empty(samples, ROW)
@@ -35,7 +35,7 @@ def read_rows(folder: Path, split: str, samples: int, digest: str, *, cached_fro
         if not path.is_file() or path.stat().st_size != samples * ROW.itemsize:
             _write(path, index, split, samples)
         return np.memmap(path, ROW, "r", shape=(samples,))
-    except OSError:  # no cache, no harm: a copy in memory, which forked workers share
+    except OSError:  # without a cache: a copy in memory, which forked workers share
         rows = np.empty(samples, ROW)
         _fill(rows, index, split)
         return rows
@@ -56,7 +56,7 @@ def cache_folder() -> Path:
 
 
 def _write(path: Path, index: Path, split: str, samples: int) -> None:
-    """Aside, then renamed, so that ranks that write at the same time don't see each other's half."""
+    """Write to a temporary file and rename it, so that ranks that write at the same time see whole files only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing(path) as aside, aside.open("wb") as file:
         written = 0
@@ -77,7 +77,7 @@ def _fill(rows: Rows, index: Path, split: str) -> None:
 
 def _parts(index: Path, split: str) -> Iterator[Rows]:
     columns = list(ROW.names or ())
-    # no Array.index or to_numpy, each of which imports pandas where it is installed: 0.3 s
+    # no Array.index or to_numpy: each imports pandas if it is installed, which takes 0.3 s
     # pre_buffer would read the columns of all row groups at once
     with open_parquet(index, pre_buffer=False) as file, damage_of(index):
         for batch in file.iter_batches(_BATCH, columns=["split", *columns], use_threads=False):

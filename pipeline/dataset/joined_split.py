@@ -1,6 +1,6 @@
-"""The splits of one name of one or several datasets, one after another. Training reads its samples through this.
+"""The same split of one or several datasets, concatenated. Training reads its samples through this.
 
-Rows count through the chosen samples of all datasets, in their order.
+Rows are numbered through the chosen samples of all datasets, in order.
 """
 
 import bisect
@@ -26,7 +26,7 @@ from pipeline.dataset.split import Choice, DatasetSplit
 
 
 class JoinedSplit:
-    """The splits of one name of several datasets that share their class map, one after another."""
+    """The same split of several datasets that share their class map, concatenated."""
 
     def __init__(self, parts: Sequence[DatasetSplit]):
         self.parts = tuple(parts)
@@ -37,12 +37,12 @@ class JoinedSplit:
 
     @property
     def info(self) -> DatasetInfo:
-        """Of the first: the class map is that of all."""
+        """dataset.json of the first dataset; all share its class map."""
         return self.parts[0].info
 
     @property
     def folder(self) -> Path:
-        """Of the first: where dataset.json and classes.parquet lie."""
+        """Folder of the first dataset, with dataset.json and classes.parquet."""
         return self.parts[0].folder
 
     @property
@@ -51,12 +51,12 @@ class JoinedSplit:
 
     @property
     def samples(self) -> tuple[tuple[int, ...], ...]:
-        """Chosen samples of each shard of each dataset."""
+        """Number of chosen samples per shard, for each dataset."""
         return tuple(part.samples for part in self.parts)
 
     @property
     def label(self) -> npt.NDArray[np.int32]:
-        """Of every row; a copy where there are several datasets."""
+        """Label of every row; a copy if there are several datasets."""
         if len(self.parts) == 1:
             return self.parts[0].label
         return np.concatenate([part.label for part in self.parts])
@@ -69,7 +69,7 @@ class JoinedSplit:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The sources, for messages."""
         return " ".join(part.source for part in self.parts)
 
     def labels(self, rows: Ints) -> Ints:
@@ -86,7 +86,7 @@ class JoinedSplit:
         return part.read(inside)
 
     def read_all(self, rows: Ints) -> Iterator[tuple[int, bytes]]:
-        """Each sample's place in ``rows`` and its JPEG, or what there is of it, in an order that suits the shards."""
+        """Each sample's place in ``rows`` and its JPEG (or as much as the shard holds), in an efficient order."""
         if len(self.parts) == 1:
             yield from self.parts[0].read_all(rows)
             return
@@ -95,39 +95,39 @@ class JoinedSplit:
                 yield int(places[place]), jpeg
 
     def whole(self, row: int, jpeg: bytes) -> bytes:
-        """``jpeg``. Raises ValueError where the shard ended before the sample did."""
+        """``jpeg``. Raises ValueError if the shard ended before the sample did."""
         if len(jpeg) != self.size(row):
             raise ValueError(f"the shard ends after {len(jpeg)} of the sample's {self.size(row)} bytes")
         return jpeg
 
     def read_again(self, row: int) -> bytes:
-        """A sample that doesn't decode, from a sound copy of its shard if the one in the cache isn't."""
+        """Read an undecodable sample again, from a new copy of its shard if the one in the cache is damaged."""
         part, inside = self._locate(row)
         return part.read_again(inside)
 
     def cached(self, row: int) -> Path | None:
-        """The file of the cache that a sample is read from, where it has no hash that tells whether it is sound."""
+        """The cache's file that a sample is read from, if it has no hash to check it against; otherwise None."""
         part, inside = self._locate(row)
         return part.cached(inside)
 
     def size(self, row: int) -> int:
-        """Of a sample's JPEG, bytes."""
+        """Size of a sample's JPEG, bytes."""
         part, inside = self._locate(row)
         return int(part.size[inside])
 
     def place(self, row: int) -> tuple[str, int]:
-        """A sample's shard, with its dataset where there are several, and offset."""
+        """A sample's shard (with the dataset's name if there are several) and byte offset."""
         part, inside = self._locate(row)
         name, offset = part.where(inside)
         return (name if len(self.parts) == 1 else f"{part.info.name}/{name}"), offset
 
     def where(self, row: int) -> str:
-        """A sample's place for messages."""
+        """A sample's shard and offset as text for messages."""
         name, offset = self.place(row)
         return f"sample {row} ({name}, byte {offset})"
 
     def sample_keys(self) -> list[str]:
-        """By row."""
+        """The keys of all samples, by row."""
         return [key for part in self.parts for key in part.sample_keys()]
 
     @property
@@ -135,7 +135,7 @@ class JoinedSplit:
         return any(part.cache is not None for part in self.parts)
 
     def soon(self, numbers: Ints) -> None:
-        """The shards that are needed now and next, by their number in ``samples``, most urgent first."""
+        """Announce the shards that are needed now and next, by their number in ``samples``, most urgent first."""
         first = 0
         for part in self.parts:
             part.soon([number - first for number in numbers.tolist() if 0 <= number - first < len(part.shards)])
@@ -146,7 +146,7 @@ class JoinedSplit:
         return self.parts[number], row - (self._ends[number - 1] if number else 0)
 
     def _by_part(self, rows: Ints) -> Iterator[tuple[DatasetSplit, Ints, Ints]]:
-        """Of each dataset that has some of ``rows``: their places, and the rows inside it."""
+        """For each dataset that has some of ``rows``: their places in ``rows``, and the row numbers within it."""
         numbers = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(numbers).tolist():
             places = np.flatnonzero(numbers == number)
@@ -161,8 +161,11 @@ def open_split(
     cache: Cache | None = None,
     check: bool = True,
 ) -> JoinedSplit:
-    """Raises UserError where a dataset is unfinished, lacks the split or (unless not to ``check``) a shard, or has
-    another class map than the first."""
+    """Open a split of one or several datasets.
+
+    Raises UserError if a dataset is unfinished, lacks the split or (if ``check``) a shard, or has another class map
+    than the first.
+    """
     named = [str(sources)] if isinstance(sources, str | Path) else list(sources)
     cache = cache or make_cache(None, DataConfig.cache_gb)
     parts = [DatasetSplit(source, split, choice or Choice(), cache, check=check) for source in named]
@@ -172,13 +175,13 @@ def open_split(
             raise UserError(
                 f"dataset {part.source!r} has another class map ({part.info.classes} classes, digest "
                 f"{part.info.classes_digest}) than {first.source!r} ({first.info.classes}, "
-                f"{first.info.classes_digest}): shard it with --classes of the other"
+                f"{first.info.classes_digest}): shard it again with the same --classes as the other"
             )
     return JoinedSplit(parts)
 
 
 def chosen(config: DataConfig) -> Choice:
-    """The training samples that a configuration asks for. Raises UserError where its class list can't be read."""
+    """The training samples that a configuration asks for. Raises UserError if its class list can't be read."""
     if config.classes is None:
         return Choice((), config.percent)
     try:
@@ -186,17 +189,17 @@ def chosen(config: DataConfig) -> Choice:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.classes {str(config.classes)!r} can't be read: {error}") from error
     if not wnids:
-        raise UserError(f"data.classes {str(config.classes)!r} is empty: write one wnid a line")
+        raise UserError(f"data.classes {str(config.classes)!r} is empty: write one wnid per line")
     return Choice(wnids, config.percent)
 
 
 def open_info(source: str) -> DatasetInfo:
-    """dataset.json of a folder or a URL."""
+    """dataset.json of a dataset in a folder or behind a URL."""
     return dataset_format.read_info(remote.open_folder(source, cache_folder()))
 
 
 def make_cache(folder: Path | None, gigabytes: float) -> Cache:
-    """Of shards behind URLs, in ``folder``, or where the index's records are kept. Made when it is used first."""
+    """The cache of shards behind URLs, in ``folder`` or the default cache folder. Created when first used."""
     folder = folder or cache_folder()
     check_local(folder, "data.cache")
     return Cache(folder / "shards", int(gigabytes * 1e9))

@@ -1,4 +1,4 @@
-"""A dataset behind a URL: its small files are kept in the node's cache folder, its shards are checked to be there."""
+"""A dataset behind a URL: its small files are copied to the node's cache folder; its shards are checked to exist."""
 
 import shutil
 import time
@@ -20,13 +20,13 @@ from pipeline.dataset.urls import GoneError, Patience, check_source, join, read_
 Item = TypeVar("Item")
 CHECKERS = 16  # requests at a time when the shards are looked for
 _TABLES = ("index.parquet", "classes.parquet")  # that a run reads
-CHECKED = 600.0  # seconds for which the shards, once found, are not looked for again by processes of this node
+CHECKED = 600.0  # seconds for which processes of this node don't check the shards again
 
 
 def open_folder(source: str, cache: Path, patience: Patience | None = None) -> Path:
-    """The folder itself, or one under ``cache`` with what stands beside a remote dataset's shards.
+    """The folder itself, or for a URL a folder under ``cache`` with copies of the dataset's small files.
 
-    One process of the node fetches, the others wait. Raises UserError where the source is no finished dataset.
+    One process per node fetches them, the others wait. Raises UserError if the source is not a finished dataset.
     """
     if not is_remote(source):
         return Path(source)
@@ -38,7 +38,7 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
         with locked(folder / ".lock"):
             pass
     except OSError as error:
-        raise UserError(f"data.cache {str(cache)!r} can't be written ({error}): name another folder") from error
+        raise UserError(f"data.cache {str(cache)!r} can't be written ({error}): give another folder") from error
     with locked(folder / ".lock") as lock:
         for left in folder.glob(".part.*.tmp") if lock is Lock.HELD else ():  # of processes that were killed
             shutil.rmtree(left, ignore_errors=True)
@@ -54,7 +54,7 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
 
 
 def _open_table(folder: Path, name: str) -> None:
-    """Raises UserError where it is damaged."""
+    """Raises UserError if it is damaged."""
     dataset_format.open_parquet(folder / name).close()
 
 
@@ -68,15 +68,15 @@ def _has_tables(folder: Path) -> bool:
 
 
 def mirror(source: str, cache: Path) -> Path:
-    """Where open_folder keeps a remote dataset's small files."""
+    """The folder in which open_folder keeps a remote dataset's small files."""
     return cache / "sets" / xxhash.xxh3_64_hexdigest(source.encode())
 
 
 def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patience: Patience | None = None) -> None:
-    """Raises UserError where a shard isn't there, or has another size than dataset.json says."""
+    """Raises UserError if a shard is missing or its size differs from dataset.json."""
     patience = patience or Patience(seconds=60.0)
     if source.startswith("pipe:"):
-        return  # nothing but reading it would tell
+        return  # only reading a file would tell
     names = " ".join(f"{shard.file_name} {shard.bytes} {shard.xxh3_128}" for shard in wanted)
     mark = folder / f".found-{xxhash.xxh3_64_hexdigest(names.encode())}"
     with locked(folder / ".lock"):
@@ -93,12 +93,14 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
             for shard, found in zip(wanted, pool.map(size, wanted), strict=True):
                 if found not in (shard.bytes, -1):
                     wrong = found if isinstance(found, str) else f"has {found} bytes, not {shard.bytes}"
-                    raise UserError(f"shard {join(source, shard.file_name)!r} is missing or another: {wrong}")
+                    raise UserError(
+                        f"shard {join(source, shard.file_name)!r} is missing or differs ({wrong}): upload it again"
+                    )
         mark.touch()
 
 
 def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Callable[[Path], Item]) -> Item:
-    """A small file of a dataset, and what ``read`` makes of it in its folder; fetched again where it came damaged."""
+    """Fetch a small file of a dataset and return what ``read`` makes of it; fetch it again once if it is damaged."""
     url, aside = join(source, name), temporary(folder / "part") / name
     try:
         return _fetched(source, url, aside, folder, patience, read)
@@ -118,11 +120,11 @@ def _fetched(
         except (GoneError, OSError) as error:
             if isinstance(error, OSError) and error.errno:  # of the file system: those of the source are in words
                 raise UserError(
-                    f"data.cache {str(folder.parent.parent)!r} can't be written ({error}): make room, or name another"
+                    f"data.cache {str(folder.parent.parent)!r} can't be written ({error}): free some space, or give "
+                    "another folder"
                 ) from error
             raise UserError(
-                f"dataset {source!r}: {aside.name} can't be read ({error}): give the URL of a folder that "
-                "data_prep.shard has finished"
+                f"dataset {source!r}: {aside.name} can't be read ({error}): give the URL of a finished dataset's folder"
             ) from error
         try:
             found = read(aside.parent)

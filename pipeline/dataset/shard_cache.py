@@ -1,14 +1,14 @@
-"""Shards fetched from elsewhere: a folder of a node's disk with a size limit, shared by the node's processes.
+"""The cache of shards behind URLs: a folder on a node's disk with a size limit, shared by the node's processes.
 
-Files bear the hash of their content, appear whole (by renaming) and are deleted, least recently used first, where room
-is needed. All agreement is by file locks, which end with their process:
+Files are named by the hash of their content, appear whole (by renaming), and are deleted, least recently used first,
+when space is needed. Processes coordinate by file locks, which end with their process:
 
-- ``NAME.part`` is locked by the process that fetches it; one that nobody locks is left over from a crash;
-- a shard is locked, shared, while a process reads from it, and is not deleted then;
-- ``.room`` is locked while room is made.
+- ``NAME.part`` is locked by the process that fetches it; an unlocked one is left over from a crash;
+- a shard is locked (shared) while a process reads from it, and is not deleted meanwhile;
+- ``.room`` is locked while space is freed.
 
-A file's time of modification is that of its last use. What a process will need next it touches again and again, and
-what is fetched ahead of need takes the place only of files that nobody has touched for the time of a lease.
+A file's modification time is the time of its last use. A process regularly touches the files that it will need next,
+and prefetched files replace only files that nobody has touched for the duration of a lease.
 """
 
 import contextlib
@@ -29,19 +29,19 @@ from pipeline.core.locks import Lock, locked, try_lock, wait_for_lock
 from pipeline.dataset import urls
 from pipeline.dataset.urls import Patience
 
-POLL, LONGEST_POLL = 0.05, 0.2  # seconds between looks at what another process does
-DELETING = 10.0  # seconds for which a file that somebody deletes may stay locked
-STALE = 600.0  # seconds after its last byte, after which a .part is left over if the file system has no locks
+POLL, LONGEST_POLL = 0.05, 0.2  # seconds between checks of what another process does
+DELETING = 10.0  # seconds for which a file may stay locked while another process deletes it
+STALE = 600.0  # seconds without a new byte after which a .part counts as left over if the file system has no locks
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file elsewhere."""
+    """A file behind a URL."""
 
     url: str
     size: int  # bytes
-    xxh3_128: str  # hexadecimal; empty where nobody knows it
-    version: str = ""  # the dataset's digest: a file of no known hash serves no other version of it
+    xxh3_128: str  # hexadecimal; empty if unknown
+    version: str = ""  # the dataset's digest: a file without a known hash is not used for another version
 
     @property
     def name(self) -> str:
@@ -51,29 +51,31 @@ class Wanted:
 @dataclass(frozen=True)
 class Cache:
     folder: Path
-    limit: int  # bytes of all files, those that are being fetched included
+    limit: int  # bytes of all files, including those being fetched
     patience: Patience = field(default_factory=Patience)
     lease: float = 15.0  # seconds
     _distrusted: set[str] = field(default_factory=set, compare=False)  # names of files whose content was looked at
 
     def check(self, sizes: Sequence[int]) -> None:
-        """Raises UserError where the largest file doesn't fit, or the folder can't be written."""
+        """Raises UserError if the largest file doesn't fit or the folder is not writable."""
         if max(sizes, default=0) > self.limit:
             raise UserError(
-                f"data.cache_gb {self.limit / 1e9:g} has no room for a shard of {max(sizes) / 1e9:g} GB: allow more"
+                f"data.cache_gb {self.limit / 1e9:g} has no room for a shard of {max(sizes) / 1e9:g} GB: raise it"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / ".room"):
                 pass
         except OSError as error:
-            raise UserError(f"data.cache {str(self.folder)!r} can't be written ({error}): name another") from error
+            raise UserError(
+                f"data.cache {str(self.folder)!r} can't be written ({error}): give another folder"
+            ) from error
 
     @contextmanager
     def open(self, wanted: Wanted) -> Iterator[int]:
-        """A descriptor of the whole file, fetched where it isn't here. Hold one at a time: others may need the room.
+        """A descriptor of the whole file, which is fetched if needed. Hold one at a time: others may need the space.
 
-        Raises GoneError and OSError if it can't be had, UserError if there is no room for ``patience.seconds``.
+        Raises GoneError and OSError if it can't be fetched, UserError if there was no space for ``patience.seconds``.
         """
         descriptor = self._open(wanted)
         for_another = retry.Backoff(POLL, LONGEST_POLL)
@@ -86,8 +88,8 @@ class Cache:
             except _NoRoomError:  # all files are being read for the moment
                 if not for_room.wait():
                     raise UserError(
-                        f"data.cache {str(self.folder)!r} has no room: its files are being read, or are another "
-                        "user's: allow more by data.cache_gb, or name another folder"
+                        f"data.cache {str(self.folder)!r} has no room: its files are being read or belong to another "
+                        "user: raise data.cache_gb, or give another folder"
                     ) from None
             descriptor = self._open(wanted) if descriptor is None else descriptor
         try:
@@ -96,7 +98,7 @@ class Cache:
             os.close(descriptor)
 
     def fetch_ahead(self, wanted: Wanted) -> bool:
-        """Fetch the file unless it is here or another process does it. False where there is no room to spare."""
+        """Fetch the file unless it is cached or another process fetches it. False if there is no space to spare."""
         try:
             os.utime(self.folder / wanted.name)
         except FileNotFoundError:
@@ -109,9 +111,9 @@ class Cache:
         return True
 
     def distrust(self, wanted: Wanted) -> None:
-        """What was read from a file makes no sense: delete it where its hash is known and another.
+        """Called when a file's content can't be decoded: delete the file if it does not match its hash.
 
-        Each file is looked at once in a process.
+        Each process checks each file once.
         """
         if not wanted.xxh3_128 or wanted.name in self._distrusted:
             return
@@ -127,7 +129,7 @@ class Cache:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
-        if os.fstat(descriptor).st_size != wanted.size:  # cut since: by a crash of the node, by hand
+        if os.fstat(descriptor).st_size != wanted.size:  # truncated since, by a crash of the node or by hand
             os.close(descriptor)
             path.unlink(missing_ok=True)
             return None
@@ -143,7 +145,7 @@ class Cache:
             os.close(descriptor)
             return None
         try:
-            if path.exists():  # since we looked
+            if path.exists():  # it has appeared in the meantime
                 raise FileExistsError
             self._make_room(wanted.size, part, descriptor, before=time.time() - self.lease if ahead else None)
             urls.download(wanted.url, descriptor, wanted.size, wanted.xxh3_128, self.patience)
@@ -158,15 +160,15 @@ class Cache:
             # of the disk: those of the source are in words, and what passes is for the caller to try again
             if isinstance(error, OSError) and error.errno and error.errno not in retry.TRANSIENT:
                 raise UserError(
-                    f"data.cache {str(self.folder)!r} can't be written ({error.strerror}): lower data.cache_gb where "
-                    "its disk is full, or name another"
+                    f"data.cache {str(self.folder)!r} can't be written ({error.strerror}): lower data.cache_gb if its "
+                    "disk is full, or give another folder"
                 ) from error
             raise
         return descriptor
 
     def _make_room(self, size: int, part: Path, descriptor: int, before: float | None) -> None:
-        """Delete what was used longest ago (only ``before`` a time, if given) until ``size`` bytes fit, and take them
-        for ``part``. Raises _NoRoomError."""
+        """Delete the least recently used files (only those last used ``before`` a time, if given) until ``size`` bytes
+        fit, and reserve them for ``part``. Raises _NoRoomError."""
         with locked(self.folder / ".room"):
             files = []
             for path in self.folder.iterdir():
@@ -195,7 +197,7 @@ class Prefetcher:
         threading.Thread(target=self._run, daemon=True, name="shards-ahead").start()
 
     def want(self, wanted: list[Wanted]) -> None:
-        """What is needed now and next, most urgent first; replaces what was asked for before."""
+        """Set what is needed now and next, most urgent first; replaces the previous list."""
         if wanted != self._wanted:
             self._wanted = wanted
             self._news.set()
@@ -211,7 +213,7 @@ class Prefetcher:
                 try:
                     if not self._cache.fetch_ahead(item):
                         break
-                except (OSError, UserError):  # whoever reads it will say so
+                except (OSError, UserError):  # the process that reads the file will report it
                     break
 
 
@@ -234,14 +236,14 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _delete(path: Path) -> bool:
-    """Whether it is gone: not if a process reads or fetches it, or may do so and nobody can tell.
+    """Delete a file unless a process reads or fetches it, or may be doing so; whether the file is gone.
 
-    Without locks a file that is being read goes, too: its descriptor still reads it, or it is fetched again.
+    Without locks a file that is being read is deleted too: its descriptor still reads it, or it is fetched again.
     """
     try:
         try:
             descriptor, own = os.open(path, os.O_RDWR), True
-        except PermissionError:  # another user's, which NFS locks for nobody who can only read
+        except PermissionError:  # another user's file; on NFS a read-only descriptor can't be locked exclusively
             descriptor, own = os.open(path, os.O_RDONLY), False
     except FileNotFoundError:
         return True

@@ -1,4 +1,4 @@
-"""One dataset's split, opened: in a folder or behind a URL, all of its samples or a choice. Reads samples by row."""
+"""An opened split of one dataset, in a folder or behind a URL, with all or a choice of its samples, read by row."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from pipeline.dataset import remote, urls
 from pipeline.dataset.index import Rows, read_rows, split_keys
 from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted
 
-_OPEN = 400  # tars of all splits that a process keeps open: 1,024 files are the usual limit
-_open: OrderedDict[tuple[object, int], int] = OrderedDict()  # split and shard -> descriptor; the one used last is last
+_OPEN = 400  # tars of all splits that a process keeps open; the usual limit is 1,024 files
+_open: OrderedDict[tuple[object, int], int] = OrderedDict()  # split and shard -> descriptor, least recently used first
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Choice:
     """Which samples of a split are used; by default all."""
 
     classes: tuple[str, ...] = ()  # wnids; empty: all
-    percent: float = 100.0  # of what is left, the first of the index
+    percent: float = 100.0  # of the samples of these classes, the first ones in index order
 
 
 class DatasetSplit:
@@ -71,7 +71,7 @@ class DatasetSplit:
 
     @property
     def digest(self) -> str:
-        """Of the chosen samples: the dataset's own where all are."""
+        """Digest of the chosen samples; the dataset's own if all are chosen."""
         if self.kept is None:
             return self.info.digest
         chosen = [self.info.digest, xxhash.xxh3_128_hexdigest(self.kept.astype("<i8").tobytes())]
@@ -90,7 +90,7 @@ class DatasetSplit:
         order = np.argsort(owners, kind="stable").tolist()
         if self.cache is None:
             numbers = owners.tolist()
-            for place in order:  # a shared file system reads while we decode
+            for place in order:  # so that a shared file system reads ahead while we decode
                 os.posix_fadvise(self._file(numbers[place]), offsets[place], sizes[place], os.POSIX_FADV_WILLNEED)
             for place in order:
                 shard = numbers[place]
@@ -105,26 +105,26 @@ class DatasetSplit:
             at = end
 
     def read_again(self, row: int) -> bytes:
-        """A sample that doesn't decode, from a sound copy of its shard if the one in the cache isn't."""
+        """Read an undecodable sample again, from a new copy of its shard if the one in the cache is damaged."""
         if self.cache is not None:
             self.cache.distrust(self._wanted[self._place[int(self.shard[row])]])
         return self.read(row)
 
     def cached(self, row: int) -> Path | None:
-        """The file of the cache that a sample is read from, where it has no hash that tells whether it is sound."""
+        """The cache's file that a sample is read from, if it has no hash to check it against; otherwise None."""
         if self.cache is None:
             return None
         wanted = self._wanted[self._place[int(self.shard[row])]]
         return None if wanted.xxh3_128 else self.cache.folder / wanted.name
 
     def soon(self, numbers: Sequence[int]) -> None:
-        """The shards that are needed now and next, by their number among the chosen ones."""
+        """Announce the shards that are needed now and next, by their number among the chosen ones."""
         if self.cache is not None:
             self._ahead = self._ahead or Prefetcher(self.cache)
             self._ahead.want([self._wanted[number] for number in numbers])
 
     def where(self, row: int) -> tuple[str, int]:
-        """A sample's shard and offset."""
+        """A sample's shard and byte offset."""
         item = self.shards[self._place[int(self.shard[row])]]
         return item.file_name, int(self.offset[row])
 
@@ -133,7 +133,7 @@ class DatasetSplit:
         return keys if self.kept is None else [keys[row] for row in self.kept.tolist()]
 
     def _file(self, shard: int) -> int:
-        """A descriptor, valid until the next call: with many shards in a batch it may be closed then."""
+        """A descriptor, valid until the next call, which may close it if a batch has samples of many shards."""
         key = self._mark, shard
         if key not in _open:
             while len(_open) >= _OPEN:
@@ -157,7 +157,7 @@ class DatasetSplit:
         return retry.steadily(read, cache.folder / wanted.name)
 
     def _check(self) -> None:
-        """Raises UserError where a shard isn't there as a whole."""
+        """Raises UserError if a shard is missing or incomplete."""
         if self.cache is not None:
             self.cache.check([item.bytes for item in self.shards])
             remote.check_shards(self.source, self.folder, self.shards)
@@ -170,19 +170,19 @@ class DatasetSplit:
                 found = -1
             if found != item.bytes:
                 raise UserError(
-                    f"shard {str(path)!r} is missing or not {item.bytes} bytes long: run data_prep.shard again"
+                    f"shard {str(path)!r} is missing or not {item.bytes} bytes long: copy or make the dataset again"
                 )
 
 
 def _share(percent: float, count: int) -> int:
-    """Of ``count``, rounded up; of the number as it was written: 16.1 is a little more in binary."""
+    """``percent`` of ``count``, rounded up; computed from the decimal number, as 16.1 is slightly more in binary."""
     return math.ceil(Fraction(str(percent)) * count / 100)
 
 
 def _choose(rows: Rows, choice: Choice, folder: Path) -> Ints | None:
-    """Chosen rows, ascending; None: all."""
+    """The chosen rows, ascending; None for all. Raises UserError."""
     if not 0 < choice.percent <= 100:
-        raise UserError(f"data.percent {choice.percent:g} is no share: give more than 0 and at most 100")
+        raise UserError(f"data.percent {choice.percent:g} must be above 0 and at most 100")
     kept = np.arange(_share(choice.percent, len(rows))) if choice.percent < 100 else None
     if choice.classes:
         wnids = dataset_format.read_classes(folder)["wnid"].to_pylist()
@@ -194,5 +194,5 @@ def _choose(rows: Rows, choice: Choice, folder: Path) -> Ints | None:
         kept = np.flatnonzero(np.isin(rows["label"], [wnids.index(wnid) for wnid in choice.classes]))
         kept = kept[: _share(choice.percent, len(kept))]
         if not len(kept):
-            raise UserError(f"data.classes leaves no sample of {str(folder)!r}")
+            raise UserError(f"data.classes selects no sample of {str(folder)!r}: name classes that have images")
     return kept

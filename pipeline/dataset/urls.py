@@ -1,7 +1,7 @@
-"""Files behind URLs: read in blocks, each tried again with growing pauses, checked against size and hash.
+"""Read files behind URLs in blocks, retry each with growing pauses, and check size and hash.
 
-A dataset's source is a folder, a URL that fsspec opens (https://, http://, s3://, ...), or ``pipe:COMMAND``, where
-COMMAND writes a file to its standard output and ``{}`` stands for the file's name.
+A dataset's source is a folder, a URL that fsspec opens (https://, http://, s3://, ...), or ``pipe:COMMAND``: COMMAND
+writes a file to its standard output, and ``{}`` in it is replaced by the file's name.
 """
 
 import contextlib
@@ -25,37 +25,37 @@ from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.secrets import secrets_in, without_secrets
 
-BLOCK = 1 << 24  # bytes of one request: what a failure costs
-_PIPED = 1 << 20  # bytes that are read from a command at a time, at most
-REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
+BLOCK = 1 << 24  # bytes per request: a failure costs at most this much
+_PIPED = 1 << 20  # most bytes read from a command at a time
+REFUSED = (401, 403, 404, 410)  # HTTP statuses that a retry doesn't change
 BAD_REQUEST = errno.EINVAL  # s3fs's word for HTTP's 400, with which S3 answers expired keys
 
 
 @dataclass(frozen=True)
 class Patience:
-    """With a server that fails."""
+    """How long to retry with a server that fails."""
 
-    seconds: float = 600.0  # without any progress, after which it is given up
-    pause: float = 0.5  # before the first repetition; it doubles up to
+    seconds: float = 600.0  # without any progress until we give up
+    pause: float = 0.5  # seconds before the first retry; doubles up to longest_pause
     longest_pause: float = 30.0
     stall: float = 30.0  # seconds without a byte after which a request has failed
 
 
 class GoneError(UserError):
-    """What isn't there, may not be read or is another file than dataset.json says: trying again doesn't help."""
+    """The file is missing, may not be read, or is not the one in dataset.json: a retry doesn't help."""
 
 
 def check_source(source: str) -> None:
-    """Raises UserError for a URL that can't be one of a dataset."""
+    """Raises UserError if a URL can't be a dataset's."""
     if source.startswith("pipe:"):
         if "{}" not in source:
             raise UserError(
-                f"dataset {source!r} has no {{}} where the file's name goes: 'pipe:ssh host cat /data/{{}}'"
+                f"dataset {source!r} has no {{}} for the file's name: give it as in 'pipe:ssh host cat /data/{{}}'"
             )
         if any(not word.lstrip("\"'").startswith(("$", "/", "~")) for word in secrets_in(source)):
             raise UserError(
                 f"dataset {without_secrets(source)!r} is a command with a login in it, which config.json and MLflow "
-                "would show: name a variable ($PASSWORD) or a file that it is read from"
+                "would show: use a variable ($PASSWORD), or a file that the command reads it from"
             )
         return
     url = urlsplit(source)
@@ -67,14 +67,14 @@ def check_source(source: str) -> None:
 
 
 def join(source: str, name: str) -> str:
-    """The URL, or the pipe's command, of one of a dataset's files."""
+    """The URL (or pipe command) of one of a dataset's files."""
     if source.startswith("pipe:"):
         return source.replace("{}", shlex.quote(name))
     return f"{source.rstrip('/')}/{quote(name) if source.startswith('http') else name}"
 
 
 def read_blocks(url: str, size: int, patience: Patience) -> Iterator[bytes]:
-    """The file's ``size`` bytes; in one block from a pipe, or where the size isn't known (-1). Raises GoneError and
+    """The file's ``size`` bytes; in one block from a pipe, or if the size is unknown (-1). Raises GoneError and
     OSError."""
     at = 0
     if url.startswith("pipe:"):
@@ -90,7 +90,7 @@ def read_blocks(url: str, size: int, patience: Patience) -> Iterator[bytes]:
 
 
 def download(url: str, file: int, size: int, digest: str, patience: Patience) -> None:
-    """Write the file into the descriptor ``file``. Raises GoneError where its bytes aren't those of ``digest``."""
+    """Write the file to the descriptor ``file``. Raises GoneError if its bytes don't match ``digest``."""
     for _ in range(2):
         hashed = xxhash.xxh3_128()
         os.lseek(file, 0, os.SEEK_SET)
@@ -100,19 +100,19 @@ def download(url: str, file: int, size: int, digest: str, patience: Patience) ->
         if not digest or hashed.hexdigest() == digest:
             return
     raise GoneError(
-        f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}: put the dataset's own file there again"
+        f"{url} has xxh3_128 {hashed.hexdigest()}, dataset.json says {digest}: upload the dataset's file again"
     )
 
 
 def size_of(url: str, patience: Patience) -> int:
-    """Bytes of a file; -1 where only reading it would tell: of a pipe, of a server that sends no Content-Length."""
+    """Bytes of a file; -1 if only reading it would tell: a pipe, or a server that sends no Content-Length."""
     if url.startswith("pipe:"):
         return -1
     for missed in range(3):
         try:
             size = _again(lambda: _ask(url, patience, "info")["size"], url, patience)
             return -1 if size is None else int(size)
-        except GoneError:  # which for fsspec's https is any answer but a good one
+        except GoneError:  # fsspec's https raises it for every error status
             if missed == 2:
                 raise
             time.sleep(patience.pause)
@@ -131,23 +131,23 @@ def _again(read: Callable[[], Any], url: str, patience: Patience) -> Any:
             said = f"{type(error).__name__}: {error}"  # aiohttp's repr shows the request's headers: the login
             refused = getattr(error, "status", 0) in REFUSED or getattr(error, "errno", 0) == BAD_REQUEST
             if refused or isinstance(error, FileNotFoundError | PermissionError):
-                raise GoneError(f"{url} is not there, or may not be read ({said}): check address and keys") from error
+                raise GoneError(f"{url} is missing or may not be read ({said}): check address and keys") from error
             if not backoff.wait():
-                raise OSError(f"{url} was given up after {patience.seconds:.0f} s: {said}") from error
+                raise OSError(f"{url}: gave up after {patience.seconds:.0f} s: {said}") from error
 
 
 def _block(url: str, at: int, wanted: int, size: int, patience: Patience) -> bytes:
-    """Raises OSError where fewer bytes come."""
+    """One block of a file. Raises OSError if fewer bytes arrive."""
     content: bytes = _ask(url, patience, "cat_file", start=at, end=at + wanted)
-    if len(content) == size > wanted:  # the server knows no ranges and sends all of it each time
+    if len(content) == size > wanted:  # the server doesn't support ranges and sends the whole file each time
         return content[at:]
     if len(content) != wanted:
-        raise OSError(f"{len(content)} bytes came instead of {wanted}")
+        raise OSError(f"{len(content)} bytes arrived instead of {wanted}")
     return content
 
 
 def _ask(url: str, patience: Patience, what: str, **options: Any) -> Any:
-    """Call a method of the URL's file system. Raises UserError where its package is missing."""
+    """Call a method of the URL's file system. Raises UserError if its package is not installed."""
     import fsspec  # most runs need no network
 
     scheme = url.partition("://")[0]
@@ -161,7 +161,7 @@ def _ask(url: str, patience: Patience, what: str, **options: Any) -> Any:
 
 
 def _options(scheme: str, patience: Patience) -> dict[str, Any]:
-    """Time limits, in each file system's own words."""
+    """Time limits, as each file system takes them."""
     if scheme in ("http", "https"):
         import aiohttp
 
@@ -175,12 +175,12 @@ def _options(scheme: str, patience: Patience) -> dict[str, Any]:
     return {}
 
 
-# Runs $1 in a process group that ends when standard input does: when whoever has started it has died, however it died.
+# Runs $1 in a process group that is killed when standard input closes: when its parent has died for whatever reason.
 _GUARDED = 'exec 3<&0 </dev/null; { read _; kill -9 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec /bin/sh -c "$1"'
 
 
 def _piped(url: str, size: int, patience: Patience) -> bytes:
-    """What the command writes. Raises OSError where it fails or stalls; it has left then, with all that it started."""
+    """What the command writes. Raises OSError if it fails or stalls, after killing it and all that it started."""
     content = bytearray()
     with (
         tempfile.TemporaryFile() as said,
@@ -198,14 +198,14 @@ def _piped(url: str, size: int, patience: Patience) -> bytes:
         try:
             while True:
                 if not poll.poll(1000 * patience.stall):
-                    raise OSError(f"not a byte in {patience.stall:g} s, after {len(content)} bytes")
+                    raise OSError(f"no byte in {patience.stall:g} s, after {len(content)} bytes")
                 block = os.read(process.stdout.fileno(), _PIPED)
                 if not block:
                     break
                 content += block
             code = process.wait(patience.stall)
         except subprocess.TimeoutExpired:
-            raise OSError(f"not ended {patience.stall:g} s after its last byte") from None
+            raise OSError(f"still running {patience.stall:g} s after its last byte") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

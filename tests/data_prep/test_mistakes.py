@@ -79,9 +79,9 @@ def check(
 
 
 UNREADABLE = [
-    (["{none}"], ["{none}", "does not exist", "data_prep.shard"]),
+    (["{none}"], ["{none}", "does not exist", "vit shard"]),
     (["{file}"], ["{file}"]),
-    (["{bare}"], ["{bare}", "has no dataset.json"]),
+    (["{bare}"], ["{bare}", "no dataset.json"]),
     (["{broken}"], ["{broken}", "is damaged"]),
     (["{null}"], ["{null}", "is damaged"]),
     (["{old}"], ["{old}", "format_version 0"]),
