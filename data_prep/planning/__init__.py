@@ -1,4 +1,4 @@
-"""Which image goes where: key, split, order and shard of each image, before anything is written.
+"""Plan a dataset: each image's key, split, order and shard, before anything is written.
 
-Sources and bytes belong to sources/ and writing/. Read assignment.py first: it is pure.
+Finding images belongs to sources/, writing them to writing/. Read assignment.py first: it is pure.
 """

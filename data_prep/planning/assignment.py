@@ -1,8 +1,8 @@
 """Which image goes to which shard, in which order: a pure function of the images' names, the seed and the options.
 
-An image is known by its class and its name inside the class. Nothing here sees where the bytes lie, so the form of the
-source, the number of workers and the number of tasks can't change the result. Tables have CATALOGUE columns; they are
-cut into buckets by hash so that 14 million rows never stand in memory together (see catalogue.py).
+An image is identified by its class and its name within the class. Nothing here depends on where the bytes are, so the
+form of the source, the number of workers and the number of tasks can't change the result. Tables have CATALOGUE
+columns; partition.py cuts them into buckets by hash, so that 14 million rows are never in memory at once.
 """
 
 import re
@@ -36,11 +36,11 @@ class SplitRule:
 
 
 def key_of(wnid: str, name: str) -> str:
-    """The sample's key: the original name without its ending, with the class before it unless it is ``<class>_<rest>``.
+    """The sample's key: the original name without its ending, prefixed by ``<class>/`` unless it is ``<class>_<rest>``
 
-    Only where the rest has no ``_``: class ``a`` may have an ``a_b_1``, which is class ``a_b``'s name, too.
+    It is also prefixed if the rest contains ``_``, because ``a_b_1`` may be an image of class ``a`` or of ``a_b``.
     Characters that WebDataset keys can't hold are written %XX, so that keys stay unique and traceable; so is the first
-    of two underscores at the start, since webdataset skips ``__name__/`` as metadata.
+    of two leading underscores, because webdataset skips ``__name__/`` as metadata.
     """
     stem, dot, _ending = name.rpartition(".")
     stem = stem if dot and stem and not stem.endswith("/") else name
@@ -122,7 +122,7 @@ def with_keys(table: pa.Table, labels: dict[str, int], rule: SplitRule, seed: in
 
 
 def _unique_keys(wnids: list[str], names: list[str]) -> list[str]:
-    """Where a class has a.jpg and a.png, the later one keeps its ending in its key."""
+    """The keys. If a class has a.jpg and a.png, the later one keeps its ending in its key."""
     keys: list[str] = []
     taken: set[str] = set()
     plain = _PLAIN.fullmatch

@@ -1,7 +1,7 @@
 """Scan a source and plan its shards, once: the first half of making a dataset.
 
-The plan is made aside and renamed, so it is complete or not there. Where several tasks start at once each makes it;
-all plans are the same, and the first one stays.
+The plan is written to a temporary folder and renamed, so it is either complete or absent. If several tasks start at
+once, each makes it; all plans are the same, and the first one is kept.
 """
 
 import collections
@@ -71,7 +71,7 @@ class Planned:
 
 
 def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
-    """The plan in OUTPUT's work folder, made now unless it is there. Raises UserError where it is another run's."""
+    """The plan in OUTPUT's work folder, made now unless it exists. Raises UserError if it is another run's."""
     folder = work_folder.work_folder(output) / "plan"
     if not (folder / "plan.json").is_file():
         aside = files.temporary(folder)
@@ -109,7 +109,7 @@ def _read_plan(path: Path, remedy: str) -> Planned:
 
 
 def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what: str) -> None:
-    """Raise UserError where a dataset that is there was made with other options than asked for."""
+    """Raise UserError if the existing dataset was made with other options than those given."""
     for field in dict.fromkeys([*asked, *ONLY_IF_SET]):
         if made.get(field) != asked.get(field):
             raise UserError(
@@ -119,7 +119,7 @@ def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what
 
 
 def stream_folder(output: Path) -> Path:
-    """Where the one task of a run lays down the images of a stream."""
+    """The folder to which a run with a single task writes the images of a stream."""
     return work_folder.work_folder(output).resolve() / "stream"
 
 

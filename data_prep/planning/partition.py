@@ -1,4 +1,4 @@
-"""The catalogue's rows sorted into shards on disk, in bounded memory: by class, then by the hash that shuffles them."""
+"""Sort the catalogue's rows into shards on disk, in bounded memory: by class, then by the hash that shuffles them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def write_plan(
 ) -> dict[str, dict[str, int]]:
     """Write ``plan-<split>.arrow`` files to ``folder``; ``{split: {"samples": ..., "bytes": ...}}`` of the source.
 
-    ``labels`` are the class indices by wnid; ``exclude`` the keys to leave out. What is left out goes to ``rejects``.
+    ``labels`` are the class indices by wnid; ``exclude`` the keys to skip. What is skipped goes to ``rejects``.
     ``tar_name`` names the tars (or folders), by number, in which image names may repeat.
     """
     count = sum(len(table) for table in batches(catalogue))

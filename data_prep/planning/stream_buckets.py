@@ -1,8 +1,8 @@
-"""Streams made seekable: their images' bytes laid down in files near the order in which they will be read.
+"""Make streams seekable: write their images to files, close to the order in which they will be read.
 
-With one task, one pass over the stream is enough: each image goes to one of some bucket files by the hash that orders
-the dataset, and a shard later reads from a bucket or two. With several tasks, each reads the stream once for the
-names, and once more to lay down the images of its own shards only: tasks share nothing.
+With one task, one pass over the stream is enough: each image goes to one of BUCKETS files by the hash that orders the
+dataset, and a shard later reads from one or two of them. With several tasks, each reads the stream once for the names
+and once more to write the images of its own shards: tasks share nothing.
 """
 
 import os
@@ -27,7 +27,7 @@ GROUPS = 256
 
 
 def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:
-    """Write each image's bytes to a bucket file in ``folder``; the rows, saying where the bytes are now."""
+    """Write each image's bytes to a bucket file in ``folder``; yields the rows with the bytes' new location."""
     paths = [folder / f"bucket-{bucket:03d}" for bucket in range(BUCKETS)]
     fds = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666) for path in paths]
     ends = [0] * BUCKETS
@@ -52,11 +52,11 @@ def lay_down_shards(
     folder: Path,
     report: Callable[[Report], None],
 ) -> None:
-    """Read the streams again and lay down the images of some shards in ``folder``.
+    """Read the streams again and write the images of some shards to files in ``folder``.
 
-    ``shards`` are (plan file, batch, file for the locations): the latter get, in the batch's row order, where each
-    image begins in ``group_path(folder, position of the shard in shards)``. ``streams``: where to read what the plan
-    names.
+    ``shards`` are (plan file, batch, file for the locations). The last one gets, in the batch's row order, the offset
+    of each image in ``group_path(folder, position of the shard in shards)``. ``streams``: the locations to read, by
+    their names in the plan.
     """
     columns = [_wanted(plan_file, batch) for plan_file, batch, _ in shards]
     counts = [len(sizes) for _, _, sizes in columns]
@@ -97,7 +97,7 @@ def lay_down_shards(
 
 
 def _read_out(stream: Stream | None) -> None:
-    """Only its end says whether a command has failed, or gzip's checksum holds."""
+    """Read to the end, which alone shows whether a command has failed or gzip's checksum is right."""
     while stream and not stream.ended:
         stream.skip()
 

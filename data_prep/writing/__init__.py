@@ -1,4 +1,4 @@
-"""Shards, index and dataset.json, written aside and renamed.
+"""Write shards, index and dataset.json to temporary files and rename them.
 
-Everything it writes follows the plan; nothing is decided here. Read build_shard.py first.
+Everything follows the plan; nothing is decided here. Read build_shard.py first.
 """

@@ -1,8 +1,8 @@
-"""One shard from its rows of the plan: read, check, write, and say what was written.
+"""Make one shard from its rows of the plan: read, check and write its images, and record what was written.
 
-Everything unfinished lies in ``OUTPUT/.work``: the plan, and for each finished shard its index rows and rejects. A
-shard's tar appears by a rename, then its index rows by another; both there and of the right hash means done. Tasks
-share nothing but this folder.
+Everything unfinished is in ``OUTPUT/.work``: the plan, and the index rows and rejects of each finished shard. A shard's
+tar appears by renaming, then its index rows; the shard is done if both exist and the hash is right. Tasks share only
+this folder.
 """
 
 import collections
@@ -43,7 +43,7 @@ class ShardTask:
     split: str
     shard: int
     options: ImageOptions
-    laid_down: Path | None = None  # the file that holds its images, where the source is a stream read for this task
+    laid_down: Path | None = None  # work file with its images, if the source is a stream
     loose: bool = False  # whether each image is a file of its own
 
     @property
@@ -64,7 +64,7 @@ class ShardTask:
 
 
 def keep_or_make(task: ShardTask) -> ShardInfo:
-    """The shard as it is, where it is finished and intact; else made anew. Reports images, bytes and rejects."""
+    """Keep the shard if it is finished and intact, otherwise make it. Reports images, bytes and rejects."""
     info = read_done(task.done)
     if info and is_intact(task.output, info):
         rejects = tables.whole(task.done.with_suffix(".rejects"))["reason"].to_pylist()
@@ -74,7 +74,7 @@ def keep_or_make(task: ShardTask) -> ShardInfo:
 
 
 def make_shard(task: ShardTask) -> ShardInfo:
-    """Read, check and write the images of one shard; its index rows and rejects go beside it."""
+    """Read, check and write the images of one shard, and its index rows and rejects in the work folder."""
     rows = tables.batch(task.plan, task.shard)
     wnids, names, keys, labels = (rows[name].to_pylist() for name in ("wnid", "name", "key", "label"))
     files, offsets, sizes = (rows[name].to_pylist() for name in ("file", "offset", "size"))
@@ -170,7 +170,7 @@ class SourceFiles:
 
 
 def read_done(path: Path) -> ShardInfo | None:
-    """What a finished shard's rows say of it; ``None`` where it isn't finished."""
+    """The description of a finished shard; ``None`` if it isn't finished."""
     if not path.is_file():
         return None
     try:

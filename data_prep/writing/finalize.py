@@ -1,4 +1,4 @@
-"""The last step of a dataset: the finished shards' rows merged, and dataset.json written after everything else."""
+"""The last step of making a dataset: merge the finished shards' rows, and write dataset.json after everything else."""
 
 import collections
 import json
@@ -23,7 +23,7 @@ from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, DatasetInfo, S
 def finalize(
     output: Path, *, name: str, seed: int, options: dict[str, Any], classes: pa.Table, expected: list[tuple[str, int]]
 ) -> DatasetInfo:
-    """Merge what ``expected`` (split, shard) left in the work folder. Raises UserError where one is missing."""
+    """Merge the ``expected`` shards' (split, shard) rows from the work folder. Raises UserError if one is missing."""
     infos = [build_shard.read_done(work_folder.done_path(output, *where)) for where in expected]
     missing = [
         dataset_format.shard_file_name(*where)
@@ -53,7 +53,7 @@ def finalize(
 
 
 def check_sizes(output: Path, info: DatasetInfo) -> None:
-    """Raise UserError where a finished dataset's shards are no longer all there, in their sizes."""
+    """Raise UserError unless all of a finished dataset's shards still exist and have their sizes."""
     wrong = [shard.file_name for shard in info.shards if not _has_size(output / shard.file_name, shard.bytes)]
     if wrong:
         raise UserError(

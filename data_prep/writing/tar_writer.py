@@ -21,14 +21,14 @@ _BEGIN = 32 << 20  # bytes after which the kernel is asked to begin with the dis
 
 
 def header(name: str, size: int) -> bytes:
-    """The tar header(s) of a file: mode 0644, owner and time 0. USTAR, with a PAX header where the name needs it."""
+    """The tar header(s) of a file: mode 0644, owner and time 0. USTAR, with a PAX header if the name needs one."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def around(key: str, size: int, label: int) -> tuple[bytes, bytes]:
-    """What a sample has before and after the ``size`` bytes of ``<key>.jpg``: its header; padding and ``<key>.cls``."""
+    """The bytes before and after the ``size`` bytes of ``<key>.jpg``: its header; padding and ``<key>.cls``."""
     plain = _sample.tar_headers(key, size, label) if _sample else None
     if plain:
         return plain
@@ -38,7 +38,7 @@ def around(key: str, size: int, label: int) -> tuple[bytes, bytes]:
 
 
 class ShardWriter:
-    """Write ``<key>.jpg`` and ``<key>.cls`` members to ``path``, which appears only when all is on disk.
+    """Write ``<key>.jpg`` and ``<key>.cls`` members to ``path``, which appears only when it is completely on disk.
 
     Use as a context manager; an exception leaves nothing behind. After the block, ``bytes`` is the tar's size and
     ``xxh3_128`` the hash of all its bytes in hexadecimal.

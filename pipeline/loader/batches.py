@@ -1,4 +1,4 @@
-"""The loader: the samples that order.py names, read at their offsets in the tars, decoded in worker processes.
+"""The loader: reads the samples that order.py chooses at their offsets in the tars and decodes them in workers.
 
 B batch, H W pixels, C channels.
 """
@@ -27,8 +27,8 @@ from pipeline.loader.transforms import TrainTransform, eval_image
 from pipeline.loader.workers import load, slots_for
 
 Item = TypeVar("Item")
-ANNOUNCE = 1.0  # seconds between looks at the shards that come next
-_STAND_INS = 20  # in a row, each damaged too, before the dataset is called broken
+ANNOUNCE = 1.0  # seconds between announcements of the shards that come next
+_STAND_INS = 20  # damaged replacements in a row after which the dataset counts as broken
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Batch:
     labels_B: torch.Tensor  # int64
     samples_B: torch.Tensor  # int64, row of the sample within its split
     step: int  # optimizer step, from 0; -1 in evaluation
-    damaged: tuple[Damage, ...] = ()  # samples that others stand in for
+    damaged: tuple[Damage, ...] = ()  # samples that were replaced by others
 
 
 class Loaded(NamedTuple):
-    """A batch whose images lie in a slot."""
+    """A batch whose images are in a slot of shared memory."""
 
     slot: int
     labels_B: Ints
     samples_B: Ints
     step: int
     damaged: tuple[Damage, ...] = ()
-    complete: bool = True  # False: nothing could stand in for a damaged sample, whose image is black
+    complete: bool = True  # False: a damaged sample could not be replaced; its image is black
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class TrainMicroBatches(Dataset[Loaded]):
         return Loaded(slot, self.split.labels(loaded), loaded, step, tuple(damaged), complete)
 
     def _load(self, row: int, jpeg: bytes, seed: int, out: Image, damaged: list[Damage]) -> int:
-        """Fill ``out`` with a sample, or where it is damaged with others until one is sound; returns its row.
+        """Fill ``out`` with a sample, or if it is damaged with a replacement that is not; returns the row used.
 
-        -1 where _STAND_INS of them are damaged as well.
-        The stand-ins are drawn by the sample's seed, so that they are the same for any number of ranks.
+        Returns -1 if _STAND_INS replacements are damaged as well. Replacements are drawn with the sample's seed, so
+        they are the same for any number of ranks.
         """
         broken: list[Damage] = []
         while True:
@@ -111,7 +111,7 @@ class TrainMicroBatches(Dataset[Loaded]):
             jpeg = self.split.read(row)
 
     def _announce(self, positions: Ints) -> None:
-        """Now and then, the shards that this process is about to need."""
+        """Announce the shards that this process is about to need, at most every ANNOUNCE seconds."""
         if time.monotonic() > self.announced[0] + ANNOUNCE:
             self.split.soon(self.order.shards_near(positions))
             self.announced[0] = time.monotonic()
@@ -145,7 +145,7 @@ class EvalBatches(Dataset[Loaded]):
 
 
 class Ahead(Iterator[Item]):
-    """Items that can be fetched before they are asked for, so that the GPU has work meanwhile."""
+    """An iterator whose next item can be fetched early, while the GPU still has work."""
 
     def __init__(self, items: Iterator[Item]):
         self._items = items
@@ -179,9 +179,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps from ``start_step`` up to ``stop_step``, in order.
 
-    ``weights``: of the split's datasets; none: all samples alike.
-    Raises UserError where hardly any sample decodes: two steps later, so that all ranks have heard of the damage and
-    may have stopped in order.
+    ``weights``: one per dataset of the split; empty: all samples alike.
+    Raises UserError if hardly any sample can be decoded: two steps later, so that all ranks know of the damage and can
+    stop in order first.
     """
     passes = global_batch // (micro_batch * world_size)
     indices = range(start_step * passes, stop_step * passes)
@@ -215,9 +215,9 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every sample exactly once over the ranks, in index order; the last batch of a rank may be short or absent.
 
-    Raises UserError for a sample that doesn't decode: nothing can stand in for it where all are counted.
+    Raises UserError for a sample that can't be decoded: an exact evaluation can't replace it.
     """
-    batch = min(batch, len(split))  # no room for samples that don't exist
+    batch = min(batch, len(split))  # otherwise memory would be reserved for samples that don't exist
     indices = range(-(-len(range(rank, len(split), world_size)) // batch))
     slots = slots_for(indices, workers, batch, image_size)
     items = EvalBatches(split, image_size, batch, rank, world_size, resize, slots)
@@ -231,7 +231,7 @@ def eval_batches(
 
 
 def _damage_of(split: JoinedSplit, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:
-    """``use`` a sample's JPEG, and where it doesn't decode, a sound copy of it; what is wrong if there is none."""
+    """``use`` a sample's JPEG, or a sound copy if it can't be decoded; returns the damage if there is no sound copy."""
     try:
         use(split.whole(row, jpeg))
     except ValueError as error:
@@ -242,7 +242,7 @@ def _damage_of(split: JoinedSplit, row: int, jpeg: bytes, use: Callable[[bytes],
 
 
 def _damage(split: JoinedSplit, row: int, jpeg: bytes, error: ValueError) -> Damage:
-    """Of a sample, its reason in a word that groups."""
+    """The damage of a sample, with its reason as one word."""
     if len(jpeg) != split.size(row):
         reason = "shard_cut"
     else:

@@ -1,10 +1,10 @@
-"""A sample that doesn't decode, as a data loader worker reports it. Imports no torch."""
+"""A sample that can't be decoded, as a data loader worker reports it. Imports no torch."""
 
 from typing import NamedTuple
 
 
 class Damage(NamedTuple):
-    """A sample that doesn't decode."""
+    """A sample that can't be decoded."""
 
     sample: int  # row
     shard: str

@@ -1,7 +1,7 @@
 """How an evaluation image becomes the model's square input, by name: what data.eval_resize and model.json hold.
 
-``square``, ``central`` and ``bicubic`` are the three of data.eval_resize. Other projects' models need more,
-whose names say it all: ``square-bicubic``, ``central-0.9-bicubic`` (short side to size / 0.9, then the middle).
+data.eval_resize takes ``square``, ``central`` and ``bicubic``. Models of other projects need more; their names are
+explicit: ``square-bicubic``, ``central-0.9-bicubic`` (short side to size / 0.9, then the central square).
 """
 
 from typing import Literal, NamedTuple, cast
@@ -30,7 +30,7 @@ NAMES = {
 
 
 def geometry(name: str) -> Geometry:
-    """Raises UserError when ``name`` is none."""
+    """The geometry called ``name``. Raises UserError if there is none."""
     if name in NAMES:
         return NAMES[name]
     kind, *words = name.split("-", 2)

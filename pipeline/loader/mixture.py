@@ -1,12 +1,12 @@
-"""Several datasets by weight: which of them stands at which position, a pure function. Imports no torch.
+"""Several datasets by weight: which dataset provides which position, a pure function. Imports no torch.
 
-Positions that are congruent modulo LANES form a stream of their own. A stream is cut into blocks of BLOCK positions, of
-which each dataset gets its share, spread evenly and shuffled over STRETCH positions. The seed chooses how, once for
-all blocks, so that what stands where can be looked up.
+Positions that are congruent modulo LANES form a stream. A stream is cut into blocks of BLOCK positions, of which each
+dataset gets its share, spread evenly and shuffled over STRETCH positions. The seed determines the pattern once for all
+blocks, so that it can be looked up.
 
-Each dataset goes through its own positions in order. Those of a small one (of one lane: order.py) follow each
-other over all streams. Those of a large one do so in each stream by itself, so that a rank reads the lanes of a data
-set that it would read of that dataset alone; the streams keep in step, but for some places.
+Each dataset is read in its own order. A small one (one lane; see order.py) continues across all streams. A large one
+continues within each stream, so that a rank reads the same lanes of it as it would without the others; the streams
+advance together, apart from a few positions.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from pipeline.core.errors import UserError
 from pipeline.loader.order import LANES, Order, key_of
 
 BLOCK = 4096  # positions of a stream in which the shares are exact
-STRETCH = 32  # of them, that are shuffled together
+STRETCH = 32  # positions that are shuffled together
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Mixture:
 
     @property
     def samples(self) -> int:
-        """Of all datasets; an epoch in the sense of schedule.epochs."""
+        """Samples of all datasets: one epoch in the sense of schedule.epochs."""
         return sum(order.samples for order in self.orders)
 
     def rows(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Epoch of the sample's dataset, and row, of each global position."""
+        """For each global position: the epoch of its sample's dataset, and the row."""
         epochs, rows = np.empty_like(positions), np.empty_like(positions)
         which, own = self.own_positions(positions)
         first = 0
@@ -59,21 +59,21 @@ class Mixture:
         return epochs, rows
 
     def own_positions(self, positions: Ints) -> tuple[Ints, Ints]:
-        """Of each global position, the number of its dataset and the position in that dataset's own order."""
+        """For each global position: the number of its dataset, and the position in that dataset's own order."""
         block, place = np.divmod(positions, BLOCK * LANES)
         which = self._pattern[0][place].astype(np.int64)
         return which, block * np.asarray(self.shares)[which] * LANES + self._pattern[1][place]
 
     @cached_property
     def _pattern(self) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
-        """What own_positions says of the first block of all streams."""
+        """The result of own_positions for the first block of all streams."""
         sets = np.repeat(np.arange(len(self.shares), dtype=np.int16), self.shares)
         part = np.concatenate([(np.arange(share) + 0.5) / share for share in self.shares])
         evenly = sets[np.argsort(part, kind="stable")]
         depth, stream = np.ogrid[:BLOCK, :LANES]
         random = key_of(self.seed, stream, depth) >> np.uint64(7)
         shuffled = np.argsort((depth // STRETCH).astype(np.uint64) << np.uint64(57) | random, axis=0, kind="stable")
-        # each stream begins elsewhere in the even sequence, lest rare samples come in all streams at once
+        # each stream starts at another place of the even sequence, so that rare samples don't come in all at once
         which = evenly[(shuffled + BLOCK // LANES * stream) % BLOCK]
         own = np.empty(which.shape, np.int32)
         for number, order in enumerate(self.orders):
@@ -85,7 +85,7 @@ class Mixture:
         return which.ravel(), own.ravel()
 
     def shards_near(self, positions: Ints) -> Ints:
-        """As Order's; shards count through all datasets."""
+        """As Order.shards_near; shards are numbered through all datasets."""
         which, own = self.own_positions(positions)
         found, first = [], 0
         for number, order in enumerate(self.orders):
@@ -95,13 +95,13 @@ class Mixture:
         return np.concatenate(found)
 
     def whole_epochs(self, positions: int) -> list[int]:
-        """Of each dataset, the epochs that the first ``positions`` positions hold entirely."""
+        """For each dataset, the number of complete epochs in the first ``positions`` positions."""
         blocks = positions // (BLOCK * LANES)
         return [blocks * share * LANES // order.samples for order, share in zip(self.orders, self.shares, strict=True)]
 
 
 def sampling(samples: Sequence[tuple[int, ...]], seed: int, weights: Sequence[float] = ()) -> Order | Mixture:
-    """The order over datasets with these samples a shard: by ``weights``, or without them all in one."""
+    """The order over datasets with these samples per shard: by ``weights``, or all as one dataset if there are none."""
     if not weights:
         return Order(tuple(size for sizes in samples for size in sizes), seed)
     if len(weights) != len(samples):

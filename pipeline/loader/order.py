@@ -1,12 +1,12 @@
-"""The sampling policy: which sample stands at which position, a pure function. Imports no torch.
+"""The sample order: which sample is at which position, a pure function. Imports no torch.
 
-The global sequence depends on the shards' sizes, the seed and the position alone: not on the number of ranks, workers
-or restarts. Nothing of the dataset's size is built, so seeking costs the same anywhere.
+The global sequence depends only on the shards' sizes, the seed and the position, not on the number of ranks, workers or
+restarts. No array of the dataset's size is built, so seeking costs the same anywhere.
 
-One epoch: the shards are permuted, and their samples, laid end to end, turned round by a random number and cut into
-``lanes`` equal runs. Inside a lane samples are permuted window by window; a split that fits one window is one lane.
-Position p of the epoch is lane p mod lanes at depth p div lanes, so a rank that takes each W-th position reads only its
-own lanes, where W divides the lanes, and each lane from a few shards at a time.
+One epoch: the shards are permuted; their samples, laid end to end, are rotated by a random number and cut into
+``lanes`` equal lanes. Within a lane, samples are permuted window by window; a split that fits into one window is one
+lane. Position p of the epoch is lane p mod lanes at depth p div lanes. So a rank that takes every W-th position reads
+only its own lanes if W divides the number of lanes, and each lane from a few shards at a time.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Order:
 
     shard_samples: tuple[int, ...]  # samples of each shard, in index order
     seed: int
-    lanes: int = 0  # 0: LANES, or 1 where all samples fit one window
+    lanes: int = 0  # 0: LANES, or 1 if all samples fit into one window
     window: int = WINDOW
 
     def __post_init__(self) -> None:
@@ -52,12 +52,12 @@ class Order:
         return epochs, rows
 
     def whole_epochs(self, positions: int) -> list[int]:
-        """How many epochs the first ``positions`` positions hold entirely."""
+        """The number of complete epochs in the first ``positions`` positions."""
         return [positions // self.samples]
 
     def shards_near(self, positions: Ints) -> Ints:
-        """Numbers of the shards that the windows of these positions take samples from, then of the windows after them
-        in the same lanes. Each once."""
+        """Numbers of the shards that the windows of these positions use, then those of the next windows in the same
+        lanes; each once."""
         found: list[Ints] = []
         for ahead in (0, self.window * self.lanes):
             epochs, inside = np.divmod(positions + ahead, self.samples)
@@ -87,7 +87,7 @@ class Order:
         return rows
 
     def _windows(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
-        """Of an epoch's positions: where their windows start, their depth inside them, and the windows' lengths."""
+        """For an epoch's positions: start of the window, depth within it, and the window's length."""
         depth, lane = np.divmod(positions, self.lanes)
         length, longer = divmod(self.samples, self.lanes)  # the first `longer` lanes have one sample more
         lane_start = lane * length + np.minimum(lane, longer)
@@ -108,7 +108,7 @@ class Order:
 
     @cached_property
     def _laid(self) -> dict[int, tuple[Ints, Ints]]:
-        """Of the latest epochs that were asked for."""
+        """The results of _lay for the latest epochs."""
         return {}
 
     @cached_property
@@ -124,7 +124,7 @@ class Order:
 def micro_batch_positions(
     step: int, part: int, *, global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> Ints:
-    """Global positions of one rank's ``part``-th micro-batch of an optimizer step: congruent to the rank.
+    """Global positions of one rank's ``part``-th micro-batch in an optimizer step: congruent to the rank.
 
     An even micro-batch holds pairs: its elements i and i + micro_batch/2 are half a global batch apart, whatever the
     number of ranks, so that mixup (pipeline.train.mixup) needs no other rank's images.
@@ -178,7 +178,7 @@ def _feistel(value: Words, rows: Words, columns: Words, key: Words) -> Words:
 
 
 def key_of(seed: int, *numbers: Ints) -> Words:
-    """Element-wise: a word that depends on all of them, for permute."""
+    """A key for permute, element-wise, that depends on all arguments."""
     key = _mix(_word(seed), _word(0x6D6978747572))
     for number in numbers:
         key = _mix(key, number.astype(np.uint64))

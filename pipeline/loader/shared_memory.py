@@ -1,4 +1,4 @@
-"""Memory that a process shares with the workers it forks: images get from one to the other without pickling."""
+"""Memory that a process shares with its forked workers, to pass images without pickling."""
 
 import math
 import mmap
@@ -12,11 +12,11 @@ from pipeline.imaging.jpeg import Image
 
 
 class Slots:
-    """A ring with room for the images of ``ahead`` batches under way in workers, and of the one that has come.
+    """A ring of slots for the images of ``ahead`` batches in preparation and of the batch that has arrived.
 
-    torch would make a file in /dev/shm for each tensor of each batch, whose pages the kernel finds and clears anew:
-    that costs more than the resize. This is one piece, used again and again, and isn't counted against /dev/shm, of
-    which containers have 64 MB.
+    torch would create a file in /dev/shm for each tensor of each batch, and the kernel would allocate and clear its
+    pages each time, which costs more than the resize. This is one block that is reused, and it doesn't count against
+    /dev/shm, of which containers have 64 MB.
     """
 
     def __init__(self, ahead: int, batch: int, size: int) -> None:
@@ -31,7 +31,7 @@ class Slots:
         self._images_SBHWC = np.frombuffer(memory, np.uint8).reshape(shape)
 
     def __getitem__(self, slot: int) -> Image:
-        """A slot, to be filled: uint8, BHWC."""
+        """A slot to fill: uint8, BHWC."""
         images_BHWC: Image = self._images_SBHWC[slot]
         return images_BHWC
 

@@ -1,6 +1,6 @@
-"""Random numbers of one sample's crop and flip, drawn at the cost of arithmetic.
+"""Random numbers for one sample's crop and flip.
 
-NumPy's generators are excellent and take 8 us to seed, which would be done for each of millions of images.
+NumPy's generators take 8 us to seed, and each of millions of images needs its own seed. This one needs no seeding.
 """
 
 _MASK = (1 << 64) - 1

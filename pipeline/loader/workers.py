@@ -1,4 +1,4 @@
-"""The loader's worker processes: how they start, work ahead, leave, and what is said when one dies."""
+"""The data loader's worker processes: how they start, prefetch and end, and the error if one dies."""
 
 import atexit
 import multiprocessing
@@ -23,7 +23,7 @@ _AHEAD = 2  # batches that each worker prepares before they are asked for; more 
 
 
 def slots_for(indices: range, workers: int, batch: int, size: int) -> Slots:
-    """Room for the batches that ``load``'s workers prepare."""
+    """Slots for the batches that ``load``'s workers prepare."""
     return Slots(_AHEAD * min(workers, len(indices)), batch, size)
 
 
@@ -100,7 +100,7 @@ _former: Callable[[int, FrameType | None], Any]  # handler of SIGCHLD
 
 @contextmanager
 def _deaths_of_workers(setting: str) -> Iterator[None]:
-    """While a worker is waited for: say in our words that one has died."""
+    """While waiting for a worker: report a worker's death with its probable cause and the remedy."""
     global _waiting  # noqa: PLW0603
     _waiting = True
     try:
@@ -116,9 +116,9 @@ def _deaths_of_workers(setting: str) -> Iterator[None]:
 
 
 def _hold_back_deaths() -> None:
-    """Make torch's handler of SIGCHLD, which raises wherever this process is just then, do so only where one waits.
+    """Let torch's SIGCHLD handler, which raises wherever this process is, raise only while a worker is awaited.
 
-    Otherwise the next wait finds the worker dead. Nothing is said of workers that this process has ended itself.
+    At other times the next wait finds the dead worker. Workers that this process has ended itself are not reported.
     """
     global _former  # noqa: PLW0603
     found = signal.getsignal(signal.SIGCHLD)
