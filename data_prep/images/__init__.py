@@ -1,4 +1,4 @@
-"""One image's bytes: is it sound, and what JPEG goes into the dataset.
+"""Process one image's bytes: check that it is sound, and make the JPEG that goes into the dataset.
 
 No tars, no classes, no order. Read prepare.py first.
 """

@@ -1,4 +1,4 @@
-"""What a JPEG's markers say before its image data, and the error of images that can't be used."""
+"""Read a JPEG's markers before its image data; and the error for images that can't be used."""
 
 import struct
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class RejectedError(Exception):
 
 
 class JpegHeader(NamedTuple):
-    """What the markers before the first scan say."""
+    """The content of the markers before the first scan."""
 
     width: int
     height: int

@@ -1,4 +1,4 @@
-"""Perceptual hashes: near-equal pictures get near-equal numbers, whatever their size, format or compression."""
+"""Perceptual hashes: similar images get similar hashes, whatever their size, format or compression."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ FLATTEST = 2.0  # grey levels of standard deviation; flatter pictures all look a
 
 
 def thumbnail(jpeg: bytes) -> npt.NDArray[np.float32]:
-    """The picture as 32 x 32 grey levels, area-averaged. Raises ValueError where it doesn't decode."""
+    """The image as 32 x 32 grey levels, area-averaged. Raises ValueError if it can't be decoded."""
     grey_HW1 = decode_small(jpeg, "GRAY", 4 * SIDE, 4 * SIDE)
     return cv2.resize(  # type: ignore[return-value]
         grey_HW1[:, :, 0].astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA
@@ -19,9 +19,9 @@ def thumbnail(jpeg: bytes) -> npt.NDArray[np.float32]:
 
 
 def of_thumbnail(small_HW: npt.NDArray[np.float32]) -> int:
-    """64 bits: which of the 8 x 8 lowest frequencies of the picture's DCT lie above their median; 0 for flat pictures.
+    """64 bits: which of the 8 x 8 lowest frequencies of the image's DCT are above their median; 0 for flat images.
 
-    The constant term, which is brightness, is left out of the median and its bit.
+    The constant term, which is the brightness, counts neither in the median nor as a bit.
     """
     if float(small_HW.std()) < FLATTEST:
         return 0

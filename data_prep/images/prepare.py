@@ -54,7 +54,7 @@ class Picture(NamedTuple):
 
 
 def prepare(data: bytes, options: ImageOptions) -> Picture:
-    """The picture to write for the bytes of a source file. Raises RejectedError."""
+    """The JPEG to write for the bytes of a source file. Raises RejectedError."""
     recoded: list[str] = []
     if data[:2] == b"\x1f\x8b":  # 26 images of fall11 are wrapped in gzip
         data = _gunzip(data)
@@ -134,7 +134,7 @@ def _check_size(width: int, height: int, min_side: int) -> None:
 
 
 def _unusual(data: bytes) -> str:
-    """Why TurboJPEG, which training reads with, doesn't know a JPEG that others may."""
+    """Why TurboJPEG, which training uses, can't decode a JPEG that other decoders may: "lossless", "sampling" or ""."""
     if jpeg.is_lossless(data):
         return "lossless"
     try:
@@ -145,9 +145,9 @@ def _unusual(data: bytes) -> str:
 
 
 def _turned(data: bytes, orientation: int) -> bytes:
-    """The JPEG of a new picture with the EXIF orientation of the old one, which is where readers look for it.
+    """A re-encoded JPEG with the EXIF orientation of the original, which is where readers look for it.
 
-    A segment of its own behind JFIF's (Exif 2.3, section 4.5.4), whose TIFF directory has one entry (4.6.2).
+    It gets a segment behind JFIF's (Exif 2.3, section 4.5.4), whose TIFF directory has one entry (4.6.2).
     """
     if orientation == 1:
         return data
@@ -189,7 +189,7 @@ def _verify_jpeg(data: bytes, header: JpegHeader, options: ImageOptions) -> None
 
 
 def remains(data: bytes) -> bytes | None:
-    """A small JPEG of what can still be decoded of a rejected JPEG; ``None`` where that is nothing."""
+    """A small JPEG of what can still be decoded of a rejected JPEG; ``None`` if that is nothing."""
     try:
         header = jpeg_header(data) if identify(data) == "jpeg" else None
         if header is None or header.components == 4 or header.width * header.height > jpeg.LARGEST_PIXELS:
@@ -219,7 +219,7 @@ def _gunzip(data: bytes) -> bytes:
 
 
 def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
-    """An RGB JPEG of the picture and its EXIF orientation. The size is looked at before anything is decoded."""
+    """The image as an RGB JPEG, and its EXIF orientation. The size is checked before anything is decoded."""
     from PIL import Image  # few images need it, or the next
 
     from pipeline.imaging.rgb import to_rgb
@@ -264,7 +264,7 @@ def _resized(data: bytes, width: int, height: int, options: ImageOptions) -> tup
 
 
 def _area_averaged(pixels_HWC: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Resized to width and height, in this thread alone: there are other processes for the other cores."""
+    """Resize to width and height in a single thread: the other cores have processes of their own."""
     import cv2  # most runs don't resize, and start 60 ms earlier without it
 
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""Raw releases as they are downloaded: tars, tars of tars, folders, streams, WebDataset tars.
+"""Read raw releases as they are downloaded: tars, tars of tars, folders, streams, WebDataset tars.
 
-Yields images and rejects with their classes; decides nothing about shards. Read inputs.py first.
+Yields images with their classes, and rejects with reasons; decides nothing about shards. Read inputs.py first.
 """

@@ -1,6 +1,6 @@
 """ILSVRC2012's development kit: the classes of the validation images.
 
-``ILSVRC2012_validation_ground_truth.txt`` has one ILSVRC2012 id a line, for the validation images in the order of
+``ILSVRC2012_validation_ground_truth.txt`` has one ILSVRC2012 id per line, for the validation images in the order of
 their names. ``meta.mat`` maps ids to WordNet ids; its first rows, those without children, are the 1,000 classes.
 (The kit's readme.txt, sections 2 and 4.)
 """

@@ -10,13 +10,13 @@ from pipeline.core.errors import UserError
 
 
 def subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders in it, sorted, without those of systems. Raises OSError."""
+    """Names of the folders in a folder, sorted, without hidden ones and those of file managers. Raises OSError."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not names.is_system(entry.name) and entry.is_dir())
 
 
 def class_folders(folder: str | Path) -> list[str]:
-    """Names of the folders in it, sorted, without hidden ones and those of file managers."""
+    """Names of the class folders in a folder, sorted, without hidden ones and those of file managers."""
     found = [
         entry for entry in entries_of(folder) if not names.is_system(entry.name) and entry_is(entry, os.DirEntry.is_dir)
     ]
@@ -46,7 +46,7 @@ def entries_of(folder: str | Path) -> list["os.DirEntry[str]"]:
 
 
 def files_below(folder: str) -> Iterator["os.DirEntry[str]"]:
-    """All files below a folder, in the order of names; of a system's folder that can't be read, nothing."""
+    """All files below a folder, in the order of names; nothing from an unreadable folder of a file manager."""
     try:
         entries = entries_of(folder)
     except PermissionError:

@@ -1,6 +1,6 @@
-"""What INPUT is: its form, and its tars or its folder, found without unpacking anything.
+"""Find out what INPUT is: its form, and its tars or its folder, without unpacking anything.
 
-parts.py cuts the source into parts, and read_parts.py gives the rows of each.
+parts.py cuts the source into parts, and read_parts.py yields the rows of each.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _beside(folder: Path, entries: Sequence[Path], locations: Sequence[str]) -> tuple[str, ...]:
-    """What lies beside the tars of a folder. Raises UserError for tars that can't be read."""
+    """The other files and folders beside the tars of a folder. Raises UserError for tars that can't be read."""
     rest = [entry for entry in entries if str(entry) not in locations and entry.name not in OWN_FILES]
     for entry in rest:
         if names.is_packed_tar(entry.name) and not names.is_system(entry.name) and not entry.is_dir():
@@ -104,7 +104,7 @@ def _beside(folder: Path, entries: Sequence[Path], locations: Sequence[str]) -> 
 
 
 def _check_class_tars(text: str, locations: Sequence[str]) -> None:
-    """Raise UserError where tars are of splits, or two of one folder are of one class."""
+    """Raise UserError if the tars are splits, or if two tars of one folder belong to the same class."""
     paths = [location.split("?")[0] for location in locations if not location.startswith("pipe:")]
     stems = {path: names.class_of_tar(path) for path in paths}
     found = splits.among(set(stems.values()))
@@ -141,7 +141,7 @@ def _meaning(beside: Sequence[str], asked: Sequence[str] | None) -> tuple[str, .
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether data_prep.shard has made the dataset in ``folder``; not where what says so is damaged."""
+    """Whether vit shard has made the dataset in ``folder``; False if its dataset.json is damaged."""
     try:
         return (folder / "dataset.json").is_file() and "made_by" not in dataset_format.read_info(folder).options
     except UserError:
@@ -161,7 +161,7 @@ def _check_tar(location: str, seekable: bool) -> None:
 
 
 def _holds_samples(text: str, locations: Sequence[str], several: bool) -> bool:
-    """Whether tars are WebDataset's, by the first members of some of them. Raises UserError if no label is there."""
+    """Whether the tars are WebDataset tars, by the first members of some. Raises UserError if they have no labels."""
     step = -(-len(locations) // PEEKED_TARS)
     seen = sample_tars.Peek()
     for place, location in enumerate(dict.fromkeys([*locations[::step], locations[-1]])):

@@ -1,4 +1,4 @@
-"""What names of files, folders and tar members say: an image, a class, a tar, or something of the system's."""
+"""What the name of a file, folder or tar member tells: an image, a class, a tar, or a system file."""
 
 import re
 import unicodedata
@@ -26,7 +26,7 @@ def is_system(name: str) -> bool:
 
 
 def is_system_path(path: str) -> bool:
-    """Whether any part of a path ("/" between parts) is a system's."""
+    """Whether any part of a path ("/" between parts) is a system file or folder."""
     return any(is_system(part) for part in path.split("/") if part not in ("", ".", ".."))
 
 
@@ -45,7 +45,7 @@ def is_packed_tar(name: str) -> bool:
 
 
 def class_name(text: str) -> str:
-    """A class's name as it is stored: Unicode NFC, as Linux and most lists write it; Macs' file names are NFD."""
+    """A class's name as stored: in Unicode NFC, as on Linux and in most lists; file names on Macs are in NFD."""
     return text if text.isascii() else unicodedata.normalize("NFC", printable(text))
 
 

@@ -1,4 +1,4 @@
-"""A source cut into parts that processes scan side by side: one class each, as a rule.
+"""Cut a source into parts that processes scan in parallel, usually one class each.
 
 A stream (gzip, a pipe, a URL) is one part.
 """
@@ -15,7 +15,7 @@ from pipeline.dataset import format as dataset_format
 
 
 def find_parts(source: Source) -> list[Part]:
-    """The parts of a source, in the order they lie there. Raises UserError where there are none."""
+    """The parts of a source, in its order. Raises UserError if there are none."""
     if source.form == "folder":
         return _folder_parts(source)
     more = [Part(source, str(Path(source.locations[0]).parent), beside=True)] if source.beside else []
@@ -34,7 +34,7 @@ def _size(location: str) -> int | None:
 
 
 def splits_of(source: Source) -> list[str]:
-    """The splits that WebDataset tars belong to, sorted: by their dataset if it is ours, else by their names."""
+    """The splits of WebDataset tars, sorted: from dataset.json if vit shard made them, otherwise from their names."""
     if source.form != "webdataset":
         return []
     paths = [Path(name) for name in source.names.values()]

@@ -1,6 +1,6 @@
-"""The rows of a part: its images for the catalogue, and rejects with their reasons.
+"""Read the rows of a part: its images for the catalogue, and rejects with reasons.
 
-The images of a stream come with their bytes, as it can be read only once.
+The images of a stream come with their bytes, because it can be read only once.
 """
 
 import os
@@ -24,7 +24,7 @@ from pipeline.dataset.format import REJECTS_SCHEMA
 
 
 def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
-    """What one part holds. ``on_bytes`` is told of the bytes read from a stream."""
+    """The rows of one part. ``on_bytes`` is called with the number of bytes read from a stream."""
     source = part.source
     if part.beside:
         yield from _rows_beside(part)
@@ -85,7 +85,7 @@ def _file_row(part: Part, entry: "os.DirEntry[str]", inside: str, name: str) -> 
 
 
 def _rows_beside(part: Part) -> Iterator[Row]:
-    """The files in INPUT's folder that belong to none of its classes or tars."""
+    """Rejects for the files in INPUT's folder that belong to none of its classes or tars."""
     source = part.source
     for entry in entries_of(part.location):
         if source.form == "folder" and entry_is(entry, os.DirEntry.is_dir) and not names.is_system(entry.name):

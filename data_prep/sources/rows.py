@@ -1,4 +1,4 @@
-"""What a scan of the input yields: one row per image, or per reject with its reason."""
+"""The rows that a scan of INPUT yields: one per image, or per reject with its reason."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class ImageRow(NamedTuple):
 
 
 class RejectRow(NamedTuple):
-    """Something found that can't be an image of the dataset (pipeline.dataset.format.REJECTS_SCHEMA)."""
+    """A file that can't become an image of the dataset (pipeline.dataset.format.REJECTS_SCHEMA)."""
 
     source: str
     wnid: str

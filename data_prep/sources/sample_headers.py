@@ -1,4 +1,4 @@
-"""The samples of a WebDataset tar, read from its headers and label members alone: rows of an index."""
+"""Read the samples of a WebDataset tar from its headers and label members alone, as rows of an index."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ class Tar(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What the headers of one tar say of its samples, a list a column."""
+    """The samples of one tar according to its headers, one list per column."""
 
     keys: list[str]
     offsets: list[int]
@@ -39,7 +39,7 @@ class Samples(NamedTuple):
 
 
 def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
-    """The samples of one tar, and what is none. Raises UserError where the tar is damaged."""
+    """The samples of one tar, and its rejects. Raises UserError if the tar is damaged."""
     found, left_out = Samples([], [], [], []), list[RejectRow]()
     fd = retry.open_file(tar.path)
     try:
@@ -52,7 +52,7 @@ def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
 
 
 def _windowed(fd: int, path: Path) -> Read:
-    """Positioned reads that fetch a little more than asked for: small members and the next header come with it."""
+    """Positioned reads that fetch a little more than asked for, to include small members and the next header."""
     window, start = b"", 0
 
     def read(offset: int, size: int) -> bytes:

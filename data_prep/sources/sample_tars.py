@@ -1,4 +1,4 @@
-"""WebDataset tars: members of one key, side by side, are a sample, and one of them says its class."""
+"""WebDataset tars: adjacent members with the same key form a sample, and one of them holds its class."""
 
 import json
 import re
@@ -28,7 +28,7 @@ class Label(NamedTuple):
         return ending == self.ending or ending.endswith("." + self.ending)
 
     def read(self, content: bytes) -> str | None:
-        """The class that a member's bytes say; ``None`` if they say none."""
+        """The class in a member's bytes; ``None`` if there is none."""
         if not self.key:
             return content[:LARGEST_LABEL].decode("utf-8", "replace").strip() or None
         try:
@@ -103,7 +103,7 @@ def _keys(content: bytes) -> set[str]:
 
 
 def no_label(given: str, seen: Peek) -> str:
-    """One line that says what is missing of samples without .cls members, and what may hold the class."""
+    """The error for samples without .cls members: one line that names the members that may hold the class."""
     endings = ", ".join(f".{ending}" for ending in sorted(seen.endings))
     ways = [f"--label {ending}" for ending in sorted(seen.endings) if not is_image(ending) and ending[-4:] != "json"]
     ways += ["--label json:KEY"] if any(ending.endswith("json") for ending in seen.endings) else []
@@ -119,8 +119,8 @@ def samples(
 ) -> Iterator[Row]:
     """The images of a WebDataset tar.
 
-    ``wnid_of`` names the class of a label's text, ``name_of`` the image of a key, without its ending. Raises UserError
-    if no member of a sample lies beside another.
+    ``wnid_of`` gives the class for a label's text, ``name_of`` the image's name (without ending) for a key. Raises
+    UserError if the members of a sample are never adjacent.
     """
     key: str | None = None
     image: tuple[ImageRow, str] | None = None

@@ -40,9 +40,9 @@ class Source:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What is kept of each location: a URL without the query that signs it, anew each time, and may be a secret.
+        """The name stored for each location: for a URL, without its query, which may be a signature and a secret.
 
-        Where the queries alone tell locations apart they are names.
+        If locations differ only in their queries, the queries are kept.
         """
         plain = {location: re.split("[?#]", location)[0] for location in self.locations}
         signed = all(location.startswith(("https://", "http://")) for location in self.locations)
@@ -63,9 +63,9 @@ class Part:
 
 
 def told_apart_by(source: Source) -> Callable[[int], str] | None:
-    """What tells images of one name in several tars or folders apart, by number: a tar's name, or the number itself.
+    """What distinguishes images of the same name in several tars or folders, by number: the tar's name or the number.
 
-    ``None`` where an image's name stands for one image, as in a dataset of ours and in a folder.
+    ``None`` if an image's name is unique, as in a dataset of vit shard and in a folder.
     """
     if source.ours or source.form == "folder":
         return None

@@ -94,7 +94,7 @@ def in_folder(folder: Path) -> list[Split]:
 
 
 def _alone(place: Path, names: Sequence[str]) -> list[Split]:
-    """The only split of a folder: nothing else lies there, or nothing else that holds images or folders of them."""
+    """The only split of a folder: there is nothing else in it, or nothing else with images or folders."""
     found = [name for name in names if is_split(name)]
     if len(found) != 1 or not (len(names) == 1 or _subfolders(place / found[0])):
         return []

@@ -1,4 +1,4 @@
-"""Bytes that only come in order: gzip files, pipes, downloads. Read once, front to back, in bounded memory."""
+"""Sequential sources: gzip files, pipes and downloads. Read once, front to back, in bounded memory."""
 
 import contextlib
 import os
@@ -17,15 +17,15 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
 
 CHUNK = 1 << 20  # bytes read at a time
-PATIENCE = 600.0  # seconds without a byte from a server that has answered, after which it is given up
-PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a request is repeated: it doubles
+PATIENCE = 600.0  # seconds without a byte until we give up on a server that has answered
+PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a request is repeated; doubles each time
 STALL = 30.0  # seconds without a byte after which a request has failed
-REFUSED = (401, 403, 404, 410)  # HTTP's answers that asking again doesn't change
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # those that it may
+REFUSED = (401, 403, 404, 410)  # HTTP statuses that a retry doesn't change
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that a retry may change
 
 
 class Stream:
-    """Positioned reads over something sequential: each must start at or after the end of the one before."""
+    """Positioned reads from a sequential source: each must start at or after the end of the previous one."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -34,7 +34,7 @@ class Stream:
         self.ended = False
 
     def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``, fewer only at the end."""
+        """``size`` bytes from ``offset``; fewer only at the end."""
         if offset < self._start:
             raise RuntimeError(f"a stream can't be read backwards, from {self._start} to {offset}")
         found: list[bytes] = []
@@ -54,7 +54,7 @@ class Stream:
         return found[0] if len(found) == 1 else b"".join(found)
 
     def skip(self) -> None:
-        """Forget the rest of what was read, and read on."""
+        """Discard the current chunk and read the next one."""
         self._start += len(self._chunk)
         self._chunk = next(self._chunks, b"")
         self.ended = not self._chunk
@@ -63,7 +63,7 @@ class Stream:
 def open_stream(location: str, on_bytes: Callable[[int], None] = lambda _: None) -> Stream:
     """Open a local file, ``pipe:COMMAND``, or a URL that fsspec knows (s3://, https://); gzip is unpacked.
 
-    ``on_bytes`` is told of the bytes read before unpacking. Errors of the source are raised as UserError.
+    ``on_bytes`` is called with the number of bytes read, before unpacking. Errors of the source raise UserError.
     """
     return Stream(_unpacked(_counted(_raw(location), on_bytes), location))
 
@@ -116,10 +116,10 @@ def _from_command(command: str) -> Iterator[bytes]:
 
 
 def _from_url(url: str) -> Iterator[bytes]:
-    """What fails once the server has answered is asked for again, from where it broke off, with growing pauses.
+    """Read a URL. A request that fails after the server has answered resumes where it broke off, with growing pauses.
 
-    Servers that know no ranges, or don't say how long the file is, send it from the beginning: what came before is
-    skipped, and must be the same.
+    Servers that don't support ranges, or don't state the file's size, send it from the beginning: the bytes that were
+    already read are skipped, and must be the same.
     """
     at, size, blocks = 0, None, 8 << 20
     backoff, came = retry.Backoff(PAUSE, LONGEST_PAUSE, PATIENCE), xxhash.xxh3_128()
@@ -163,7 +163,7 @@ def _from_url(url: str) -> Iterator[bytes]:
 
 
 def _skip(file: Any, size: int, digest: bytes, url: str, backoff: retry.Backoff) -> None:
-    """Read what came before the break again. Raises UserError if it is something else."""
+    """Read the bytes before the break again. Raises UserError if they have changed."""
     again = xxhash.xxh3_128()
     while size and (chunk := file.read(min(size, CHUNK))):
         backoff.reset()
@@ -174,7 +174,7 @@ def _skip(file: Any, size: int, digest: bytes, url: str, backoff: retry.Backoff)
 
 
 def _settings(url: str) -> dict[str, Any]:
-    """For http: no limit to the time of all of a file, which aiohttp has by default; proxies of the environment."""
+    """For http: no time limit for the whole file, which aiohttp sets by default; proxies from the environment."""
     if not url.startswith("http"):
         return {}
     import aiohttp
@@ -184,14 +184,14 @@ def _settings(url: str) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The first error of a chain: fsspec says "file not found" of whatever went wrong with a server."""
+    """The first error of a chain: fsspec reports every failure of a server as "file not found"."""
     while error.__cause__:
         error = error.__cause__
     return error
 
 
 def _unpacked(chunks: Iterator[bytes], location: str) -> Iterator[bytes]:
-    """The same bytes, or what they unpack to where they are gzip (any number of members, RFC 1952)."""
+    """The same bytes, unpacked if they are gzip (any number of members, RFC 1952)."""
     first = next(chunks, b"")
     if first[:2] != b"\x1f\x8b":
         if first:

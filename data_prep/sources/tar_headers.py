@@ -1,7 +1,7 @@
-"""Reading tar headers fast: names, offsets and sizes of the members, without touching their payloads.
+"""Read tar headers fast: names, offsets and sizes of the members, without reading their payloads.
 
 ``tarfile`` builds a rich object for each member, which is slow for 14 million of them. This reader does one positioned
-read of 512 bytes a member and understands what is found in the wild: V7, USTAR (with prefix), GNU long names and
+read of 512 bytes per member and understands what is found in practice: V7, USTAR (with prefix), GNU long names and
 base-256 sizes, PAX headers. Format: POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU's
 extensions as the GNU tar manual, "Basic Tar Format", describes them.
 
@@ -28,7 +28,7 @@ Read = Callable[[int, int], bytes]  # (offset, size) -> bytes, fewer only at the
 
 
 class DamagedTarError(ValueError):
-    """The bytes are no tar, or one that was cut short. The message says at which byte."""
+    """The bytes are not a tar, or a truncated one. The message says at which byte."""
 
 
 class Member(NamedTuple):

@@ -1,4 +1,4 @@
-"""From tar members to images: what is an image of which class, and what is left out for which reason."""
+"""From tar members to images: which member is an image of which class, and which is skipped for which reason."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def is_class_tar(member: Member) -> bool:
 
 
 def packed_class_tar(file: str, member: Member) -> UserError:
-    """The error of a compressed tar among class tars, whose class would be missing."""
+    """The error for a compressed tar among class tars: without it, its class would be missing."""
     return UserError(
         f"INPUT {file!r} holds the compressed tar {printable(member.name)!r} among class tars, where it can't be read: "
         "unpack INPUT and gunzip this one"

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
 
 def entries(path: Path, cache: Path) -> Iterator[Entry]:
-    """Every file of a download in order, hidden ones and file managers' left out. Raises UserError.
+    """Every file of a download in order, except hidden ones and those of file managers. Raises UserError.
 
     A gzipped tar can only be read from its start, so it is expanded once into the folder ``cache``.
     """

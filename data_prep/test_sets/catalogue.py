@@ -1,4 +1,4 @@
-"""Which test sets there are: names of the downloads, numbers of images, and where to get them. Pure.
+"""The list of test sets: names of the downloads, numbers of images, and where to get them. Pure.
 
 Sources: ImageNet-2012 (image-net.org), ReaL (arXiv 2006.07159), ImageNet-V2 (arXiv 1902.10811), ImageNet-A (arXiv
 1907.07174), ImageNet-R (arXiv 2006.16241), ImageNet-Sketch (arXiv 1905.13549), ObjectNet (objectnet.dev; NeurIPS 2019),

@@ -1,4 +1,4 @@
-"""Looking for the downloads of test sets below a folder."""
+"""Find the downloads of test sets below a folder."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def _downloads(test_set: TestSet, places: list[Path]) -> list[Path]:
 
 
 def beside(download: Path, pattern: str) -> Path | None:
-    """What lies beside a download, or beside its folder."""
+    """The first match of ``pattern`` beside a download, or beside its folder."""
     return first_of([download.parent, *download.parent.glob("*/"), download.parent.parent], pattern)
 
 

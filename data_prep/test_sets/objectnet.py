@@ -17,7 +17,7 @@ from pipeline.dataset.class_lists import listed
 
 
 def classes_of_folders(files: Mapping[str, bytes], source: Path) -> dict[str, tuple[str, ...]]:
-    """By the name of a folder of images, the wnids of its ImageNet classes; folders without any are left out.
+    """The wnids of the ImageNet classes of each folder of images, by its name; folders without any are skipped.
 
     ``files``: the content of MAPPINGS, by name. Raises UserError.
     """

@@ -64,7 +64,7 @@ Found = tuple[Entry, tuple[str, ...], str]
 
 
 def _of_dataset(folder: Path) -> Iterator[Found]:
-    """A dataset of ours: its split val or test, or its only one."""
+    """The images of a dataset that vit shard made: its split val or test, or its only one."""
     info = read_info(folder)
     splits = {shard.split for shard in info.shards}
     split = next((name for name in ("val", "test") if name in splits), min(splits))

@@ -1,7 +1,7 @@
 """Antialiased bicubic resizing as Pillow (and so torchvision) does it, of a box of an HWC uint8 RGB image.
 
-A C extension (_bicubic.c) does it, several times faster than Pillow and within one grey level of it. Pillow does the
-work where no compiler was, and where an image is shrunk so much that the extension's 16 bits would be too few.
+A C extension (_bicubic.c) does it, several times faster than Pillow and within one grey level of it. Pillow is used if
+no compiler was available, and if an image is shrunk so much that the extension's 16 bits would not suffice.
 """
 
 import numpy as np

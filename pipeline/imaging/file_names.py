@@ -6,5 +6,5 @@ READABLE_ENDINGS = DATASET_ENDINGS | {"tif", "tiff"}  # what a prediction reads
 
 
 def ending(name: str) -> str:
-    """What follows the last dot, in small letters; of a name without dots, all of it."""
+    """The part after the last dot, in lower case; all of a name without dots."""
     return name.rpartition(".")[2].lower()

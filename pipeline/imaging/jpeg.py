@@ -1,7 +1,7 @@
 """JPEG bytes -> RGB pixels, whole or only a region. Images are HWC, uint8.
 
-The region decoder is a C extension over libjpeg-turbo (_jpeg.c), built where a compiler and its headers
-are. Without it simplejpeg decodes the whole image: the same pixels, bit for bit, at 60 % of the speed.
+The region decoder is a C extension that uses libjpeg-turbo (_jpeg.c), built if a compiler and its headers are
+available. Without it simplejpeg decodes the whole image: the same pixels, bit for bit, at 60 % of the speed.
 """
 
 import logging
@@ -29,7 +29,7 @@ TESTED = (1, 5), (3, 2)
 
 
 def library_version(library: Path) -> tuple[int, ...]:
-    """Of a file that holds libjpeg-turbo's code, from a string in it; empty if there is none."""
+    """The version of libjpeg-turbo in a library file, from a string in it; empty if there is none."""
     try:
         found = re.search(rb"libjpeg-turbo version (\d+)\.(\d+)", library.read_bytes())
     except OSError:
@@ -38,7 +38,7 @@ def library_version(library: Path) -> tuple[int, ...]:
 
 
 def _is_tested(extension: Any) -> bool:
-    """Whether the extension may be used; if not, say so, once for all processes of a command."""
+    """Whether the extension may be used; if not, log a warning, once per command."""
     version = library_version(Path(extension.library()))
     if TESTED[0] <= version <= TESTED[1]:
         return True
@@ -67,9 +67,9 @@ _scratch = np.empty(1 << 22, np.uint8)  # what a region is decoded into: a proce
 
 
 def size(jpeg: bytes) -> tuple[int, int]:
-    """Height and width, from the header. Raises ValueError for what can't be decoded to RGB by all of our decoders.
+    """Height and width, from the header. Raises ValueError for images that one of our decoders can't decode to RGB.
 
-    That is: bytes that are not a JPEG, too many pixels, CMYK, lossless JPEGs, chroma sampling that TurboJPEG lacks.
+    These are: bytes that are not a JPEG, too many pixels, CMYK, lossless JPEGs, chroma sampling that TurboJPEG lacks.
     """
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
@@ -84,7 +84,7 @@ def size(jpeg: bytes) -> tuple[int, int]:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises ValueError where an image is too large to be decoded."""
+    """Raises ValueError if an image is too large to be decoded."""
     if height * width > LARGEST_PIXELS:
         raise ValueError(f"{width} x {height} pixels, more than {LARGEST_PIXELS:,}")
 
@@ -96,7 +96,7 @@ def decode(jpeg: bytes) -> Image:
 
 
 def decode_small(jpeg: bytes, colour: str, height: int = 1, width: int = 1, *, strict: bool = False) -> Image:
-    """The whole image, scaled in the DCT domain to no less than ``height`` and ``width``, where it is larger.
+    """The whole image; a larger one is scaled in the DCT domain to no less than ``height`` and ``width``.
 
     ``strict``: what libjpeg warns of is an error, unless it is in the header. Raises ValueError if the bytes are not a
     JPEG, or a lossless one: libjpeg-turbo doesn't scale those, and simplejpeg would have it write behind the end of a
@@ -108,7 +108,7 @@ def decode_small(jpeg: bytes, colour: str, height: int = 1, width: int = 1, *, s
 
 
 def _simplejpeg(jpeg: bytes, colour: str, *, strict: bool = False, **options: int) -> Image:
-    """Decode, and if TurboJPEG refuses, decode what it could not refuse for the header alone."""
+    """Decode; if TurboJPEG refuses, decode again with a cleaned header, in case only that was the reason."""
     try:
         return simplejpeg.decode_jpeg(jpeg, colour, strict=strict, **options)  # type: ignore[no-any-return]
     except ValueError:
@@ -135,8 +135,8 @@ def is_lossless(jpeg: bytes) -> bool:
 def decode_region(jpeg: bytes, box: Box, denominator: int = 1) -> Image:
     """The pixels of ``box``, in pixels of the image scaled by 1/``denominator`` (1, 2, 4 or 8) in the DCT domain.
 
-    The same as cutting them out of the whole image. The array is valid until the next call in this process.
-    Raises ValueError where the bytes are no JPEG.
+    Same as cropping the whole image. The array is valid until the next call in this process. Raises ValueError if the
+    bytes are not a JPEG.
     """
     global _scratch  # noqa: PLW0603
     top, left, height, width = box
@@ -151,18 +151,18 @@ def decode_region(jpeg: bytes, box: Box, denominator: int = 1) -> Image:
 
 
 def is_sound(jpeg: bytes) -> bool:
-    """Whether all of the image's data is as it should be, in half the time of decoding it.
+    """Whether all of the image's data is certainly sound, in half the time of decoding it.
 
-    False says nothing: the image may be of a kind that must be decoded to know (progressive), or damaged, or no JPEG.
+    False is inconclusive: the image may need decoding to be sure (progressive), or be damaged, or not be a JPEG.
     """
     return _jpeg is not None and _jpeg.is_sound(jpeg)
 
 
 def defect(jpeg: bytes) -> str:
-    """Why a JPEG can't be used, or "": the one judge of sharding, verifying and predicting.
+    """Why a JPEG can't be used, or "". Sharding, verifying and predicting all decide by this function.
 
-    Evaluation and training read whatever has no defect. They also read images with damaged or missing data, which is
-    grey or wrong there: it takes a full decode to notice. What is odd in the header alone is no defect.
+    Evaluation and training read every image without a defect. They also read images with damaged or missing data, which
+    looks grey or wrong: only a full decode notices. Oddities in the header alone are not defects.
     """
     try:
         size(jpeg)
@@ -177,7 +177,7 @@ def defect(jpeg: bytes) -> str:
 
 
 def is_cut(defect: str) -> bool:
-    """Whether a defect is that the image's data end early: what is missing would be grey."""
+    """Whether a defect means that the image's data ends early, so that the missing part would be grey."""
     return "premature end" in defect.lower()
 
 

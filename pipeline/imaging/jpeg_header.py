@@ -1,8 +1,8 @@
-"""Rewrite a JPEG's header without what libjpeg warns of, so that what it still warns of is damage to the image data.
+"""Clean a JPEG's header of everything that libjpeg warns about, so that remaining warnings mean damaged image data.
 
-Cameras, phones and editors write harmless nonsense: other JFIF versions, unknown Adobe transforms, scan parameters of
-zeros, rubbish between segments, half an ICC profile. The pixels are right, yet TurboJPEG refuses some of them and can't
-say whether a warning was about the header or about the image data.
+Cameras, phones and editors write harmless oddities: other JFIF versions, unknown Adobe transforms, scan parameters of
+zero, stray bytes between segments, half an ICC profile. The pixels are right, yet TurboJPEG refuses some of these files
+and can't tell whether a warning was about the header or about the image data.
 """
 
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # frames whose scans have all coefficients: SOF0, SOF1, SOF9 (ITU-T T.81, table B.1)

@@ -1,4 +1,4 @@
-"""Any Pillow image as RGB: what data preparation stores and what predictions see are the same pixels."""
+"""Convert any Pillow image to RGB, so that data preparation and prediction see the same pixels."""
 
 import numpy as np
 from PIL import Image
