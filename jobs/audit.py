@@ -1,4 +1,4 @@
-"""python -m jobs.audit RUN [--step N]: prove which samples a run has trained on, or show those of one step."""
+"""python -m jobs.audit RUN [--step N]: prove which samples a run was trained on, or show those of one step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from pipeline.runs import sample_ledger
 from pipeline.runs.damage_record import Damages
 from pipeline.runs.folder import CONFIG, FACTS, LEDGER
 
-DESCRIPTION = """Prove from a run's ledger that each sample came exactly once an epoch, across kills and resumes.
+DESCRIPTION = """Prove from a run's ledger that each sample came exactly once per epoch, across kills and resumes.
 
-With --step, list the samples of one optimizer step, and save their crops as the model saw them (before mixup) in a
-picture. Exit code 1 where the ledger differs from the order. Examples:
+With --step, list the samples of one optimizer step and save their crops, as the model saw them (before mixup), in one
+PNG. Exits with 1 if the ledger differs from the order. Examples:
 
   python -m jobs.audit runs/b16
   python -m jobs.audit runs/b16 --step 12000 --out step12000.png
@@ -32,14 +32,13 @@ class AuditConfig:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     step: int = 0
-    """Step to show, from 1. 0: audit the whole run."""
+    """Step to show, counted from 1. 0: audit the whole run."""
     data: tuple[str, ...] = ()
-    """Folder or URL of the training data set (each of them, where there are several), where it isn't any more where the
-    run read it."""
+    """Folder or URL of the training dataset (of each, if there are several), if it has moved since the run."""
     out: Path | None = None
-    """Picture of --step. Default: RUN/step-N.png."""
+    """PNG file for the crops of --step. Default: RUN/step-N.png."""
     pictures: int = 64
-    """Crops in the picture."""
+    """Largest number of crops in the PNG."""
 
 
 def main() -> int:
@@ -54,21 +53,23 @@ def main() -> int:
     if options.step:
         return show(options, config, split)
     if not (options.run / LEDGER).is_file():
-        raise UserError(f"RUN {str(options.run)!r} has no {LEDGER}: no step was trained, or by an old version")
+        raise UserError(
+            f"RUN {str(options.run)!r} has no {LEDGER}: it has trained no step, or was trained by an old version"
+        )
     order = sampling(split.samples, config.train.seed, config.data.weights)
     found = sample_ledger.audit(sample_ledger.read(options.run), order, config.train.global_batch)
     if not found.steps:
-        raise UserError(f"RUN {str(options.run)!r} has no step in its {LEDGER}: no step was trained")
+        raise UserError(f"RUN {str(options.run)!r} has no step in its {LEDGER}: it has trained no step")
     print(
-        f"{options.run}: {found.steps:,} steps of {config.train.global_batch:,} samples, {found.repeated:,} done again "
-        f"after a resume; {', '.join(f'{size:,}' for size in found.samples)} samples an epoch"
+        f"{options.run}: {found.steps:,} steps of {config.train.global_batch:,} samples, {found.repeated:,} repeated "
+        f"after a resume; {', '.join(f'{size:,}' for size in found.samples)} samples per epoch"
     )
-    for name, steps in (("has no record", found.missing), ("has other samples than the order's", found.wrong)):
+    for name, steps in (("has no record", found.missing), ("has other samples than the order", found.wrong)):
         if steps:
             print(f"{len(steps):,} steps: step {', '.join(map(str, steps[:10]))}{' ...' * (len(steps) > 10)} {name}")
     if found.wrong:
-        damage = Damages(options.run, max(found.wrong)).summary() or "the run has met none"
-        print(f"Stand-ins for samples that don't decode are such a difference: {damage}")
+        damage = Damages(options.run, max(found.wrong)).summary() or "this run has none"
+        print(f"Replacements for samples that don't decode are such a difference: {damage}")
     for part, epochs in zip(split.parts, found.epochs, strict=False):
         of = f" of {part.source}" if len(found.epochs) > 1 else ""
         print(f"each sample{of} came exactly once in each of the first {epochs:,} epochs")
@@ -76,9 +77,9 @@ def main() -> int:
 
 
 def check(options: AuditConfig) -> None:
-    """Raises UserError before the data set is opened."""
+    """Check the options before the dataset is opened. Raises UserError."""
     if options.step < 0:
-        raise UserError(f"--step {options.step} is no step: they count from 1")
+        raise UserError(f"--step {options.step} is not a step: give 1 or more")
     if options.pictures < 1:
         raise UserError(f"--pictures {options.pictures} is too small: give at least 1")
     out = options.out
@@ -87,7 +88,7 @@ def check(options: AuditConfig) -> None:
 
 
 def open_again(options: AuditConfig, config: RunConfig) -> JoinedSplit:
-    """What the run was trained on. Raises UserError where it is something else by now."""
+    """Open the dataset that the run was trained on. Raises UserError if its content has changed since."""
     record = read_json(options.run / FACTS)
     split = open_split(
         options.data or config.data.train,
@@ -115,7 +116,7 @@ def show(options: AuditConfig, config: RunConfig, split: JoinedSplit) -> int:
 
     steps = total_steps(config.schedule, len(split), config.train.global_batch)
     if options.step > steps:
-        raise UserError(f"--step {options.step} is beyond the run's {steps} steps: name one of them")
+        raise UserError(f"--step {options.step} is beyond the run's {steps} steps: give one of them")
     (batch,) = train_batches(
         split,
         train_transform(config),
@@ -143,7 +144,7 @@ def show(options: AuditConfig, config: RunConfig, split: JoinedSplit) -> int:
     _, picture = cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
     try:
         out.write_bytes(picture.tobytes())
-    except OSError as error:  # cv2.imwrite would say nothing of the cause
+    except OSError as error:  # cv2.imwrite wouldn't report the cause
         raise UserError(f"--out {str(out)!r} can't be written ({error.strerror}): name another file") from error
     print(f"{len(images_BHWC)} of {config.train.global_batch} crops, row by row: {out}")
     return errors.EXIT_DONE

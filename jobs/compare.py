@@ -31,21 +31,21 @@ Prints a table; writes plots if --out names a folder. --csv and --json write a f
 @dataclass(frozen=True)
 class CompareConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]")] = ()
-    """Run folders, or folders that hold some."""
+    """Run folders, or folders of run folders."""
     experiment: str = ""
     """Read the runs of this MLflow experiment from MLFLOW_TRACKING_URI (or --mlflow)."""
     mlflow: str = ""
-    """MLflow server or sqlite:///file, where MLFLOW_TRACKING_URI doesn't say it."""
+    """MLflow server or sqlite:///FILE. Default: MLFLOW_TRACKING_URI."""
     recipe: str = ""
-    """Only these: b16, or "finetune b16"."""
+    """Only runs of this recipe: b16, or "finetune b16"."""
     tag: dict[str, str] = field(default_factory=dict)
     """Only runs with these tags: --tag team vision."""
     parent: str = ""
     """Only fine-tunes of this run: its folder or the folder's name."""
     against: Literal["samples", "step", "epochs", "device-hours"] = "samples"
-    """What the curves are aligned by."""
+    """Horizontal axis of the curves."""
     out: Path | None = None
-    """Write plots (and the page of --html) here."""
+    """Folder to write the plots (and the page of --html) to."""
     format: Literal["png", "svg", "pdf"] = "png"
     """File format of the plots."""
     html: bool = False
@@ -57,15 +57,15 @@ class CompareConfig:
     latex: bool = False
     """Print a LaTeX table instead."""
     all: bool = False
-    """Every row in the terminal, not the first 60."""
+    """Print every row of the table, not only the first 60."""
 
 
 def main() -> int:
     config = cli.parse(CompareConfig, prog="python -m jobs.compare", description=DESCRIPTION)
     if bool(config.runs) == bool(config.experiment):
-        raise UserError("name either RUN folders or --experiment NAME: which runs are to be compared?")
+        raise UserError("RUN is missing, or given beside --experiment: name either RUN folders or --experiment NAME")
     if (config.csv == results.STDOUT) + (config.json == results.STDOUT) + config.latex > 1:
-        raise UserError("--csv -, --json - and --latex: choose one, it goes to the standard output")
+        raise UserError("--csv -, --json - and --latex all write to the standard output: choose one of them")
     if config.format != "png" and config.out is None:
         raise UserError(f"--format {config.format} has no effect without plots: add --out FOLDER")
     if config.out is not None:
@@ -77,10 +77,10 @@ def main() -> int:
         recipes = ", ".join(sorted({run.recipe for run in runs})) or "none"
         raise UserError(
             f"none of the {len(runs)} runs matches --recipe {config.recipe!r} --tag {config.tag} --parent "
-            f"{config.parent!r}: there are the recipes {recipes}"
+            f"{config.parent!r}: the recipes are {recipes}"
         )
     found = rows(chosen)
-    if config.out is not None or config.html:  # first: a reader of the table who leaves (head) ends the command
+    if config.out is not None or config.html:  # first: if the table's reader (head) exits, the command ends
         _write(config, found)
     for path, text_of in ((config.csv, to_csv), (config.json, to_json)):
         if path:

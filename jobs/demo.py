@@ -1,6 +1,6 @@
 """python -m jobs.demo: the whole path, raw tars to a fine-tuned model, on scikit-learn's digits and two CPU ranks.
 
-Every step is a command that a user could type, printed before it runs. Run again, it goes on where it stopped.
+Every step is a command that a user could type, printed before it runs. Run again, it continues where it stopped.
 """
 
 import io
@@ -24,7 +24,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import appearing, check_can_make
 from pipeline.tracking.view import how_to_look
 
-DESCRIPTION = """The whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
+DESCRIPTION = """Run the whole path on a laptop: shard, pretrain, fine-tune, a control from scratch, evaluate, compare.
+
+The data are scikit-learn's digits. Each command is printed before it runs. Run again, the demo continues where it
+stopped.
 
 Examples:
 
@@ -34,23 +37,26 @@ Examples:
 
 PRETRAIN_CLASSES = 7  # of the ten digits: fine-tuning meets three that pretraining has never seen
 RAW_SIDE = 32  # pixels of the JPEGs; scikit-learn's digits have 8
-# torchrun would meet under the machine's own name, which not every laptop can resolve
+# By default torchrun's ranks meet at the machine's own name, which not every laptop can resolve
 THIS_MACHINE = ("--standalone", "--local-addr", "127.0.0.1")
-DIGITS = ("--data.flip", False, "--data.min-area", 0.8)  # a mirrored or a mostly cut-off digit is another one
+DIGITS = ("--data.flip", False, "--data.min-area", 0.8)  # a mirrored or mostly cut-off digit may look like another
 EVALUATIONS = 6  # per run: enough for a curve
-# The recipe's SGD needs longer than a demo has: at --data.min-area 0.5 and 200 steps 88 % (AdamW), 82 % (SGD) top-1
+# The recipe's SGD needs more steps than a demo has: top-1 at --data.min-area 0.5 and 200 steps: AdamW 88 %, SGD 82 %
 FINETUNE = ("--optim.kind", "adamw", "--optim.lr", 0.002)
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     folder: Path = Path("work/demo")
-    """Everything is written below this folder."""
+    """Folder that everything is written to."""
     seed: int = 0
+    """Seed of the training runs."""
     ranks: int = 2
-    """DeepSpeed ranks that train, each a CPU process."""
+    """DeepSpeed ranks to train with, each a CPU process."""
     pretrain_steps: int = 300
+    """Optimizer steps of the pretraining."""
     finetune_steps: int = 200
+    """Optimizer steps of the fine-tuning, and of the control from scratch."""
 
 
 def main() -> int:
@@ -113,7 +119,7 @@ def main() -> int:
 
 
 def check(config: DemoConfig) -> None:
-    """Raises UserError before anything starts."""
+    """Check the options before anything starts. Raises UserError."""
     for name, least in (("ranks", 1), ("seed", 0), ("pretrain_steps", 1), ("finetune_steps", 1)):
         if getattr(config, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least {least}")
@@ -129,7 +135,7 @@ def train(config: DemoConfig, job: str, run: Path, data: Path, steps: int, *opti
 
 
 def command(module: str, *arguments: object, capture: bool = False) -> str:
-    """Run ``python -m module arguments``, shown first. Raises UserError where it fails, with what to do next."""
+    """Print ``python -m module arguments`` and run it. Raises UserError, with what to do next, if it fails."""
     line = ["python", "-m", module, *map(str, arguments)]
     print(f"$ {shlex.join(line)}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
@@ -142,14 +148,14 @@ def command(module: str, *arguments: object, capture: bool = False) -> str:
     try:
         output, _ = step.communicate()
     except KeyboardInterrupt:
-        step.wait()  # a training has got the terminal's Ctrl-C, too, and saves
+        step.wait()  # the terminal's Ctrl-C also reaches the training, which saves
         raise
     if capture:
         print(output, end="", flush=True)
     if step.returncode:
         raise UserError(
-            f"the demo's step {module} left with exit code {step.returncode}: its message is above; run the demo again "
-            "to go on from here"
+            f"the demo's step {module} failed with exit code {step.returncode} (its message is above): run the demo "
+            "again to continue from here"
         )
     return output or ""
 

@@ -1,4 +1,4 @@
-"""python -m jobs.doctor [RECIPE]: is this cluster fit to train? One table, a remedy for each fault, exit 0 or 1."""
+"""python -m jobs.doctor [RECIPE]: is this cluster ready to train? One table, a fix for each fault, exit code 0 or 1."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from pipeline.preflight.verdicts import Need, Verdict, judge
 DESCRIPTION = """Check what training needs, on all ranks: rendezvous, all-reduce, same code and packages, clocks,
 GPUs and their speed, CPUs, the shared folder and its speed, free space, and the loader against what the recipe needs.
 
-What follows "--" are fields of the recipe, as the training job gets them: then that job's own loader and space are
-looked at. Job scripts run it so before a run's first attempt. It exits with 1 where something must be mended. Examples:
+After "--", give the options of the training job: the loader and the disk space are then checked for that job. The job
+scripts do so before a run's first attempt. Exits with 1 if something must be fixed. Examples:
 
   python -m jobs.doctor
   python -m jobs.doctor l16 --folder work/runs --data work/shards/in21k -- --data.workers 12 --data.augment medium2
@@ -32,17 +32,17 @@ looked at. Job scripts run it so before a run's first attempt. It exits with 1 w
 @dataclass(frozen=True)
 class DoctorConfig:
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
-    """Recipe to plan for; empty leaves out what depends on one."""
+    """Recipe to check for. Default: none; the checks that depend on a recipe are skipped."""
     stage: Literal["pretrain", "finetune"] = "pretrain"
-    """Where RECIPE comes from."""
+    """Whether RECIPE is one of jobs.pretrain or jobs.finetune."""
     folder: Path = Path("work")
-    """Where runs go: must be seen by all nodes."""
+    """Folder for the runs, which all nodes must see."""
     data: str = ""
-    """Data set to measure the loader on, a folder or a URL: short for -- --data.train."""
+    """Dataset to measure the loader on, a folder or a URL: short for -- --data.train."""
     split: str = "train"
-    """Its split: short for -- --data.train-split."""
+    """Split of --data: short for -- --data.train-split."""
     json: str = ""
-    """File to write the verdicts, one per line, to as JSON; - is the standard output, instead of the text."""
+    """File to write the verdicts to as JSON, one per line; - is the standard output, instead of the table."""
 
 
 def main() -> int:
@@ -57,22 +57,22 @@ def main() -> int:
     if config.json:
         results.write(config.json, "".join(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts))
     if config.json != results.STDOUT:
-        # A job's log is no terminal and has no width of its own
+        # A job's log isn't a terminal and has no width
         console = terminal.console(width=None if os.isatty(1) else 150)
         console.print(table(verdicts))
     faults = [verdict.check for verdict in verdicts if verdict.state == "fail"]
-    print(f"to be mended before training: {', '.join(faults)}" if faults else "fit to train", flush=True)
+    print(f"to be fixed before training: {', '.join(faults)}" if faults else "fit to train", flush=True)
     return 1 if faults else errors.EXIT_DONE
 
 
 def parse(arguments: list[str]) -> tuple[DoctorConfig, RunConfig | None]:
-    """Our own options, and the run that is planned; None without a recipe."""
+    """The command's own options, and the planned run (None without a recipe)."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     own, fields = arguments[:at], arguments[at + 1 :]
     config = cli.parse(DoctorConfig, prog="python -m jobs.doctor", description=DESCRIPTION, args=own)
     if not config.recipe:
         if fields or config.data:
-            raise UserError("RECIPE is missing: --data and the fields after -- are those of a recipe, so name it first")
+            raise UserError("RECIPE is missing: --data and the options after -- need a recipe, so name it first")
         return config, None
     recipes = RECIPES[config.stage]
     if config.data:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pipeline.evaluation.confusion import Tally
     from pipeline.inference.classifier import Classifier
 
-DESCRIPTION = """Evaluate a model on a data set: top-1, top-5 and loss, each image once on any number of processes.
+DESCRIPTION = """Evaluate a model on a dataset: top-1, top-5 and loss, each image once on any number of processes.
 
 MODEL is a run (its newest checkpoint), a checkpoint, published weights, or anything that jobs.export wrote. Prints a
-line for people and one JSON object. Examples:
+line of text and one JSON object. Examples:
 
   python -m jobs.evaluate runs/tiny-ft --data shards/digits
   accelerate launch --multi-gpu --num-processes 8 -m jobs.evaluate runs/b16-ft --data shards/in1k
@@ -48,15 +48,17 @@ class EvaluateConfig:
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
     format."""
     data: str
-    """Data set, a folder or a URL, made by data_prep.shard with the model's class map."""
+    """Dataset, a folder or a URL, made by data_prep.shard with the model's class map."""
     split: str = "val"
+    """Split to evaluate."""
     batch: int = 128
-    """Samples a process's forward pass."""
+    """Samples per forward pass on each process."""
     workers: int = 2
-    """Loader processes a process."""
+    """Data loader workers per process."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type."""
     average: bool = False
-    """Judge the running average of the weights (--train.average) instead of the last ones."""
+    """Evaluate the running average of the weights (--train.average) instead of the last weights."""
     trust_code: bool = False
     """Load a MODEL that is a torch.export archive (.pt2). Such a file can run any code: only for files you trust."""
     out: Path | None = None
@@ -64,19 +66,19 @@ class EvaluateConfig:
     format: Literal["png", "svg", "pdf"] = "png"
     """File format of the confusion plot."""
     log: bool = False
-    """Keep the result, the per-class table and the confusion plot with the run, in RUN/evaluations/, and send them to
-    its run in MLflow."""
+    """Store the result, the per-class table and the confusion plot in RUN/evaluations/, and send them to the run in
+    MLflow."""
     real: Path | None = None
-    """ImageNet-ReaL's real.json: also report accuracy by its labels, for ImageNet-2012's validation set."""
+    """ImageNet-ReaL's real.json: also report accuracy by its labels (for ImageNet-2012's validation set)."""
     probe: Literal["none", "knn", "linear"] = "none"
-    """Judge the frozen features instead of the head, on any classes: nearest neighbours or a linear classifier, fitted
-    to the training split of --data. One process."""
+    """Evaluate the frozen features instead of the head, on any classes: nearest neighbours or a linear classifier,
+    fitted to the training split of --data. Runs on one process."""
     shots: int = 0
-    """Training samples a class for the probe; 0: all."""
+    """Training samples per class for the probe. 0: all."""
     train_split: str = "train"
-    """The split that the probe is fitted to."""
+    """Split that the probe is fitted to."""
     seed: int = 0
-    """Of the choice of shots."""
+    """Seed of the choice of the shots."""
 
 
 def main() -> int:
@@ -92,19 +94,19 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """What the options name, opened; on each process."""
+    """The opened dataset, model and processes of an evaluation; one per process."""
 
     accelerator: "Accelerator"
     classifier: "Classifier"
     split: "JoinedSplit"
     classes: list[dict[str, str]]  # wnid and name of the dataset's
     real: dict[int, frozenset[int]] | None  # labels of ImageNet-ReaL, by --real
-    facts: dict[str, Any]  # of the result
+    facts: dict[str, Any]  # stored with the result
     run_dir: Path | None  # of --log
 
 
 def open_task(config: EvaluateConfig) -> Task:
-    """Open the dataset, join the other processes, load the model. Raises UserError for what doesn't fit together."""
+    """Open the dataset, join the other processes, load the model. Raises UserError if they don't fit together."""
     import torch  # after the command line is known to be good
 
     from pipeline.checkpoint import format as checkpoint
@@ -141,7 +143,7 @@ def open_task(config: EvaluateConfig) -> Task:
     if config.probe == "none":
         check_classes(config.model, classifier.known.classes, config.data, classes)
     elif accelerator.num_processes > 1:
-        raise UserError(f"--probe {config.probe} runs on one process, not {accelerator.num_processes}: start it alone")
+        raise UserError(f"--probe {config.probe} runs on one process, not {accelerator.num_processes}: start one only")
     elif classifier.model is None:
         raise UserError(
             f"--probe needs the weights, and MODEL {str(source)!r} is a graph: name the run or another export"
@@ -150,7 +152,7 @@ def open_task(config: EvaluateConfig) -> Task:
 
 
 def judge_features(config: EvaluateConfig, task: Task) -> None:
-    """--probe: accuracy of a probe on the frozen features; one process."""
+    """Evaluate a probe on the frozen features (--probe); one process."""
     from pipeline.dataset.joined_split import open_split
     from pipeline.evaluation.feature_probes import probe
 
@@ -178,7 +180,7 @@ def judge_features(config: EvaluateConfig, task: Task) -> None:
 
 
 def judge_head(config: EvaluateConfig, task: Task) -> None:
-    """Accuracy of the model's own classes, on any number of processes; the main one reports."""
+    """Evaluate the model's own head, on any number of processes; the main one reports."""
     from pipeline.evaluation.accuracy import evaluate
     from pipeline.evaluation.confusion import MOST_CLASSES, Tally
 
@@ -213,16 +215,16 @@ def judge_head(config: EvaluateConfig, task: Task) -> None:
 
 
 def report(config: EvaluateConfig, task: Task, result: "Result", tally: "Tally | None", *, tables: bool) -> None:
-    """Print the scores; write the tables and plots, if ``tables``; keep them with the run. On the main process."""
+    """Print the scores; write the tables and plots, if ``tables``; store them with the run. On the main process."""
     from pipeline.evaluation.confusion import write
 
     name = result_name(config, task.split)
     scores = {**result.metrics(""), **(tally.real if tally is not None else {})}
-    # the numbers first: whatever happens to the tables and plots, the evaluation was not for nothing
+    # the scores first, so that an error in the tables and plots doesn't cost the evaluation
     try:
         if task.run_dir is not None:
             evaluations.keep(task.run_dir, name, task.facts["step"], task.facts, scores)
-    finally:  # also when the disk is full by now
+    finally:  # also if the disk is full by now
         real = f", ReaL {scores['real_top1']:.2%}" if "real_top1" in scores else ""
         print(f"{task.facts['checkpoint']}: {result}{real}")
         finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
@@ -238,7 +240,7 @@ def report(config: EvaluateConfig, task: Task, result: "Result", tally: "Tally |
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises UserError before anything slow is imported."""
+    """Check the options before anything slow is imported. Raises UserError."""
     check_local(config.model, "MODEL")
     if not config.model.exists():
         raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
@@ -256,8 +258,8 @@ def check(config: EvaluateConfig) -> None:
             )
     if config.probe != "none" and config.train_split == config.split:
         raise UserError(
-            f"--train-split {config.train_split!r} is --split as well, so that the probe would be asked what it was "
-            "shown: name two splits"
+            f"--train-split {config.train_split!r} equals --split, so the probe would be evaluated on its training "
+            "samples: name two splits"
         )
     if config.format != alone.format and config.out is None and not config.log:
         raise UserError(f"--format {config.format} has no effect without a plot: add --out FOLDER or --log")
@@ -268,7 +270,7 @@ def check(config: EvaluateConfig) -> None:
 
 
 def result_name(config: EvaluateConfig, split: "JoinedSplit") -> str:
-    """What the result is kept under in the run's folder and in MLflow."""
+    """The name of the result in the run's folder and in MLflow."""
     return name_of(split.info.name, config.split, average=config.average)
 
 

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from pipeline.interop.trained_model import Trained
     from pipeline.runs.suite_results import Result
 
-DESCRIPTION = """Write a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
+DESCRIPTION = """Export a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
-What was written is read back and must give the model's logits before OUTPUT appears. Examples:
+The export is read back and must give the model's logits before OUTPUT appears. Examples:
 
   python -m jobs.export work/runs/finetune-l16 l16-timm --format timm
   python -m jobs.export work/runs/finetune-l16/checkpoints/step-00020000 l16-onnx --format onnx
   python -m jobs.export B_16.npz b16-transformers --format huggingface"""
 
-# Largest difference of a float32 logit, as a part of the largest logit where that is above one: the rounding of other
-# kernels grows with it.
+# Largest difference of a float32 logit, relative to the largest logit if that is above 1: rounding differences between
+# kernels grow with it.
 TOLERANCE = 1e-5
 
 
@@ -34,12 +34,13 @@ class ExportConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """Folder to make; it must not exist."""
+    """Folder to create; it must not exist."""
     format: Literal["timm", "huggingface", "npz", "safetensors", "onnx", "torch"] = "timm"
-    """timm and transformers folders; npz: the published layout, for Flax; safetensors: our names; onnx and torch
-    (torch.export): a graph of any batch size. The last four as OUTPUT/model.npz, .safetensors, .onnx, .pt2."""
+    """timm, huggingface: a folder for timm or transformers. npz: the published layout, for Flax. safetensors: weights
+    under this project's (timm's) names. onnx, torch (torch.export): a graph for any batch size. The last four write
+    OUTPUT/model.npz, .safetensors, .onnx and .pt2."""
     average: bool = False
-    """Export the running average of the weights."""
+    """Export the running average of the weights (--train.average) instead of the last weights."""
 
 
 def main() -> int:
@@ -57,15 +58,15 @@ def main() -> int:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     print(
-        f"{config.output}: {config.format}; logits differ by {facts['largest_difference']:.1g} at most, of logits up "
-        f"to {facts['largest_logit']:.1f}; images are resized as in evaluation ({facts['resize']})"
+        f"{config.output}: {config.format}; logits (up to {facts['largest_logit']:.1f}) differ by at most "
+        f"{facts['largest_difference']:.1g}; images are resized as in evaluation ({facts['resize']})"
     )
     print(json.dumps({"output": str(config.output), "format": config.format, **facts}))
     return errors.EXIT_DONE
 
 
 def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
-    """Write the model and its card; what was checked. Raises UserError above TOLERANCE."""
+    """Write the model and its card; return what was checked. Raises UserError if logits differ by over TOLERANCE."""
     from pipeline.interop import export as exporting
     from pipeline.interop import trained_model
     from pipeline.interop.model_card import card
@@ -78,8 +79,8 @@ def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
     difference, logit = exporting.difference(exporting.build(model), again, known.model.image_size)
     if not difference <= TOLERANCE * max(1.0, logit):
         raise UserError(
-            f"--format {config.format} gives logits that differ by {difference:.2g}, of logits up to {logit:.2g} (at "
-            f"most {TOLERANCE} of it): it can't hold model.gelu {known.model.gelu!r} or model.norm_eps "
+            f"--format {config.format} gives logits that differ by {difference:.2g} (allowed: {TOLERANCE} of the "
+            f"largest, {logit:.2g}): it can't hold model.gelu {known.model.gelu!r} or model.norm_eps "
             f"{known.model.norm_eps}; choose another format, such as safetensors"
         )
     (folder / "README.md").write_text(card(model, config.format, suite_of(config.model, model)), encoding="utf-8")

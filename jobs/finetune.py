@@ -6,7 +6,7 @@ from pipeline.core import cli
 
 DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or published weights, at a higher resolution.
 
---parent is a run folder of ours, an official .npz file, a timm or transformers folder, or "scratch". Examples:
+--parent is a run folder, an official .npz file, a timm or transformers folder, or scratch (random weights). Examples:
 
   python -m jobs.finetune tiny --parent runs/tiny --run-dir runs/tiny-ft --data.train shards/digits
   torchrun --nproc-per-node 8 -m jobs.finetune b16 --parent runs/b16 --run-dir runs/b16-ft --data.train shards/in1k

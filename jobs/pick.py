@@ -1,4 +1,4 @@
-"""python -m jobs.pick RUN...: the best of several runs by the held-out split, such as a grid of learning rates."""
+"""python -m jobs.pick RUN...: pick the best of several runs by the held-out split, such as a grid of learning rates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ from pipeline.compare.select import publish, select
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 
-DESCRIPTION = """Name the run whose last evaluation is best. Tune on a part held out of the training set
+DESCRIPTION = """Print the run with the best last evaluation. Tune on a held-out part of the training set
 (data_prep.shard --val-fraction), and report on the validation set.
 
-A run that failed (diverged) is skipped, and reported; an unfinished one is an error. Examples:
+A run that failed (diverged) is skipped with a warning; an unfinished run is an error. Examples:
 
   python -m jobs.pick work/runs/finetune-l16-lr*
   python -m jobs.pick work/runs/finetune-l16-lr* --link work/campaigns/l16/best --sweep work/runs/finetune-l16
@@ -25,11 +25,11 @@ class PickConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders."""
     by: str = "eval/top1"
-    """Metric: the highest is best, for a loss the lowest."""
+    """Metric to compare: the highest value is best, for a loss the lowest."""
     link: Path | None = None
-    """Make this a symbolic link to the best run's folder."""
+    """Path of a symbolic link to make to the best run's folder."""
     sweep: Path | None = None
-    """The folder that the runs were given as --sweep: record their scores there and in MLflow."""
+    """Folder of the sweep, as the runs were given it by --sweep: record their scores there and in MLflow."""
 
 
 def main() -> int:

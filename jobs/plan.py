@@ -1,4 +1,4 @@
-"""python -m jobs.plan RECIPE [--stage finetune] [--nodes N] [--field value ...]: what a run takes, without a GPU."""
+"""python -m jobs.plan RECIPE [--stage finetune] [--nodes N] [--field value ...]: what a run costs, without a GPU."""
 
 import dataclasses
 import itertools
@@ -18,10 +18,10 @@ from pipeline.config.schema import USUAL_MFU, RunConfig, warmup_steps
 from pipeline.core import cli, errors, results, terminal
 from pipeline.core.errors import UserError
 
-DESCRIPTION = """Show a recipe's steps, learning rate, memory per GPU, FLOPs, checkpoints, hours, without GPU or data.
+DESCRIPTION = """Estimate a run's steps, memory per GPU, FLOPs, checkpoint sizes and hours, without GPU or data.
 
-With --data.train, the samples and classes are that dataset's. Takes all options of the job; those that change
-nothing here are accepted. Examples:
+With --data.train, the numbers of samples and classes are that dataset's. All options of the training job are
+accepted, also those that change nothing here. Examples:
 
   python -m jobs.plan b16 --nodes 4
   python -m jobs.plan l16 --stage finetune --train.micro-batch 32 --model.activation-checkpointing True
@@ -34,13 +34,15 @@ WIDTH = 64  # characters of the learning rate's curve
 @dataclass(frozen=True)
 class PlanConfig(RunConfig):
     nodes: int = 1
+    """Number of nodes."""
     gpus_per_node: int = 8
+    """GPUs per node."""
     device: str = "H100"
-    """GPU, by a part of its name."""
+    """GPU, by a part of its name, such as A100."""
     mfu: float = USUAL_MFU
-    """Fraction of the GPU's peak that training reaches; 0.35 to 0.5 is usual."""
+    """Fraction of the GPU's peak FLOP/s that training reaches; 0.35 to 0.5 is usual."""
     plot: Path | None = None
-    """Also draw the learning rate into this PNG."""
+    """PNG file to plot the learning rate to."""
     json: str = ""
     """File to write all numbers to as JSON; - is the standard output, instead of the text."""
 
@@ -65,7 +67,7 @@ def main() -> int:
 
 
 def parse(arguments: list[str]) -> PlanConfig:
-    """The run and the cluster. Raises UserError for numbers that no cluster has, and a plot that can't be drawn."""
+    """The run and the cluster. Raises UserError for impossible numbers and a --plot that isn't a .png file."""
     asked = ("--stage", "finetune") in itertools.pairwise(arguments) or "--stage=finetune" in arguments
     recipes = RECIPES["finetune" if asked or recipe_options.stage(arguments) == "finetune" else "pretrain"]
     config, given = recipe_options.parse_into(
@@ -104,13 +106,13 @@ def show(config: PlanConfig, plan: dict[str, Any]) -> None:
         ("parameters", f"{plan['parameters']:,}"),
         ("steps, epochs", f"{plan['steps']:,}, {plan['epochs']:.1f}"),
         ("global batch", f"{train.global_batch} = {train.micro_batch} x {plan['gpus']} GPUs x {plan['accumulation']}"),
-        ("forward pass of an image", f"{plan['forward_gmacs']:.2f} GMACs ({plan['published_gmacs']:.2f} as published)"),
-        ("training of an image", f"{plan['train_gflops_per_image']:.1f} GFLOPs"),
-        (f"speed at {config.mfu:.0%} MFU", f"{plan['images_per_second_per_gpu']:,.0f} img/s a GPU"),
+        ("forward pass per image", f"{plan['forward_gmacs']:.2f} GMACs ({plan['published_gmacs']:.2f} as published)"),
+        ("training per image", f"{plan['train_gflops_per_image']:.1f} GFLOPs"),
+        (f"speed at {config.mfu:.0%} MFU", f"{plan['images_per_second_per_gpu']:,.0f} img/s per GPU"),
         ("time", f"{plan['hours']:,.1f} h, {plan['gpu_hours']:,.0f} GPU-hours"),
         ("checkpoint", f"{gigabytes(plan['checkpoint_bytes'])}, {gigabytes(plan['checkpoints_bytes'])} for all kept"),
         *((f"memory: {name}", gigabytes(size)) for name, size in plan["memory_bytes"].items() if size),
-        ("memory a GPU", f"{gigabytes(plan['memory_total_bytes'])} of {gigabytes(plan['device_bytes'])}"),
+        ("memory per GPU", f"{gigabytes(plan['memory_total_bytes'])} of {gigabytes(plan['device_bytes'])}"),
     ]
     for row in rows:
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""python -m jobs.predict MODEL IMAGE|FOLDER|TAR ...: what a model sees in pictures."""
+"""python -m jobs.predict MODEL IMAGE|FOLDER|TAR ...: classify images."""
 
 import json
 import logging
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jobs.predict")
 
-DESCRIPTION = """Classify pictures: the five likeliest classes of each, with names and probabilities.
+DESCRIPTION = """Classify images: the five likeliest classes of each, with names and probabilities.
 
-MODEL is a run or a checkpoint, published weights, or anything that jobs.export wrote. Pictures that can't be read are
-named, and the others go on. Examples:
+MODEL is a run or a checkpoint, published weights, or anything that jobs.export wrote. Images that can't be read are
+reported and skipped. Examples:
 
   python -m jobs.predict work/runs/finetune-b16 dog.jpg --rollout looks
   python -m jobs.predict B_16.npz holiday/ --csv holiday.csv --batch 64 --workers 8
   accelerate launch --multi-gpu --num-processes 8 -m jobs.predict b16-timm photos.tar --parquet photos.parquet"""
 
-SHOWN = 20  # pictures in the terminal's table
-NAME_WIDTH = 32  # characters of a picture's name in the table
-NAMED = 10  # bad pictures that are named; the files have all
+SHOWN = 20  # images in the terminal's table
+NAME_WIDTH = 32  # characters of an image's name in the table
+NAMED = 10  # unreadable images that get a warning; the files list all
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,23 @@ class PredictConfig:
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
     format."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Images, folders (searched through, with the tars in them) and tars such as a data set's shards."""
+    """Images, folders (searched recursively, with the tars in them) and tars such as a dataset's shards."""
     csv: str = ""
-    """File to write a row per image to as CSV; - is the standard output, instead of the table."""
+    """File to write one row per image to as CSV; - is the standard output, instead of the table."""
     parquet: Path | None = None
-    """The same as a Parquet file."""
+    """Parquet file to write the same rows to."""
     rollout: Path | None = None
-    """Folder for a PNG of each picture: where the model looks, by attention roll-out."""
+    """Folder for one PNG per image that shows where the model looks, by attention roll-out."""
     top: int = 5
-    """Classes a picture."""
+    """Classes per image."""
     batch: int = 32
-    """Pictures a forward pass."""
+    """Images per forward pass."""
     workers: int = 2
-    """Processes that read and decode, for each process that runs the model. 0: none of their own."""
+    """Worker processes that read and decode, per process that runs the model. 0: decode in that process."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type."""
     average: bool = False
-    """Use the running average of the weights (--train.average) instead of the last ones."""
+    """Use the running average of the weights (--train.average) instead of the last weights."""
     trust_code: bool = False
     """Load a MODEL that is a torch.export archive (.pt2). Such a file can run any code: only for files you trust."""
 
@@ -106,9 +107,9 @@ def main() -> int:
                 for answer in answers:
                     bad += bool(answer.error)
                     if answer.error and bad <= NAMED:
-                        logger.warning("%s is left out: %s", answer.image, answer.error)
+                        logger.warning("%s is skipped: %s", answer.image, answer.error)
         if accelerator.is_main_process and bad == len(pictures):
-            raise UserError(f"none of the {bad} pictures could be read, the first reason: {first[0].error}")
+            raise UserError(f"none of the {bad} images could be read; the first one: {first[0].error}")
     if accelerator.is_main_process and config.csv != results.STDOUT:
         seconds = time.monotonic() - began
         show(first, known, top, len(pictures))
@@ -119,7 +120,7 @@ def main() -> int:
 
 
 def check(config: PredictConfig) -> None:
-    """Raises UserError before anything slow is imported."""
+    """Check the options before anything slow is imported. Raises UserError."""
     if not config.images:
         raise UserError("IMAGE is missing: name an image, a folder or a tar after MODEL (see --help)")
     check_local(config.model, "MODEL")
@@ -140,7 +141,7 @@ def check(config: PredictConfig) -> None:
 
 
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:
-    """A table of the first pictures, by the ends of their names."""
+    """Print a table of the first images; long names are cut at the front."""
     from rich.markup import escape
     from rich.table import Table
 

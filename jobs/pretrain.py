@@ -4,9 +4,9 @@ from jobs import recipe_options
 from pipeline.config.recipes import PRETRAIN
 from pipeline.core import cli
 
-DESCRIPTION = """Pretrain a Vision Transformer, alone or as one rank of many (srun, torchrun, accelerate launch).
+DESCRIPTION = """Pretrain a Vision Transformer, as a single process or as one rank of many (srun, torchrun, accelerate).
 
-A run folder that holds an unfinished run is resumed. Examples:
+An unfinished run in the run folder is resumed. Examples:
 
   python -m jobs.pretrain tiny --run-dir runs/tiny --data.train shards/digits
   torchrun --nproc-per-node 8 -m jobs.pretrain b16 --run-dir runs/b16 --data.train shards/in21k

@@ -27,7 +27,7 @@ def parse(
     config, given = parse_into(lambda config: config, recipes, prog=prog, description=description, args=args)
     stage = next(iter(recipes.values())).config.stage
     if config.stage != stage:
-        raise UserError(f"--stage {config.stage} is another command's: use python -m jobs.{config.stage}")
+        raise UserError(f"--stage {config.stage} belongs to another command: use python -m jobs.{config.stage}")
     return settle(config, given), given
 
 
@@ -39,7 +39,7 @@ def parse_into(
     description: str,
     args: Sequence[str] | None = None,
 ) -> tuple[Config, frozenset[str]]:
-    """The options of ``wrap(recipe)``, which may be more than a run's, and the fields of the run that its user gave.
+    """The options of ``wrap(recipe)``, which may have more than a run's, and the run's fields that the user gave.
 
     Not settled yet (:func:`pipeline.config.given.settle`).
     """
@@ -72,7 +72,7 @@ def print_recipes(recipes: Mapping[str, Recipe], prog: str, description: str) ->
     print(
         f"{prog} RECIPE --help lists the fields of a recipe with their values. --config FILE: take fields from a JSON"
     )
-    print("or YAML file, such as the config.json of a run folder, which also names its recipe; options win over it.")
+    print("or YAML file, such as a run folder's config.json, which also names its recipe; options override the file.")
     averaged = [name for name, recipe in recipes.items() if recipe.config.train.average]
     print(f"Recipes that average the weights (train.average): {', '.join(averaged) or 'none'}.")
 
@@ -84,7 +84,7 @@ def given_names(args: Sequence[str]) -> set[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The nested fields of a JSON or YAML file, dotted names allowed. Raises UserError when it isn't one."""
+    """The nested fields of a JSON or YAML file, dotted names allowed. Raises UserError if the file is neither."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -95,12 +95,12 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"--config {str(path)!r} can't be read ({error}): name a JSON or YAML file") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {str(path)!r} holds no fields: write them as in a run folder's config.json")
+        raise UserError(f"--config {str(path)!r} has no fields: write them as in a run folder's config.json")
     return nest(content)
 
 
 def stage(args: Sequence[str]) -> str:
-    """What the file of ``--config`` says of the stage; empty without one."""
+    """The stage in the file of ``--config``; "" without one."""
     file, _ = _take_config(args)
     return "" if file is None else str(read_config(file).get("stage", ""))
 
@@ -132,13 +132,13 @@ def _choose(recipes: Mapping[str, Recipe], name: str, tree: Mapping[str, Any], f
     """The recipe that the command line or the file names."""
     own = str(tree.get("recipe", ""))
     if name and own and name != own:
-        raise UserError(f"RECIPE {name!r}, but --config {str(file)!r} is of recipe {own!r}: leave RECIPE out")
+        raise UserError(f"RECIPE is {name!r}, but --config {str(file)!r} is for recipe {own!r}: leave RECIPE out")
     name = name or own
     names = ", ".join(recipes)
     if not name:
         raise UserError(f"RECIPE is missing: name one of {names} (see {cli.as_called(prog)} --help)")
     if (stage := tree.get("stage")) not in (None, *{recipe.config.stage for recipe in recipes.values()}):
-        raise UserError(f"--config {str(file)!r} is of another command: use python -m jobs.{stage}")
+        raise UserError(f"--config {str(file)!r} is for another command: use python -m jobs.{stage}")
     if name not in recipes:
         close = arguments.nearest(name, recipes)
         hint = f"did you mean {close}? There are" if close else "there are"

@@ -1,4 +1,4 @@
-"""python -m jobs.status [FOLDER ...]: where every run stands: state, step, ETA, checkpoint, goodput, why pending."""
+"""python -m jobs.status [FOLDER ...]: the state, step, ETA, checkpoint and goodput of every run, and why it waits."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from pipeline.core.units import duration
 from pipeline.runs.overview import StatusRow, collect
 from pipeline.runs.slurm_queue import read_queue
 
-DESCRIPTION = """Show runs and a campaign's other jobs as a table, from their folders and Slurm's queue.
+DESCRIPTION = """Show the state of runs and of a campaign's other jobs in a table, from their folders and Slurm's queue.
 
 FOLDER is a run folder, a folder of run folders, or a campaign's folder (slurm/submit_all.sh). Examples:
 
@@ -31,9 +31,9 @@ FOLDER is a run folder, a folder of run folders, or a campaign's folder (slurm/s
 @dataclass(frozen=True)
 class StatusConfig:
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER ...]")] = ()
-    """Default: work/runs and work/campaigns, as far as they exist."""
+    """Run folders, folders of runs, or campaign folders. Default: work/runs and work/campaigns, if they exist."""
     json: str = ""
-    """File to write the rows, one per line, to as JSON; - is the standard output, instead of the text."""
+    """File to write the rows to as JSON, one per line; - is the standard output, instead of the table."""
 
 
 def main() -> int:

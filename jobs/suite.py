@@ -1,4 +1,4 @@
-"""python -m jobs.suite MODEL --data-root FOLDER: one table of everything the field reports of a classifier."""
+"""python -m jobs.suite MODEL --data-root FOLDER: one table of the test sets that papers report for a classifier."""
 
 import json
 import logging
@@ -25,10 +25,10 @@ KEY_LENGTH = len("ILSVRC2012_val_00000001")  # a class may follow it
 
 DESCRIPTION = """Evaluate a model on the test sets that papers report, and print them beside the published figures.
 
-FOLDER holds the downloads as they came (tar, tar.gz, zip or folder) or datasets that data_prep.shard made:
-ImageNet-2012's validation set, ReaL, V2 (three), A, R, Sketch, ObjectNet, C. What is missing is listed.
---features judges the frozen features by nearest neighbours, linear probes and few-shot, on any classes.
-A set that is done is not evaluated again, so an interrupted suite continues. Examples:
+FOLDER holds the downloads as published (tar, tar.gz, zip or folder) or datasets that data_prep.shard made:
+ImageNet-2012's validation set, ReaL, V2 (three), A, R, Sketch, ObjectNet, C. Missing sets are listed.
+--features evaluates the frozen features by nearest neighbours, linear and few-shot probes, on any classes.
+Finished sets are not evaluated again, so an interrupted suite continues. Examples:
 
   python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants
   python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants --only a,r,sketch --log
@@ -42,26 +42,27 @@ class SuiteConfig:
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
     format."""
     data_root: Path | None = None
-    """Folder that holds the downloads, directly or one folder below."""
+    """Folder with the downloads, directly in it or one level below."""
     features: str = ""
     """Dataset, a folder or a URL, with the splits train and val: fit k-NN, linear and few-shot probes to the frozen
     features of train, and test them on val."""
     only: str = ""
-    """Sets to evaluate, with commas between them: val, real, v2, v2-threshold, v2-top, a, r, sketch, objectnet, c.
-    Empty: all that are found."""
+    """Sets to evaluate, separated by commas: val, real, v2, v2-threshold, v2-top, a, r, sketch, objectnet, c. Default:
+    all that are found."""
     partial: bool = False
-    """Evaluate a set whose download lacks images; the table marks it."""
+    """Also evaluate sets whose download lacks images; the table marks them."""
     out: Path | None = None
     """Folder for the results. Default: RUN/evaluations for a run; another model's results are only printed."""
     log: bool = False
     """Send the results to the run's MLflow run as suite/SET/top1."""
     batch: int = 128
-    """Images per forward pass and process."""
+    """Images per forward pass on each process."""
     workers: int = 2
-    """Processes that read and decode, for each process that runs the model."""
+    """Data loader workers per process."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type."""
     average: bool = False
-    """Evaluate the running average of the weights (--train.average), not the last ones."""
+    """Evaluate the running average of the weights (--train.average) instead of the last weights."""
 
 
 def main() -> int:
@@ -89,7 +90,7 @@ def main() -> int:
 
 
 def check(config: SuiteConfig) -> None:
-    """Raises UserError before anything slow is imported."""
+    """Check the options before anything slow is imported. Raises UserError."""
     check_local(config.model, "MODEL")
     if not config.model.exists():
         raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
@@ -152,7 +153,7 @@ def evaluate_features(config: SuiteConfig, suite: "Suite") -> list["Result"]:
 
 
 def labelled(images: "Images", download: Path) -> "Labelled":
-    """A set as the model's side takes it."""
+    """A test set, opened for the model's classes."""
     from data_prep.test_sets.find import real_of
     from pipeline.core.errors import printable
     from pipeline.dataset.class_lists import listed

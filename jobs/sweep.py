@@ -1,4 +1,4 @@
-"""python -m jobs.sweep RECIPE --run-dir SWEEP --parent ... --data.train ...: fine-tune by several rates, and pick."""
+"""python -m jobs.sweep RECIPE --run-dir SWEEP --parent ... --data.train ...: fine-tune at several rates, and pick."""
 
 import dataclasses
 import signal
@@ -23,12 +23,12 @@ from pipeline.core.files import read_json
 from pipeline.dataset.joined_split import open_info
 from pipeline.runs.folder import CONFIG, read_status
 
-DESCRIPTION = """Fine-tune by each of several learning rates, one after another on this machine, and pick the best by
-the held-out split of the training data set (data_prep.shard --val-fraction), as the paper does.
+DESCRIPTION = """Fine-tune at several learning rates, one after another on this machine, and pick the best by the
+held-out split of the training dataset (data_prep.shard --val-fraction), as the paper does.
 
-Takes what jobs.finetune takes. The runs are SWEEP-lr0.003 and so on, SWEEP/best is a link to the best one and
-SWEEP/sweep.csv the table; MLflow shows the runs under one for the sweep. Started again, it goes on where it was. A
-rate that fails (diverges) is left out. On Slurm, slurm/submit_all.sh does it as a job array. Examples:
+Takes the options of jobs.finetune. The runs are SWEEP-lr0.003 and so on, SWEEP/best is a link to the best one, and
+SWEEP/sweep.csv is the table; MLflow groups the runs under one run for the sweep. Run again, it continues where it
+stopped. A rate that fails (diverges) is skipped. On Slurm, slurm/submit_all.sh does the same as a job array. Examples:
 
   python -m jobs.sweep tiny --run-dir runs/tiny-ft --parent runs/tiny --data.train shards/digits
   python -m jobs.sweep b16 --ranks 8 --run-dir runs/b16-ft --parent B_16.npz --data.train shards/in1k
@@ -41,9 +41,9 @@ class SweepConfig:
     rates: tuple[float, ...] = FINETUNE_RATES
     """Peak learning rates to try."""
     ranks: int = 1
-    """Processes that train together on this machine, one a GPU (by torchrun)."""
+    """Number of ranks on this machine, one per GPU (started by torchrun)."""
     by: str = "eval/top1"
-    """Metric of the held-out split that decides: the highest is best, of a loss the lowest."""
+    """Metric of the held-out split to compare: the highest value is best, for a loss the lowest."""
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def main() -> int:
         if code == errors.EXIT_USER:
             raise UserError(f"--optim.lr {rate:g}: the run was refused, see above")
         if status is None or status.state == "running" or (code and status.state != "failed"):
-            print(f"error: {run} left with exit code {code}: see above; the same command goes on", file=sys.stderr)
+            print(f"error: {run} failed with exit code {code}: see above; the same command resumes", file=sys.stderr)
             return 1
     selection = select(runs, config.by)
     print(selection, flush=True)
@@ -73,23 +73,25 @@ def parse() -> SweepConfig:
         SweepConfig, FINETUNE, prog="python -m jobs.sweep", description=DESCRIPTION
     )
     if "optim.lr" in given:
-        raise UserError(f"--optim.lr {config.run.optim.lr:g} has no effect in a sweep: name the rates by --rates")
+        raise UserError(f"--optim.lr {config.run.optim.lr:g} has no effect in a sweep: give the rates by --rates")
     config = dataclasses.replace(config, run=settle(config.run, given))
     check(config)
     return config
 
 
 def check(config: SweepConfig) -> None:
-    """Raises UserError for what no run would refuse, and for what each would refuse after seconds."""
+    """Refuse options that no single run would refuse, and those that each run would. Raises UserError."""
     if config.run.run_dir == Path():
-        raise UserError("--run-dir is missing, or this very folder: name the folder of a sweep, new or begun")
+        raise UserError("--run-dir is missing or the current folder: name the folder of a sweep, a new one or begun")
     if not config.run.data.train:
-        raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
+        raise UserError("--data.train is missing: name the training dataset's folder, made by data_prep.shard")
     for data in config.run.data.train:
         if "://" not in data and not data.startswith("pipe:") and not Path(data).is_dir():
             raise UserError(f"--data.train {data!r} does not exist: name a folder made by data_prep.shard, or a URL")
     if config.run.sweep:
-        raise UserError(f"--sweep {config.run.sweep!r}: the sweep's folder is --run-dir, leave it out")
+        raise UserError(
+            f"--sweep {config.run.sweep!r} is set by jobs.sweep (--run-dir is the sweep's folder): leave it out"
+        )
     if config.ranks < 1:
         raise UserError(f"--ranks {config.ranks} must be at least 1")
     if not config.rates or min(config.rates) <= 0 or len(set(config.rates)) < len(config.rates):
@@ -99,46 +101,46 @@ def check(config: SweepConfig) -> None:
 
 
 def check_score(config: SweepConfig) -> None:
-    """Raises UserError where no evaluation will give the score that decides: found out now, not after all training."""
+    """Raises UserError, before any training, if no evaluation will give the score that decides."""
     data = config.run.data
     names = [f"eval/{name}" for name in ("top1", "top5", "loss")]
     names += [name.replace("eval/", "eval_average/") for name in names] if config.run.train.average else []
     if config.by not in names:
-        averages = "" if config.run.train.average else " (those of the averaged weights need --train.average)"
+        averages = "" if config.run.train.average else " (metrics of the averaged weights need --train.average)"
         raise UserError(
-            f"--by {config.by!r} is no metric of the held-out split: name one of {', '.join(names)}{averages}"
+            f"--by {config.by!r} is not a metric of the held-out split: name one of {', '.join(names)}{averages}"
         )
     source = data.eval or data.train[0]
     samples = open_info(source).samples
     if data.eval_split not in samples:
         raise UserError(
-            f"--data.eval-split {data.eval_split!r} is not in data set {source!r} (it has {', '.join(samples)}), so "
-            "nothing tells which rate is best: shard it with --val-fraction, or name another split or --data.eval"
+            f"--data.eval-split {data.eval_split!r} is not in dataset {source!r} (it has {', '.join(samples)}), so no "
+            "score tells which rate is best: shard it with --val-fraction, or name another split or --data.eval"
         )
 
 
 def check_parents(config: SweepConfig, runs: Sequence[Path]) -> None:
-    """Raises UserError where a run of this sweep began from another parent: its results would pass for new ones."""
+    """Raises UserError if a run of this sweep began from another parent: its results would pass for new ones."""
     for run in runs:
         if not (run / CONFIG).is_file():
             continue
         old = read_json(run / CONFIG).get("parent", "")
         if Path(old).resolve() != Path(config.run.parent).resolve():
             raise UserError(
-                f"--parent {config.run.parent!r}: {str(run)!r} of this sweep began from {old!r}: give that again (or "
-                "a link at its old place, where it was moved), or another --run-dir"
+                f"--parent {config.run.parent!r} is not the parent of {str(run)!r} of this sweep, {old!r}: give that "
+                "again (or make a link at its old path, if it was moved), or another --run-dir"
             )
 
 
 def command(config: SweepConfig, rate: float, run: Path) -> list[str]:
-    """One run's: the recipe's name, and each setting in which it differs from the recipe."""
+    """The arguments of one run: the recipe's name, and each setting that differs from the recipe."""
     optim = dataclasses.replace(config.run.optim, lr=rate)
     name = f"{config.run.name}-lr{rate:g}" if config.run.name else ""
     own = dataclasses.replace(config.run, run_dir=run, name=name, sweep=str(config.run.run_dir), optim=optim)
     recipe = flatten(to_dict(FINETUNE[own.recipe].config))
     start = [sys.executable, "-m"]
     if config.ranks > 1:
-        # the ranks meet here, also on a machine whose name leads nowhere
+        # the ranks meet at this address, also on a machine whose own name can't be resolved
         here = ["--standalone", "--local-addr", "127.0.0.1"]
         start += ["torch.distributed.run", *here, f"--nproc-per-node={config.ranks}", "-m"]
     words = [*start, "jobs.finetune", own.recipe]
@@ -149,7 +151,7 @@ def command(config: SweepConfig, rate: float, run: Path) -> list[str]:
 
 
 def train(words: list[str]) -> int:
-    """Run a command; a signal that asks us to stop asks it. Returns its exit code."""
+    """Run a command and pass stop signals on to it. Returns its exit code."""
     print("+ " + " ".join(words), flush=True)
     process = subprocess.Popen(words)
 

@@ -1,4 +1,4 @@
-"""python -m jobs.sync RUN...: send to MLflow what a run folder holds and MLflow lacks."""
+"""python -m jobs.sync RUN...: send MLflow what is in a run folder but not in MLflow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from pipeline.core.files import check_local
 from pipeline.runs.folder import RECORD
 from pipeline.tracking.resend import resend_all
 
-DESCRIPTION = """Send run folders to MLflow: what was logged without network, during an outage, or before a crash.
+DESCRIPTION = """Send run folders to MLflow: what was logged without a network, during an outage, or before a crash.
 
-Sends each value once, however often it is called, and closes runs that died; a run that the server's database has lost
-is sent anew. Exit code 1: a run could not be sent, the others were. The server is MLFLOW_TRACKING_URI, or the file
+Sends each value once, however often it is called, and closes runs that died. A run that the server has lost is sent
+again. Exits with 1 if a run could not be sent; the others are. The server is MLFLOW_TRACKING_URI, by default the file
 mlflow.db beside the run folder. Examples:
 
   python -m jobs.sync runs/b16
@@ -37,9 +37,9 @@ def main() -> int:
         check_local(run_dir, "RUN")
         if not run_dir.exists():
             raise UserError(f"RUN {str(run_dir)!r} does not exist: name a run folder of jobs.pretrain or jobs.finetune")
-    folders = [run_dir for run_dir in config.runs if (run_dir / RECORD).is_file()]  # runs/* has mlflow.db too
+    folders = [run_dir for run_dir in config.runs if (run_dir / RECORD).is_file()]  # runs/* also matches mlflow.db
     if not folders:
-        raise UserError(f"RUN {str(config.runs[0])!r} has no {RECORD}: it is no run folder, or was never started")
+        raise UserError(f"RUN {str(config.runs[0])!r} has no {RECORD}: name the folder of a run that was started")
     return 1 if resend_all(folders) else errors.EXIT_DONE
 
 

@@ -7,30 +7,30 @@ from pipeline.core import arguments, cli, completion, errors
 from pipeline.core.errors import UserError
 from pipeline.core.version import VERSION
 
-COMMANDS = {  # in the order in which a campaign meets them
+COMMANDS = {  # in the order in which a campaign uses them
     "shard": ("data_prep.shard", "raw images -> shuffled, checked WebDataset shards with an index"),
     "index": ("data_prep.index", "index existing WebDataset tars where they are"),
     "verify": ("data_prep.verify", "check a finished dataset against its hashes"),
-    "report": ("data_prep.report", "one HTML page about a dataset's content"),
+    "report": ("data_prep.report", "describe a dataset in one HTML page"),
     "overlap": ("data_prep.overlap", "find images of one dataset that are also in another"),
-    "doctor": ("jobs.doctor", "check whether this machine or cluster is fit to train"),
-    "plan": ("jobs.plan", "steps, memory and hours of a run, without a GPU"),
+    "doctor": ("jobs.doctor", "check whether this machine or cluster is ready to train"),
+    "plan": ("jobs.plan", "estimate a run's steps, memory and hours, without a GPU"),
     "pretrain": ("jobs.pretrain", "pretrain from a recipe"),
     "finetune": ("jobs.finetune", "fine-tune from a run, published weights or scratch"),
     "sweep": ("jobs.sweep", "fine-tune at several learning rates and pick the best"),
-    "submit": ("jobs.submit", "a Slurm job with the site's sizes, checked before it waits"),
-    "status": ("jobs.status", "state of every run"),
-    "logs": ("jobs.logs", "what a run's Slurm job has printed"),
-    "cancel": ("jobs.cancel", "end the Slurm jobs of runs"),
+    "submit": ("jobs.submit", "submit a Slurm job with the site's sizes, checked before it queues"),
+    "status": ("jobs.status", "show the state of every run"),
+    "logs": ("jobs.logs", "print the log of a run's Slurm job"),
+    "cancel": ("jobs.cancel", "cancel the Slurm jobs of runs"),
     "evaluate": ("jobs.evaluate", "exact accuracy of a model, on any number of processes"),
-    "suite": ("jobs.suite", "ReaL, V2, A, R, Sketch, ObjectNet and C in one table"),
-    "compare": ("jobs.compare", "runs side by side: table, curves, HTML page"),
-    "pick": ("jobs.pick", "the best of several runs by the held-out split"),
-    "audit": ("jobs.audit", "prove which samples a run has trained on"),
-    "sync": ("jobs.sync", "send MLflow what a run folder holds and MLflow lacks"),
-    "export": ("jobs.export", "write a trained model in other programs' formats"),
+    "suite": ("jobs.suite", "evaluate on ReaL, V2, A, R, Sketch, ObjectNet and C, in one table"),
+    "compare": ("jobs.compare", "compare runs: table, curves, HTML page"),
+    "pick": ("jobs.pick", "pick the best of several runs by the held-out split"),
+    "audit": ("jobs.audit", "prove which samples a run was trained on"),
+    "sync": ("jobs.sync", "send MLflow what is in a run folder but not in MLflow"),
+    "export": ("jobs.export", "export a trained model to timm, transformers, ONNX and other formats"),
     "predict": ("jobs.predict", "classify images"),
-    "demo": ("jobs.demo", "the whole pipeline on a laptop, in minutes"),
+    "demo": ("jobs.demo", "run the whole pipeline on a laptop, in minutes"),
 }
 
 DESCRIPTION = """From raw ImageNet tars to fine-tuned Vision Transformers. Examples:
@@ -47,7 +47,7 @@ def main() -> int:
         for command, (module, summary) in COMMANDS.items():
             print(f"  {command:10}{summary}{'' if module.startswith('jobs.') else ' *'}")
         print("\nEach is also python -m jobs.COMMAND, those marked * python -m data_prep.COMMAND.")
-        print("vit COMMAND --help explains each. To complete commands and options by the Tab key:")
+        print("vit COMMAND --help explains each. To complete commands and options with the Tab key:")
         print("""
   vit completion bash > ~/.local/share/bash-completion/completions/vit
   vit completion zsh > ~/.zfunc/_vit    # a folder of your fpath""")

@@ -5,10 +5,10 @@ Paper: arXiv 2010.11929 with the released checkpoints of github.com/google-resea
 
 DeiT III: pretraining at 224 px, fine-tuning at 224 px, then at 384 px. For B/16 and L/16 every number is the source's;
 the 384 px command is that of its ImageNet-1K models, the only one it gives. Two things differ from the source. Its
-learning rate changes once per epoch and its cosine starts at step 0, not where the warm-up ends: at most 2.5 % of the
-rate after five of fifty epochs. Its LAMB clips the gradient norm inside (apex's max_grad_norm 1.0): ours is optim.clip.
-No weights are averaged (train.average 0): the source keeps an average of decay 0.99996 beside, but evaluates the plain
-weights.
+learning rate changes once per epoch, and its cosine starts at step 0, not at the end of the warm-up: at most 2.5 % of
+the rate after five of fifty epochs. Its LAMB clips the gradient norm itself (apex's max_grad_norm 1.0); here optim.clip
+does. No weights are averaged (train.average 0): the source also keeps an average with decay 0.99996, but evaluates the
+plain weights.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ PAPER = RunConfig(
     schedule=ScheduleConfig(epochs=90.0, warmup_steps=10_000, decay="linear", end_lr=1e-5),
     train=TrainConfig(global_batch=4096, micro_batch=64, loss="sigmoid"),
 )
-# AugReg's ImageNet-21K runs; weight decay times the scheduled learning rate, as torch's AdamW has it
+# AugReg's ImageNet-21K runs; the weight decay is multiplied by the scheduled learning rate, as in torch's AdamW
 AUGREG = RunConfig(
     stage="pretrain",
     model=ModelConfig(image_size=224),
@@ -78,15 +78,15 @@ DEIT3 = RunConfig(
     schedule=ScheduleConfig(epochs=240.0, warmup_epochs=5.0, decay="cosine", start_lr=1e-6, end_lr=1e-5),
     train=TrainConfig(global_batch=2048, micro_batch=32, loss="softmax", label_smoothing=0.1),
 )
-# The pretraining's settings with another learning rate and duration
+# The pretraining settings with another learning rate and duration
 DEIT3_224 = replace(
     DEIT3,
     stage="finetune",
     optim=replace(DEIT3.optim, lr=3e-4),
     schedule=replace(DEIT3.schedule, epochs=50.0),
-    train=replace(DEIT3.train, eval_every=round(5 * _IMAGES / 2048)),  # five epochs, as the published log
+    train=replace(DEIT3.train, eval_every=round(5 * _IMAGES / 2048)),  # every five epochs, as in the published log
 )
-# AdamW, whose rate is constant after the warm-up (the last is the peak), RandAugment, mixup or CutMix
+# AdamW with a constant rate after the warm-up (the end rate is the peak), RandAugment, mixup or CutMix
 DEIT3_384 = replace(
     DEIT3_224,
     model=replace(DEIT3.model, image_size=384),

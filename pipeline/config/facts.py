@@ -1,4 +1,4 @@
-"""What is known of each field of the configuration besides type and default: its range, who may change it, and so on.
+"""Facts about each configuration field besides type and default: its range, whether a resumed run may change it, etc.
 
 ``pipeline.config.schema`` gives every field its facts by :func:`setting`; ``pipeline.config.fields`` reads them. Pure.
 """
@@ -54,15 +54,15 @@ SECONDS = Range(1, 10**7)  # a third of a year; the watchdog can't count to 10**
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one field."""
+    """The facts about one field."""
 
     resume: Resume
-    limits: Range | None = None  # of a number
-    seeds: bool = False  # may differ between runs that are seeds of one another
-    hidden: bool = False  # not a difference between runs: it names the run, or the place of something
-    own: bool = False  # each run has its own, so that it isn't a setting of a sweep
-    path: bool = False  # a path or URL, which an exported model must not tell
-    needs: Need | None = None  # of other fields, to have an effect
+    limits: Range | None = None  # range of a number
+    seeds: bool = False  # may differ between runs that count as seeds of the same configuration
+    hidden: bool = False  # not shown as a difference between runs: it names the run or a location
+    own: bool = False  # each run has its own value, so it isn't a setting of a sweep
+    path: bool = False  # a path or URL, which an exported model must not reveal
+    needs: Need | None = None  # condition on other fields under which this one has an effect
 
 
 def setting(

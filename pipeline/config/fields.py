@@ -30,7 +30,7 @@ FIELDS = facts_of(RunConfig)
 
 
 def names(holds: Callable[[Facts], bool]) -> frozenset[str]:
-    """The fields whose facts ``holds`` is true of."""
+    """The fields for whose facts ``holds`` is true."""
     return frozenset(name for name, facts in FIELDS.items() if holds(facts))
 
 

@@ -1,4 +1,4 @@
-"""What the user gave, against what the recipe brings: alternatives are settled, and no option is ignored. Pure."""
+"""Merging the user's options with the recipe: alternatives are settled, and no option is silently ignored. Pure."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -13,17 +13,17 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def settle(config: Config, given: Collection[str]) -> Config:
-    """``config`` without the recipe's values that contradict what was ``given``, by dotted names.
+    """``config`` without the recipe's values that contradict the options ``given`` (dotted names).
 
     Steps replace the recipe's epochs and the reverse; so do warm-up steps and warm-up epochs. Raises UserError for
-    options that contradict one another, and for one that has no effect on this run.
+    options that contradict one another, and for an option without effect on this run.
     """
     if "recipe" in given:
         raise UserError(f"--recipe {config.recipe!r} is set by the command: name the recipe as its first argument")
     config = replace(config, schedule=_settled_schedule(config.schedule, given))
     values = flatten(to_dict(config))
     for name in sorted(FIELDS.keys() & set(given)):
-        need = FIELDS[name].needs  # a value of 0, none or nothing asks for nothing
+        need = FIELDS[name].needs  # a value of 0, none or "" turns something off, which is always allowed
         if need is not None and values[name] and not need.met(config):
             value = " ".join(map(str, values[name])) if isinstance(values[name], list) else values[name]
             raise UserError(f"{name} {value} has no effect {need.without}: leave it out, or {need.remedy}")
@@ -31,7 +31,7 @@ def settle(config: Config, given: Collection[str]) -> Config:
 
 
 def _settled_schedule(schedule: ScheduleConfig, given: Collection[str]) -> ScheduleConfig:
-    """Of two fields that say the same in other units, the one that was given."""
+    """Keep the given one of two fields that state the same thing in different units."""
     for one, other in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         values = getattr(schedule, one), getattr(schedule, other)
         if {f"schedule.{one}", f"schedule.{other}"} <= set(given) and all(values):
@@ -47,7 +47,7 @@ def _settled_schedule(schedule: ScheduleConfig, given: Collection[str]) -> Sched
     if "schedule.steps" in given and schedule.steps and schedule.epochs and "schedule.epochs" not in given:
         if "schedule.warmup_epochs" in given and schedule.warmup_epochs:
             raise UserError(
-                f"schedule.warmup_epochs {schedule.warmup_epochs:g} needs schedule.epochs, and schedule.steps "
+                f"schedule.warmup_epochs {schedule.warmup_epochs:g} needs schedule.epochs, but schedule.steps "
                 f"{schedule.steps} is given: set schedule.warmup_steps instead"
             )
         if schedule.warmup_epochs:  # the recipe's share of the run

@@ -1,7 +1,7 @@
-"""What a field needs of the other fields to have an effect. Pure.
+"""Conditions on other fields under which a field has an effect. Pure.
 
-An option that a user gives is refused if it has none, never ignored. Fields name their need in
-pipeline.config.schema; pipeline.config.given applies it to what the user gave.
+A given option without effect is refused, never ignored. Fields name their condition in pipeline.config.schema;
+pipeline.config.given checks it for the options that the user gave.
 """
 
 from collections.abc import Callable
@@ -41,9 +41,9 @@ STOCHASTIC_DEPTH = Need(
     lambda run: run.model.stochastic_depth > 0, "with model.stochastic_depth 0", "set model.stochastic_depth"
 )
 SEVERAL_DATASETS = Need(
-    lambda run: len(run.data.train) != 1, "with a single training dataset", "name several by data.train"
+    lambda run: len(run.data.train) != 1, "with a single training dataset", "give several with data.train"
 )
-REMOTE_DATA = Need(_remote, "without a dataset behind a URL", "name a URL by data.train or data.eval")
+REMOTE_DATA = Need(_remote, "without a dataset at a URL", "give a URL with data.train or data.eval")
 INCEPTION_CROP = Need(
     lambda run: run.data.crop == "inception", "without data.crop inception", "set data.crop inception"
 )
@@ -54,10 +54,10 @@ NOT_SIMPLE_CROP = Need(
 )
 DECODED_REGION = Need(
     lambda run: run.data.crop != "simple" or run.data.decode == "scaled",
-    "with data.crop simple, which decodes whole images or scaled ones",
+    "with data.crop simple, which decodes full or scaled images",
     "set data.decode scaled",
 )
-EVALUATION = Need(_evaluates, "without evaluations (data.eval_split none)", "name a split by data.eval_split")
+EVALUATION = Need(_evaluates, "without evaluations (data.eval_split none)", "name a split with data.eval_split")
 ADAM = Need(lambda run: run.optim.kind != "sgd", "with optim.kind sgd", "set optim.kind adamw or lamb")
 SGD = Need(lambda run: run.optim.kind == "sgd", "without optim.kind sgd", "set optim.kind sgd")
 WARM_UP = Need(

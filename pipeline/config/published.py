@@ -1,4 +1,4 @@
-"""What others have published: sizes of ImageNet, and the accuracies that runs are held against. Each stands here once.
+"""Published figures: the sizes of ImageNet, and the accuracies that runs are compared with. Each is stated here once.
 
 Top-1 in per cent, on the 50,000 validation images of ImageNet-2012, or on held-out images of ImageNet-21K.
 """
@@ -26,16 +26,16 @@ class Figure:
     recipe: str  # of jobs.finetune
     parent: str  # recipe of the pretraining
     top1: float
-    source: str  # whose model, and where the figure stands
+    source: str  # whose model, and where the figure is published
     by: Literal["authors", "timm"]  # who measured it
     pixels: int  # side of the images
-    crop: str  # how the authors, or timm, prepared them
-    options: str = ""  # what differs from the recipe
+    crop: str  # how the authors, or timm, prepared the images
+    options: str = ""  # differences from the recipe
 
 
 # vision_transformer: arXiv 2010.11929 and github.com/google-research/vision_transformer, which resize to the square.
-# AugReg: arXiv 2106.10270, as its README there has it. DeiT III: arXiv 2204.07118 (the authors' own: 85.7, 87.0, 86.7,
-# 87.7). timm: results of huggingface/pytorch-image-models, August 2026; crop: share of the resized image's side.
+# AugReg: arXiv 2106.10270, with the figures of its README there. DeiT III: arXiv 2204.07118 (the authors' own: 85.7,
+# 87.0, 86.7, 87.7). timm: results of huggingface/pytorch-image-models, August 2026; crop: fraction of the resized side.
 FINETUNED = (
     #      recipe          parent         top-1  source                       by        px   crop
     Figure("b16",           "b16_paper",   83.97, "ViT paper, Table 5",        "authors",384, "square"),
@@ -60,7 +60,7 @@ FINETUNED = (
 PRETRAINED = {"b16_paper": 47.88, "b32_paper": 44.04, "l16_paper": 49.90, "l32_paper": 45.42}
 PRETRAINED_SOURCE = "vision_transformer#62"  # an issue of google-research/vision_transformer
 
-# In the course of a fine-tuning on ImageNet-2012, by recipe: epoch -> top-1. facebookresearch/deit, README_revenge.md
+# During fine-tuning on ImageNet-2012, by recipe: epoch -> top-1. facebookresearch/deit, README_revenge.md
 COURSES = {
     "b16_deit3_224": {
         5: 83.445, 10: 84.677, 15: 85.211, 20: 85.265, 25: 85.333, 30: 85.437, 35: 85.675, 40: 85.671, 45: 85.707,
@@ -75,7 +75,7 @@ COURSE_BATCH = 2048  # samples per step of these
 
 
 def held_against(stage: str, recipe: str, pixels: int) -> dict[str, float]:
-    """Figures that a run of this recipe on ImageNet may be held against, by source."""
+    """Figures that a run of this recipe on ImageNet may be compared with, by source."""
     if stage == "pretrain":
         return {PRETRAINED_SOURCE: PRETRAINED[recipe]} if recipe in PRETRAINED else {}
     return {
@@ -86,7 +86,7 @@ def held_against(stage: str, recipe: str, pixels: int) -> dict[str, float]:
 
 
 def target(stage: str, recipe: str) -> str:
-    """One sentence for --help: what a run of this recipe should reach, and who has measured it."""
+    """One sentence for --help: the accuracy that a run of this recipe should reach, and who measured it."""
     found = []
     for figure in FINETUNED:
         if stage == "finetune" and figure.recipe == recipe:

@@ -1,4 +1,4 @@
-"""Published accuracy on test sets beside ImageNet-2012's own, per cent top-1, of models at 384 px.
+"""Published top-1 accuracy in per cent on ImageNet's other test sets, of models at 384 px.
 
 From timm's evaluation (results/*.csv of huggingface/pytorch-image-models, August 2026); A and R on their 200 classes.
 """
@@ -37,6 +37,6 @@ PUBLISHED = {
 
 
 def nearest(model: ModelConfig) -> Published | None:
-    """The published model of the same size, of DeiT III if ``model`` has LayerScale and such a figure exists."""
+    """The published model of the same size: DeiT III's if ``model`` has LayerScale and such a figure exists."""
     family = "deit3" if model.layer_scale else "vit"
     return PUBLISHED.get((model.variant, family)) or PUBLISHED.get((model.variant, "vit"))

@@ -1,8 +1,8 @@
-"""The recipes: name, base (pipeline.config.bases), what differs from it, and where the settings are from.
+"""The recipes: name, base (pipeline.config.bases), differences from the base, and source of the settings.
 
 The first part of a name is the model's variant. The number of steps follows from the epochs and the size of the
-training split, once. What a run should reach stands in pipeline.config.published. Only the 512 px recipes average the
-weights (train.average), as the Paper's section 4.1. B/32 and L/32 with DeiT III's settings are ours.
+training split, once. The accuracy that a run should reach is in pipeline.config.published. Only the 512 px recipes
+average the weights (train.average), as in the paper's section 4.1. B/32 and L/32 with DeiT III's settings are ours.
 
     python -m jobs.pretrain b16 --run-dir runs/b16 --data.train shards/in21k
     python -m jobs.finetune b16 --parent runs/b16 --run-dir runs/b16_384 --data.train shards/in1k
@@ -21,7 +21,7 @@ from pipeline.config.serialize import with_values
 @dataclass(frozen=True)
 class Recipe:
     config: RunConfig
-    source: str  # what it is and where it is from
+    source: str  # what the recipe is and where its settings come from
 
     @property
     def summary(self) -> str:
@@ -71,27 +71,27 @@ FINETUNE = _table(
     # name           base       differs                                            source
     ("b16",           TABLE_4,   {},                                                "Paper B/16 at 384 px (Table 4)."),
     ("b16_224",       TABLE_4,   {"model.image_size": 224},
-     "B/16 at 224 px with the Paper's settings (Table 4), as AugReg has it too."),
+     "B/16 at 224 px with the paper's settings (Table 4), which AugReg uses too."),
     ("b16_512",       TABLE_4,   _512,
-     "B/16 at 512 px with averaged weights, as the Paper's Table 2 has L/16 (section 4.1)."),
+     "B/16 at 512 px with averaged weights: the L/16 settings of the paper's Table 2 (section 4.1)."),
     ("b32",           TABLE_4,   {},                                                "Paper B/32 at 384 px (Table 4)."),
     ("b32_224",       TABLE_4,   {"model.image_size": 224},
-     "B/32 at 224 px with the Paper's settings (Table 4), as AugReg has it too."),
+     "B/32 at 224 px with the paper's settings (Table 4), which AugReg uses too."),
     ("b32_512",       TABLE_4,   _512,
-     "B/32 at 512 px with averaged weights, as the Paper's Table 2 has L/16 (section 4.1)."),
+     "B/32 at 512 px with averaged weights: the L/16 settings of the paper's Table 2 (section 4.1)."),
     ("l16",           TABLE_4,   {"optim.lr": 0.01},
-     "L/16 at 384 px (Paper's Table 4, lr 0.01 as AugReg's best)."),
+     "L/16 at 384 px (paper's Table 4, with AugReg's best lr, 0.01)."),
     ("l16_224",       TABLE_4,   {"optim.lr": 0.01, "model.image_size": 224},
-     "L/16 at 224 px (Paper's Table 4, lr 0.01 as AugReg's best)."),
+     "L/16 at 224 px (paper's Table 4, with AugReg's best lr, 0.01)."),
     ("l16_512",       TABLE_4,   _512,
-     "L/16 at 512 px with averaged weights, as the Paper's Table 2 (section 4.1) has it."),
+     "L/16 at 512 px with averaged weights (paper's Table 2, section 4.1)."),
     ("l16_strong1",   TABLE_4,   {},
-     "L/16 at 384 px (Paper's Table 4), lr 0.03, after AugReg's strong1."),
+     "L/16 at 384 px (paper's Table 4), lr 0.03, after pretraining with AugReg's strong1."),
     ("l32",           TABLE_4,   {},                                                "Paper L/32 at 384 px (Table 4)."),
     ("l32_224",       TABLE_4,   {"model.image_size": 224},
-     "L/32 at 224 px with the Paper's settings (Table 4), as AugReg has it too."),
+     "L/32 at 224 px with the paper's settings (Table 4), which AugReg uses too."),
     ("l32_512",       TABLE_4,   _512,
-     "L/32 at 512 px with averaged weights, as the Paper's Table 2 has L/16 (section 4.1)."),
+     "L/32 at 512 px with averaged weights: the L/16 settings of the paper's Table 2 (section 4.1)."),
     ("b16_deit3",     DEIT3_384, {"model.stochastic_depth": 0.15}, "DeiT III B/16 at 384 px after 224 px: 20 epochs."),
     ("b16_deit3_224", DEIT3_224, {"model.stochastic_depth": 0.15}, "DeiT III B/16 at 224 px: 50 epochs."),
     ("b32_deit3",     DEIT3_384, {"model.stochastic_depth": 0.15},

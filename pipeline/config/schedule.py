@@ -6,11 +6,12 @@ from pipeline.config.schema import ScheduleConfig, warmup_steps
 
 
 def learning_rate(config: ScheduleConfig, peak: float, step: int, steps: int) -> float:
-    """Learning rate of the update that follows ``step`` finished updates, of ``steps`` in all.
+    """Learning rate of the update after ``step`` finished updates, in a run of ``steps``.
 
-    A linear warm-up, from ``start_lr``, multiplies the decay, which starts where the warm-up ends (the schedule of
-    google-research/vision_transformer, which counts from 0 too: with a warm-up from 0, the very first update has rate
-    0). The rate after the warm-up is the peak, at ``step == steps`` ``end_lr`` (cosine, linear) or the peak (constant).
+    A linear warm-up from ``start_lr`` multiplies the decay, which starts when the warm-up ends (the schedule of
+    google-research/vision_transformer, which also counts from 0: with a warm-up from 0, the very first update has rate
+    0). The rate is the peak after the warm-up, and at ``step == steps`` it is ``end_lr`` (cosine, linear) or the peak
+    (constant).
     """
     warmup = warmup_steps(config, steps)
     decaying = steps - warmup

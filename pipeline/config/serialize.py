@@ -12,7 +12,7 @@ from pipeline.core.errors import UserError
 
 Config = TypeVar("Config")
 
-_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(kind: type[Config], tree: Mapping[str, Any]) -> Config:
-    """The dataclass ``kind`` from what :func:`to_dict` made; fields that are missing have their defaults.
+    """The dataclass ``kind`` from the output of :func:`to_dict`; missing fields have their defaults.
 
     Raises UserError for a field that ``kind`` doesn't have, or a value of another type.
     """
@@ -40,12 +40,12 @@ def from_dict(kind: type[Config], tree: Mapping[str, Any]) -> Config:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """``config`` with other values, by their dotted names: ``{"optim.lr": 0.01}``. Raises UserError as update does."""
+    """``config`` with other values, by dotted name: ``{"optim.lr": 0.01}``. Raises UserError as :func:`update` does."""
     return update(config, nest(values))
 
 
 def nest(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """``{"optim.lr": 1}`` as ``{"optim": {"lr": 1}}``, the reverse of :func:`flatten`; what is nested already stays so.
+    """``{"optim.lr": 1}`` as ``{"optim": {"lr": 1}}``, the reverse of :func:`flatten`; nested values stay nested.
 
     Raises UserError for a name that is both a field and a section.
     """
@@ -66,7 +66,7 @@ def nest(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def update(config: Config, tree: Mapping[str, Any], prefix: str = "") -> Config:
-    """``config`` with the values of a nested dict, the rest as it was.
+    """``config`` with the values of a nested dict; other fields keep theirs.
 
     Raises UserError for a field that it doesn't have, with the nearest name, or a value of another type.
     """
@@ -78,7 +78,7 @@ def update(config: Config, tree: Mapping[str, Any], prefix: str = "") -> Config:
             raise UserError(f"configuration field {prefix + str(key)!r} is unknown: {remedy}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
-                raise UserError(f"configuration field {prefix + key!r} is {value!r}, and should be a section of fields")
+                raise UserError(f"configuration field {prefix + key!r} is {value!r}: give a section of fields")
             changes[key] = update(getattr(config, key), value, f"{prefix}{key}.")
         else:
             changes[key] = _typed(hints[key], value, prefix + key)
@@ -86,7 +86,7 @@ def update(config: Config, tree: Mapping[str, Any], prefix: str = "") -> Config:
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """``value`` of JSON or YAML as the field's type."""
+    """Convert ``value`` from JSON or YAML to the field's type."""
     wanted = get_args(hint)
     if get_origin(hint) is Literal:
         if value in wanted and type(value) in {type(one) for one in wanted}:
@@ -103,7 +103,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return Path(value)
     if hint is float and type(value) is int:
         return float(value)
-    if hint is float and isinstance(value, str):  # YAML takes 1e-3 for a text
+    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as a string
         try:
             return float(value)
         except ValueError:

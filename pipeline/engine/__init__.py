@@ -1,4 +1,4 @@
-"""The only package that touches DeepSpeed: its configuration, the optimizer, one training step's update.
+"""The only package that uses DeepSpeed: its configuration, the optimizer, one training step's update.
 
 The loop belongs to pipeline.train, files to pipeline.checkpoint. Read deepspeed_engine.py first.
 """

@@ -1,4 +1,4 @@
-"""Whether torch.compile can work on this machine, found out before the first step needs it."""
+"""Checking, before the first step, whether torch.compile works on this machine."""
 
 import ctypes
 import logging
@@ -21,10 +21,10 @@ REMEDY = "install a C++ compiler and Python's headers (Debian: g++ python3-dev) 
 
 
 def compiles(train: TrainConfig, device: torch.device) -> bool:
-    """Whether to compile the model, as train.compile says; collective, with one answer for all ranks.
+    """Whether to compile the model, by train.compile; collective, with the same answer on all ranks.
 
-    Ranks that differ would reduce their gradients in different orders. Raises UserError if train.compile is on and a
-    rank can't compile.
+    Ranks with different answers would reduce their gradients in different orders. Raises UserError if train.compile is
+    on and a rank can't compile.
     """
     if train.compile == "off" or (train.compile == "auto" and (device.type != "cuda" or train.zero_stage == 3)):
         return False
@@ -42,9 +42,9 @@ def compiles(train: TrainConfig, device: torch.device) -> bool:
 
 
 def obstacle(kind: str) -> str:
-    """Why torch.compile can't work for devices of this ``kind`` (cpu, cuda) in a few words; "" if it can.
+    """Why torch.compile can't work for devices of this ``kind`` (cpu, cuda), in a few words; "" if it can.
 
-    Builds and loads a small extension as torch's backends do at the first step: Inductor with CXX or g++ for CPUs,
+    Builds and loads a small extension, as torch's backends do at the first step: Inductor with CXX or g++ for CPUs,
     Triton with CC, gcc or clang for GPUs, both with Python.h, in the temporary folder.
     """
     variable, usual = ("CC", ("gcc", "clang")) if kind == "cuda" else ("CXX", ("g++",))

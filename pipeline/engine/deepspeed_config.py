@@ -9,16 +9,16 @@ from pipeline.core.errors import UserError
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration dict. Raises UserError for combinations that give wrong numbers."""
+    """DeepSpeed's configuration dict. Raises UserError for combinations that give wrong results."""
     if config.train.zero_stage == 0 and config.train.dtype == "bfloat16":
         raise UserError(
-            "train.zero_stage 0 with train.dtype bfloat16 trains on wrong numbers (DeepSpeed 0.19's bf16 optimizer "
-            "takes a step on zero gradients at start): set train.zero_stage to 1, 2 or 3, or train.dtype to float32"
+            "train.zero_stage 0 with train.dtype bfloat16 gives wrong results (DeepSpeed 0.19's bf16 optimizer takes a "
+            "step on zero gradients at the start): set train.zero_stage to 1, 2 or 3, or train.dtype to float32"
         )
     zero: dict[str, Any] = {"stage": config.train.zero_stage}
     if config.train.offload:
         if config.train.zero_stage == 0:
-            raise UserError("train.offload True needs ZeRO, and train.zero_stage is 0: set it to 1, 2 or 3")
+            raise UserError("train.offload True needs ZeRO, but train.zero_stage is 0: set it to 1, 2 or 3")
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_batch_size": config.train.global_batch,

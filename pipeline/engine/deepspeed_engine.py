@@ -1,8 +1,8 @@
-"""The model under training: one optimizer step's parts, and its whole state by parameter name.
+"""The model under training: the parts of an optimizer step, and the full state by parameter name.
 
-The state that goes in and out here belongs to no rank and no ZeRO stage: for each parameter its float32 master value
-and its optimizer moments, full-sized. DeepSpeed's own checkpoints are bound to the world size and stage, and its
-universal ones silently lose the second parameter group under ZeRO-3 (docs/design.md).
+The state is saved and loaded independently of ranks and ZeRO stage: for each parameter its full-sized float32 master
+value and optimizer moments. DeepSpeed's own checkpoints are bound to the world size and stage, and its universal ones
+silently lose the second parameter group under ZeRO-3 (docs/design.md).
 """
 
 import logging
@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_engine(config: RunConfig, model: VisionTransformer, world_size: int) -> "Engine":
-    """Put ``model`` (float32, the same on each rank) and our optimizer into a DeepSpeed engine."""
-    # of torch's SGD, with which the papers fine-tune; that the stages agree is tested (tests/engine)
+    """Build a DeepSpeed engine of ``model`` (float32, the same on each rank) and our optimizer."""
     deepspeed.utils.logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
     optimizer = optim.build(config.optim, model)
     wrapped, *_ = deepspeed.initialize(
@@ -79,18 +78,18 @@ class Engine:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the micro-batch at hand is the step's last: :meth:`step` then changes the weights."""
+        """Whether the current micro-batch is the step's last: :meth:`step` then changes the weights."""
         return bool(self._wrapped.is_gradient_accumulation_boundary())
 
     def step(self) -> None:
-        """End a micro-batch; after the step's last one, clip the gradient and let the optimizer update the weights.
+        """End a micro-batch; after the step's last one, clip the gradient and update the weights.
 
-        Under ZeRO a non-finite gradient leaves weights and moments as they are and counts as a skipped step.
+        Under ZeRO a non-finite gradient leaves weights and moments unchanged and counts as a skipped step.
         """
         self._wrapped.step()
 
     def skip_step(self) -> None:
-        """Skip the step, at stage 0, as DeepSpeed does under ZeRO: same weights and moments, counted."""
+        """Skip the step at stage 0 as DeepSpeed does under ZeRO: weights and moments stay, and the step is counted."""
         self._wrapped.optimizer.zero_grad()
         internals.count_skipped_step(self._wrapped)
 
@@ -107,28 +106,28 @@ class Engine:
         return None if norm is None else float(norm)
 
     def set_learning_rate(self, lr: float) -> None:
-        """The head's learning rate; layers below it have less under optim.layer_decay."""
+        """The head's learning rate; the layers below have lower ones with optim.layer_decay."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
     def uncompiled(self) -> AbstractContextManager[None]:
-        """Run what was compiled as it stands: batches of other sizes would each be compiled anew."""
+        """Run the model uncompiled meanwhile: each other batch size would be compiled again."""
         return torch.compiler.set_stance("force_eager") if self._wrapped.is_compiled else nullcontext()
 
     def destroy(self) -> None:
-        """Free what DeepSpeed holds. Call before the process group is left, and then drop the engine."""
+        """Free DeepSpeed's memory. Call before the process group is destroyed, and then drop the engine."""
         self._wrapped.destroy()
 
     # The running average of the weights
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """Move the running average towards this rank's part of the master weights: ``decay`` old, the rest new.
+        """Update the running average of this rank's part of the master weights: ``decay`` old + (1 - ``decay``) new.
 
-        It starts as the weights after the first step. Without communication; saved and reshaped like a moment.
+        It starts as the weights after the first step. No communication; saved and loaded like a moment.
         """
         for parameter in internals.owned_tensors(self._wrapped):
-            state = self._optimizer.state.get(parameter, {})  # [parameter] would make one
+            state = self._optimizer.state.get(parameter, {})  # [parameter] would create an entry
             if AVERAGE in state:
                 state[AVERAGE].lerp_(parameter.detach(), 1 - decay)
             elif state:  # a first step has been taken
@@ -158,9 +157,9 @@ class Engine:
     def gather_state(self) -> Iterator[tuple[str, int | None, int, Tensor | None]]:
         """Yield key, holder, number of elements and full float32 tensor of each master parameter and its moments.
 
-        Collective: every rank must run it to the end, in step with the others. A tensor that one rank holds whole goes
-        nowhere, the others get None in its place; all get one without holder. Moments are left out before the first
-        optimizer step, when there are none.
+        Collective: every rank must iterate to the end, in step with the others. A tensor that one rank holds whole
+        stays there, and the other ranks get None; a tensor without holder is gathered on all ranks. Before the first
+        optimizer step there are no moments to yield.
         """
         moments = self._moment_names()
         internals.link_moments(self._wrapped)
@@ -183,9 +182,9 @@ class Engine:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Put what :meth:`gather_state` yielded back, under any world size and ZeRO stage. No communication.
+        """Load what :meth:`gather_state` yielded, under any world size and ZeRO stage. No communication.
 
-        ``state`` is key -> full float32 tensor, read when asked for; ``steps`` is the optimizer's counter.
+        ``state`` is key -> full float32 tensor, read lazily; ``steps`` is the optimizer's counter.
         """
         kinds = {key.partition("/")[0] for key in state}
         moments = tuple(key for key in (*MOMENTS[self.kind], AVERAGE) if key in kinds)
@@ -199,14 +198,14 @@ class Engine:
                 self._set(parameter, state[f"{key or MASTER}/{name}"].to(device, torch.float32), key)
 
     def _moment_names(self) -> tuple[str, ...]:
-        """What the optimizer keeps for each parameter so far: nothing before the first step."""
+        """Keys of the optimizer's moments; none before the first step."""
         states = list(self._optimizer.state.values())
         if not states:
             return ()
         return (*MOMENTS[self.kind], AVERAGE) if AVERAGE in states[0] else MOMENTS[self.kind]
 
     def _holders(self) -> dict[str, int]:
-        """Under ZeRO 1 and 2: the rank that has all of a parameter, for those (nearly all) that one has; collective."""
+        """Under ZeRO 1 and 2: parameter -> the rank that holds it whole; nearly all have one. Collective."""
         if self.zero_stage not in (1, 2):
             return {}
         rank = torch.distributed.get_rank()
@@ -217,7 +216,7 @@ class Engine:
         return {name: holder - 1 for (name, _), holder in zip(named, whole.tolist(), strict=True) if holder}
 
     def _make_optimizer_state(self, moments: tuple[str, ...], steps: int) -> None:
-        """Allocate what the first optimizer step would, so that there is something to fill."""
+        """Allocate what the first optimizer step would, so that it can be loaded into."""
         on_device = self._optimizer.defaults.get("fused") or self._optimizer.defaults.get("capturable")
         for parameter in internals.owned_tensors(self._wrapped):
             state: dict[str, Tensor] = {key: torch.zeros_like(parameter) for key in moments}

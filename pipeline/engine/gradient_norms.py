@@ -1,7 +1,7 @@
 """ZeRO's checks of all gradients before a step, in a few kernels instead of twenty per parameter.
 
-DeepSpeed asks each gradient by itself whether it is finite, and for its norm: 4,500 small kernels per step of L/16, in
-which an H100 is nearly idle for as long as half a forward and backward pass of 256 images takes (docs/results.md).
+DeepSpeed checks each gradient separately for being finite, and for its norm: 4,500 small kernels per step of L/16,
+during which an H100 is nearly idle for half the time of a forward and backward pass of 256 images (docs/results.md).
 """
 
 import torch
@@ -13,7 +13,7 @@ from pipeline.engine.internals import ZeroOptimizer
 
 
 def use_fused_checks(optimizer: ZeroOptimizer) -> None:
-    """Replace both checks of DeepSpeed's optimizer of ZeRO 1 and 2, without offload, by ones with the same results."""
+    """Replace both checks of DeepSpeed's ZeRO 1 and 2 optimizer (without offload) with ones of equal results."""
 
     def overflow() -> Tensor:
         """Whether this rank's part of the gradients holds a non-finite element: a bool tensor of one element."""
@@ -21,10 +21,10 @@ def use_fused_checks(optimizer: ZeroOptimizer) -> None:
         return ~torch.isfinite(_squares(grads, optimizer.device)).reshape(1)
 
     def norm(gradients: list[Tensor], _params: list[Tensor]) -> Tensor:
-        """Of one group's gradients on all ranks, of which ``gradients`` are this rank's, and padding of zeros."""
+        """Norm of one group's gradients on all ranks; ``gradients``: this rank's, with a padding of zeros."""
         total = _squares(gradients, optimizer.device)
         torch.distributed.all_reduce(total, group=internals.data_parallel_group(optimizer))
-        return total.sqrt().nan_to_num(nan=-1.0, posinf=-1.0)  # DeepSpeed's sign of a non-finite norm
+        return total.sqrt().nan_to_num(nan=-1.0, posinf=-1.0)  # -1: DeepSpeed's value for a non-finite norm
 
     internals.replace_gradient_checks(optimizer, overflow, norm)
 

@@ -1,4 +1,4 @@
-"""Everything that we touch of DeepSpeed beyond its documented interface, in small typed functions.
+"""Everything that we use of DeepSpeed beyond its documented interface, in small typed functions.
 
 tests/engine/test_internals.py names each of these attributes on real engines of every ZeRO stage: run it first when
 DeepSpeed's version range in pyproject.toml is to be raised.
@@ -20,14 +20,14 @@ from pipeline.engine.lamb import Pieces
 MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns when it has to find out
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns if it has to detect this
 
 
 @contextlib.contextmanager
 def _without_mlflow() -> Iterator[None]:
-    """DeepSpeed's autotuner, which isn't used here, imports MLflow if it is installed.
+    """Keep DeepSpeed's autotuner, which isn't used here, from importing MLflow.
 
-    1.3 to 1.6 CPU-seconds of each start, and 1,349 modules for each rank to find on a shared disk.
+    That saves 1.3 to 1.6 CPU-seconds per start, and each rank's search for 1,349 modules on a shared disk.
     """
     hidden = "mlflow" not in sys.modules
     if hidden:
@@ -44,14 +44,14 @@ with _without_mlflow():
 
 
 def _import_muon_uncompiled() -> None:
-    """Every engine looks whether its optimizer is Muon, whose functions are compiled where they are defined.
+    """Keep Muon's functions from being compiled on import, which every engine does to check its optimizer's type.
 
-    That imports torch's compiler and its kernels' templates, for an optimizer that isn't used here: 1.1 to 1.3
-    CPU-seconds of each start.
+    Compiling imports torch's compiler and its kernel templates, for an optimizer that isn't used here: 1.1 to 1.3
+    CPU-seconds per start.
     """
 
     def as_it_is(function: Any = None, **_: Any) -> Any:
-        """What @torch.compile and @torch.compile(...) would do to a function."""
+        """Replaces @torch.compile and @torch.compile(...): returns the function unchanged."""
         return as_it_is if function is None else function
 
     compile_ = torch.compile
@@ -67,20 +67,20 @@ _import_muon_uncompiled()
 
 DeepSpeedEngine = Any  # deepspeed.DeepSpeedEngine: the package has no types
 ZeroOptimizer = Any  # what engine.optimizer is under ZeRO: DeepSpeedZeroOptimizer (1, 2), ..._Stage3
-COMPATIBLE_OPS = {"deepspeed_shm_comm": False, "deepspeed_not_implemented": False}  # all that is asked for
+COMPATIBLE_OPS = {"deepspeed_shm_comm": False, "deepspeed_not_implemented": False}  # all entries that are read
 
 
 def compile_no_operators() -> None:
     """Keep DeepSpeed from compiling its shared-memory all-reduce for CPU ranks. Call before init_distributed.
 
-    It takes half a minute at the first start, and fails without a compiler; gloo does the same work. Asking for the
-    table of all such operators would try each one's compiler first, and no other entry is read.
+    Compiling takes half a minute at the first start and fails without a compiler; gloo does the same work. DeepSpeed's
+    own table would try the compiler of every such operator, and no other entry is read.
     """
     deepspeed.ops.__compatible_ops__ = COMPATIBLE_OPS
 
 
 def torch_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
-    """The torch optimizer inside DeepSpeed's, or itself at stage 0 in float32."""
+    """The torch optimizer inside DeepSpeed's; at stage 0 in float32, the optimizer itself."""
     optimizer = engine.optimizer
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 
@@ -94,9 +94,9 @@ def owned_tensors(engine: DeepSpeedEngine) -> list[Tensor]:
 
 
 def link_moments(engine: DeepSpeedEngine) -> None:
-    """Let ZeRO 1 and 2 know where each parameter's moments are.
+    """Tell ZeRO 1 and 2 where each parameter's moments are.
 
-    DeepSpeed does it once, after the step of the first parameter group, when the second has no moments yet.
+    DeepSpeed does it only once, after the first parameter group's step, when the second group has no moments yet.
     """
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._hp_optimizer_states_linked = False
@@ -119,7 +119,7 @@ def data_parallel_group(optimizer: ZeroOptimizer) -> torch.distributed.ProcessGr
 
 
 def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty parameter behind
+    return getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 the parameter itself is empty
 
 
 def holds_whole(parameter: Any) -> bool:
@@ -129,7 +129,7 @@ def holds_whole(parameter: Any) -> bool:
 
 
 def held(parameter: Any, key: str | None) -> Tensor:
-    """A master value (``key`` None) or moment that :func:`holds_whole` says is here, in the parameter's shape."""
+    """A master value (``key`` None) or moment that this rank holds whole (:func:`holds_whole`), in full shape."""
     fragment: Tensor = parameter._hp_mapping.get_hp_fragment(key)
     return fragment.detach().view(parameter.shape)
 
@@ -154,7 +154,7 @@ def set_full_tensor(engine: DeepSpeedEngine, parameter: Any, value: Tensor, key:
         if key is None:
             deepspeed.utils.safe_set_local_fp32_param(parameter, local)
             parameter.ds_tensor.data.copy_(local.reshape(parameter.ds_tensor.shape))
-            if parameter.numel() == value.numel():  # small ones stay whole on each rank between steps
+            if parameter.numel() == value.numel():  # small parameters stay whole on each rank between steps
                 parameter.data.copy_(value)
         else:
             deepspeed.utils.safe_set_local_optimizer_state(parameter, local, key)
@@ -163,7 +163,7 @@ def set_full_tensor(engine: DeepSpeedEngine, parameter: Any, value: Tensor, key:
         target.copy_(value)
     else:
         if key is None:
-            parameter.data.copy_(value)  # what forward sees, in the compute type
+            parameter.data.copy_(value)  # the forward pass's copy, in the compute type
         parameter.set_full_hp_param(value, key)  # this rank's part of the float32 master or moment
 
 
@@ -213,7 +213,7 @@ def replace_gradient_checks(
     overflow: Callable[[], Tensor],
     norm: Callable[[list[Tensor], list[Tensor]], Tensor],
 ) -> None:
-    """Let the optimizer of ZeRO 1 or 2, without offload, find non-finite gradients and the norm by these functions.
+    """Make the optimizer of ZeRO 1 or 2, without offload, use these functions for non-finite gradients and the norm.
 
     ``overflow``: bool, one element: whether this rank's part has a non-finite element. ``norm``: of one group's
     gradients on all ranks, from this rank's gradients and parameters of it; -1 if it is non-finite.

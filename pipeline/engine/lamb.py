@@ -1,8 +1,8 @@
-"""LAMB (arXiv 1904.00962), right under ZeRO: each tensor's trust ratio is that of the whole tensor over all ranks.
+"""LAMB (arXiv 1904.00962), correct under ZeRO: trust ratios are those of whole tensors over all ranks.
 
-DeepSpeed's FusedLamb takes what ZeRO gives it, a flat partition of many tensors, for one tensor. This one knows which
-part of which tensor lies where. The update is that of apex's FusedLAMB and timm's Lamb: weight decay inside the update,
-bias correction, and no trust ratio for tensors that don't decay.
+DeepSpeed's FusedLamb treats ZeRO's flat partition of many tensors as one tensor. This one knows which part of which
+tensor is where. The update is that of apex's FusedLAMB and timm's Lamb: weight decay inside the update, bias
+correction, and no trust ratio for tensors that don't decay.
 """
 
 import math
@@ -19,14 +19,14 @@ EPS = 1e-6  # apex's and timm's default
 
 @dataclass(frozen=True)
 class Pieces:
-    """What one rank's flat tensor holds of whole tensors."""
+    """The parts of whole tensors that one rank's flat tensor holds."""
 
     tensors: int  # whole tensors in the flat tensor's group, on all ranks
-    held: tuple[tuple[int, int, int], ...]  # of this rank: which of them, first element, number of elements
+    held: tuple[tuple[int, int, int], ...]  # on this rank: which tensor, first element, number of elements
 
 
 class Lamb(torch.optim.Optimizer):
-    """Each parameter is a whole tensor, unless :meth:`follow_zero` has said what it holds."""
+    """LAMB. Each parameter is a whole tensor, unless :meth:`follow_zero` has set which parts it holds."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = EPS):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -36,9 +36,9 @@ class Lamb(torch.optim.Optimizer):
     def follow_zero(
         self, pieces: dict[Tensor, Pieces], group: torch.distributed.ProcessGroup, device: torch.device
     ) -> None:
-        """From now on the parameters are flat tensors that hold ``pieces``; ``group``'s ranks hold the others.
+        """Treat the parameters as flat tensors that hold ``pieces`` from now on; ``group``'s ranks hold the others.
 
-        ``device``: of the group's communication. Offloaded partitions lie in the host's memory.
+        ``device``: for the group's communication. Offloaded partitions are in host memory.
         """
 
         def sum_over_ranks(sums: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Lamb(torch.optim.Optimizer):
         parameter.add_(update, alpha=-group["lr"])
 
     def _trust(self, parameter: Tensor, update: Tensor) -> None:
-        """Multiply each tensor's part of ``update`` by |tensor| / |update|; by 1 when either is 0."""
+        """Multiply each tensor's part of ``update`` by |tensor| / |update|; by 1 if either is 0."""
         pieces = self.pieces.get(parameter, Pieces(1, ((0, 0, parameter.numel()),)))
         values, updates = (_cut(tensor, pieces) for tensor in (parameter, update))
         slots = [slot for slot, _, _ in pieces.held]

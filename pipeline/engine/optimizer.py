@@ -17,10 +17,10 @@ EMBEDDINGS = (*NEVER_DECAYED, "patch_embed")
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Groups of parameters that share ``weight_decay`` and ``lr_scale``, the factor of the learning rate.
 
-    Kernels (weight matrices and the patch convolution, head included) decay. Biases, norm scales, class token and
+    Kernels (weight matrices and the patch convolution, including the head) decay. Biases, norm scales, class token and
     position embedding don't: the split of AugReg (arXiv 2106.10270) and timm, where 50 of the 152 tensors of a B model
-    decay. ``layer_decay`` makes two groups of each layer, with the factors of :func:`layer_scale`. Call it before
-    DeepSpeed partitions the parameters: it hides shapes.
+    decay. ``layer_decay`` gives two groups per layer, with the factors of :func:`layer_scale`. Call it before DeepSpeed
+    partitions the parameters, which hides their shapes.
     """
     found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     if layer_decay == 1:
@@ -37,9 +37,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
-    """``decay`` to the power of the layers above a parameter's: depth + 1 for the embeddings, 0 for the head.
+    """``decay`` to the power of the number of layers above the parameter: depth + 1 for the embeddings, 0 for the head.
 
-    The last norm counts to the last block, as in timm (param_groups_layer_decay; the idea is BEiT's).
+    The last norm belongs to the last block, as in timm (param_groups_layer_decay; the idea is BEiT's).
     """
     first, *rest = name.split(".")
     if first in EMBEDDINGS:
@@ -52,7 +52,7 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 
 
 def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over :func:`parameter_groups`, its learning rate at the peak; the loop sets it at each step.
+    """The optimizer over :func:`parameter_groups` with the peak learning rate; the loop sets the rate at each step.
 
     torch's AdamW multiplies the decay by the current learning rate, as AugReg's recipes do. LAMB's decay is part of the
     update that the trust ratio scales. SGD's decay is the L2 kind.

@@ -1,6 +1,6 @@
-"""What a Vision Transformer costs: multiply-accumulates, floating-point operations, and a device's peak.
+"""The cost of a Vision Transformer: multiply-accumulates, floating-point operations, hours.
 
-A multiply-accumulate (MAC) is two floating-point operations; a training step is three forward passes' worth.
+A multiply-accumulate (MAC) is two floating-point operations; a training step costs as much as three forward passes.
 """
 
 from pipeline.config.schema import ModelConfig, RunConfig
@@ -10,8 +10,8 @@ from pipeline.model.vit import ARCHITECTURES, grid_size
 def forward_macs(config: ModelConfig, classes: int, *, published: bool = False) -> int:
     """Multiply-accumulates of one image's forward pass: patch embedding, blocks and head.
 
-    Norms, GELU and softmax aren't counted, as in published tables. ``published``: the whole last block too, which this
-    code skips but for the class token; MFU doesn't count work that isn't done.
+    Norms, GELU and softmax aren't counted, as in published tables. ``published``: count the whole last block, which
+    this code computes for the class token only; MFU doesn't count work that isn't done.
     """
     sizes = ARCHITECTURES[config.variant]
     patches = grid_size(config) ** 2
@@ -20,7 +20,7 @@ def forward_macs(config: ModelConfig, classes: int, *, published: bool = False) 
     for block in range(sizes.depth):
         alone = block == sizes.depth - 1 and not published  # the class token's query
         queries = 1 if alone else tokens
-        # Scores, and their sum over the values: of each head's K numbers a token, or of all D where a token has none
+        # Scores, and their sum over the values: K numbers per token and head, or D if tokens have no keys and values
         attention = 2 * queries * tokens * width * (sizes.heads if alone else 1)
         total += 4 * queries * width**2 + attention + 2 * queries * width * sizes.mlp  # q, k, v and out
     if config.pre_logits:

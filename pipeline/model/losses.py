@@ -1,4 +1,4 @@
-"""The two training losses. Both are means over the batch, computed in float32 whatever the model's dtype.
+"""The two training losses. Both are means over the batch, computed in float32 for any dtype of the model.
 
 Letters of the shape suffixes: B batch, C classes.
 """
@@ -27,7 +27,7 @@ def loss(
 
 
 def _alignment(logits_BC: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """The targets' part of binary cross-entropy, softplus(x) - t x, without a dense target where indices are given."""
+    """The targets' part of binary cross-entropy, softplus(x) - t x, without a dense target if indices are given."""
     if targets.is_floating_point():
         aligned_B = (logits_BC * targets).sum(-1)
     else:

@@ -1,4 +1,4 @@
-"""Pixels to what the model takes."""
+"""Normalising pixels for the model."""
 
 import torch
 
@@ -10,7 +10,7 @@ _HALVES = ModelConfig()
 def normalise(images_BHWC: torch.Tensor, dtype: torch.dtype, model: ModelConfig = _HALVES) -> torch.Tensor:
     """uint8 images -> x_BCHW on the images' device: (x - 255 mean) / (255 std), per channel.
 
-    ``model``: whose mean and std; by default 0.5, which is (x - 127.5) / 127.5, from -1 to 1.
+    ``model``: the configuration with mean and std; by default 0.5, which is (x - 127.5) / 127.5, from -1 to 1.
     """
     mean_C, std_C = (
         torch.tensor([255.0 * value for value in values], device=images_BHWC.device)

@@ -1,4 +1,4 @@
-"""What a state dict with our names says about the model it belongs to."""
+"""Deriving a model's configuration from a state dict with our names."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 
-LAYER_SCALE = 1e-4  # initial value that a configuration gets when only the trained values are known (DeiT III's)
+LAYER_SCALE = 1e-4  # initial value for the configuration if only the trained values are known (DeiT III's)
 _PUBLISHED = ModelConfig()
 _OURS = re.compile(  # names of tensors in any model of ours
     r"cls_token|pos_embed|reg_token|blocks\.\d+\.ls[12]\.gamma"
@@ -21,7 +21,7 @@ _OURS = re.compile(  # names of tensors in any model of ours
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Patch, width, depth and mlp, which the shapes give away; the number of heads doesn't show. KeyError if no ViT."""
+    """Patch, width, depth and mlp, by the shapes (they don't show the number of heads). KeyError if it isn't a ViT."""
     patch_weight = state["patch_embed.proj.weight"]
     blocks = {match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
     return {
@@ -41,8 +41,8 @@ def model_config(
 ) -> tuple[ModelConfig, int]:
     """The configuration and number of classes (0: no head) of a state dict read from ``source``.
 
-    ``heads`` None: those of our variant of this width. ``base`` has what tensors don't show: GELU, epsilon, mean, ...
-    Raises UserError when it isn't one of our variants, or lacks or has more tensors than a ViT of ours.
+    ``heads`` None: as in our variant of this width. ``base`` has what tensors don't show: GELU, epsilon, mean, ...
+    Raises UserError if it isn't one of our variants, or lacks tensors, or has unknown ones.
     """
     try:
         found = sizes_of(state)
@@ -67,7 +67,7 @@ def model_config(
         grid = math.isqrt(entries - 1)
     if grid * grid != entries - class_position:
         raise UserError(
-            f"{source!r} has pos_embed of {entries} entries, which is no square grid: choose a model of square images"
+            f"{source!r} has pos_embed of {entries} entries, not a square grid: choose a model for square images"
         )
     scale = state.get("blocks.0.ls1.gamma")
     config = dataclasses.replace(
@@ -85,14 +85,14 @@ def model_config(
 
 
 def plain(state: Mapping[str, Tensor], config: ModelConfig, form: str) -> dict[str, Tensor]:
-    """The same function as weights of a ViT as published, for formats that have no more than that.
+    """Weights of a plain ViT that compute the same function, for formats that support nothing else.
 
-    LayerScale becomes a factor of the last matrix of its branch; a position embedding without an entry for the class
-    token gets one of zeros. Raises UserError for registers, which ``form`` has no place for.
+    LayerScale is multiplied into the last matrix of its branch; a position embedding without an entry for the class
+    token gets one of zeros. Raises UserError for registers, which ``form`` can't hold.
     """
     if config.registers:
         raise UserError(
-            f"model.registers {config.registers} (reg_token) have no place in {form}: export to timm, safetensors or "
+            f"model.registers {config.registers} (reg_token) can't be stored in {form}: export to timm, safetensors or "
             "onnx"
         )
     result = {name: tensor for name, tensor in state.items() if not name.endswith(".gamma")}
@@ -107,7 +107,7 @@ def plain(state: Mapping[str, Tensor], config: ModelConfig, form: str) -> dict[s
 
 
 def check_tensors(state: Mapping[str, Tensor], config: ModelConfig, classes: int, source: str) -> None:
-    """Raises UserError where a state dict isn't the whole of the model that ``config`` describes."""
+    """Raises UserError if a state dict doesn't hold exactly the tensors of the model that ``config`` describes."""
     with torch.device("meta"):
         expected = VisionTransformer(config, classes or 1).state_dict()
     if not classes:
@@ -115,7 +115,7 @@ def check_tensors(state: Mapping[str, Tensor], config: ModelConfig, classes: int
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
         raise UserError(
-            f"{source!r} doesn't hold a ViT as published: {len(missing)} tensors missing {missing[:2]}, "
+            f"{source!r} isn't a published ViT: {len(missing)} tensors missing {missing[:2]}, "
             f"{len(unknown)} unknown {unknown[:2]}; choose another file"
         )
     for name, tensor in state.items():

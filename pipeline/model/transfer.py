@@ -1,4 +1,4 @@
-"""Start a model from another's weights: fine-tuning at another resolution and with other classes.
+"""Starting a model from another's weights: fine-tuning at another resolution and with other classes.
 
 Letters of the shape suffixes: L tokens (the class token first), D width, G patches along a side of the image.
 """
@@ -21,9 +21,9 @@ from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size, zero
 def transfer(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> None:
     """Load ``parent_state`` (our names, any float dtype) into ``model``, in place, except what fine-tuning replaces.
 
-    The position embedding is resized to the model's grid, as model.position_resize says. The parent's head, pre_logits
-    included, is dropped; the model's own starts at zero (section 3.2 of the paper), or keeps the random weights that
-    it has under model.initialisation deit3, as DeiT III's does. Raises UserError when the architectures differ.
+    The position embedding is resized to the model's grid by model.position_resize. The parent's head, including
+    pre_logits, is dropped; the new head starts at zero (section 3.2 of the paper), or keeps its random weights with
+    model.initialisation deit3, as DeiT III's does. Raises UserError if the architectures differ.
     """
     if model.config.pre_logits:
         raise UserError(
@@ -36,8 +36,8 @@ def transfer(parent_state: Mapping[str, Tensor], model: VisionTransformer) -> No
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
         raise UserError(
-            f"parent's tensor {broken[0]!r} holds values that are no finite numbers ({len(broken)} such tensors): its "
-            "training has diverged or its file is damaged; name another parent"
+            f"parent's tensor {broken[0]!r} has non-finite values ({len(broken)} such tensors): its training diverged "
+            "or its file is damaged; name another parent"
         )
     config = model.config
     state["pos_embed"] = resize_pos_embed(
@@ -55,12 +55,12 @@ def resize_pos_embed(
     *,
     class_position: bool = True,
 ) -> Tensor:
-    """Position embedding for ``grid`` x ``grid`` patches, float32, the class token's entry (if any) untouched.
+    """Position embedding for ``grid`` x ``grid`` patches, float32, with the class token's entry (if any) unchanged.
 
     ``bilinear``: with aligned corners, which equals the scipy.ndimage.zoom(order=1) of
     google-research/vision_transformer and big_vision to 4e-6. ``bicubic``: corners not aligned, as
-    facebookresearch/deit does. The same grid returns the same values. Raises UserError when the entries are not a
-    square grid.
+    facebookresearch/deit does. The same grid returns the same values. Raises UserError if the entries are not a square
+    grid.
     """
     entries, first = pos_embed_1LD.shape[1], int(class_position)
     old = math.isqrt(entries - first)
@@ -82,7 +82,7 @@ def _check_same_architecture(parent_state: Mapping[str, Tensor], model: VisionTr
     try:
         parent = sizes_of(parent_state)
     except KeyError as error:
-        raise UserError(f"parent has no tensor {error}: it holds no Vision Transformer with our names") from None
+        raise UserError(f"parent has no tensor {error}: it isn't a Vision Transformer with our names") from None
     ours = {name: getattr(ARCHITECTURES[variant], name) for name in parent}
     if parent == ours:
         missing = sorted(set(model.state_dict()) - set(parent_state) - {"head.weight", "head.bias"})
@@ -93,5 +93,5 @@ def _check_same_architecture(parent_state: Mapping[str, Tensor], model: VisionTr
         f"{name} {parent[name]} instead of {own}" for name, own in ours.items() if own != parent[name]
     )
     fitting = [name for name, sizes in ARCHITECTURES.items() if parent.items() <= dataclasses.asdict(sizes).items()]
-    remedy = f"use recipe {fitting[0]}" if fitting else f"choose a parent that is one of {', '.join(ARCHITECTURES)}"
+    remedy = f"use recipe {fitting[0]}" if fitting else f"choose a parent of {', '.join(ARCHITECTURES)}"
     raise UserError(f"model.variant {variant} does not fit the parent, which has {differing}: {remedy}")

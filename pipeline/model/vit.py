@@ -1,12 +1,12 @@
-"""The Vision Transformer (arXiv 2010.11929), as google-research/vision_transformer builds it, with timm's names.
+"""The Vision Transformer (arXiv 2010.11929), as in google-research/vision_transformer, with timm's parameter names.
 
-The last block only computes the class token's row: nothing else reaches the logits. Its one query goes through the
-keys' matrix to the tokens, and the tokens' weighted sum through the values', so that no token has a key or value of
-its own. Logits and gradients stay what they were, and a step of a B model saves 8 % of its FLOPs, of an L model 4 %.
+The last block computes the class token's row only, since nothing else reaches the logits. The key matrix is applied to
+its single query, and the value matrix to the weighted sum of the tokens, so no keys or values are computed per token.
+Logits and gradients are the same; a training step of a B model saves 8 % of its FLOPs, of an L model 4 %.
 
 Letters of the shape suffixes: B batch, C image channels (of an image) or classes (of logits), H W pixels, L tokens
 (the class token first), Q the tokens that are computed (L, or 1 in the last block), D width, M width of the MLP,
-N heads, K width of a head, E values of a patch.
+N heads, K width of a head, E values per patch.
 """
 
 import math
@@ -22,13 +22,13 @@ from pipeline.config.schema import ModelConfig, Variant
 from pipeline.core.errors import UserError
 from pipeline.model.cpu import attend
 
-SIGMOID_HEAD_BIAS = -10.0  # released ImageNet-21K models start with every class improbable (e^-10 = 4.5e-5)
+SIGMOID_HEAD_BIAS = -10.0  # as in the released ImageNet-21K models: at first every class is improbable (4.5e-5)
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut off at +-2
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes that make a variant (Table 1 of the paper)."""
+    """The sizes of a variant (Table 1 of the paper)."""
 
     patch: int
     width: int
@@ -47,7 +47,7 @@ ARCHITECTURES: dict[Variant, Architecture] = {
 
 
 def grid_size(config: ModelConfig) -> int:
-    """Patches along one side of the image. Raises UserError where the patch size doesn't divide it."""
+    """Patches along one side of the image. Raises UserError if the patch size doesn't divide the image size."""
     patch = ARCHITECTURES[config.variant].patch
     if config.image_size <= 0 or config.image_size % patch:
         nearest = max(patch, round(config.image_size / patch) * patch)
@@ -84,7 +84,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(sizes.width, classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Normalised images in the parameters' dtype, ``image_size`` square -> logits_BC, one a class."""
+        """Normalised images in the parameters' dtype, ``image_size`` square -> logits_BC, one per class."""
         logits_BC: Tensor = self.head(self.pre_logits(self.features(x_BCHW)))
         return logits_BC
 
@@ -123,7 +123,7 @@ def drop_rates(config: ModelConfig) -> list[float]:
 
 
 class PatchEmbed(nn.Module):
-    """Cuts the image into patches, row by row, and embeds each."""
+    """Cut the image into patches, row by row, and embed each."""
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
@@ -135,14 +135,14 @@ class PatchEmbed(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """A convolution whose stride is its kernel size, done as one matrix product. The weight stays a convolution's."""
+    """A convolution with stride equal to its kernel size, computed as one matrix product; the weight has its shape."""
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
         self.patch = patch
         self.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
         self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # torch's default of a convolution
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # torch's default for a convolution
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         batch, channels, height, width = x_BCHW.shape
@@ -153,7 +153,7 @@ class PatchProjection(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: attention, then MLP, each added to the stream. ``drop`` is the block's stochastic depth rate.
+    """Pre-norm block: attention, then MLP, each added to the residual. ``drop``: the block's stochastic depth rate.
 
     All tokens are attended to; the first ``queries`` tokens are computed and returned.
     """
@@ -174,7 +174,7 @@ class Block(nn.Module):
         return x_BQD + self._survivors(self.ls2(self.mlp(self.norm2(x_BQD))))
 
     def _survivors(self, x_BQD: Tensor) -> Tensor:
-        """Stochastic depth (arXiv 1603.09382): drop the branch for random samples; scaled, the rest keeps the mean."""
+        """Stochastic depth (arXiv 1603.09382): drop the branch for random samples, scale the rest to keep the mean."""
         if self.drop == 0.0 or not self.training:
             return x_BQD
         keep = 1.0 - self.drop
@@ -210,7 +210,7 @@ class Attention(nn.Module):
 
 
 class QueryKeyValue(nn.Linear):
-    """Three projections in one matrix (3D, D), and the attention, of all tokens' queries or the first one's.
+    """Three projections in one matrix (3D, D), and the attention of all tokens' queries or of the first one's.
 
     It slices its own weight because ZeRO-3 gathers module by module.
     """
@@ -233,7 +233,7 @@ class QueryKeyValue(nn.Linear):
     def _first_alone(self, x_BLD: Tensor) -> Tensor:
         """The first token's query only: q . (W x) is (q W) . x, and the sum of a (W x + b) is W (sum of a x) + b.
 
-        The keys' bias adds the same to all scores of a query, and so nothing to the attention.
+        The keys' bias adds the same number to all scores of a query and so doesn't change the attention.
         """
         batch, _, width = x_BLD.shape
         q_DD, k_DD, v_DD = self.weight.chunk(3)
@@ -278,8 +278,8 @@ class PreLogits(nn.Module):
 def initialise(model: VisionTransformer, seed: int) -> None:
     """Set every parameter, in place, as ``model.config.initialisation`` says.
 
-    The same seed gives the same weights on every rank: the random numbers come from a CPU generator of their own, in a
-    fixed order, and the state of torch's global generator is untouched.
+    The same seed gives the same weights on every rank: the random numbers come from a separate CPU generator in a fixed
+    order, and the state of torch's global generator doesn't change.
     """
     generator = torch.Generator().manual_seed(seed)
     if model.config.initialisation == "deit3":
@@ -303,7 +303,7 @@ def _initialise_vit(model: VisionTransformer, generator: torch.Generator) -> Non
         assert isinstance(block, Block)
         for norm in (block.norm1, block.norm2):
             norm.reset_parameters()
-        for matrix in block.attn.qkv.weight.chunk(3):  # q, k and v by themselves: fused, the bound would be smaller
+        for matrix in block.attn.qkv.weight.chunk(3):  # q, k and v separately: fused, the bound would be smaller
             _xavier_uniform(matrix, generator)
         _xavier_uniform(block.attn.proj.weight, generator)
         block.attn.qkv.bias.zero_()
@@ -319,7 +319,7 @@ def _initialise_vit(model: VisionTransformer, generator: torch.Generator) -> Non
 
 
 def _initialise_deit3(model: VisionTransformer, generator: torch.Generator) -> None:
-    """As models_v2.py of facebookresearch/deit does: the patch convolution keeps torch's default of a convolution."""
+    """As models_v2.py of facebookresearch/deit does: the patch convolution keeps torch's default for a convolution."""
     patch = model.patch_embed.proj
     bound = 1.0 / math.sqrt(patch.weight[0].numel())
     for parameter in (patch.weight, patch.bias):
@@ -337,7 +337,7 @@ def _initialise_deit3(model: VisionTransformer, generator: torch.Generator) -> N
 
 @torch.no_grad()
 def zero_head(model: VisionTransformer) -> None:
-    """The head's start: kernel 0, bias 0 (softmax) or -10 (sigmoid)."""
+    """Initialise the head: kernel 0, bias 0 (softmax) or -10 (sigmoid)."""
     model.head.weight.zero_()
     model.head.bias.fill_(model.head_bias)
 
@@ -348,7 +348,7 @@ def _xavier_uniform(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def _lecun_normal(weight: Tensor, generator: torch.Generator) -> None:
-    """Normal of variance 1 / fan_in, cut off at two standard deviations (of jax.nn.initializers)."""
+    """Normal with variance 1 / fan_in, truncated at two standard deviations (as in jax.nn.initializers)."""
     std = 1.0 / math.sqrt(weight[0].numel()) / TRUNCATED_STD
     values = torch.empty(weight.shape)
     nn.init.trunc_normal_(values, std=std, a=-2.0 * std, b=2.0 * std, generator=generator)
@@ -356,7 +356,7 @@ def _lecun_normal(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def _truncated_normal(parameter: Tensor, generator: torch.Generator) -> None:
-    """Normal of standard deviation 0.02, cut off at +-2, which is a hundred deviations (timm's trunc_normal_)."""
+    """Normal with standard deviation 0.02, truncated at +-2, i.e. at 100 deviations (timm's trunc_normal_)."""
     values = torch.empty(parameter.shape)
     nn.init.trunc_normal_(values, std=0.02, a=-2.0, b=2.0, generator=generator)
     _fill(parameter, values)

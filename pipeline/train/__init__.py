@@ -1,4 +1,4 @@
-"""The training loop and what surrounds it: set-up, steps, resuming, watching, stopping.
+"""The training loop and its parts: set-up, steps, resuming, monitoring, stopping.
 
-Top layer: puts the other packages together. Read loop.py first.
+The top layer, which combines the other packages. Read loop.py first.
 """

@@ -1,6 +1,6 @@
-"""What a step's numbers lead to: the run goes on, leaves the step out, goes back to a checkpoint, or stops.
+"""How a run reacts to a step's numbers: it continues, skips the step, rolls back to a checkpoint, or stops.
 
-Every rank knows the same of a step (:class:`pipeline.train.step.Step`) and so comes to the same end without asking.
+Every rank has the same numbers of a step (:class:`pipeline.train.step.Step`) and so reaches the same decision alone.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def examine(run: Run, progress: Progress, done: Step) -> None:
-    """Look at a step's numbers; collective where they are none. Raises NonFiniteError where those may not pass."""
+    """Check a step's numbers; collective if they are non-finite. Raises NonFiniteError if the run must stop."""
     if done.damaged:
         examine_damage(run, progress.step, done)
     progress.own.append(done.own)
@@ -38,40 +38,40 @@ def examine(run: Run, progress: Progress, done: Step) -> None:
         keys = [all_keys[row] for batch in done.fed for row in batch.samples_B.tolist()]
         path = dump(run.config.run_dir / NONFINITE, progress.step, rank, done.fed, keys)
         logger.warning("%s; rank %d's samples %s are kept in %s", report, rank, ", ".join(keys), path)
-    torch.distributed.barrier()  # a rank that leaves before would take those that still write with it
+    torch.distributed.barrier()  # a rank that exits earlier would end those that are still writing
     limits = run.config.train
     if done.skipped and progress.skipped < limits.skip_nonfinite:
         progress.skipped += 1
-        logger.warning("%s; the step is left out, %d so far", report, progress.skipped, extra=ONCE)
+        logger.warning("%s; the step is skipped, %d so far", report, progress.skipped, extra=ONCE)
     elif progress.rollbacks < limits.rollback_nonfinite:
         go_back(run, progress, report)
     else:
         raise NonFiniteError(
             f"{report}. Training has diverged: resume from the last checkpoint with a lower optim.lr or optim.clip 1, "
-            f"or let it leave out such steps ({progress.skipped + 1} so far, train.skip_nonfinite "
-            f"{limits.skip_nonfinite}) or go back ({progress.rollbacks} times so far, train.rollback_nonfinite "
+            f"or let it skip such steps ({progress.skipped + 1} so far, train.skip_nonfinite "
+            f"{limits.skip_nonfinite}) or roll back ({progress.rollbacks} times so far, train.rollback_nonfinite "
             f"{limits.rollback_nonfinite})"
         )
 
 
 def go_back(run: Run, progress: Progress, report: str) -> None:
-    """Put the last checkpoint's weights and moments back; collective. Raises NonFiniteError where there is none.
+    """Restore the last checkpoint's weights and moments; collective. Raises NonFiniteError if there is no checkpoint.
 
-    The run goes on with the next step's samples and learning rate, as PaLM's did (arXiv 2204.02311, section 5.1): the
-    same samples from the same weights would only lead to the same end. No step is counted, and no sample seen, twice.
+    The run continues with the next step's samples and learning rate, as PaLM's did (arXiv 2204.02311, section 5.1): the
+    same samples from the same weights would only diverge again. No step is counted, and no sample seen, twice.
     """
     with run.clock.time("checkpoint"):
         run.saver.finish()
         meta = resume(RunFolder(run.config.run_dir), run.engine, run.job.ranks)
     if meta is None:
-        raise NonFiniteError(f"{report}. There is no checkpoint yet to go back to: lower optim.lr")
-    lost = progress.step - max(meta.step, progress.restored)  # what an earlier time has undone is counted already
+        raise NonFiniteError(f"{report}. There is no checkpoint yet to roll back to: lower optim.lr")
+    lost = progress.step - max(meta.step, progress.restored)  # steps undone by an earlier roll-back are counted already
     progress.restored = progress.step
     progress.rollbacks += 1
     progress.undone += lost
     run.clock.undo(progress.saved.get(meta.step, 0.0))
     logger.warning(
-        "%s; back to the weights of step %d, %d steps are undone (%d of %d times)",
+        "%s; rolled back to the weights of step %d, %d steps are undone (roll-back %d of %d)",
         report,
         meta.step,
         lost,
@@ -82,26 +82,26 @@ def go_back(run: Run, progress: Progress, report: str) -> None:
 
 
 def examine_damage(run: Run, step: int, done: Step) -> None:
-    """Report the samples that didn't decode; collective. Raises UserError, on all ranks, past the run's budget."""
+    """Log the samples that didn't decode; collective. Raises UserError, on all ranks, if they exceed the budget."""
     own = [item for batch in done.fed for item in batch.damaged]
     everyone: list[list[Damage]] = [[] for _ in range(run.job.ranks.world_size)]
     torch.distributed.all_gather_object(everyone, own)
     verdict = [""]
     if run.damages is not None:
         for item in run.damages.see(step, [item for rank in everyone for item in rank]):
-            logger.warning("step %d: %s; another stands in", step, item)
+            logger.warning("step %d: %s; another sample replaces it", step, item)
         if len(run.damages.samples) > run.config.data.damage_budget:
             verdict = [run.damages.summary()]
     torch.distributed.broadcast_object_list(verdict)
     if verdict[0]:
         raise UserError(
             f"data.train {run.job.data.name!r}: {verdict[0]}; data.damage_budget allows "
-            f"{run.config.data.damage_budget}: check the data set with python -m data_prep.verify"
+            f"{run.config.data.damage_budget}: check the dataset with python -m data_prep.verify"
         )
 
 
 class NonFiniteError(RuntimeError):
-    """Training has met a loss or gradient that is no number, and may not skip it."""
+    """Training has met a non-finite loss or gradient, and may not skip it."""
 
 
 def describe_nonfinite(done: Step, step: int, hosts: Sequence[str]) -> str:
@@ -112,7 +112,7 @@ def describe_nonfinite(done: Step, step: int, hosts: Sequence[str]) -> str:
 
 
 def dump(folder: Path, step: int, rank: int, batches: Sequence[Batch], keys: Sequence[str]) -> Path:
-    """Write the images (uint8), labels and rows that this rank was fed in ``step``; the samples' keys as metadata."""
+    """Write the images (uint8), labels and rows that this rank got in ``step``, with the samples' keys as metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}-rank-{rank:03d}.safetensors"
     tensors = {

@@ -19,14 +19,14 @@ CUDNN_FIRST = (9, 0)  # compute capability from which torch prefers cuDNN's kern
 
 
 def kernel(choice: Attention) -> AbstractContextManager[None]:
-    """Within it, attention is computed by ``choice`` alone; auto: torch chooses."""
+    """Compute attention by the kernel ``choice`` alone inside this context; auto: torch chooses."""
     return nullcontext() if choice == "auto" else sdpa_kernel(_BACKENDS[choice])
 
 
 def check_kernel(choice: Attention, device: torch.device) -> None:
     """Raise UserError if ``device`` has no such kernel."""
     if device.type == "cpu" and choice not in _ON_CPUS:
-        raise UserError(f"train.attention {choice} is for GPUs, and this rank has none: set {', '.join(_ON_CPUS)}")
+        raise UserError(f"train.attention {choice} needs a GPU, and this rank has none: set {', '.join(_ON_CPUS)}")
 
 
 def may_be_cudnn(choice: Attention, device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""What rank 0 logs of a training, as text."""
+"""The text of rank 0's log lines."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from pipeline.core.units import duration
 from pipeline.model.flops import training_hours
 from pipeline.train.state import Run
 
-LONG_RUN = 7 * 24.0  # hours; a longer one is warned of
-LONG_STEP = 1 / 6  # hours, the same
+LONG_RUN = 7 * 24.0  # hours; a longer run gets a warning
+LONG_STEP = 1 / 6  # hours; a longer step gets the same warning
 
 
 def headline(run: Run) -> str:
@@ -18,13 +18,13 @@ def headline(run: Run) -> str:
         f"{config.stage} {config.recipe}: {f'resumes after step {start}' if start else 'starts'}, {run.job.steps} "
         f"steps of {batch.global_batch} samples ({batch.micro_batch} x {ranks.world_size} rank(s) x {passes}), "
         f"{len(data):,} samples, {data.info.classes:,} classes, {config.model.variant} at {config.model.image_size} px"
-        f", ZeRO-{batch.zero_stage} {batch.dtype} on {run.device.type} ({run.clock.peak / 1e12:.3g} TFLOP/s a rank at "
-        f"best), started by {ranks.launcher}"
+        f", ZeRO-{batch.zero_stage} {batch.dtype} on {run.device.type} (peak {run.clock.peak / 1e12:.3g} TFLOP/s per "
+        f"rank), started by {ranks.launcher}"
     )
 
 
 def expectation(run: Run) -> str:
-    """A warning if the run takes far longer on this machine than people wait; "" if it doesn't."""
+    """A warning if the run will take impractically long on this machine, else ""."""
     config, ranks, peak = run.config, run.job.ranks.world_size, run.clock.peak
     steps = run.job.steps - run.start_step
     if steps < 1 or not peak:
@@ -50,7 +50,7 @@ def progress_line(metrics: dict[str, float], step: int, steps: int) -> str:
 
 
 def finished_line(run_dir: Path, step: int, metrics: dict[str, float]) -> str:
-    """What a start says that finds its run finished: how the run ended, and how to train anew."""
+    """The message if the run is finished already: its results, and how to train again."""
     shares = {"eval/top1": "top-1", "eval/top5": "top-5"}
     losses = {"eval/loss": "evaluation loss", "train/loss": "training loss"}
     results = [f"{title} {metrics[name]:.2%}" for name, title in shares.items() if name in metrics]

@@ -1,4 +1,4 @@
-"""Starting a fine-tune: from a run of ours, from somebody else's weights, or from scratch."""
+"""Starting a fine-tuning: from a run, from published weights, or from scratch."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 SCRATCH = "scratch"
 
 
-_STRUCTURE = ("layer_scale", "class_position", "registers")  # what gives a model other tensors
+_STRUCTURE = ("layer_scale", "class_position", "registers")  # fields that change which tensors a model has
 _HALVES = (ModelConfig.mean, ModelConfig.std)
 
 
@@ -66,7 +66,7 @@ def read_parent(config: RunConfig) -> Parent | None:
 def inherit(config: RunConfig, parent: Parent | None, given: Collection[str] = ()) -> RunConfig:
     """``config`` with the parent's input normalisation, unless one was ``given`` or differs from the default of 0.5.
 
-    Warns when the model differs in settings that change the features. Raises UserError when the architecture differs.
+    Warns if the model differs in settings that change the features. Raises UserError if the architecture differs.
     """
     if parent is None:
         return config
@@ -79,13 +79,13 @@ def inherit(config: RunConfig, parent: Parent | None, given: Collection[str] = (
     if _structure(own) != _structure(theirs):
         resize = " --model.position_resize bicubic" if theirs.position_resize == "bicubic" else ""
         raise UserError(
-            f"--parent {config.parent!r} has another structure than the model: add "
+            f"--parent {config.parent!r} has a different structure than the model: add "
             f"{_options(theirs, _STRUCTURE, own)}{resize} to keep the parent's"
         )
     if (own.mean, own.std) == _HALVES and not INHERITED & set(given):
         own = replace(own, mean=theirs.mean, std=theirs.std)
     differing = [name for name in ("gelu", "norm_eps", "mean", "std") if getattr(own, name) != getattr(theirs, name)]
-    if differing:  # it can be trained, but the parent's features are not quite what the model now computes
+    if differing:  # it can be trained, but the model computes slightly different features than the parent
         keeps = _options(theirs, differing)
         logger.warning("--parent %r was trained with other settings: %s keeps them", config.parent, keeps, extra=ONCE)
     if "model.position_resize" in given and grid_size(own) == grid_size(theirs):
@@ -103,7 +103,7 @@ def _structure(model: ModelConfig) -> tuple[bool, bool, int]:
 
 
 def _options(theirs: ModelConfig, names: Iterable[str], own: ModelConfig | None = None) -> str:
-    """Command-line options that set ``names`` as in ``theirs``, without those that ``own`` has already."""
+    """Command-line options that set ``names`` as in ``theirs``, except those that ``own`` already has."""
     options = []
     for name in names:
         value = getattr(theirs, name)
@@ -114,7 +114,7 @@ def _options(theirs: ModelConfig, names: Iterable[str], own: ModelConfig | None 
 
 
 def _lineage(source: Checkpoint) -> dict[str, Any]:
-    """Where the weights come from, by the parent's run folder."""
+    """The weights' lineage, from the parent's run folder."""
     run_dir = source.path.absolute().parent.parent
     lineage = {"run_dir": str(run_dir), "step": source.meta.step, "dataset_digest": source.meta.dataset_digest}
     mlflow = run_dir / MLFLOW

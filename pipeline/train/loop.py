@@ -43,7 +43,7 @@ from pipeline.train.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "stopped", "failed"]
-TOLD_EVERY = 5.0  # seconds between writes of status.json, which wait for the disk
+TOLD_EVERY = 5.0  # seconds between writes of status.json, each of which waits for the disk
 MLFLOW_STATUS: dict[Outcome, Literal["FINISHED", "FAILED", "KILLED"]] = {
     "finished": "FINISHED",
     "stopped": "KILLED",
@@ -52,10 +52,10 @@ MLFLOW_STATUS: dict[Outcome, Literal["FINISHED", "FAILED", "KILLED"]] = {
 
 
 def train(config: RunConfig, given: Collection[str] = ()) -> int:
-    """Run ``config`` on this rank until it is finished or asked to stop; resume what the run folder holds.
+    """Train ``config`` on this rank until it is finished or asked to stop; resume the run in the run folder, if any.
 
-    ``given``: the fields that the user gave, of which none may be without effect in silence.
-    Returns the exit code: 0 finished; stopped early with everything saved: 130 by Ctrl-C, 75 by another signal.
+    ``given``: the fields that the user gave; each one without effect is reported.
+    Returns the exit code. 0: finished. Stopped early with everything saved: 130 by Ctrl-C, 75 by another signal.
     """
     job = prepare(config, given)
     if job.status is not None and job.status.state == "finished":
@@ -78,9 +78,9 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
         fail(run, progress, error)
         raise
     close(run, progress, outcome)
-    heartbeat = run.heartbeat  # rank 0's store stays until all have stopped asking it, which the last barrier tells
+    heartbeat = run.heartbeat  # rank 0's store stays until no rank asks it any more, which the last barrier ensures
     try:
-        torch.distributed.barrier()  # the others' signs of life end here as well, rank 0 having closed
+        torch.distributed.barrier()  # the other ranks' heartbeats end here too, since rank 0 has closed
     except RuntimeError as error:
         leave(run, error, f"after its last step: {heartbeat.fail(error)}")
     heartbeat.stop()
@@ -93,7 +93,7 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
 
 
 def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
-    """Optimizer steps until the run is finished or any rank is asked to stop."""
+    """Take optimizer steps until the run is finished or any rank is asked to stop."""
     config, engine, steps = run.config, run.engine, run.job.steps
     batches = Ahead(
         train_batches(
@@ -136,8 +136,8 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
             note(progress.step, done.ledger)
             if done.repeated:
                 logger.warning(
-                    "step %d had a non-finite gradient, with cuDNN's attention kernel perhaps; repeated with flash, it "
-                    "is %s (--train.attention flash for the whole run)",
+                    "step %d had a non-finite gradient, perhaps by cuDNN's attention kernel; repeated with flash, it "
+                    "is %s (--train.attention flash uses flash for the whole run)",
                     progress.step,
                     "finite" if done.finite else "non-finite, too",
                     extra=ONCE,
@@ -147,7 +147,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
                 engine.update_average(config.train.average)
             tick()
             bar.update(progress.step, f"loss {done.loss:.4f}")
-            first = progress.step == run.start_step + 1  # it tells how long the run will take
+            first = progress.step == run.start_step + 1  # logged, because it shows how long the run will take
             if first or due(progress.step, config.train.log_every, steps) or done.stopping:
                 log_step(run, progress, done, lr)
             result = {}
@@ -160,7 +160,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
                 logger.info("asked to stop: %s", names, extra=ONCE)
                 return "stopped"
     if run.start_step < steps or not (run.meta and run.meta.metrics):  # else evaluated before it was resumed
-        run.saver.finish()  # the last checkpoint, which an evaluation that fails must not cost
+        run.saver.finish()  # complete the last checkpoint first: a failing evaluation must not cost it
         watchdog.feed()
         result = evaluate_now(run, progress, stop)
         if result is None:
@@ -175,18 +175,18 @@ def due(step: int, every: int, steps: int) -> bool:
 
 
 def save(run: Run, progress: Progress, result: dict[str, float]) -> None:
-    """Start a checkpoint of this step; collective. ``result``: of an evaluation at this step."""
+    """Start a checkpoint of this step; collective. ``result``: metrics of an evaluation at this step."""
     progress.saved[progress.step] = run.clock.seconds["training"]
     counts = {"skipped": progress.skipped, "rollbacks": progress.rollbacks, "undone": progress.undone}
     with run.clock.time("checkpoint"):
-        if run.tracker is not None:  # a resumed run doesn't repeat what lies before the checkpoint
+        if run.tracker is not None:  # a resumed run doesn't log again what was logged before the checkpoint
             flush(run.config.run_dir / LEDGER)
             write_status(run, progress, "running")
         run.saver.save(run.engine, progress.step, counts=counts, metrics=result)
 
 
 def incidents(run: Run, progress: Progress) -> dict[str, float]:
-    """How often something went wrong in the run so far; only counts above zero."""
+    """Counts of what went wrong in the run so far; only those above zero."""
     counts = {
         "watch/skipped_steps": float(progress.skipped),
         "watch/rollbacks": float(progress.rollbacks),
@@ -198,7 +198,7 @@ def incidents(run: Run, progress: Progress) -> dict[str, float]:
 
 
 def log_step(run: Run, progress: Progress, done: Step, lr: float) -> None:
-    """Metrics of the steps since the last line, to the run folder and the log."""
+    """Write metrics of the steps since the last line to the run folder and the log."""
     fresh = {
         "train/loss": done.loss,
         "train/lr": lr,
@@ -221,9 +221,9 @@ class StoppedError(Exception):
 
 
 def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, float] | None:
-    """Metrics of the held-out split, if there is one, by the weights and by their running average; collective.
+    """Metrics on the held-out split, if there is one, of the weights and their running average; collective.
 
-    None where a rank was asked to stop meanwhile: an evaluation may take longer than the time that is left to save.
+    None if a rank was asked to stop meanwhile: an evaluation may take longer than the time that remains for saving.
     """
     config, ranks, held_out = run.config, run.job.ranks, run.job.held_out
     if held_out is None:
@@ -233,7 +233,7 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, f
         torch.distributed.all_reduce(sums)
         return sums
 
-    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:  # as often on each rank
+    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:  # called equally often on each rank
         asked = torch.tensor(float(stop.requested), device=run.device)
         torch.distributed.all_reduce(asked)
         if asked.item():
@@ -268,14 +268,14 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, f
                 with run.engine.averaged_weights():
                     fresh |= metrics("eval_average/")
     except StoppedError:
-        logger.info("asked to stop: the evaluation of step %d is left out", progress.step, extra=ONCE)
+        logger.info("asked to stop: the evaluation of step %d is skipped", progress.step, extra=ONCE)
         return None
-    record(run, progress, fresh | run.clock.account())  # the last line of training came before, without its seconds
+    record(run, progress, fresh | run.clock.account())  # the last training line doesn't include the evaluation's time
     return fresh
 
 
 def record(run: Run, progress: Progress, fresh: dict[str, float]) -> None:
-    """Metrics of this step into the run folder, from where MLflow gets them. Raises FencedError."""
+    """Write metrics of this step to the run folder, from which MLflow gets them. Raises FencedError."""
     progress.metrics |= fresh
     if run.tracker is not None and run.fence is not None:
         run.fence.check()
@@ -283,7 +283,7 @@ def record(run: Run, progress: Progress, fresh: dict[str, float]) -> None:
 
 
 def write_status(run: Run, progress: Progress, state: Literal["running", "stopped", "finished", "failed"]) -> None:
-    """For people who look; where it can't be written, training goes on, and a failure stays the one that it was."""
+    """Write status.json. An error in writing stops neither training nor the report of an earlier failure."""
     if run.fence is not None and run.fence.holds():
         status = run_folder.Status(state, progress.step, run.job.steps, run.attempt, 0.0, progress.metrics)
         with suppress(OSError) if state in ("running", "failed") else nullcontext():
@@ -307,23 +307,23 @@ def close(run: Run, progress: Progress, outcome: Outcome) -> None:
 
 
 def fail(run: Run, progress: Progress, error: BaseException) -> None:
-    """Record a failure; among several ranks, say which was the first, and end this process."""
+    """Record a failure; with several ranks, name the one that failed first, and end this process."""
     faulthandler.dump_traceback_later(run.config.train.step_timeout, exit=True)
-    alone = isinstance(error, UnreadableError)  # a disk in trouble, as this rank sees it
-    same = isinstance(error, (anomalies.NonFiniteError, UserError)) and not alone  # on every rank
+    alone = isinstance(error, UnreadableError)  # a disk error that other ranks may not have
+    same = isinstance(error, (anomalies.NonFiniteError, UserError)) and not alone  # raised on every rank
     if same:
-        run.heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
-    cause = "every rank has seen it" if same else run.heartbeat.fail(error)
+        run.heartbeat.stop()  # another rank's exit is expected then, and must not end this one before its report
+    cause = "the same on every rank" if same else run.heartbeat.fail(error)
     close(run, progress, "failed")
     if run.job.ranks.world_size > 1 and isinstance(error, Exception) and (alone or not isinstance(error, UserError)):
         leave(run, error, f"after step {progress.step}: {cause}")
 
 
 def leave(run: Run, error: Exception, why: str) -> NoReturn:
-    """End this process at once: a broken process group may hang or abort when the interpreter takes it down."""
+    """End this process at once: a broken process group may hang or abort when the interpreter shuts down."""
     what = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
     logger.error("%s", what)
-    logger.error("rank %d leaves %s", run.job.ranks.rank, why)
+    logger.error("rank %d exits %s", run.job.ranks.rank, why)
     sys.stdout.flush()
     sys.stderr.flush()
     for worker in multiprocessing.active_children():

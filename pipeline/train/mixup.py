@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) on a device batch, the same for any number of ranks.
 
 Position p of a global batch of G is mixed with position p + G/2 mod G, and pipeline.loader.order puts both into the
-same micro-batch, half a micro-batch apart: so no rank needs another's images.
+same micro-batch, half a micro-batch apart, so no rank needs another's images.
 B batch, C channels or classes, H W pixels.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Box(NamedTuple):
-    """Rows and columns of an image, each from, up to."""
+    """A box of an image: first and last (exclusive) row and column."""
 
     top: int
     bottom: int
@@ -22,7 +22,7 @@ class Box(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """What a step does to all of its images."""
+    """The mix of one step, the same for all of its images."""
 
     weight: float  # of an image's own label
     box: Box | None = None  # taken from the partner (CutMix); None: the whole image is blended (mixup)
@@ -32,10 +32,10 @@ NOTHING = Mix(1.0)
 
 
 def draw_mix(seed: int, step: int, size: int, *, mixup: float, cutmix: float) -> Mix:
-    """The mix of one step: a function of (seed, step) and the settings alone.
+    """The mix of one step, as a function of (seed, step) and the settings only.
 
-    ``mixup``, ``cutmix``: alpha of the Beta distributions; 0: off. With both, one or the other, each with probability
-    1/2. ``size``: side of the images, pixels.
+    ``mixup``, ``cutmix``: alpha of the Beta distributions; 0: off. With both on, one of them, each with probability
+    1/2. ``size``: side of the images in pixels.
     """
     switch = np.random.Generator(np.random.SFC64([seed, step, 0x737769])).random()
     if cutmix > 0 and (mixup == 0 or switch < 0.5):
@@ -52,9 +52,9 @@ def mixup_lambda(seed: int, step: int, alpha: float) -> float:
 
 
 def cutmix_box(seed: int, step: int, size: int, alpha: float) -> Mix:
-    """One box per step: a share 1 - l of the area, l ~ Beta(alpha, alpha), about a uniformly drawn pixel.
+    """One box per step with a fraction 1 - l of the area, l ~ Beta(alpha, alpha), centred on a uniformly drawn pixel.
 
-    The box is cut off at the image's border, and the weight is that of the area which then remains to the image.
+    The box is clipped at the image's border, and the weight is the fraction of the image outside the clipped box.
     """
     random = np.random.Generator(np.random.SFC64([seed, step, 0x637574]))
     side = int(size * math.sqrt(1 - random.beta(alpha, alpha)))
@@ -69,7 +69,7 @@ def cutmix_box(seed: int, step: int, size: int, alpha: float) -> Mix:
 
 
 def mix(x_BCHW: Tensor, targets_BC: Tensor, how: Mix) -> tuple[Tensor, Tensor]:
-    """Each image and target with its partner's, half a batch away. B must be even; ``x_BCHW`` is left as it is."""
+    """Mix each image and target with its partner's, half a batch away. B must be even; ``x_BCHW`` isn't changed."""
     assert len(x_BCHW) % 2 == 0
     half = len(x_BCHW) // 2
     targets_BC = how.weight * targets_BC + (1 - how.weight) * targets_BC.roll(half, 0)

@@ -11,12 +11,12 @@ from pipeline.runs.folder import PROFILE
 
 logger = logging.getLogger(__name__)
 
-FIRST = 10  # steps before the first recorded one: the start of a run is not what it is like
+FIRST = 10  # steps before the first recorded one: a run's first steps are not typical
 
 
 @contextmanager
 def profile(run_dir: Path, steps: int) -> Iterator[Callable[[], None]]:
-    """Record ``steps`` steps (0: none) into RUN/profile/; call what it yields after each step."""
+    """Record ``steps`` steps (0: none) in RUN/profile/; call the yielded function after each step."""
     if not steps:
         yield lambda: None
         return

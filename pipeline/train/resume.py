@@ -1,4 +1,4 @@
-"""Resuming: a checkpoint's state into the engine."""
+"""Resuming: loading a checkpoint's state into the engine."""
 
 import torch
 import torch.distributed
@@ -12,15 +12,15 @@ from pipeline.runs.folder import RunFolder
 
 
 def load(found: Checkpoint, engine: Engine) -> Meta:
-    """Put a checkpoint's state into a fresh engine. No communication."""
+    """Load a checkpoint's state into a new engine. No communication."""
     engine.load_state(found.state(), found.meta.optimizer_steps)
     return found.meta
 
 
 def resume(folder: RunFolder, engine: Engine, ranks: Ranks) -> Meta | None:
-    """Load the newest sound checkpoint of the run folder, if it has any; collective.
+    """Load the newest intact checkpoint of the run folder, if it has any; collective.
 
-    Raises UserError if it has some and all are broken: starting over is for a human to decide.
+    Raises UserError if it has checkpoints and all are damaged: starting over is a decision for the user.
     """
     choice: list[Checkpoint | str | None] = [None]
     if ranks.rank == 0 and folder.checkpoints:
@@ -30,7 +30,7 @@ def resume(folder: RunFolder, engine: Engine, ranks: Ranks) -> Meta | None:
         return None
     if not isinstance(choice[0], Checkpoint):
         raise UserError(
-            f"--run-dir {str(folder.path)!r} has checkpoints and none is sound (see the warnings of rank 0): bring "
-            "one back, or remove its checkpoints/ folder to start anew"
+            f"--run-dir {str(folder.path)!r} has checkpoints, but all are damaged (see rank 0's warnings): restore "
+            "one, or remove its checkpoints/ folder to start over"
         )
     return load(choice[0], engine)

@@ -1,4 +1,4 @@
-"""From a configuration to ranks that are ready to train: checks first, then the group, the engine and the records."""
+"""From a configuration to ranks that are ready to train: checks first, then process group, engine and records."""
 
 import logging
 import math
@@ -47,23 +47,23 @@ from pipeline.train.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT_NAME = 500  # characters that MLflow takes
+EXPERIMENT_NAME = 500  # longest name that MLflow accepts, characters
 # of which at least one is there as soon as a run has begun; slurm/launch.sh makes slurm/ before
 OURS = {"slurm", "owner.json", "config.json", "run.json", "status.json", "checkpoints"}
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
 
 
 def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
-    """Check everything that a user can get wrong, before the ranks meet, so that it costs one line and no waiting.
+    """Check everything that a user can get wrong, before the ranks meet, so that an error is one line without a wait.
 
     ``given``: the fields that the user gave, by dotted names.
     """
     if config.run_dir == Path():
-        raise UserError("--run-dir is missing, or this very folder: name the folder of a new run, or of one to resume")
+        raise UserError("--run-dir is missing or the current folder: name the folder of a new run, or one to resume")
     check_local(config.run_dir, "--run-dir")
     if not 0 < len(config.experiment) <= EXPERIMENT_NAME:
         raise UserError(
-            f"--experiment {config.experiment!r} can be no MLflow experiment: give a name of 1 to {EXPERIMENT_NAME} "
+            f"--experiment {config.experiment!r} can't be an MLflow experiment: give a name of 1 to {EXPERIMENT_NAME} "
             "characters"
         )
     fields.check_ranges(config)
@@ -77,14 +77,14 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
         )
     if config.stage == "pretrain" and config.parent:
         raise UserError(
-            f"--parent {config.parent!r} is for jobs.finetune, and jobs.pretrain starts from random weights: leave it "
+            f"--parent {config.parent!r} is for jobs.finetune; jobs.pretrain starts from random weights: leave it "
             "out, or use jobs.finetune"
         )
     data, held_out = open_data(config)
     if held_out is None and config.checkpoint.keep_best:
         raise UserError(
             f"checkpoint.keep_best {config.checkpoint.keep_best} needs evaluations, and there is no held-out split: "
-            "name one by data.eval and data.eval_split, or set checkpoint.keep_best 0"
+            "name one with data.eval and data.eval_split, or set checkpoint.keep_best 0"
         )
     ranks = ranks_from_environment(os.environ)
     deepspeed_config.deepspeed_config(config, ranks.world_size)
@@ -99,7 +99,7 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
     steps = total_steps(config.schedule, len(data), config.train.global_batch)
     job = Job(data, held_out, steps, ranks, facts, folder, frozenset(given))
     folder.check_facts(job.all_facts)
-    several = ranks.world_size > 1  # one process may still be a mistyped command, whose error is a plain line
+    several = ranks.world_size > 1  # a single process may be a mistyped command: its error is a line without a stamp
     log.set_up(ranks.rank, ranks.world_size, stamped=several)
     for level, remark in remarks(config, job):
         logger.log(level, "%s", remark, extra=ONCE)
@@ -107,28 +107,28 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
 
 
 def check_no_others_files(run_dir: Path) -> None:
-    """Raise UserError if a new run's folder holds other files, such as images: the run's would be mixed with them."""
+    """Raise UserError if a new run's folder holds other files, such as images, that would mix with the run's."""
     names = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
     if names and not OURS.intersection(names):
         raise UserError(
-            f"--run-dir {str(run_dir)!r} holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, and no run: "
-            "name a new folder, or that of a run to resume"
+            f"--run-dir {str(run_dir)!r} holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, but no run: "
+            "name a new folder, or the folder of a run to resume"
         )
 
 
 def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
-    """Log level and text of what is not a mistake, but hardly what was meant."""
+    """Log level and text of settings that are allowed, but probably not intended."""
     began = job.folder.as_begun(config)
     if Path(began.parent).resolve() != Path(config.parent).resolve():
         yield (
             logging.WARNING,
-            f"--parent {config.parent!r} is not looked at: the run in {str(config.run_dir)!r} began from "
+            f"--parent {config.parent!r} is ignored: the run in {str(config.run_dir)!r} began from "
             f"{began.parent!r} and has checkpoints of its own; name another --run-dir to start from another parent",
         )
     if began.model != config.model and job.given & fields.INHERITED:
         yield (
             logging.WARNING,
-            f"{' and '.join(sorted(job.given & fields.INHERITED))} of this start are not looked at: the run in "
+            f"{' and '.join(sorted(job.given & fields.INHERITED))} of this start are ignored: the run in "
             f"{str(config.run_dir)!r} began with {began.model.mean} and {began.model.std}; name another --run-dir",
         )
     if job.held_out is None:
@@ -144,9 +144,9 @@ def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
     if job.held_out is None and config.stage == "finetune" and config.data.eval_split != NO_SPLIT:
         yield (
             logging.WARNING,
-            f"no held-out images: {config.data.train[0]!r} has no split {config.data.eval_split!r}, so nothing will "
-            "tell how good the fine-tuned model is; shard the images with --val-fraction 0.1, or name a --data.eval "
-            f"(--data.eval-split {NO_SPLIT} if it is meant so)",
+            f"no held-out images: {config.data.train[0]!r} has no split {config.data.eval_split!r}, so the fine-tuned "
+            "model will not be evaluated; shard the images with --val-fraction 0.1, or name a --data.eval "
+            f"(--data.eval-split {NO_SPLIT} if this is intended)",
         )
     if (warmup := warmup_steps(config.schedule, job.steps)) >= job.steps:
         yield (
@@ -165,7 +165,7 @@ def remarks(config: RunConfig, job: Job) -> Iterator[tuple[int, str]]:
 
 
 def without_effect(config: RunConfig, steps: int, given: Collection[str]) -> Iterator[str]:
-    """What was given and changes nothing in a run of ``steps``, one line each."""
+    """The given options that change nothing in a run of ``steps``, one line each."""
     rule, evaluated, profiled = config.checkpoint, config.train.eval_every, config.train.profile
 
     def meet(every: int) -> bool:
@@ -191,9 +191,9 @@ def without_effect(config: RunConfig, steps: int, given: Collection[str]) -> Ite
 
 
 def open_data(config: RunConfig) -> tuple[JoinedSplit, JoinedSplit | None]:
-    """The training split and the evaluation split, if there is one. Raises UserError where they don't fit."""
+    """Open the training split and the evaluation split, if there is one. Raises UserError if they don't fit."""
     if not config.data.train:
-        raise UserError("--data.train is missing: name the training data set's folder, made by data_prep.shard")
+        raise UserError("--data.train is missing: name the training dataset's folder, made by data_prep.shard")
     cache = make_cache(config.data.cache, config.data.cache_gb)
     choice = chosen(config.data)
     data = open_split(config.data.train, config.data.train_split, choice=choice, cache=cache)
@@ -202,7 +202,7 @@ def open_data(config: RunConfig) -> tuple[JoinedSplit, JoinedSplit | None]:
     if not config.data.eval and config.data.eval_split not in data.info.samples:
         if config.data.eval_split not in (DataConfig.eval_split, NO_SPLIT):
             raise UserError(
-                f"data.eval_split {config.data.eval_split!r} is no split of data.train {folder!r}, which has "
+                f"data.eval_split {config.data.eval_split!r} is not a split of data.train {folder!r}, which has "
                 f"{', '.join(data.info.samples)}: name one of these, or {NO_SPLIT!r} to train without evaluation"
             )
         return data, None
@@ -211,7 +211,7 @@ def open_data(config: RunConfig) -> tuple[JoinedSplit, JoinedSplit | None]:
         raise UserError(
             f"data.eval {folder!r} has another class map ({held_out.info.classes} classes, digest "
             f"{held_out.info.classes_digest}) than data.train ({data.info.classes}, {data.info.classes_digest}): "
-            "shard it with --classes of the training data set"
+            "shard it with --classes of the training dataset"
         )
     return data, held_out
 
@@ -236,11 +236,11 @@ def start(config: RunConfig, job: Job) -> Run:
         engine = ds.build_engine(config, model.to(device), ranks.world_size)
         meta = resume(folder, engine, ranks)
     except UserError as error:
-        if not isinstance(error, UnreadableError):  # which a rank may meet alone; all others all ranks meet
-            heartbeat.stop()  # that another has left is no news then, and no reason to leave before the report is out
+        if not isinstance(error, UnreadableError):  # this error may be one rank's; the others are all ranks'
+            heartbeat.stop()  # another rank's exit is expected then, and must not end this one before its report
         raise
-    except RuntimeError as error:  # also torch's where a peer is gone, which doesn't say who
-        raise RuntimeError(f"rank {ranks.rank} leaves before its first step: {heartbeat.fail(error)}") from error
+    except RuntimeError as error:  # also torch's error if another rank is gone, which doesn't name that rank
+        raise RuntimeError(f"rank {ranks.rank} exits before its first step: {heartbeat.fail(error)}") from error
     start_step = meta.step if meta else 0
     tracker = None
     if ranks.rank == 0:
@@ -274,7 +274,7 @@ def start(config: RunConfig, job: Job) -> Run:
 
 
 def describe_data(data: JoinedSplit | None, context: str) -> list[dict[str, Any]]:
-    """What run.json keeps of each data set: enough to find it again, and to tell another one from it."""
+    """What run.json records of each dataset: enough to find it again and to tell it from others."""
     return [
         {
             "name": f"{part.info.name}/{part.split}",
@@ -286,7 +286,7 @@ def describe_data(data: JoinedSplit | None, context: str) -> list[dict[str, Any]
             "classes_digest": part.info.classes_digest,
             "seed": part.info.seed,
             "tool_version": part.info.tool_version,
-            "upright": bool(part.info.options.get("upright")),  # images are stored as EXIF says they should be seen
+            "upright": bool(part.info.options.get("upright")),  # images are stored turned as their EXIF says
         }
         for part in (data.parts if data else ())
     ]

@@ -1,4 +1,4 @@
-"""What a training run holds while it runs."""
+"""The state of a training run."""
 
 import math
 from dataclasses import dataclass, field
@@ -24,15 +24,15 @@ from pipeline.train.stopwatch import Stopwatch
 
 @dataclass
 class Progress:
-    """What changes while a run goes on."""
+    """The part of the state that changes from step to step."""
 
     step: int  # finished optimizer steps
     metrics: dict[str, float]  # the latest of each
-    skipped: int = 0  # of them, left out because their gradient was no number
-    rollbacks: int = 0  # times that such a step led back to the last checkpoint
-    undone: int = 0  # steps whose work that has cost
-    restored: int = 0  # the step after which that was last: the weights have nothing of what lies before it any more
-    saved: dict[int, float] = field(default_factory=dict)  # checkpoint of this attempt -> seconds of training by then
+    skipped: int = 0  # of them, skipped because their gradient was non-finite
+    rollbacks: int = 0  # number of roll-backs to the last checkpoint after such steps
+    undone: int = 0  # steps whose updates were lost by roll-backs
+    restored: int = 0  # step of the last roll-back: updates between the checkpoint and this step are lost
+    saved: dict[int, float] = field(default_factory=dict)  # this attempt's checkpoints: step -> training seconds
     spikes: Spikes = field(default_factory=Spikes)
     own: list[list[float]] = field(default_factory=list)  # Step.own of the steps since the last line
     told: float = -math.inf  # when status.json was written last, by the monotonic clock
@@ -40,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """What a configuration means on this machine, checked. No rank has met another yet."""
+    """A checked configuration with its data, before the ranks meet."""
 
     data: JoinedSplit
     held_out: JoinedSplit | None
@@ -52,12 +52,12 @@ class Job:
 
     @property
     def status(self) -> Status | None:
-        """Of the attempt before."""
+        """The previous attempt's status."""
         return self.folder.status
 
     @property
     def all_facts(self) -> dict[str, Any]:
-        """Those of the evaluation data as well, for run.json."""
+        """The facts of training and evaluation data, for run.json."""
         return {**self.facts, "eval_digest": self.held_out.digest if self.held_out else ""}
 
 
@@ -73,8 +73,8 @@ class Run:
     saver: Saver
     clock: Stopwatch
     start_step: int
-    meta: Meta | None  # of the checkpoint that it goes on from
+    meta: Meta | None  # of the checkpoint that the attempt resumes from
     attempt: int  # 1 is the first
-    fence: Fence | None  # of rank 0
-    tracker: Tracker | None  # of rank 0
-    damages: Damages | None  # of rank 0
+    fence: Fence | None  # on rank 0 only
+    tracker: Tracker | None  # on rank 0 only
+    damages: Damages | None  # on rank 0 only

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches forward and backward, the update, and what every rank learns of it."""
+"""One optimizer step: micro-batches forward and backward, the update, and its result on every rank."""
 
 import itertools
 import math
@@ -28,18 +28,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Step:
-    """What an optimizer step left; the same on every rank but for ``fed``."""
+    """The result of an optimizer step; the same on every rank, except ``fed``."""
 
     loss: float  # mean over the global batch
     norm: float  # of the gradient, before clipping
-    skipped: bool  # the weights are those before the step
-    losses: list[float]  # by rank: the mean over its share of the batch
-    own: list[float]  # by rank: seconds of the step before, without waiting for others
+    skipped: bool  # the weights are unchanged
+    losses: list[float]  # per rank: the mean over its share of the batch
+    own: list[float]  # per rank: seconds of the previous step, without waiting for others
     stopping: list[int]  # ranks that were asked to stop
     save: bool  # rank 0 asks for a checkpoint
-    fed: list[Batch] = field(repr=False)  # of this rank
+    fed: list[Batch] = field(repr=False)  # this rank's batches
     ledger: int = 0  # hash of the global batch's samples (pipeline.runs.sample_ledger)
-    damaged: int = 0  # times that a sample didn't decode, on all ranks
+    damaged: int = 0  # samples that didn't decode, on all ranks
     repeated: bool = False  # with flash attention, after a non-finite gradient
 
     @property
@@ -48,7 +48,7 @@ class Step:
 
     @property
     def culprits(self) -> list[int]:
-        """Ranks whose own loss is no number; every rank where only the gradient isn't."""
+        """Ranks whose own loss is non-finite; all ranks if only the gradient is."""
         bad = [rank for rank, loss in enumerate(self.losses) if not math.isfinite(loss)]
         return bad or list(range(len(self.losses)))
 
@@ -66,10 +66,10 @@ def train_step(
     save: bool,
     settle: Callable[[], None],
 ) -> Step:
-    """Do the step after ``step`` finished ones; collective. ``stop``, ``save``: what this rank asks of all.
+    """Take the optimizer step after ``step`` finished ones; collective. ``stop``, ``save``: this rank's requests.
 
-    ``settle`` is called before anything that a checkpoint may still be copied from changes.
-    A step whose gradient is no number leaves the weights as they were.
+    ``settle`` is called before weights or moments change, from which a checkpoint may still be copied.
+    A step with a non-finite gradient leaves the weights unchanged.
     """
     engine.train()
     passes = accumulation(config.train, ranks.world_size)
@@ -84,7 +84,7 @@ def train_step(
                 waited=done.waited,
             )
     total, norm, waited, fed, marks = done.loss, done.norm, done.waited, done.fed, done.marks
-    # Each rank fills its own row: the sum is the table of all.
+    # Each rank fills its own row: the sum is the table of all ranks.
     table = torch.zeros(ranks.world_size, 6, dtype=torch.float64, device=device)
     samples = sum(ledger_hash(batch.samples_B.numpy()) for batch in fed) % 2**LEDGER_BITS
     broken = sum(len(batch.damaged) for batch in fed)
@@ -115,12 +115,12 @@ def train_step(
 
 @dataclass(frozen=True)
 class _Update:
-    """What the forward and backward passes of one rank, and the optimizer's step, left."""
+    """The result of one rank's forward and backward passes and the optimizer's step."""
 
     loss: torch.Tensor  # mean over this rank's share, on the device
-    norm: float | None  # of the gradient; None: to be asked of DeepSpeed
+    norm: float | None  # of the gradient; None: DeepSpeed knows it
     skipped: bool
-    waited: float  # seconds for data
+    waited: float  # seconds spent waiting for data
     fed: list[Batch]
     marks: list["Mark"]
 
@@ -144,7 +144,7 @@ def _update(
     settle: Callable[[], None],
     attention: AbstractContextManager[None],
 ) -> _Update:
-    """Forward and backward passes over the micro-batches of ``source`` and the optimizer's step; collective."""
+    """Run forward and backward passes over the micro-batches of ``source``, then the optimizer's step; collective."""
     # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would.
     _seed(device, ((config.train.seed * 1_000_003 + step) * 65_537 + ranks.rank) % 2**63)  # what torch takes
     passes = accumulation(config.train, ranks.world_size)
@@ -162,7 +162,7 @@ def _update(
             batch = next(source)
             waited += time.perf_counter() - asked
             if batch.step != step:
-                raise RuntimeError(f"the loader handed out a batch of step {batch.step} in step {step}")
+                raise RuntimeError(f"the loader returned a batch of step {batch.step} in step {step}")
             fed.append(batch)
             x_BCHW = normalise(
                 batch.images_BHWC.to(device, non_blocking=True), DTYPES[config.train.dtype], config.model
@@ -176,14 +176,14 @@ def _update(
             loss = loss_of(config.train.loss, logits_BC, targets, label_smoothing=config.train.label_smoothing)
             engine.backward(loss)
             asked = time.perf_counter()
-            batches.fetch()  # the next one, while a GPU is still busy with this one: so this is at most what it waits
+            batches.fetch()  # the next one, while a GPU is still busy with this one: an upper bound of the GPU's wait
             waited += time.perf_counter() - asked
             if config.train.zero_stage == 0 and engine.at_boundary:
                 norm = engine.grad_norm()
             if engine.at_boundary:
                 settle()
             if norm is not None and not math.isfinite(norm):
-                engine.skip_step()  # DeepSpeed does it by itself under ZeRO
+                engine.skip_step()  # under ZeRO, DeepSpeed does it
             else:
                 engine.step()
             total += loss.detach() / passes
@@ -191,9 +191,9 @@ def _update(
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """What torch.manual_seed does, for this rank's devices alone.
+    """Seed torch's generators, as torch.manual_seed does, for this rank's devices only.
 
-    torch would seed those of all makers too, and keep the whole call stack for each that isn't there.
+    torch.manual_seed also seeds all other device types, and keeps the call stack for each that doesn't exist.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -204,7 +204,7 @@ Mark = torch.cuda.Event | float
 
 
 def _mark(device: torch.device) -> Mark:
-    """A point in the device's time."""
+    """Mark the current point in the device's work."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -213,9 +213,9 @@ def _mark(device: torch.device) -> Mark:
 
 
 def _seconds(start: Mark, end: Mark) -> float:
-    """Between two marks that the device has passed."""
+    """Seconds between two marks that the device has passed."""
     if isinstance(start, float) and isinstance(end, float):
         return end - start
     assert isinstance(start, torch.cuda.Event)
     assert isinstance(end, torch.cuda.Event)
-    return float(start.elapsed_time(end)) / 1000  # of milliseconds
+    return float(start.elapsed_time(end)) / 1000  # milliseconds -> seconds

@@ -1,8 +1,8 @@
 """Requests to stop: SIGUSR1 and SIGTERM (Slurm, supervisors) and SIGINT (Ctrl-C) set a flag that the loop reads.
 
-The loop then saves a checkpoint and leaves. A second Ctrl-C leaves at once, without saving. It must work while the main
-thread waits in a collective, where no Python handler runs: so a thread reads the signals from a pipe, into which the
-interpreter's C handler writes each one's number (signal.set_wakeup_fd).
+The loop then saves a checkpoint and exits. A second Ctrl-C exits at once, without saving. This must work while the main
+thread waits in a collective, during which no Python handler runs: so a thread reads the signals from a pipe, to which
+the interpreter's C handler writes their numbers (signal.set_wakeup_fd).
 """
 
 import logging
@@ -18,14 +18,14 @@ from pipeline.core.log import ONCE
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-# Seconds in which several SIGINTs are one Ctrl-C: a terminal and a launcher both deliver it, and srun asks for two
-# within a second before it passes one on
+# Seconds within which several SIGINTs count as one Ctrl-C: a terminal and a launcher both deliver it, and srun wants
+# two within a second before it passes one on
 SAME_PRESS = 1.0
 SHOW_CURSOR = b"\x1b[?25h"  # DECTCEM of ECMA-48 terminals
 
 
 class StopRequest:
-    """``requested`` turns true when a stop signal reaches this process. Create once, in the main thread."""
+    """``requested`` becomes true when a stop signal reaches this process. Create once, in the main thread."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -37,11 +37,11 @@ class StopRequest:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), name="stop signals", daemon=True).start()
         for number in SIGNALS:
-            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as shells set it for "&"
+            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # shells ignore it for "&"
                 signal.signal(number, lambda *_: None)  # the C handler writes only signals that Python handles
 
     def _read(self, reader: int) -> None:
-        pressed = 0.0  # the first Ctrl-C, by the monotonic clock
+        pressed = 0.0  # time of the first Ctrl-C, by the monotonic clock
         while True:
             for number in os.read(reader, 64):
                 if self.interrupted and number in self._second and time.monotonic() > pressed + SAME_PRESS:
@@ -49,7 +49,7 @@ class StopRequest:
                 if number == signal.SIGINT and not self.interrupted:
                     self.interrupted, pressed = True, time.monotonic()
                     logger.info(
-                        "Ctrl-C: stops and saves after the current step; press Ctrl-C again to leave without saving",
+                        "Ctrl-C: stops and saves after the current step; press Ctrl-C again to exit without saving",
                         extra=ONCE,
                     )
                 if number in SIGNALS:
@@ -57,10 +57,10 @@ class StopRequest:
 
 
 def _leave() -> None:
-    """End the process from this thread, whatever the main one waits for."""
-    logger.info("left without saving; run the same command to resume from the last checkpoint", extra=ONCE)
+    """End the process from this thread, whatever the main thread waits for."""
+    logger.info("stopped without saving; run the same command to resume from the last checkpoint", extra=ONCE)
     if os.isatty(2):
-        os.write(2, SHOW_CURSOR)  # a progress bar hides it, and takes over sys.stderr
+        os.write(2, SHOW_CURSOR)  # a progress bar hides the cursor, and replaces sys.stderr
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(EXIT_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""What the loop measures of itself: speed, waiting, where the time went, remaining time."""
+"""The loop's measurements: speed, waiting for data, time per activity, remaining time."""
 
 import math
 import resource
@@ -16,21 +16,21 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass
 class Stopwatch:
-    """Rates since the last :meth:`lap`, and seconds by part since the attempt's start."""
+    """Rates since the last :meth:`lap`, and seconds per activity since the attempt's start."""
 
     samples_per_step: int
     ranks: int
     flops_per_sample: float = 0.0  # of training
     peak: float = 0.0  # FLOP/s of one rank's device
     seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    own: float = 0.0  # of the latest step: what this rank spent before it had to wait for others
+    own: float = 0.0  # seconds of the latest step before this rank had to wait for others
     steps: list[float] = field(default_factory=list)  # seconds of each step of the lap
-    waited: float = 0.0  # for data, in the lap
+    waited: float = 0.0  # seconds of the lap spent waiting for data
     _step_began: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def time(self, part: Part) -> Iterator[None]:
-        """Time that belongs to no step: of an evaluation or a checkpoint."""
+        """Account for time outside steps: an evaluation or a checkpoint."""
         began = time.perf_counter()
         try:
             yield
@@ -40,9 +40,9 @@ class Stopwatch:
             self._step_began += pause
 
     def step(self, waited: float, own: float) -> None:
-        """Record the step that ends now, the loop's own work since the last one included.
+        """Record the step that ends now, including the loop's own work since the last one.
 
-        ``waited``: seconds of it without data. ``own``: see :attr:`own`.
+        ``waited``: seconds of the step spent waiting for data. ``own``: see :attr:`own`.
         """
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now
@@ -53,12 +53,12 @@ class Stopwatch:
         self.seconds["data"] += waited
 
     def undo(self, training: float) -> None:
-        """Work was lost: the seconds of training since there were ``training`` of them count for nothing."""
+        """Count the training seconds beyond ``training`` as lost, after a roll-back."""
         self.seconds["undone"] += self.seconds["training"] - training
         self.seconds["training"] = training
 
     def account(self) -> dict[str, float]:
-        """Seconds by part so far, as metrics."""
+        """Seconds per activity so far, as metrics."""
         return {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
 
     def lap(self) -> dict[str, float]:
@@ -84,12 +84,12 @@ class Stopwatch:
 
 
 def percentile(ordered: list[float], fraction: float) -> float:
-    """Of sorted values, by the nearest rank."""
+    """A percentile of sorted values, by the nearest-rank method."""
     return ordered[max(math.ceil(fraction * len(ordered)) - 1, 0)]
 
 
 def peak_memory() -> float:
-    """Bytes: the most that torch has held on this rank's GPU, or that this process has held where there is none."""
+    """Peak memory in bytes: torch's on this rank's GPU, or this process's if there is no GPU."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -129,7 +129,7 @@ def test_each_run_gets_the_settings_that_differ_from_the_recipe(tmp_path: Path) 
         (("--rates", "0.1", "0.1"), "--rates 0.1 0.1 must be different"),
         (("--rates", "0"), "--rates 0 must be different numbers above 0"),
         (("--ranks", "0"), "--ranks 0 must be at least 1"),
-        (("--sweep", "x"), "--sweep 'x': the sweep's folder is --run-dir"),
+        (("--sweep", "x"), "--sweep 'x' is set by jobs.sweep"),
         (("--run-dir", "."), "--run-dir is missing"),
         (("--data.train", "nowhere"), "--data.train 'nowhere' does not exist"),
         (("--data.train",), "--data.train is missing"),
@@ -144,12 +144,12 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], s
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--data.eval-split", "test"), r"--data.eval-split 'test' is not in data set .* .it has train, val."),
+        (("--data.eval-split", "test"), r"--data.eval-split 'test' is not in dataset .* .it has train, val."),
         (
             ("--by", "eval/top9"),
-            r"--by 'eval/top9' is no metric of the held-out split: name one of eval/top1, ",
+            r"--by 'eval/top9' is not a metric of the held-out split: name one of eval/top1, ",
         ),
-        (("--by", "eval_average/top1"), r"--by 'eval_average/top1' is no metric"),
+        (("--by", "eval_average/top1"), r"--by 'eval_average/top1' is not a metric"),
     ],
 )
 def test_a_score_that_will_not_come_is_refused_before_training(
@@ -168,7 +168,7 @@ def test_another_parent_is_another_sweep(
     folder, _ = swept
     words = ["sweep", "tiny", "--rates", *RATES, "--run-dir", str(folder), "--data.train", str(digits)]
     monkeypatch.setattr(sys, "argv", [*words, "--parent", "B_16.npz"])
-    with pytest.raises(UserError, match=r"--parent 'B_16.npz': '.*ft-lr1e-05' of this sweep began from 'scratch'"):
+    with pytest.raises(UserError, match=r"--parent 'B_16.npz' is not the parent of '.*ft-lr1e-05' of this sweep"):
         job.main()
 
 

@@ -39,7 +39,7 @@ def unfinished(digits: Path, tmp_path: Path) -> Path:
         (["tiny", "--data.train", "{digits}"], ["--run-dir"]),
         (
             ["tiny", "--run-dir", "{digits}", "--data.train", "{digits}"],
-            ["--run-dir", "holds _info.json, ", "and no run", "name a new folder"],
+            ["--run-dir", "holds _info.json, ", "but no run", "name a new folder"],
         ),
         (
             ["tiny", "--run-dir", "{run}", "--data.augment", "medium1", "--train.micro-batch", "1"],

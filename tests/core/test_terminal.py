@@ -155,7 +155,7 @@ def test_predictions_of_evil_names(evil_folder: Path, tmp_path: Path, run: Run) 
         "jobs.predict", tmp_path / "run", tmp_path / "evil.tar", evil_folder, "--csv", table, "--workers", 0
     )
     assert code == 0, said
-    assert "is left out" in said
+    assert "is skipped" in said
     assert not RAW.search(said)
     assert not RAW.search(table.read_text(encoding="utf-8"))
 

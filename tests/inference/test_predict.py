@@ -154,7 +154,7 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     assert [by_name["clear.webp"][key] for key in same] == [by_name["lossless.png"][key] for key in same]
     assert len(rows_of(tmp_path / "out.csv")) == len(table)
     captured = capsys.readouterr()
-    assert captured.err.count("is left out") == 5
+    assert captured.err.count("is skipped") == 5
     report = json.loads(captured.out.splitlines()[-1])
     assert (report["images"], report["bad"]) == (12, 5)
     assert report["images_per_second"] > 0
@@ -337,7 +337,7 @@ def broken_graph(folder: Path, photos: Path) -> tuple[object, ...]:
         (broken_graph, ["model.onnx", "can't be read", "export it again"]),
         (compressed, ["photos.tar.gz", "compressed", "gunzip"]),
         (no_tar, ["photos.tar", "can't be read as a tar"]),
-        (all_bad, ["none of the 1 pictures could be read"]),
+        (all_bad, ["none of the 1 images could be read"]),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(

@@ -183,5 +183,5 @@ def test_a_folder_that_cannot_be_written_fails_in_words(tmp_path: Path) -> None:
     with Ranks(1, command, tmp_path / "logs") as ranks:
         (finished,) = ranks.wait(200)
     assert finished.code == 1
-    assert "to be mended before training: shared folder" in finished.output
+    assert "to be fixed before training: shared folder" in finished.output
     assert "Traceback" not in finished.output

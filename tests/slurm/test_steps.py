@@ -62,7 +62,7 @@ def test_doctor_names_the_node_that_differs(cluster: Cluster, digits: Path, tmp_
     found = {row[1]: (row[2], row[4]) for row in rows if row[1]}
     faults = {"code": "node2", "devices": "node1, node2", "shared folder": "node2", "loader": "node2"}
     assert {check: nodes for check, (state, nodes) in found.items() if state == "fail"} == faults, job.log
-    assert "to be mended before training: code, devices, shared folder, loader" in job.log
+    assert "to be fixed before training: code, devices, shared folder, loader" in job.log
     assert not (run / "config.json").exists(), "it trained all the same"
 
 

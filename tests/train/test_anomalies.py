@@ -21,7 +21,7 @@ def test_a_noisy_loss_that_falls_has_no_spike_and_a_jump_is_one() -> None:
         assert spikes.see(7 * math.exp(-step / 500) + choice.gauss(0, 0.05)) is None, step
     report = spikes.see(3.0)
     assert report is not None
-    assert "3.0000 stands out" in report
+    assert "3.0000 is a spike" in report
     assert spikes.count == 1
     assert spikes.see(0.15) is None
     assert spikes.count == 1

@@ -34,7 +34,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(launcher: str, digits: Path, 
         code = terminal.wait()
         assert code == (130 if launcher == "single process" else 1), terminal.text  # torchrun's own
         (saved,) = set(re.findall(r"saved at step (\d+); run the same command to resume", terminal.text))
-        assert terminal.text.count("press Ctrl-C again to leave without saving") == 1
+        assert terminal.text.count("press Ctrl-C again to exit without saving") == 1
         if launcher == "single process":
             assert "Traceback" not in terminal.text
     status = read_status(run)
@@ -57,7 +57,7 @@ def test_a_second_ctrl_c_leaves_at_once(digits: Path, tmp_path: Path) -> None:
         pressed = time.monotonic()
         assert terminal.wait(10) == 130
         assert time.monotonic() - pressed < 2
-        assert "left without saving" in terminal.text
+        assert "stopped without saving" in terminal.text
         assert b"\x1b[?25h" in terminal.raw, "the cursor is back"
         assert "Traceback" not in terminal.text
     assert not checkpoint.complete(tmp_path / "run")

@@ -75,11 +75,11 @@ def test_a_step_may_be_left_out_and_is_counted(
     command = job(run, digits, *options, "--train.skip-nonfinite", 1)
     finished = meet(fault, 0, 5, tmp_path, *command)
     assert [rank.code for rank in finished] == [0, 0], finished[0].output
-    assert "the step is left out, 1 so far" in finished[0].output
+    assert "the step is skipped, 1 so far" in finished[0].output
     saved = checkpoint.complete(run)
     before, after, later = (dict(checkpoint.State(saved[step - 1])) for step in (4, 5, 6))
     for key, tensor in before.items():
-        assert torch.equal(tensor, after[key]), f"{key} changed in a step that was left out"
+        assert torch.equal(tensor, after[key]), f"{key} changed in a step that was skipped"
     assert any(not torch.equal(tensor, later[key]) for key, tensor in after.items())
     assert all(bool(tensor.isfinite().all()) for tensor in later.values())
     meta = checkpoint.read_meta(saved[-1])
@@ -119,7 +119,7 @@ def test_a_run_may_go_back_to_its_last_checkpoint(
         run = tmp_path / name
         finished = meet(fault, 1, 6, tmp_path / name, *job(run, digits, *options))
         assert [rank.code for rank in finished] == [0, 0], finished[0].output
-        assert "back to the weights of step 4, 2 steps are undone (1 of 1 times)" in finished[0].output
+        assert "back to the weights of step 4, 2 steps are undone (roll-back 1 of 1)" in finished[0].output
         saved = checkpoint.complete(run)
         assert [checkpoint.read_meta(path).step for path in saved] == [2, 4, 6, 8]
         before, after, end = (dict(checkpoint.State(path)) for path in saved[1:])
@@ -146,8 +146,10 @@ def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: P
     two, one, limited = tmp_path / "two", tmp_path / "one", tmp_path / "limited"
     finished = meet("nans", 1, 4, two, *job(two / "run", digits, *options))
     assert [rank.code for rank in finished] == [0, 0], finished[0].output
-    assert "back to the weights of step 3, 1 steps are undone (1 of" in finished[0].output
-    assert "back to the weights of step 3, 1 steps are undone (2 of" in finished[0].output, "step 4 is undone already"
+    assert "back to the weights of step 3, 1 steps are undone (roll-back 1 of" in finished[0].output
+    assert "back to the weights of step 3, 1 steps are undone (roll-back 2 of" in finished[0].output, (
+        "step 4 is undone already"
+    )
     faulty = ("-m", "tests.train.faulty", "nans", 0, 4)
     run_ranks(1, (*faulty, *job(one / "run", digits, *options, "--train.micro-batch", 16)), one)
     ours, theirs = (dict(checkpoint.State(checkpoint.complete(run / "run")[-1])) for run in (one, two))
@@ -159,7 +161,7 @@ def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: P
     assert "go back (1 times so far, train.rollback_nonfinite 1)" in finished[0].output
     early = meet("nan", 1, 2, tmp_path / "early", *job(tmp_path / "early" / "run", digits, *options))
     assert [rank.code for rank in early] == [1, 1]
-    assert "no checkpoint yet to go back to" in early[0].output
+    assert "no checkpoint yet to roll back to" in early[0].output
 
 
 @pytest.mark.parametrize(("fault", "victim"), [("kill", 0), ("kill", 1), ("kill_start", 0), ("kill_end", 0)])
@@ -201,7 +203,7 @@ def test_a_rank_that_cannot_write_its_share_ends_the_run_at_once(digits: Path, t
     assert first.code == second.code == 1
     assert "step 6/" not in first.output, "that is where the next checkpoint would have told"
     for output in (first.output, second.output):
-        assert "leaves after step" in output
+        assert "exits after step" in output
         assert "rank 1" in output
         assert "File too large" in output
     assert "state-001.safetensors" in second.output

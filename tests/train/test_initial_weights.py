@@ -130,7 +130,7 @@ def test_another_parent_of_a_begun_run_is_pointed_out(
     prepare(dataclasses.replace(config, parent=str(tmp_path / "first")))  # the same by another name
     assert "--parent" not in caplog.text
     prepare(dataclasses.replace(config, parent="second"))
-    assert "--parent 'second' is not looked at" in caplog.text
+    assert "--parent 'second' is ignored" in caplog.text
 
 
 def test_a_parent_s_normalisation_travels_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,7 +98,7 @@ def test_an_attention_kernel_of_choice(plain: Path, digits: Path, tmp_path: Path
     assert losses(tmp_path / "run") == pytest.approx(losses(plain)[:2], abs=1e-4)
     command = ("-m", *job(tmp_path / "none", digits, "--train.attention", "cudnn", steps=2))
     (refused,) = run_ranks(1, command, tmp_path / "log-none", code=2)
-    assert "train.attention cudnn is for GPUs, and this rank has none: set auto, flash, math" in refused.output
+    assert "train.attention cudnn needs a GPU, and this rank has none: set auto, flash, math" in refused.output
 
 
 def test_the_trace_of_some_steps(digits: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: P
 
     code, output = audit(tmp_path / "many")
     assert code == 0, output
-    assert f"{STEPS} steps of {GLOBAL_BATCH} samples, {killed_at - first + 1} done again after a resume" in output
+    assert f"{STEPS} steps of {GLOBAL_BATCH} samples, {killed_at - first + 1} repeated after a resume" in output
     assert "each sample came exactly once in each of the first 1 epochs" in output
 
 
