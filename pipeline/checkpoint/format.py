@@ -33,19 +33,19 @@ class Meta:
     """meta.json of a checkpoint."""
 
     format_version: int
-    step: int  # optimizer steps done
+    step: int  # finished optimizer steps
     samples: int  # training samples seen
-    optimizer_steps: int  # the optimizer's own counter: lower than step where steps were skipped
+    optimizer_steps: int  # the optimizer's own counter: lower than step if steps were skipped
     config: dict[str, Any]  # pipeline.config.schema.to_dict of the run
     classes: int
     classes_digest: str
-    dataset_digest: str  # of the training data set
-    world_size: int  # it was saved under; for people only
+    dataset_digest: str  # of the training dataset
+    world_size: int  # number of ranks that saved it; informational
     files: dict[str, dict[str, Any]]  # name -> {"bytes": int, "xxh3_128": str}
-    skipped: int = 0  # steps left out because their gradient was no number
+    skipped: int = 0  # steps skipped because their gradient was non-finite
     metrics: dict[str, float] = field(default_factory=dict)  # of an evaluation at this very step
-    rollbacks: int = 0  # times that such a step led back to the checkpoint before
-    undone: int = 0  # steps whose work that has cost
+    rollbacks: int = 0  # number of roll-backs to an earlier checkpoint after such steps
+    undone: int = 0  # steps whose updates were lost by roll-backs
 
 
 def folder_name(step: int) -> str:
@@ -74,7 +74,7 @@ def newest(checkpoints: Sequence[Path], *, hashes: bool = False) -> Checkpoint |
 
 
 def read_meta(checkpoint: Path) -> Meta:
-    """Raises UserError where ``checkpoint`` is no complete checkpoint or of another version."""
+    """Raises UserError if ``checkpoint`` isn't a complete checkpoint, or is of another version."""
     path = checkpoint / META
     try:
         meta = Meta(**read_json(path))

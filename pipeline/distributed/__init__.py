@@ -1,4 +1,4 @@
-"""Ranks: who am I, how do we meet, is everybody alive, what can this device do.
+"""Ranks: their numbers, their process group, their heartbeats, and their devices' speed.
 
 No training here: a rank is a process with a number. Read ranks.py first.
 """

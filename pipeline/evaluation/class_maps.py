@@ -1,4 +1,4 @@
-"""Whether a dataset's labels mean what a model's outputs mean."""
+"""Checking that a dataset's labels and a model's outputs mean the same classes."""
 
 import logging
 from collections.abc import Mapping, Sequence

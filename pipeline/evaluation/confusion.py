@@ -74,7 +74,7 @@ def read_real(path: Path, keys: Sequence[str]) -> dict[int, frozenset[int]]:
 
 
 def per_class(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """A row a class, the worst first: samples, top-1 and what it is most often taken for."""
+    """One row per class, the worst first: samples, top-1 and the class it is most often mistaken for."""
     rows = []
     for index, (counts_C, names) in enumerate(zip(confusion_CC, classes, strict=True)):
         samples, hits = int(counts_C.sum()), int(counts_C[index])

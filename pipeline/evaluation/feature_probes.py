@@ -1,4 +1,4 @@
-"""Frozen features judged without training: nearest neighbours, and a linear probe in closed form.
+"""Evaluating frozen features without training: nearest neighbours, and a linear probe in closed form.
 
 Letters of the shape suffixes: N training samples, M held-out samples, B batch, D width, C classes.
 """
@@ -66,7 +66,7 @@ def check_features(z_ND: torch.Tensor, z_MD: torch.Tensor, labels_N: torch.Tenso
 
 
 def choose_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Rows of ``shots`` samples a class, drawn by ``seed``; all rows where ``shots`` is 0."""
+    """Rows of ``shots`` samples per class, drawn by ``seed``; all rows if ``shots`` is 0."""
     if shots == 0:
         return np.arange(len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))

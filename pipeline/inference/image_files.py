@@ -1,4 +1,4 @@
-"""Pictures to classify: files, folders and tars -> batches of uint8 images, decoded in worker processes.
+"""Images to classify: files, folders and tars -> batches of uint8 images, decoded in worker processes.
 
 B batch, H W pixels, C channels.
 """
@@ -38,7 +38,7 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 class Picture(NamedTuple):
-    """Where the bytes of a picture are."""
+    """Where the bytes of an image are."""
 
     name: str  # for people: the file, or ``TAR/member``
     file: Path
@@ -50,7 +50,7 @@ class Picture(NamedTuple):
 
 
 class PictureBatch(NamedTuple):
-    """Consecutive pictures, without those that can't be read. Indices are those in the list of pictures."""
+    """Consecutive images, without those that can't be read. Indices are those in the list of images."""
 
     images_BHWC: torch.Tensor  # uint8
     kept: list[int]  # index of each image
@@ -58,7 +58,7 @@ class PictureBatch(NamedTuple):
 
 
 def find(inputs: Sequence[Path]) -> list[Picture]:
-    """The pictures of files, folders (and the tars in them) and tars, in order. Raises UserError where one has none."""
+    """The images of files, folders (and the tars in them) and tars, in order. Raises UserError if one has none."""
     pictures: list[Picture] = []
     for path in inputs:
         check_local(path, "IMAGE")
@@ -104,7 +104,7 @@ def _in_file(file: Path) -> Iterator[Picture]:
 
 
 def _in_tar(file: Path) -> Iterator[Picture]:
-    """Raises OSError or TarError, also after the first pictures."""
+    """Raises OSError or TarError, also after the first images."""
     with tarfile.open(file, "r:") as tar:
         for member in tar:
             name = Path(member.name)
@@ -133,7 +133,7 @@ def read(picture: Picture) -> bytes:
 
 
 def prepared(data: bytes, size: int, resize: str, border: int = 0, *, upright: bool = False) -> Image:
-    """The image that the model sees, as in evaluation. Raises ValueError where the bytes can't be decoded whole.
+    """The image that the model sees, as in evaluation. Raises ValueError if the bytes can't be decoded whole.
 
     ``upright``: turned first as its EXIF orientation says, as images of a dataset made with --upright are.
     """

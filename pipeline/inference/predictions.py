@@ -1,4 +1,4 @@
-"""What a model says of pictures, as rows: for the terminal, CSV and Parquet, written while they come.
+"""A model's predictions as rows, for the terminal, CSV and Parquet, written as they come.
 
 A row: image, error ("" where there is none), then index_1, wnid_1, name_1, probability_1 ... of the likeliest classes.
 """
@@ -24,7 +24,7 @@ from pipeline.interop.trained_model import Named
 
 @dataclass(frozen=True)
 class Answer:
-    """The likeliest classes of one picture, likeliest first; none, but an error, where it could not be read."""
+    """The likeliest classes of one image, likeliest first; an error instead if it could not be read."""
 
     image: str
     classes: tuple[int, ...] = ()
