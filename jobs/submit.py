@@ -64,6 +64,7 @@ def main() -> int:
     if not arguments or arguments[0] in ("-h", "--help") or (arguments[0] != "command" and "--help" in arguments):
         print(cli.as_called(f"usage: python -m jobs.submit KIND ... [--dry-run]\n\n{DESCRIPTION}"))
         return errors.EXIT_DONE
+    cli.without_local_rank(arguments[:1])  # answers --version
     kind = arguments[0]
     if kind not in KINDS:
         raise UserError(f"KIND {kind!r} is unknown: there are {', '.join(KINDS)} (see python -m jobs.submit --help)")

@@ -67,7 +67,7 @@ def main() -> None:
 def train(config: RunConfig, ranks: Ranks, device: torch.device, heartbeat: Heartbeat, first: int, last: int) -> None:
     engine = ds.build_engine(config, new_model(config.model).to(device), ranks.world_size)
     if first:
-        assert resume.load(checkpoint_of(config.run_dir, first), engine).step == first
+        assert resume.load(checkpoint.find(checkpoint_of(config.run_dir, first)), engine).step == first
     saver = Saver(config, {"classes": CLASSES, "classes_digest": "c", "dataset_digest": "d"}, heartbeat.connect())
     compute = next(engine.module.parameters()).dtype
     for step in range(first, last):
