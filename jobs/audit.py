@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.config.schema import RunConfig, total_steps
-from pipeline.config.serialize import from_dict
+from pipeline.config.serialize import from_file
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
@@ -48,7 +48,7 @@ def main() -> int:
     if not path.is_file():
         raise UserError(f"RUN {str(options.run)!r} has no config.json: name a run folder of jobs.pretrain or finetune")
     check(options)
-    config = from_dict(RunConfig, read_json(path))
+    config = from_file(RunConfig, read_json(path), path)
     split = open_again(options, config)
     if options.step:
         return show(options, config, split)

@@ -16,7 +16,7 @@ import safetensors
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.config.serialize import from_dict
+from pipeline.config.serialize import from_dict, from_file
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, xxh3_128
 from pipeline.engine import state_keys
@@ -77,7 +77,7 @@ def read_meta(checkpoint: Path) -> Meta:
     """Raises UserError if ``checkpoint`` isn't a complete checkpoint, or is of another version."""
     path = checkpoint / META
     try:
-        meta = Meta(**read_json(path))
+        meta = from_dict(Meta, read_json(path))
         listed = [(entry["bytes"], entry["xxh3_128"]) for entry in meta.files.values()]
         number = checkpoint.name.removeprefix("step-")  # a copy may have a name of its own
         if not listed or (number.isdecimal() and int(number) != meta.step):
@@ -133,7 +133,7 @@ def read_model(run_or_checkpoint: Path, *, average: bool = False) -> tuple[RunCo
     """
     found = find(run_or_checkpoint)
     weights = read_weights(found, average=average)
-    return from_dict(RunConfig, found.meta.config), found.meta.classes, weights
+    return from_file(RunConfig, found.meta.config, found.path / META), found.meta.classes, weights
 
 
 def read_weights(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, torch.Tensor]:

@@ -5,10 +5,12 @@
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from pipeline.config.needs import Need
+from pipeline.core.errors import UserError
 
 Value = TypeVar("Value")
 Resume = Literal["fixed", "free", "retuned", "inherited"]
@@ -31,7 +33,8 @@ class Range:
     below: bool = False  # most itself is too large
 
     def holds(self, value: float) -> bool:
-        if not math.isfinite(value) or value < self.least or value > self.most:
+        finite = abs(value) <= sys.float_info.max  # a whole number may be larger than that
+        if not finite or value < self.least or value > self.most:
             return False
         return not (self.above and value == self.least) and not (self.below and value == self.most)
 
@@ -49,6 +52,10 @@ PIXELS = Range(1, 65_535)  # no JPEG has a longer side
 # Samples are counted in 64 bits: no run has so many steps, or samples per step, and the product of both still fits
 UP_TO_MANY, ONE_TO_MANY = Range(0, 10**9), Range(1, 10**9)
 SEED = Range(0, 2**63 - 1)  # torch takes no larger one
+EPSILON = Range(0, 1)
+SCALE = Range(0, 1000)  # an initial factor of a residual branch
+# Of pixels from 0 to 1. So wide because other formats scale the pixels differently (rescale_factor of transformers)
+MEAN, DEVIATION = Range(-(10**7), 10**7), Range(1e-9, 10**7)
 SECONDS = Range(1, 10**7)  # a third of a year; the watchdog can't count to 10**10
 
 
@@ -57,7 +64,7 @@ class Facts:
     """The facts about one field."""
 
     resume: Resume
-    limits: Range | None = None  # range of a number
+    limits: Range | None = None  # range of a number, or of each of several
     seeds: bool = False  # may differ between runs that count as seeds of the same configuration
     hidden: bool = False  # not shown as a difference between runs: it names the run or a location
     own: bool = False  # each run has its own value, so it isn't a setting of a sweep
@@ -79,3 +86,11 @@ def setting(
     """A dataclass field with its facts; typed as its default, as dataclasses.field is."""
     facts = Facts(resume, limits, seeds, hidden, own, path, needs)
     return dataclasses.field(default=default, metadata={FACTS: facts})
+
+
+def check_range(name: str, value: object, limits: Range | None) -> None:
+    """Raises UserError for a number, or one of several, that is out of its range. None is in any."""
+    numbers = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    if limits is not None and not all(limits.holds(number) for number in numbers):
+        shown = " ".join(map(str, numbers))
+        raise UserError(f"{name} {shown} is out of range: give a number of {limits}")

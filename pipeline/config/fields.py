@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
-from pipeline.config.facts import FACTS, Facts
+from pipeline.config.facts import FACTS, Facts, check_range
 from pipeline.config.schema import RunConfig
 from pipeline.config.serialize import flatten, to_dict
-from pipeline.core.errors import UserError
 
 
 def facts_of(kind: type, prefix: str = "") -> dict[str, Facts]:
@@ -43,10 +42,8 @@ OWN = names(lambda facts: facts.own)
 PATHS = names(lambda facts: facts.path)
 
 
-def check_ranges(config: RunConfig) -> None:
-    """Raises UserError for the first number that is out of its range."""
+def check_ranges(config: Any, kind: type = RunConfig) -> None:
+    """Raises UserError for the first number that is out of its range; ``kind`` has the fields that are looked at."""
     values = flatten(to_dict(config))
-    for name, facts in FIELDS.items():
-        limits, value = facts.limits, values[name]
-        if limits is not None and value is not None and not limits.holds(value):
-            raise UserError(f"{name} {value} is out of range: give a number of {limits}")
+    for name, facts in facts_of(kind).items():
+        check_range(name, values[name], facts.limits)

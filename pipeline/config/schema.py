@@ -12,10 +12,13 @@ from typing import Literal
 from pipeline.config import needs
 from pipeline.config.facts import (
     BETWEEN_0_AND_1,
+    DEVIATION,
+    EPSILON,
     FIXED,
     FREE,
     INHERITED,
     LESS_THAN_ONE,
+    MEAN,
     NONE_OR_MORE,
     NOT_ZERO,
     ONE_OR_MORE,
@@ -23,6 +26,7 @@ from pipeline.config.facts import (
     PIXELS,
     POSITIVE,
     RETUNED,
+    SCALE,
     SECONDS,
     SEED,
     SHARE,
@@ -61,9 +65,9 @@ class ModelConfig:
     gelu: Literal["tanh", "exact"] = setting("tanh", FIXED)
     """GELU. tanh: the approximation that the published models were trained with. exact: what timm and transformers
     assume."""
-    norm_eps: float = setting(1e-6, FIXED, NONE_OR_MORE)
+    norm_eps: float = setting(1e-6, FIXED, EPSILON)
     """Epsilon of every LayerNorm."""
-    layer_scale: float = setting(0.0, FIXED, NONE_OR_MORE)
+    layer_scale: float = setting(0.0, FIXED, SCALE)
     """Initial value of LayerScale, a learned factor per channel of each residual branch (arXiv 2103.17239; DeiT III
     uses 1e-4). 0: no LayerScale."""
     class_position: bool = setting(True, FIXED)
@@ -76,9 +80,9 @@ class ModelConfig:
     position_resize: Literal["bilinear", "bicubic"] = setting("bilinear", FIXED, needs=needs.PARENT)
     """How a parent's position embedding is resized to another image size. bilinear: corners aligned, as in the paper's
     code. bicubic: corners not aligned, as in DeiT and DeiT III."""
-    mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), INHERITED)
+    mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), INHERITED, MEAN)
     """Mean for the input normalisation (R, G, B; pixel values from 0 to 1). ImageNet's: 0.485 0.456 0.406."""
-    std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), INHERITED)
+    std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), INHERITED, DEVIATION)
     """Standard deviation for the input normalisation. ImageNet's: 0.229 0.224 0.225."""
     activation_checkpointing: bool = setting(False, FIXED)
     """Recompute each block in the backward pass: about a third more FLOPs, far less memory, the same results."""
@@ -91,7 +95,7 @@ class DataConfig:
     'pipe:ssh host cat /data/{}'). Several datasets with the same classes are joined. Required."""
     train_split: str = setting("train", FIXED)
     """Split of the training dataset to train on."""
-    weights: tuple[float, ...] = setting((), FIXED, needs=needs.SEVERAL_DATASETS)
+    weights: tuple[float, ...] = setting((), FIXED, POSITIVE, needs=needs.SEVERAL_DATASETS)
     """Sampling weight of each training dataset, in proportion. Empty: each sample comes once per epoch."""
     percent: float = setting(100.0, FIXED, Range(0, 100, above=True))
     """Train on this percentage of each dataset only, the first samples of its index: for quick experiments."""

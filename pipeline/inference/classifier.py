@@ -62,7 +62,7 @@ def open_classifier(
         )
     known = trained_model.read_description(graph.parent)
     if graph.suffix == ".onnx":
-        return Classifier(known, exporting.open_onnx(graph, device), device, dtype, None)
+        return Classifier(known, exporting.open_onnx(graph, known, device), device, dtype, None)
     if not trust_code:
         raise UserError(
             f"MODEL {str(graph)!r} is a torch.export archive, which can run any code when it is loaded: name the run, "
@@ -70,7 +70,7 @@ def open_classifier(
         )
     print(f"warning: --trust-code: {str(graph)!r} may run any code that it holds", file=sys.stderr, flush=True)
     cpu = torch.device("cpu")  # where the graph was traced
-    return Classifier(known, exporting.open_torch(graph), cpu, dtype, None)
+    return Classifier(known, exporting.open_torch(graph, known), cpu, dtype, None)
 
 
 def with_classes(classifier: Classifier, classes: tuple[Named, ...]) -> Classifier:

@@ -62,9 +62,9 @@ def build(trained: Trained) -> VisionTransformer:
 def read_back(folder: Path, form: Format, known: Description) -> Forward:
     """What was written, as a function. The description's own way of preparing images must be in it, too."""
     if form == "onnx":
-        return open_onnx(folder / "model.onnx", torch.device("cpu"))
+        return open_onnx(folder / "model.onnx", known, torch.device("cpu"))
     if form == "torch":
-        return open_torch(folder / "model.pt2")
+        return open_torch(folder / "model.pt2", known)
     config, state, facts = load_weights(folder)
     if facts.get("resize", known.resize) != known.resize:
         raise RuntimeError(f"{folder} says resize {facts['resize']!r} instead of {known.resize!r}")
@@ -120,8 +120,11 @@ def write_onnx(path: Path, model: VisionTransformer) -> None:
     flush(path)
 
 
-def open_onnx(path: Path, device: torch.device) -> Forward:
-    """Run by onnxruntime, on the GPU where ``device`` and the installed package have one. Raises UserError."""
+def open_onnx(path: Path, known: Description, device: torch.device) -> Forward:
+    """Run by onnxruntime, on the GPU where ``device`` and the installed package have one. Raises UserError.
+
+    ``known``: what the model.json beside it says, whose sizes must be the graph's.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -136,6 +139,12 @@ def open_onnx(path: Path, device: torch.device) -> Forward:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own classes have no public base
         raise UserError(f"{str(path)!r} can't be read ({str(error).splitlines()[0]}): export it again") from error
+    inputs, outputs = (
+        [(one.name, *one.shape[1:]) for one in ends()] for ends in (session.get_inputs, session.get_outputs)
+    )
+    size = known.model.image_size
+    if (inputs, outputs) != ([("images", 3, size, size)], [("logits", len(known.classes))]):
+        raise _other_sizes(path, inputs, outputs, known)
 
     def forward(x_BCHW: Tensor) -> Tensor:
         (logits_BC,) = session.run(["logits"], {"images": x_BCHW.float().cpu().numpy()})
@@ -155,15 +164,32 @@ def write_torch(path: Path, model: VisionTransformer) -> None:
     flush(path)
 
 
-def open_torch(path: Path) -> Forward:
+def open_torch(path: Path, known: Description) -> Forward:
     """Run by torch. The archive can run code while it is loaded, and nothing in it shows whether it does: only for
-    files that this program wrote, or that somebody trusts. Raises UserError when it is no archive of torch.export.
+    files that this program wrote, or that somebody trusts. Raises UserError when it is no archive of torch.export, or
+    of other sizes than ``known``, what the model.json beside it says.
     """
     try:
-        module = torch.export.load(path).module()
+        program = torch.export.load(path)
+        module = program.module()
     except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(path)!r} can't be read ({str(error).splitlines()[0]}): export it again") from error
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    signature, size = program.graph_signature, known.model.image_size
+    inputs, outputs = (
+        [tuple(getattr(values.get(str(name)), "shape", ())[1:]) for name in names]
+        for names in (signature.user_inputs, signature.user_outputs)
+    )
+    if (inputs, outputs) != ([(3, size, size)], [(len(known.classes),)]):
+        raise _other_sizes(path, inputs, outputs, known)
     return module
+
+
+def _other_sizes(path: Path, inputs: object, outputs: object, known: Description) -> UserError:
+    return UserError(
+        f"{str(path)!r} has inputs {inputs} and outputs {outputs}, but {native.DESCRIPTION} beside it describes images "
+        f"of {known.model.image_size} pixels and {len(known.classes)} classes: export the model again"
+    )
 
 
 def _example(model: VisionTransformer) -> Tensor:

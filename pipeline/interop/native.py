@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.config.schema import ModelConfig
-from pipeline.config.serialize import from_dict
-from pipeline.core.errors import UserError
+from pipeline.config.serialize import from_file
 from pipeline.core.files import read_json
 from pipeline.core.tensor_files import save_tensors
 from pipeline.interop.read_files import read_tensors
@@ -23,13 +22,9 @@ DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.i
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """Configuration, float32 state, and {"format", "classes"} of a folder. Raises UserError."""
     state = read_tensors(folder, ("model.safetensors",))
-    settings = read_json(folder / DESCRIPTION, "export the model again").get("model")
-    if not isinstance(settings, dict):
-        raise UserError(f"{str(folder / DESCRIPTION)!r} has no 'model': name a folder that jobs.export wrote")
-    try:
-        config = from_dict(ModelConfig, settings)
-    except TypeError as error:
-        raise UserError(f"{str(folder / DESCRIPTION)!r} is damaged ({error}): export the model again") from error
+    path = folder / DESCRIPTION
+    remedy = "export the model again"
+    config = from_file(ModelConfig, read_json(path, remedy).get("model"), path, remedy, "model.")
     classes = len(state["head.bias"]) if "head.bias" in state else 0
     check_tensors(state, config, classes, str(folder))
     return config, state, {"format": "safetensors", "classes": classes}

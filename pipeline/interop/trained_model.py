@@ -5,7 +5,7 @@ to images before and to logits after it. Formats that say so themselves (timm, t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +13,22 @@ from torch import Tensor
 
 from pipeline.checkpoint import format as checkpoint
 from pipeline.config.schema import ModelConfig, RunConfig
-from pipeline.config.serialize import from_dict, to_dict
+from pipeline.config.serialize import from_file, to_dict
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json, read_json_list
 from pipeline.dataset.class_lists import listed, name_of
 from pipeline.interop.load import KINDS, load_weights
 from pipeline.interop.native import DESCRIPTION
 from pipeline.loader.eval_geometry import geometry
-from pipeline.runs.folder import CLASSES, FACTS, is_run
+from pipeline.runs.folder import CLASSES, FACTS, META, is_run
 
 Loss = Literal["softmax", "sigmoid"]
 _OF_WEIGHTS = ("variant", "image_size", "pre_logits")  # of the configuration: what the weights themselves show
 _STRUCTURE = ("layer_scale", "class_position", "registers")  # what an export may have worked into other tensors
-_SAY_INPUTS = ("timm", "huggingface")  # formats that state mean and standard deviation
+_SAID = {  # of the configuration: what the files of other projects state beside the weights
+    "timm": ("mean", "std", "gelu"),
+    "huggingface": ("mean", "std", "gelu", "norm_eps"),
+}
 AVERAGED = "eval_average/"  # of the names of the running average's metrics
 
 
@@ -110,9 +113,9 @@ def _check_description(described: Description, config: ModelConfig, facts: Mappi
     wnids = [entry.wnid or str(index) for index, entry in enumerate(described.classes)]
     names = [entry.name for entry in described.classes]
     differing = [name for name in _OF_WEIGHTS if getattr(described.model, name) != getattr(config, name)]
-    if facts["format"] in _SAY_INPUTS:
-        differing += [name for name in ("mean", "std") if getattr(described.model, name) != getattr(config, name)]
-    differing += ["resize"] if facts.get("resize", described.resize) != described.resize else []
+    said = _SAID.get(facts["format"], ())
+    differing += [name for name in said if getattr(described.model, name) != getattr(config, name)]
+    differing += [name for name in ("resize", "loss") if facts.get(name) not in (None, getattr(described, name))]
     differing += ["classes"] if facts.get("labels") not in (None, wnids, names) else []
     if differing:
         raise UserError(
@@ -129,10 +132,11 @@ def is_run_or_checkpoint(path: Path) -> bool:
 def _load_run(path: Path, *, average: bool) -> Trained:
     found = checkpoint.find(path)
     meta, run_dir = found.meta, found.path.parent.parent
-    run = from_dict(RunConfig, meta.config)
+    run = from_file(RunConfig, meta.config, found.path / META)
     weights = checkpoint.read_weights(found, average=average)
     remedy = "name a run folder as training left it"
-    classes = tuple(Named(entry["wnid"], entry["name"]) for entry in read_json_list(run_dir / CLASSES, remedy))
+    entries = read_json_list(run_dir / CLASSES, remedy)
+    classes = tuple(from_file(Named, entry, run_dir / CLASSES, remedy) for entry in entries)
     if len(classes) != meta.classes:
         raise UserError(
             f"{str(run_dir / CLASSES)!r} names {len(classes)} classes, the checkpoint has {meta.classes}: put back a "
@@ -151,13 +155,15 @@ def trained_upright(facts: Mapping[str, Any]) -> bool:
 
 def read_description(folder: Path) -> Description:
     """Of model.json. Raises UserError."""
-    content = read_json(folder / DESCRIPTION, "export the model again")
+    path = folder / DESCRIPTION
+    content = read_json(path, "export the model again")
+    named = {field.name: content[field.name] for field in fields(Description) if field.name in content}
+    known = from_file(Description, named, path, "export the model again")
     try:
-        classes = tuple(Named(**entry) for entry in content["classes"])
-        model, upright = from_dict(ModelConfig, content["model"]), bool(content.get("upright", False))
-        return Description(model, classes, content["loss"], content["resize"], upright)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{str(folder / DESCRIPTION)!r} is damaged ({error}): export the model again") from error
+        geometry(known.resize)
+    except UserError as error:
+        raise UserError(f"{str(path)!r}: {error}") from error
+    return known
 
 
 def describe(description: Description, form: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast
 
 from pipeline.core.errors import UserError
 
+SMALLEST = 0.01  # crop: the short side is then a hundred times the model's input
 CENTRAL = 8 / 7  # short side over crop: 448 for 384 px and 256 for 224 px, as big_vision and torchvision evaluate
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -35,12 +36,12 @@ def geometry(name: str) -> Geometry:
         return NAMES[name]
     kind, *words = name.split("-", 2)
     try:
-        crop = float(words[0]) if kind == "central" else None
-        interpolation = words[-1]
+        crop = float(words.pop(0)) if kind == "central" else None
+        (interpolation,) = words
         if (
             kind in ("square", "central")
             and interpolation in ("bilinear", "bicubic")
-            and (crop is None or 0 < crop <= 1)
+            and (crop is None or SMALLEST <= crop <= 1)
         ):
             return Geometry(crop, cast(Interpolation, interpolation))
     except (ValueError, IndexError):
@@ -57,8 +58,8 @@ def name_of(crop: float | None, interpolation: str, size: int, source: str) -> s
         )
     if crop is None:
         return "square" if interpolation == "bilinear" else "square-bicubic"
-    if not 0 < crop <= 1:
-        raise UserError(f"{source!r} has a crop of {crop:g} of the short side: it must be above 0 and at most 1")
+    if not SMALLEST <= crop <= 1:
+        raise UserError(f"{source!r} has a crop of {crop:g} of the short side: it must be from {SMALLEST} to 1")
     if interpolation == "bilinear" and abs(size / crop - size * CENTRAL) < 1:
         return "central"
     return "bicubic" if crop == 1 and interpolation == "bicubic" else f"central-{crop:g}-{interpolation}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pipeline.config.fields import check_ranges
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
@@ -79,6 +80,10 @@ def model_config(
         class_position=class_position,
         registers=state["reg_token"].shape[1] if "reg_token" in state else 0,
     )
+    try:
+        check_ranges(base, ModelConfig)
+    except UserError as error:
+        raise UserError(f"{source!r}: {error}") from error
     classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     check_tensors(state, config, classes, source)
     return config, classes
@@ -108,8 +113,11 @@ def plain(state: Mapping[str, Tensor], config: ModelConfig, form: str) -> dict[s
 
 def check_tensors(state: Mapping[str, Tensor], config: ModelConfig, classes: int, source: str) -> None:
     """Raises UserError if a state dict doesn't hold exactly the tensors of the model that ``config`` describes."""
-    with torch.device("meta"):
-        expected = VisionTransformer(config, classes or 1).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = VisionTransformer(config, classes or 1).state_dict()
+    except UserError as error:  # its image size
+        raise UserError(f"{source!r}: {error}") from error
     if not classes:
         del expected["head.weight"], expected["head.bias"]
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

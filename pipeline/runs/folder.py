@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pipeline.config import fields
 from pipeline.config.schema import ModelConfig, RunConfig
-from pipeline.config.serialize import flatten, to_dict
+from pipeline.config.serialize import flatten, from_file, to_dict
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, read_json, write_json
 
@@ -81,10 +81,7 @@ class Status:
 
 def read_status(run_dir: Path) -> Status | None:
     path = run_dir / STATUS
-    try:
-        return Status(**read_json(path)) if path.is_file() else None
-    except TypeError as error:
-        raise UserError(f"{str(path)!r} is damaged ({error}): put back a copy of it") from error
+    return from_file(Status, read_json(path), path) if path.is_file() else None
 
 
 def write_status(run_dir: Path, status: Status) -> None:
@@ -163,13 +160,13 @@ class RunFolder:
         """
         if not self.checkpoints or self.config is None:
             return config
-        own, first = config.model, self.config.get("model", {})
+        own, first = config.model, from_file(RunConfig, self.config, self.path / CONFIG)
         model = dataclasses.replace(
             own,
-            mean=tuple(first.get("mean", own.mean)) if own.mean == ModelConfig.mean else own.mean,
-            std=tuple(first.get("std", own.std)) if own.std == ModelConfig.std else own.std,
+            mean=first.model.mean if own.mean == ModelConfig.mean else own.mean,
+            std=first.model.std if own.std == ModelConfig.std else own.std,
         )
-        return dataclasses.replace(config, parent=self.config.get("parent", config.parent), model=model)
+        return dataclasses.replace(config, parent=first.parent, model=model)
 
     def write_fixed(
         self, config: RunConfig, facts: dict[str, Any], classes: list[dict[str, str]], *, resumed: bool

@@ -12,14 +12,14 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.config.fields import INHERITED
 from pipeline.config.schema import ModelConfig, RunConfig
-from pipeline.config.serialize import from_dict
+from pipeline.config.serialize import from_file
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
 from pipeline.core.log import ONCE
 from pipeline.interop.load import load_weights
 from pipeline.interop.trained_model import is_run_or_checkpoint
 from pipeline.model.vit import grid_size
-from pipeline.runs.folder import MLFLOW
+from pipeline.runs.folder import META, MLFLOW
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def read_parent(config: RunConfig) -> Parent | None:
         )
     if is_run_or_checkpoint(path):
         found = checkpoint.find(path)
-        model = from_dict(RunConfig, found.meta.config).model
+        model = from_file(RunConfig, found.meta.config, found.path / META).model
         return Parent(model, checkpoint.read_weights(found), _lineage(found))
     model, weights, _ = load_weights(path, trunk=True)
     return Parent(model, weights, {"weights": str(path)})

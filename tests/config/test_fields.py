@@ -31,9 +31,12 @@ RANGES = {name: facts.limits for name, facts in FIELDS.items() if facts.limits i
 TYPED = {"train.zero_stage"}  # a number whose type lists its values
 
 
-def with_value(name: str, value: float) -> RunConfig:
+SEVERAL = {"model.mean", "model.std", "data.weights"}  # fields of several numbers
+
+
+def with_value(name: str, number: float) -> RunConfig:
     section, field = name.split(".")
-    config = RunConfig()
+    config, value = RunConfig(), (0.5, number, 0.5) if name in SEVERAL else number
     return replace(config, **{section: replace(getattr(config, section), **{field: value})})
 
 
@@ -51,7 +54,7 @@ def test_every_field_has_its_facts() -> None:
 def test_every_number_has_its_range() -> None:
     values = flatten(to_dict(RunConfig()))
     numbers = {name for name, value in values.items() if type(value) in (int, float)} | {"data.mixup"}  # None at first
-    assert RANGES.keys() == numbers - TYPED
+    assert RANGES.keys() == (numbers | SEVERAL) - TYPED
 
 
 def test_the_sets_of_fields() -> None:
@@ -88,7 +91,7 @@ def test_a_number_outside_is_named_with_its_range(name: str) -> None:
         if math.isnan(value) or not RANGES[name].holds(value):
             with pytest.raises(UserError, match=f"{name} .* is out of range: give a number of (at least|above) "):
                 check_ranges(with_value(name, value))
-    assert not RANGES[name].holds(-1)
+    assert RANGES[name].holds(-1) == (name == "model.mean")
 
 
 def test_the_ends_of_a_range() -> None:
@@ -96,6 +99,7 @@ def test_the_ends_of_a_range() -> None:
     assert [share.holds(value) for value in (0, 1, 1.001)] == [True, True, False]
     assert [less.holds(value) for value in (0, 0.999, 1)] == [True, True, False]
     assert [positive.holds(value) for value in (0, 1e-9, 1e30, math.inf)] == [False, True, True, False]
+    assert not positive.holds(10**400)  # more than a float holds
     assert [str(one) for one in (share, less, positive)] == [
         "at least 0 and at most 1",
         "at least 0 and below 1",
