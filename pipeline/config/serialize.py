@@ -98,7 +98,8 @@ def update(config: Config, tree: Mapping[str, Any], prefix: str = "") -> Config:
 def _values(kind: type, tree: Any, prefix: str, section: Callable[[str, Any, Any], Any]) -> dict[str, Any]:
     """The fields of the dataclass ``kind`` that ``tree`` names, checked; ``section`` reads a field that is one too."""
     if not isinstance(tree, Mapping):
-        raise UserError(f"{prefix.rstrip('.') or 'the configuration'} is {tree!r}: give a section of fields")
+        where = f"field {prefix.rstrip('.')!r}" if prefix else "the configuration"
+        raise UserError(f"{where} is {tree!r}: give a section of fields")
     hints, values = get_type_hints(kind), {}
     limits = {field.name: field.metadata[FACTS].limits for field in dataclasses.fields(kind) if FACTS in field.metadata}
     for key, value in tree.items():

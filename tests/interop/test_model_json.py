@@ -122,7 +122,7 @@ def test_any_value_in_model_json(exports: Path, tmp_path: Path, form: str, name:
         ("loss", "hinge", "loss is 'hinge': give one of softmax, sigmoid"),
         ("resize", 3, "resize is 3: give a string"),
         ("resize", "central-1e-300-bicubic", "resize 'central-1e-300-bicubic' is unknown"),
-        ("model", [1], "model is [1]: give a section of fields"),
+        ("model", [1], "'model' is [1]: give a section of fields"),
         ("model.gelu", "relu", "model.gelu is 'relu': give one of tanh, exact"),
         ("model.norm_eps", -1, "model.norm_eps -1.0 is out of range: give a number of at least 0 and at most 1"),
         ("model.registers", -1, "model.registers -1 is out of range"),
