@@ -158,7 +158,7 @@ def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: P
         torch.testing.assert_close(ours[key], tensor, rtol=1e-5, atol=1e-5)
     finished = meet("nans", 1, 4, limited, *job(limited / "run", digits, *options, "--train.rollback-nonfinite", 1))
     assert [rank.code for rank in finished] == [1, 1]
-    assert "go back (1 times so far, train.rollback_nonfinite 1)" in finished[0].output
+    assert "roll back (1 times so far, train.rollback_nonfinite 1)" in finished[0].output
     early = meet("nan", 1, 2, tmp_path / "early", *job(tmp_path / "early" / "run", digits, *options))
     assert [rank.code for rank in early] == [1, 1]
     assert "no checkpoint yet to roll back to" in early[0].output
