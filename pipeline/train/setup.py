@@ -107,8 +107,12 @@ def prepare(config: RunConfig, given: Collection[str] = ()) -> Job:
 
 
 def check_no_others_files(run_dir: Path) -> None:
-    """Raise UserError if a new run's folder holds other files, such as images, that would mix with the run's."""
+    """Raise UserError if a new run's folder holds other files, such as images, that would mix with the run's.
+
+    Hidden ones don't count: rank 0, which may be ahead, writes its first files aside.
+    """
     names = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
+    names = [name for name in names if not name.startswith(".")]
     if names and not OURS.intersection(names):
         raise UserError(
             f"--run-dir {str(run_dir)!r} holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, but no run: "
