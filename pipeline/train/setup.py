@@ -34,7 +34,7 @@ from pipeline.model.transfer import transfer
 from pipeline.model.vit import VisionTransformer, initialise
 from pipeline.runs import sweep_record
 from pipeline.runs.damage_record import Damages
-from pipeline.runs.folder import CONFIG, FACTS, RunFolder, retuned
+from pipeline.runs.folder import CHECKPOINTS, CONFIG, FACTS, OWNER, SLURM_STARTS, STATUS, RunFolder, retuned
 from pipeline.runs.ownership import claim
 from pipeline.runs.provenance import describe_code
 from pipeline.tracking.tracker import Tracker, open_tracker
@@ -48,8 +48,8 @@ from pipeline.train.stopwatch import Stopwatch
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_NAME = 500  # longest name that MLflow accepts, characters
-# of which at least one is there as soon as a run has begun; slurm/launch.sh makes slurm/ before
-OURS = {"slurm", "owner.json", "config.json", "run.json", "status.json", "checkpoints"}
+# One of these is there as soon as a run has begun; slurm/launch.sh makes slurm/ before
+OURS = {SLURM_STARTS.parts[0], OWNER, CONFIG, FACTS, STATUS, CHECKPOINTS}
 NO_SPLIT = "none"  # data.eval_split of a run without evaluation
 
 

@@ -259,7 +259,7 @@ def test_a_job_on_parts_of_two_data_sets_by_weight_is_audited(digits: Path, tmp_
     assert f"evaluation: {classes} samples" in done.output
     code, output = audit(run)
     assert code == 0, output
-    assert "12 steps of 16 samples, 0 done again" in output
+    assert "12 steps of 16 samples, 0 repeated after a resume" in output
     (tmp_path / "classes.txt").write_text("\n".join(wnids[:2]))
     code, output = audit(run)
     assert code == 2

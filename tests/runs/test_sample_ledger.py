@@ -34,7 +34,7 @@ def test_two_ranks_leave_the_ledger_of_the_order(run: Path, digits: Path) -> Non
         assert value == ledger_hash(order.rows(positions)[1])
     code, output = audit(run)
     assert code == 0, output
-    assert f"{STEPS} steps of {GLOBAL_BATCH} samples, 0 done again" in output
+    assert f"{STEPS} steps of {GLOBAL_BATCH} samples, 0 repeated after a resume" in output
     assert "each sample came exactly once in each of the first 1 epochs" in output
 
 
