@@ -47,7 +47,7 @@ def main() -> int:
     if config.follow:
         follow(config.run, path)
     else:
-        with path.open(errors="replace") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 sys.stdout.write(line)
     return errors.EXIT_DONE
@@ -82,7 +82,7 @@ def follow(run: Path, path: Path) -> None:
     while True:
         if path.exists() and path.resolve() != opened:
             opened = path.resolve()
-            file = opened.open(errors="replace")
+            file = opened.open(encoding="utf-8", errors="replace")
         if file is not None:
             sys.stdout.write(file.read())
             sys.stdout.flush()

@@ -23,6 +23,7 @@ from pipeline.interop import huggingface, npz, timm, trained_model
 from pipeline.interop.load import load_weights
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
+from tests.helpers.junk import HOSTILE, JUNK
 from tests.helpers.models import random_model
 
 SIZE, CLASSES = 48, 3
@@ -200,20 +201,6 @@ def test_what_cannot_be_honoured_is_refused_in_one_line(
     assert str(error.value).isprintable()
 
 
-# Text as files from elsewhere may have it: line breaks, escapes, marks of direction, half a surrogate pair.
-HOSTILE = st.text(st.sampled_from("a0 \n\r\x1b\x85\u202e\u2028\ud800'{}%"), min_size=1, max_size=5)
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 300),
-    st.floats(),
-    st.text(max_size=5),
-    HOSTILE,
-    st.lists(st.integers(-2, 99), max_size=4),
-    st.lists(HOSTILE, min_size=3, max_size=3),
-    st.dictionaries(HOSTILE, HOSTILE, max_size=2),
-    st.dictionaries(st.sampled_from(["height", "width", "shortest_edge", "0"]), st.integers(-2, 99), max_size=2),
-)
 FIELDS = ("mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation")
 ARGUMENTS = ("img_size", "num_heads", "act_layer", "reg_tokens", "init_values")
 KEYS = [

@@ -23,10 +23,11 @@ from pipeline.loader.transforms import eval_image
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 from tests.helpers.jpegs import encode
+from tests.helpers.junk import JUNK
 from tests.helpers.models import random_model
 from tests.helpers.runs import make_run
-from tests.interop.test_inputs import JUNK, SIZE
 
+SIZE = 48  # pixels
 FORMS: tuple[export.Format, ...] = ("safetensors", "timm", "huggingface", "npz")
 CLASSES = tuple(Named(f"n{index}", f"name {index}") for index in range(3))
 MODEL_FIELDS = [f"model.{field.name}" for field in fields(ModelConfig)]
