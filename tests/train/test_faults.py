@@ -117,7 +117,7 @@ def test_a_run_may_go_back_to_its_last_checkpoint(
     states = []
     for name in ("run", "again"):
         run = tmp_path / name
-        finished = meet(fault, 1, 6, tmp_path / name, *job(run, digits, *options))
+        finished = meet(fault, 1, 6, tmp_path / f"logs-{name}", *job(run, digits, *options))
         assert [rank.code for rank in finished] == [0, 0], finished[0].output
         assert "back to the weights of step 4, 2 steps are undone (roll-back 1 of 1)" in finished[0].output
         saved = checkpoint.complete(run)

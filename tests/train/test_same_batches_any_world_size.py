@@ -15,7 +15,8 @@ from pipeline.loader.batches import eval_batches, train_batches
 from pipeline.loader.transforms import TrainTransform
 from pipeline.runs import records, sample_ledger
 from pipeline.runs.folder import LEDGER, METRICS
-from tests.helpers.jobs import audit, run_pretrain
+from tests.helpers.jobs import audit
+from tests.helpers.jobs import job as training_job
 from tests.helpers.ranks import Ranks, run_ranks
 
 STEPS, GLOBAL_BATCH = 20, 32  # 404 samples, 30 % of the data set: an epoch and a half
@@ -82,7 +83,10 @@ def test_crop_erasing_and_evaluation_resize_reach_the_model(digits: Path, tmp_pa
     run, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(digits, data)
     options = ("--data.crop", "resize", "--data.erasing", 0.5, "--data.eval-resize", "central", "--schedule.steps", 3)
-    run_pretrain(run, data, 2, *options, "--data.eval-split", "val")
+    sizes = ("--train.global-batch", 64, "--train.micro-batch", 16, "--train.log-every", 100)
+    words = list(training_job(run, data, *sizes, *options, "--data.eval-split", "val"))
+    place = words.index("--data.min-area")  # of the Inception crop
+    run_ranks(2, ("-m", *words[:place], *words[place + 2 :]), tmp_path / "log2", 90)
     code, output = audit(run, "--step", 2)
     assert code == 0, output
     grid = cv2.cvtColor(cv2.imread(str(run / "step-2.png")), cv2.COLOR_BGR2RGB)

@@ -11,6 +11,7 @@ from pipeline.config.schema import ModelConfig, RunConfig
 from pipeline.config.serialize import with_values
 from pipeline.dataset.joined_split import open_split
 from pipeline.distributed.ranks import Ranks
+from pipeline.runs.folder import RunFolder
 from pipeline.train.initial_weights import Parent, inherit
 from pipeline.train.setup import remarks, without_effect
 from pipeline.train.state import Job
@@ -49,7 +50,8 @@ def test_by_the_length_of_the_run(options: dict[str, object], steps: int, part: 
 def test_evaluation_options_without_a_held_out_split(digits: Path, tmp_path: Path) -> None:
     for options, level in (({"train__eval_batch": 8}, logging.WARNING), ({"train__eval_every": 0}, logging.INFO)):
         config, given = tiny(run_dir=str(tmp_path), **options)
-        job = Job(open_split(digits, "train"), None, 5000, Ranks(0, 1, 0, "alone"), {}, None, given)
+        ranks = Ranks(0, 1, 0, "alone")
+        job = Job(open_split(digits, "train"), None, 5000, ranks, {}, RunFolder(tmp_path), given)
         ((found, text),) = [(level, text) for level, text in remarks(config, job) if "no evaluation" in text]
         assert found == level
         assert ("train.eval_batch without effect" in text) == (level == logging.WARNING)
