@@ -31,7 +31,7 @@ def test_ctrl_c_keeps_finished_shards(photos: Path, tmp_path: Path) -> None:
     with Terminal(command) as terminal:
         terminal.wait_for("writing")
         while not list((out / ".work" / "done").glob("*-00001.arrow")):
-            terminal.wait_for("images/s")
+            terminal.read_more()
         terminal.press(CTRL_C)
         assert terminal.wait() == 130, terminal.text
         assert "stopped; finished shards are kept: run the same command to resume" in terminal.text

@@ -66,6 +66,10 @@ class Terminal:
             assert time.monotonic() < limit, f"{text!r} not within {seconds} s:\n{self.text}"
             assert self._read(limit), f"ended without {text!r}:\n{self.text}"
 
+    def read_more(self, seconds: float = 150.0) -> None:
+        """Read what is shown next: a terminal that nobody reads stops its program when it is full."""
+        assert self._read(time.monotonic() + seconds), f"ended:\n{self.text}"
+
     def wait(self, seconds: float = 120.0) -> int:
         """Read to the end; the exit code, negative for a signal."""
         limit = time.monotonic() + seconds
