@@ -259,6 +259,6 @@ def test_a_compressed_tar_among_a_release_s_class_tars_is_refused(photos: list[b
 
 def test_one_class_is_a_warning(photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard_into(folders(tmp_path / "one", photos, "crane", each=2), tmp_path / "out", "--workers", 1)
-    assert "are of one class, so there is nothing to learn" in capsys.readouterr().err
+    assert "belong to one class, so there is nothing to learn" in capsys.readouterr().err
     shard_into(folders(tmp_path / "two", photos, "crane", "lynx", each=2), tmp_path / "out2", "--workers", 1)
     assert "one class" not in capsys.readouterr().err
