@@ -56,7 +56,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
     return folder, train(folder, 1, *(f"{kind}:0:float32:{kind}:0:20" for kind in KINDS))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak), 4])  # half a minute each
 def test_twenty_steps_on_any_ranks_and_stage_and_from_another_ones_checkpoint(
     alone: tuple[Path, Losses], tmp_path: Path, world: int
 ) -> None:
