@@ -38,11 +38,10 @@ from pipeline.loader.batches import Batch, train_batches
 from pipeline.loader.transforms import train_transform
 from pipeline.model.flops import forward_macs
 from pipeline.model.losses import loss as loss_of
-from pipeline.model.preprocess import normalise
+from pipeline.model.preprocess import DTYPES, normalise
 from pipeline.runs.folder import METRICS
 from pipeline.runs.records import Line, read_lines
 from pipeline.train.setup import prepare, start
-from pipeline.train.step import DTYPES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PARTS = ("train", "step", "loader", "timm")

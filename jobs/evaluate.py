@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +21,6 @@ from pipeline.tracking.resend import send
 logger = logging.getLogger("jobs.evaluate")
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
     from pipeline.dataset.joined_split import JoinedSplit
@@ -107,8 +107,7 @@ class Task:
 
 def open_task(config: EvaluateConfig) -> Task:
     """Open the dataset, join the other processes, load the model. Raises UserError if they don't fit together."""
-    import torch  # after the command line is known to be good
-
+    # torch comes with these: after the command line is known to be good
     from pipeline.checkpoint import format as checkpoint
     from pipeline.dataset.format import read_classes
     from pipeline.dataset.joined_split import open_split
@@ -117,6 +116,7 @@ def open_task(config: EvaluateConfig) -> Task:
     from pipeline.evaluation.confusion import read_real
     from pipeline.inference.classifier import open_classifier
     from pipeline.interop.trained_model import is_run_or_checkpoint
+    from pipeline.model.preprocess import DTYPES
 
     split = open_split(config.data, config.split)
     classes = read_classes(split.folder).select(["wnid", "name"]).to_pylist()
@@ -133,7 +133,7 @@ def open_task(config: EvaluateConfig) -> Task:
     classifier = open_classifier(
         source,
         device=accelerator.device,
-        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype],
+        dtype=DTYPES[config.dtype],
         average=config.average,
         trust_code=config.trust_code,
     )
@@ -181,14 +181,13 @@ def judge_features(config: EvaluateConfig, task: Task) -> None:
 
 def judge_head(config: EvaluateConfig, task: Task) -> None:
     """Evaluate the model's own head, on any number of processes; the main one reports."""
+    from pipeline.distributed.process_group import sum_over_processes
     from pipeline.evaluation.accuracy import evaluate
     from pipeline.evaluation.confusion import MOST_CLASSES, Tally
 
     accelerator, classifier, known = task.accelerator, task.classifier, task.classifier.known
 
-    def reduce(sums: "torch.Tensor") -> "torch.Tensor":
-        return accelerator.reduce(sums.to(accelerator.device), reduction="sum")  # type: ignore[no-any-return]
-
+    reduce = partial(sum_over_processes, accelerator)
     real = task.real
     tables = bool(config.out or (config.log and len(known.classes) <= MOST_CLASSES))
     tally = Tally(len(known.classes), classifier.device, real) if tables or real is not None else None

@@ -63,18 +63,18 @@ class PredictConfig:
 def main() -> int:
     config = cli.parse(PredictConfig, prog="python -m jobs.predict", description=DESCRIPTION)
     check(config)
-    import torch  # after the command line is known to be good
-
+    # torch comes with these: after the command line is known to be good
     from pipeline.core.progress import Bar
     from pipeline.distributed.process_group import make_accelerator
     from pipeline.inference.classifier import open_classifier
     from pipeline.inference.image_files import find
     from pipeline.inference.predict import predictions
     from pipeline.inference.predictions import Files
+    from pipeline.model.preprocess import DTYPES
 
     pictures = find(config.images)
     accelerator = make_accelerator()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = DTYPES[config.dtype]
     classifier = open_classifier(
         config.model, device=accelerator.device, dtype=dtype, average=config.average, trust_code=config.trust_code
     )

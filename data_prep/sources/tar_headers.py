@@ -53,8 +53,6 @@ _KINDS = {
     b"6": "fifo",
     b"S": "sparse file",
 }
-_REGULAR = ord("0")
-_DIGITS = ord("0")  # the first of them; fields end with NUL or a space
 _WITHOUT_PAYLOAD = frozenset({"hard link", "symlink", "device", "directory", "fifo"})
 
 

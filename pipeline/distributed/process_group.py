@@ -135,3 +135,8 @@ def make_accelerator() -> "Accelerator":
     # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
     several = ranks.world_size > 1
     return Accelerator(cpu=several and on_cpu)
+
+
+def sum_over_processes(accelerator: "Accelerator", sums: torch.Tensor) -> torch.Tensor:
+    """``sums`` added up over the processes, on this one's device; collective."""
+    return accelerator.reduce(sums.to(accelerator.device), reduction="sum")  # type: ignore[no-any-return]

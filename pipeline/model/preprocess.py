@@ -1,9 +1,10 @@
-"""Normalising pixels for the model."""
+"""Pixels as the model takes them: normalised, in its compute type."""
 
 import torch
 
 from pipeline.config.schema import ModelConfig
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # compute types by their name as an option
 _HALVES = ModelConfig()
 
 

@@ -12,10 +12,11 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
 from pipeline.core.progress import Bar
-from pipeline.distributed.process_group import make_accelerator
+from pipeline.distributed.process_group import make_accelerator, sum_over_processes
 from pipeline.inference.classifier import Classifier, open_classifier
 from pipeline.inference.image_files import Picture
 from pipeline.interop.trained_model import is_run_or_checkpoint
+from pipeline.model.preprocess import DTYPES
 from pipeline.runs import evaluations, suite_results
 from pipeline.runs.folder import EVALUATIONS
 from pipeline.runs.suite_results import Result, result_key
@@ -169,7 +170,7 @@ class Suite:
 
     def sum(self, sums: torch.Tensor) -> torch.Tensor:
         """Over the processes."""
-        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")  # type: ignore[no-any-return]
+        return sum_over_processes(self.accelerator, sums)
 
     def _gather(self, names: list[str]) -> list[str]:
         from accelerate.utils import gather_object
@@ -192,7 +193,7 @@ def open_suite(
     if folder is None and of_run:
         folder = source.absolute().parent.parent / EVALUATIONS
         check_can_make(folder, "the run's")
-    classifier = open_classifier(source, device=accelerator.device, dtype=getattr(torch, dtype), average=average)
+    classifier = open_classifier(source, device=accelerator.device, dtype=DTYPES[dtype], average=average)
     return Suite(
         source, folder, checkpoint.read_meta(source).step if of_run else None, run_dir, classifier, accelerator, batch,
         workers, average,

@@ -25,6 +25,7 @@ from pipeline.distributed import process_group
 from pipeline.evaluation.accuracy import evaluate
 from pipeline.loader.batches import Ahead, train_batches
 from pipeline.loader.transforms import train_transform
+from pipeline.model.preprocess import DTYPES
 from pipeline.runs import folder as run_folder
 from pipeline.runs import sample_ledger
 from pipeline.runs.folder import DAMAGE, LEDGER, METRICS
@@ -36,7 +37,7 @@ from pipeline.train.console import expectation, finished_line, headline, progres
 from pipeline.train.profiler import profile
 from pipeline.train.setup import prepare, start
 from pipeline.train.state import Progress, Run
-from pipeline.train.step import DTYPES, Step, train_step
+from pipeline.train.step import Step, train_step
 from pipeline.train.stop_signals import StopRequest
 from pipeline.train.watchdog import Watchdog
 

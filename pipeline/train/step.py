@@ -18,12 +18,10 @@ from pipeline.loader.batches import Ahead, Batch
 from pipeline.loader.order import LEDGER_BITS, ledger_hash
 from pipeline.loader.transforms import mixup_alpha
 from pipeline.model.losses import loss as loss_of
-from pipeline.model.preprocess import normalise
+from pipeline.model.preprocess import DTYPES, normalise
 from pipeline.train.attention import kernel, may_be_cudnn
 from pipeline.train.mixup import NOTHING, draw_mix, mix
 from pipeline.train.stopwatch import Stopwatch
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
