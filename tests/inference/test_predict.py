@@ -20,6 +20,7 @@ from PIL import Image
 
 from jobs import export, predict
 from pipeline.config.schema import ModelConfig
+from pipeline.core import log
 from pipeline.core.errors import UserError
 from pipeline.imaging import jpeg as jpegs
 from pipeline.inference import image_files, predictions
@@ -55,6 +56,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments)])
+    log.set_up()  # as cli.run does: warnings go to stderr, whichever test ran before
     assert predict.main() == 0
 
 
