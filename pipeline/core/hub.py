@@ -1,0 +1,93 @@
+"""What every use of the Hugging Face Hub shares: its client, its pages, and its errors as one line with the remedy.
+
+HF_ENDPOINT, HF_TOKEN (or ``hf auth login``), HF_HUB_OFFLINE and HF_HOME are read by huggingface_hub itself. It is
+imported when a function is called: it brings an HTTP client along, which most commands don't need.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.core.errors import UserError
+from pipeline.core.version import VERSION
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Kind = Literal["model", "dataset"]
+
+
+def client() -> "HfApi":
+    """The Hub's client, which names this project to the server.
+
+    huggingface_hub's own warnings are off: those of a broken download show its signed URL, which is a key to the file.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+    return HfApi(library_name="vit-pipeline", library_version=VERSION)
+
+
+def endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT, or https://huggingface.co."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def page(repository: str, kind: Kind = "model") -> str:
+    """The page of a repository OWNER/NAME."""
+    return f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+
+
+@contextmanager
+def one_line(what: str, repository: str, kind: Kind = "model") -> Iterator[None]:
+    """Raise UserError for the Hub's errors in the block. ``what``: the option and value that named the repository."""
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise UserError(f"{what}: {remedy(error, repository, kind)}") from error
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether an error of huggingface_hub means that there is no network, or HF_HUB_OFFLINE is set."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    return isinstance(error, OfflineModeIsEnabled) or (
+        isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+    )
+
+
+def remedy(error: Exception, repository: str, kind: Kind = "model") -> str:
+    """What an error of huggingface_hub means and what to do, without its URLs, which may be signed."""
+    from huggingface_hub import errors, get_token
+
+    at, token = page(repository, kind), get_token()
+    login = f"{endpoint()}/settings/tokens, then 'hf auth login' or HF_TOKEN"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set: unset it to reach the Hub"
+    if isinstance(error, errors.GatedRepoError):
+        if token is None:
+            return f"{repository} is gated: accept its terms at {at} and log in with a token of {login}"
+        return f"{repository} is gated and your token has no access: ask for it at {at}, and check the token's rights"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        private = f"log in with a token of {login}" if token is None else "use a token of an account that may read it"
+        return f"{kind} {repository} doesn't exist or is private: check the name at {at}; if it is private, {private}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository} has no such revision: choose a branch, tag or commit of {at}/commits/main"
+    if not isinstance(error, errors.HfHubHTTPError):
+        reason = str(error) or type(error).__name__
+        return f"{endpoint()} can't be reached ({reason}): check the network, HTTPS_PROXY and HF_ENDPOINT"
+    status = error.response.status_code
+    if status == 401:
+        return f"your token is not valid: make another one at {login}"
+    if status == 403:
+        return f"your token may not do this in {repository}: make one that may at {login}"
+    if status == 429:
+        return f"{endpoint()} answers 429 (too many requests): try again in a few minutes, logged in if you are not"
+    if status >= 500:
+        return f"{endpoint()} answers {status}: try again later"
+    return f"{endpoint()} answers {status} ({error.server_message or 'no reason given'}): look at {at}"
