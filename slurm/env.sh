@@ -69,5 +69,8 @@ DOCTOR=${DOCTOR:-yes}
 #    DRY_RUN=yes sbatch ...: the job prints the srun line that it would run, and ends. `vit submit --dry-run` needs no job.
 DRY_RUN=${DRY_RUN:-no}
 
-# 10. Learning rates that a fine-tuning array tries: --array=0-3 takes them all.
+# 10. A rank that crashes or hangs, or a lost node: the ranks start again in the same job, from the newest checkpoint.
+RESTARTS_IN_JOB=${RESTARTS_IN_JOB:-3} # at most this many in a row without a new checkpoint, then requeue; 0: always requeue
+
+# 11. Learning rates that a fine-tuning array tries: --array=0-3 takes them all.
 FINETUNE_LRS=${FINETUNE_LRS:-0.003 0.01 0.03 0.06}

@@ -2,7 +2,7 @@
 # The steps that all jobs share. Sourced by the job scripts, inside a job.
 #
 # A training run's folder keeps what Slurm did to it in RUN/slurm/:
-#   attempts.tsv    a line an event: start, end or leave; job; restart; checkpoint's step; unix time; nodes or outcome
+#   attempts.tsv    a line per event: start, end or leave; job; restart; checkpoint's step; unix time; nodes or outcome
 #   bad-nodes.tsv   a line for each time a node failed: node, job, restart, unix time, reason
 #   rank-0000.log   each rank's output, all attempts
 #   job.log         link to the latest job's own log, in which all ranks are
@@ -17,6 +17,8 @@ export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own 
 source "$REPO/slurm/clean.sh"
 # shellcheck source=slurm/sbatch_options.sh
 source "$REPO/slurm/sbatch_options.sh"
+# shellcheck source=slurm/nodes.sh
+source "$REPO/slurm/nodes.sh"
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   {
     sed -n '2,/^[^#]\|^#SBATCH/{s/^# \{0,1\}//p}' "$0" | grep -v '^SBATCH'
@@ -43,6 +45,8 @@ MOST_STARTS_WITHOUT_PROGRESS=2
 MOST_RESTARTS_AFTER_FAILURE=2 # of a job without checkpoints
 RUN=   # the training run's folder
 asked= # the signal that asked this job to stop
+IN_JOB_RESTART=0 # restarts of the ranks since Slurm has started this job
+export IN_JOB_RESTART
 
 say() { echo "$(date '+%F %T') $SLURM_JOB_NAME $JOB: $*"; }
 
@@ -132,21 +136,38 @@ train() { # MODULE RECIPE ARGUMENTS...
   trap 'asked=USR1; signal_step USR1' USR1
   trap 'asked=TERM' TERM # Slurm sends it to the ranks as well
   blame_nodes
-  leave_bad_nodes
+  first_nodes
   stop_without_progress
-  record start "$SLURM_JOB_NODELIST"
-  say "attempt $((RESTART + 1)) from step $(checkpoint_step) on $SLURM_JOB_NODELIST"
-  if [ "$DOCTOR" != no ] && [ "$(checkpoint_step)" = 0 ]; then check_cluster "$@"; fi
-  if [ -n "$asked" ]; then
-    record_end stopped
-    requeue "asked to stop by SIG$asked before the ranks had started"
-  fi
-  rm -f "$RUN/slurm/failed"
-  step python -m "$@"
-  after_step $?
+  guard
+  attempts "$@"
 }
 
-after_step() { # EXIT_CODE of the ranks
+attempts() { # MODULE RECIPE ARGUMENTS...: start the ranks, and again while they fail and this allocation can go on
+  local from failed_on again in_a_row=0
+  while :; do
+    from=$(checkpoint_step)
+    record start "$NODELIST"
+    say "attempt $(grep -c '^start' "$RUN/slurm/attempts.tsv") from step $from on $NODELIST"
+    if [ "$DOCTOR" != no ] && [ "$from,$IN_JOB_RESTART" = 0,0 ]; then check_cluster "$@"; fi
+    if [ -n "$asked" ]; then
+      record_end stopped
+      requeue "asked to stop by SIG$asked before the ranks had started"
+    fi
+    rm -f "$RUN/slurm/failed"
+    step python -m "$@"
+    after_step $?
+    [ "$(checkpoint_step)" = "$from" ] || in_a_row=0 # only restarts that reach no new checkpoint count
+    failed_on=$NODELIST again=no
+    if [ $in_a_row -lt "$RESTARTS_IN_JOB" ] && next_nodes; then again=yes; fi
+    note_left_nodes "$failed_on" $again
+    stop_without_progress
+    [ $again = yes ] || requeue "failed at step $(checkpoint_step), and can't restart in this job"
+    in_a_row=$((in_a_row + 1)) IN_JOB_RESTART=$((IN_JOB_RESTART + 1))
+    guard
+  done
+}
+
+after_step() { # EXIT_CODE of the ranks: returns if they failed by themselves
   local state outcome=failed
   [ -z "$asked" ] || rm -f "$RUN/slurm/failed" # ranks that were still starting die of the signal: no node's fault
   exit_if_superseded
@@ -161,22 +182,26 @@ after_step() { # EXIT_CODE of the ranks
     finished) say "finished at step $(checkpoint_step): $RUN"; exit 0 ;;
     refused) say "error: the command line or the data were refused (above): not tried again"; exit 2 ;;
   esac
-  requeue "$outcome at step $(checkpoint_step)${asked:+ after SIG$asked}"
+  [ "$outcome,$asked" = failed, ] || requeue "$outcome at step $(checkpoint_step)${asked:+ after SIG$asked}"
+  say "failed at step $(checkpoint_step)"
+  find_up_nodes
+  [ -z "$asked" ] || requeue "asked to stop by SIG$asked"
+  blame_nodes
 }
 
 step() { # COMMAND...: one task per GPU (or one torchrun agent per node); returns its exit code, whatever signals come meanwhile
-  local nodes=$SLURM_JOB_NUM_NODES tasks code
+  local nodes=$NODES tasks code
   rendezvous
   gpu_options "$GPUS" # srun would ask for as many as sbatch was told, which of whole nodes may be none
   if [ "$LAUNCHER" = torchrun ]; then
     tasks=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}")
     set -- torchrun --nnodes="$nodes" --nproc-per-node="$RANKS" --max-restarts=0 \
-      --rdzv-backend=c10d --rdzv-id="$JOB-$RESTART" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" "${@:2}"
+      --rdzv-backend=c10d --rdzv-id="$JOB-$RESTART-$IN_JOB_RESTART" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" "${@:2}"
   else
     tasks=(--nodes="$nodes" --ntasks="$((nodes * RANKS))" --ntasks-per-node="$RANKS" --cpus-per-task="$CPUS")
   fi
   # kill-on-bad-exit: without it, the peers of a dead rank wait for it until the time limit.
-  set -- srun --kill-on-bad-exit=1 --label "${tasks[@]}" "${GPU_OPTIONS[@]}" "${SRUN_OPTIONS[@]}" \
+  set -- srun --kill-on-bad-exit=1 --label "${PLACE[@]}" "${tasks[@]}" "${GPU_OPTIONS[@]}" "${SRUN_OPTIONS[@]}" \
     "$REPO/slurm/rank.sh" "${RANK_PREFIX[@]}" "$@"
   dry_run "$@"
   "$@" &
@@ -200,11 +225,11 @@ signal_step() { # SIGNAL: srun passes it on to every rank
   [ -z "${srun_pid:-}" ] || kill -s "$1" "$srun_pid" 2>/dev/null
 }
 
-rendezvous() { # where rank 0 listens: this host, a port that no other job and no other program on it uses
+rendezvous() { # where rank 0 listens: the first node, a port that no other attempt, job or program on it uses
   export MASTER_ADDR=FIRST_NODE MASTER_PORT=PORT
   [ "$SLURM_JOB_ID" != 0 ] || return 0 # submit.sh --dry-run
-  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  MASTER_PORT=$((12000 + SLURM_JOB_ID % 18000)) # below the ports that Linux hands out by itself (32768 and up)
+  MASTER_ADDR=$(scontrol show hostnames "$NODELIST" | head -n 1)
+  MASTER_PORT=$((12000 + (SLURM_JOB_ID + IN_JOB_RESTART) % 18000)) # below the ports that Linux hands out by itself (32768 and up)
   while grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$MASTER_PORT") .* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; do
     MASTER_PORT=$((MASTER_PORT + 1))
   done
@@ -325,64 +350,6 @@ refuse_second_job() { # two jobs in one run folder would take turns in stopping 
   say "error: --run-dir $RUN may still be in use by job $owner, and squeue does not answer: submit again when Slurm answers," \
     "or name another --run-dir"
   exit 2
-}
-
-# ---- nodes that fail ----
-
-blame_nodes() { # find who ended the last attempt of this job: nodes that went down, else the first rank that failed
-  local event job restart since nodes node facts lost=
-  IFS=$'\t' read -r _ job restart _ since nodes < <(grep -P '^start\t' "$RUN/slurm/attempts.tsv" 2>/dev/null | tail -n 1)
-  event=$(tail -n 1 "$RUN/slurm/attempts.tsv" 2>/dev/null | awk -F'\t' '{ print $1 == "end" ? $6 : $1 }')
-  [ "${job:-}" = "$SLURM_JOB_ID" ] && { [ "$event" = start ] || [ "$event" = failed ]; } || return 0
-  for node in $(scontrol show hostnames "$nodes"); do
-    facts=$(scontrol show node "$node")
-    if [[ $facts =~ State=[A-Z+]*(DOWN|NOT_RESPONDING|FAIL|\*) ]] || restarted_after "$since" "$facts"; then
-      note_bad_node "$node" "lost in attempt $((restart + 1))"
-      lost=yes
-    fi
-  done
-  if [ -n "$lost" ]; then
-    record end lost
-  elif [ -s "$RUN/slurm/failed" ]; then
-    read -r node rank code <"$RUN/slurm/failed"
-    note_bad_node "$node" "rank $rank was the first to fail in attempt $((restart + 1)), with exit code $code"
-  fi
-}
-
-leave_bad_nodes() { # go elsewhere if one of our nodes has failed twice in this run
-  local node
-  for node in $(bad_nodes); do
-    grep -qP "^leave\t$SLURM_JOB_ID\t.*\t$node$" "$RUN/slurm/attempts.tsv" && continue # tried once, and got it again
-    if scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -qx "$node"; then
-      record leave "$node"
-      requeue "$node has failed twice in this run"
-    fi
-  done
-}
-
-restarted_after() { # UNIX_TIME NODE_FACTS: whether the node's slurmd has started since
-  local started
-  started=$(sed -n 's/.*SlurmdStartTime=\([^ ]*\).*/\1/p' <<<"$2")
-  [ -n "$started" ] && [ "$(date -d "$started" +%s 2>/dev/null || echo 0)" -gt "$1" ]
-}
-
-note_bad_node() { # NODE REASON
-  printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$SLURM_JOB_ID" "$RESTART" "$(date +%s)" "$2" >>"$RUN/slurm/bad-nodes.tsv"
-  say "node $1: $2"
-}
-
-bad_nodes() { # those that failed at least twice, one a line, where enough others are left to run on
-  local bad usable
-  bad=$(cut -f1 "$RUN/slurm/bad-nodes.tsv" 2>/dev/null | sort | uniq -c | awk '$1 >= 2 { print $2 }')
-  usable=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o %N | sort -u | grep -cvxF "${bad:-}")
-  [ -z "$bad" ] || [ "$usable" -lt "$SLURM_JOB_NUM_NODES" ] || echo "$bad"
-}
-
-exclude_bad_nodes() { # of the job that was just requeued
-  local bad
-  [ -n "$RUN" ] || return 0
-  bad=$(bad_nodes | paste -sd,)
-  [ -z "$bad" ] || { scontrol update JobId="$JOB" ExcNodeList="$bad" && say "excluded from now on: $bad"; }
 }
 
 # ---- reading the run folder ----

@@ -61,7 +61,7 @@ gpu_options() { # GPUS per node: sets GPU_OPTIONS, the same for sbatch and srun
 
 check_site() { # prints what is wrong with a field of env.sh, and fails
   local field
-  for field in GPUS_PER_NODE CPUS_PER_GPU; do
+  for field in GPUS_PER_NODE CPUS_PER_GPU RESTARTS_IN_JOB; do
     [[ ${!field} =~ ^[0-9]+$ ]] || { echo "error: $field '${!field}' must be a whole number (slurm/env.sh)"; return 1; }
   done
   case $GPU_REQUEST in

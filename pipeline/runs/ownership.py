@@ -1,4 +1,4 @@
-"""One writer a run: the newest attempt owns the run folder, and an older one stops before it writes again.
+"""One writer per run: the newest attempt owns the run folder, and an older one stops before it writes again.
 
 When Slurm loses sight of a node (its slurmd killed, its network cut) it starts the job anew elsewhere while the old
 ranks live on for up to a minute. Both would write the same checkpoints. ``owner.json`` names the attempt that started
@@ -28,9 +28,15 @@ class Owner:
     token: str  # random: identifies this attempt
     job: str  # Slurm's job id; empty without Slurm
     restart: int  # SLURM_RESTART_COUNT: how often Slurm has started this job anew
+    in_job_restart: int  # IN_JOB_RESTART: how often slurm/launch.sh has started the ranks anew since then
     host: str
     pid: int
     started: str  # the process's start time in clock ticks since boot, so that a reused pid isn't taken for it
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """Orders the starts of one job."""
+        return self.restart, self.in_job_restart
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def claim(run_dir: Path, environment: Mapping[str, str]) -> Fence:
         token=secrets.token_hex(8),
         job=environment.get("SLURM_JOB_ID", ""),
         restart=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        in_job_restart=int(environment.get("IN_JOB_RESTART", "0")),
         host=socket.gethostname(),
         pid=os.getpid(),
         started=_start_time(os.getpid()),
@@ -69,9 +76,10 @@ def claim(run_dir: Path, environment: Mapping[str, str]) -> Fence:
     current = read_owner(run_dir)
     if current is not None:
         same_job = mine.job != "" and current.job == mine.job
-        if same_job and current.restart > mine.restart:
+        if same_job and current.start > mine.start:
             raise FencedError(
-                f"{run_dir} belongs to restart {current.restart} of job {mine.job}, this is {mine.restart}"
+                f"{run_dir} belongs to start {current.start} of job {mine.job}, this is {mine.start} (restarts by "
+                "Slurm, restarts in the job)"
             )
         alive = current.host == mine.host and current.started != "" and _start_time(current.pid) == current.started
         if alive and not same_job and current.pid != mine.pid:

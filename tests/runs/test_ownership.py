@@ -40,9 +40,19 @@ def test_the_later_restart_takes_over_and_the_earlier_one_stops(tmp_path: Path) 
 
 def test_a_late_start_of_an_earlier_restart_is_refused(tmp_path: Path) -> None:
     newer = claim(tmp_path, slurm(7, 2))
-    with pytest.raises(FencedError, match="restart 2 of job 7, this is 1"):
+    with pytest.raises(FencedError, match=r"start \(2, 0\) of job 7, this is \(1, 0\)"):
         claim(tmp_path, slurm(7, 1))
     newer.check()
+
+
+def test_a_late_start_of_ranks_that_were_started_again_in_the_job_is_refused(tmp_path: Path) -> None:
+    first = claim(tmp_path, slurm(7, 2))
+    again = claim(tmp_path, slurm(7, 2) | {"IN_JOB_RESTART": "1"})
+    assert not first.holds()
+    with pytest.raises(FencedError, match=r"start \(2, 1\) of job 7, this is \(2, 0\)"):
+        claim(tmp_path, slurm(7, 2))
+    again.check()
+    claim(tmp_path, slurm(7, 3)).check()  # requeued: its restarts in the job begin at 0
 
 
 def test_another_job_takes_over_a_run_whose_process_cannot_be_seen(tmp_path: Path) -> None:

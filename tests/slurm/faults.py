@@ -47,6 +47,11 @@ def kill_task(cluster: Cluster, job: Job) -> None:
     cluster.call("on", job.nodes[1], "pkill", "-KILL", "-f", f"{PROGRAM} {job.run} ")
 
 
+def stop_task(cluster: Cluster, job: Job) -> None:
+    """A rank that hangs: it shows no sign of life, and its connections stay open."""
+    cluster.call("on", job.nodes[1], "pkill", "-STOP", "-f", f"{PROGRAM} {job.run} ")
+
+
 def kill_at_every_start(cluster: Cluster, job: Job) -> None:
     """Until the job ends."""
     while cluster.jobs(job.id)[0]["JobState"] not in ENDED:
@@ -150,6 +155,23 @@ def steps_again(run: Path) -> list[int]:
     for line in lines:
         again[line.attempt] += "train/loss" in line.metrics and line.step > limits[line.attempt]
     return list(again.values())
+
+
+def requeues(cluster: Cluster, job: Job) -> int:
+    """How often Slurm has started the job anew."""
+    return int(cluster.jobs(job.id)[0]["Restarts"])
+
+
+def seconds_to_the_next_step(job: Job, began: float, attempts: int, timeout: float = 300) -> float:
+    """From ``began`` (unix seconds) to the first step of an attempt after the run's first ``attempts``."""
+    limit = time.monotonic() + timeout
+    while time.monotonic() < limit:
+        lines, _ = records.read_lines(job.run / METRICS)
+        later = [line.time for line in lines if line.attempt > attempts and "train/loss" in line.metrics]
+        if later:
+            return min(later) - began
+        time.sleep(0.2)
+    raise AssertionError(f"no step of another attempt in {timeout} s:\n{job.log}")
 
 
 def left_behind(cluster: Cluster, patience: float = 0) -> list[str]:

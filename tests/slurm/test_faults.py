@@ -1,6 +1,7 @@
 """Losing a job ends with the run finished, and the very losses of a run without Slurm.
 
-The two most frequent ways, in one job: the warning before a time limit, then a dead rank. The others: test_ways.py.
+The two most frequent ways, in one job: the warning before a time limit, which requeues it, then a dead rank, after
+which the ranks start again in the same job. The others: test_ways.py, test_restarts.py.
 """
 
 import concurrent.futures
@@ -10,7 +11,19 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.faults import FAULT_STEP, Job, check, kill_task, left_behind, play, starts, steps_again, submit, warn
+from tests.slurm.faults import (
+    FAULT_STEP,
+    Job,
+    check,
+    kill_task,
+    left_behind,
+    play,
+    requeues,
+    starts,
+    steps_again,
+    submit,
+    warn,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
@@ -27,11 +40,12 @@ def played(
 
 
 def test_a_warned_and_then_killed_run_ends_as_if_nothing_had_been(
-    played: concurrent.futures.Future[tuple[Job, str]], reference: dict[int, float]
+    played: concurrent.futures.Future[tuple[Job, str]], cluster: Cluster, reference: dict[int, float]
 ) -> None:
     job, state = played.result(300)
     assert state == "COMPLETED", job.log
-    check(job, reference, attempts=3, killed=True)
+    check(job, reference, attempts=3)
+    assert requeues(cluster, job) == 1, "the dead rank requeued the job, too"
     assert steps_again(job.run)[0] == 0, "a warned attempt loses nothing: the next goes on at the next step"
 
 
