@@ -43,7 +43,7 @@ format:
 
 bench: ## one line a claim: ours, peer, limit, ratio
 	@bash .ci/install peers
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks.run_all
 
 coverage: ## which lines the tests run, in every process they start
 	@bash .ci/install test

@@ -1,6 +1,6 @@
 """How long training waits for a checkpoint in the background, against one that it waits for to the end.
 
-python benchmarks/bench_checkpoint.py [--variant b32] [--batch 4] [--rounds 3]
+python -m benchmarks.bench_checkpoint [--variant b32] [--batch 4] [--rounds 3]
 One rank, ZeRO-1: weights and both moments of AdamW, float32. After each save comes a step, which waits before it
 changes the weights for the copy to be done; that wait counts. The copy also slows the step down: printed beside it.
 """

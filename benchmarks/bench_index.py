@@ -1,6 +1,6 @@
 """data_prep.index beside `tar tf` on WebDataset tars; and a plan and an index of ImageNet-21K's 14.2 million rows.
 
-python benchmarks/bench_index.py [--samples 500000] [--rounds 3] [--rows 0] [--folder FOLDER]
+python -m benchmarks.bench_index [--samples 500000] [--rounds 3] [--rows 0] [--folder FOLDER]
 The tars hold real headers and .cls members; their images are holes of about 107 KB, as nobody reads them. `tar tf`
 reads one tar after another, ours with a worker a core: its start is included. --rows 14200000 (10 GB of disk, minutes)
 plans a source of headers alone and writes the index of that many samples, with the memory that each process took.

@@ -1,6 +1,6 @@
 """Does it learn like timm's? The same loop, dataset and schedule; a contender differs by the parts that are timm's.
 
-python benchmarks/bench_learning.py [--recipe tiny] [--data DATASET [--eval DATASET]] [--epochs 10] [--seeds 3]
+python -m benchmarks.bench_learning [--recipe tiny] [--data DATASET [--eval DATASET]] [--epochs 10] [--seeds 3]
 Without --data: scikit-learn's digits. Prints each seed's held-out top-1, then a JSON line per contender with the means.
 
 --recipe tiny: the model alone is timm's, started as the paper starts its models (our weights), or by timm itself.

@@ -1,6 +1,6 @@
 """Images a second from JPEG shards to batches: this loader, its peers, and the limit of decoding whole images.
 
-python benchmarks/bench_loader.py [--photos TAR_OF_TARS] [--images 1000] [--rounds 5] [--restart]
+python -m benchmarks.bench_loader [--photos TAR_OF_TARS] [--images 1000] [--rounds 5] [--restart]
     [--readers ours,webdataset,...]
 Every reader has two workers and makes crops of 224 px with flips; all take turns in one run. Without --photos,
 scikit-learn's two photographs are encoded again in many crops. The limit is twice a bare single-process loop of header,

@@ -1,6 +1,6 @@
 """What the training loop costs over bare steps, and what is lost where loader and steps run side by side.
 
-python benchmarks/bench_loop.py [--steps 100] [--rounds 5] [--photos TAR_OF_TARS]
+python -m benchmarks.bench_loop [--steps 100] [--rounds 5] [--photos TAR_OF_TARS]
 Bare steps (the same engine: forward, backward, step) and the real loop (learning rate, seeds, table of ranks, checks,
 metrics, run folder) take turns; waiting for data is left out. The cost is absolute, so it is put against a step of
 100 ms, a short one for a GPU.

@@ -1,6 +1,6 @@
 """A day of the sample order of 1,024 ranks over ImageNet-21K, simulated; what opening and seeking 14 M samples cost.
 
-python benchmarks/bench_order.py [--rate 300] [--index FOLDER]
+python -m benchmarks.bench_order [--rate 300] [--index FOLDER]
 No image is read. A day is 86,400 s of 1,024 ranks at --rate images/s each. Of every epoch in it: the windows of all
 lanes lie end to end from the first sample to the last, and the shards are permuted; of the first, a middle and the
 last: every rank's every micro-batch is asked for as its loader would ask, and each sample comes exactly once. Then the

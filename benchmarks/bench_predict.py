@@ -1,6 +1,6 @@
 """How fast jobs.predict reads pictures, against the evaluation loader on the same shard.
 
-python benchmarks/bench_predict.py [--images 1000] [--rounds 3] [--size 224]
+python -m benchmarks.bench_predict [--images 1000] [--rounds 3] [--size 224]
 Two worker processes each; crops of scikit-learn's photographs, 500 x 375 pixels, in one shard. No model runs: reading
 should not be slower than the loader's. The rounds take turns, the fastest of each counts.
 """

@@ -1,6 +1,6 @@
 """data_prep.shard beside webdataset.ShardWriter, cp and a bare decode loop: the same images, by turns, warm page cache.
 
-python benchmarks/bench_shard.py [--photos TAR|FOLDER] [--gigabytes 1.0] [--rounds 3] [--folder FOLDER]
+python -m benchmarks.bench_shard [--photos TAR|FOLDER] [--gigabytes 1.0] [--rounds 3] [--folder FOLDER]
 The images: --photos (JPEGs of a tar, a tar of tars or a folder), else crops of scikit-learn's photographs. They are
 repeated to --gigabytes as a tar of tars, like fall11_whole.tar, and as loose files for ShardWriter (names of the same
 few files, which takes no more memory, and is to its advantage); and to a twentieth of that, so that the start of the

@@ -1,6 +1,6 @@
 """Where a training process's seconds go from its start to the end of its first step, against those of its imports.
 
-python benchmarks/bench_start.py [--rounds 3]
+python -m benchmarks.bench_start [--rounds 3]
 One rank, the tiny model on scikit-learn's digits, ZeRO-1, a new process a round; the fastest counts. The imports
 include torch._dynamo's, which torch makes at the first optimizer, whether anything is compiled or not.
 """
@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         digits(Path(scratch))
         for _ in range(arguments.rounds):
-            command = [sys.executable, __file__, "--child", scratch]
+            command = [sys.executable, "-m", "benchmarks.bench_start", "--child", scratch]
             done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
             rounds.append(json.loads(done.stdout.splitlines()[-1]))
     wall, cpu = min(rounds, key=lambda found: sum(found["wall"])), min(rounds, key=lambda found: sum(found["cpu"]))

@@ -1,6 +1,6 @@
 """A training step (forward, backward, AdamW) of our ViT beside timm's and transformers', in one process, by turns.
 
-python benchmarks/bench_step.py [--variants b32 b16] [--dtypes float32 bfloat16] [--batch 16] [--rounds 3] [--compile]
+python -m benchmarks.bench_step [--variants b32 b16] [--dtypes float32 bfloat16] [--batch 16] [--rounds 3] [--compile]
 Each round times one step of each; the fastest counts, as others may use the machine. The share of torch's own matrix
 product says how much is left.
 """

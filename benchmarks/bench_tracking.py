@@ -1,6 +1,6 @@
 """What logging costs a training of 20 steps a second, against mlflow.log_metrics and accelerate's tracker.
 
-python benchmarks/bench_tracking.py [--steps 400] [--rounds 3]
+python -m benchmarks.bench_tracking [--steps 400] [--rounds 3]
 The step is a pause of 50 ms; each line has the metrics that a training logs, at every step. Ours runs with its sync to
 sqlite beside it, the peers write to sqlite themselves. The figure is the share of the step's time that the call took.
 """

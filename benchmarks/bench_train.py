@@ -1,6 +1,6 @@
 """Training from JPEG shards beside its limits, the loader alone and the step alone, and beside timm under accelerate.
 
-python benchmarks/bench_train.py [--variants l16 b16] [--photos TAR_OF_TARS] [--micro-batch 256] [--passes 4] [--eager]
+python -m benchmarks.bench_train [--variants l16 b16] [--photos TAR_OF_TARS] [--micro-batch 256] [--passes 4] [--eager]
 On GPUs the recipes at 224 px in bfloat16, elsewhere tiny in float32, which shows that it runs.
 Each part runs in a process of its own, as rank 0 of 1, for --seconds after its warm-up; the parts take turns for
 --rounds. timm's model trains the same crops from our loader, in bfloat16 by accelerate's autocast, with fused AdamW.

@@ -1,6 +1,6 @@
 """Every benchmark, one after another, and one table of their claims: ours, the peer, the limit, the ratio.
 
-python benchmarks/run_all.py [--quick] [--only step shard ...] [--out work/bench] [--scripts FOLDER] [--timeout 3600]
+python -m benchmarks.run_all [--quick] [--only step shard ...] [--out work/bench] [--scripts FOLDER] [--timeout 3600]
 Each script prints a JSON object a line: claim, ours, peer, limit, ratio, unit, machine. What it could not measure, such
 as a peer that isn't installed, stands below the table, and so does a script that failed (exit code 1). The table goes
 to OUT/bench.md, each script's whole output to OUT/<script>.log. Nothing else should run on the machine meanwhile.

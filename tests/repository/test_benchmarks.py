@@ -46,3 +46,10 @@ def test_every_benchmark_has_a_quick_setting() -> None:
     for name, options in quick.items():
         for option in options.split():
             assert not option.startswith("--") or f'add_argument("{option}"' in scripts[name].read_text()
+
+
+def test_every_benchmark_states_a_command_that_finds_the_packages() -> None:
+    """`python benchmarks/bench_loop.py` doesn't: an editable install has no `benchmarks` on its path."""
+    for path in REPOSITORY.glob("benchmarks/bench_*.py"):
+        assert path.read_text().splitlines()[2].startswith(f"python -m benchmarks.{path.stem}"), path
+    assert "-m benchmarks.run_all" in (REPOSITORY / "Makefile").read_text()
