@@ -7,9 +7,9 @@ import io
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from rich.table import Table
 
-from pipeline.core import cli, errors, terminal
+from pipeline.core import arguments, children, cli, errors, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import appearing, check_can_make
 from pipeline.tracking.view import how_to_look
@@ -37,8 +37,6 @@ Examples:
 
 PRETRAIN_CLASSES = 7  # of the ten digits: fine-tuning meets three that pretraining has never seen
 RAW_SIDE = 32  # pixels of the JPEGs; scikit-learn's digits have 8
-# By default torchrun's ranks meet at the machine's own name, which not every laptop can resolve
-THIS_MACHINE = ("--standalone", "--local-addr", "127.0.0.1")
 DIGITS = ("--data.flip", False, "--data.min-area", 0.8)  # a mirrored or mostly cut-off digit may look like another
 EVALUATIONS = 6  # per run: enough for a curve
 # The recipe's SGD needs more steps than a demo has: top-1 at --data.min-area 0.5 and 200 steps: AdamW 88 %, SGD 82 %
@@ -78,13 +76,13 @@ def main() -> int:
             command("data_prep.shard", source, shards[name], "--val-fraction", 0.25)
 
     console.rule(f"3. pretrain on {PRETRAIN_CLASSES} classes, {config.ranks} DeepSpeed ranks")
-    train(config, "jobs.pretrain", runs["pretrain"], shards["seven"], config.pretrain_steps)
+    train(config, "pretrain", runs["pretrain"], shards["seven"], config.pretrain_steps)
 
     console.rule("4. fine-tune on all ten classes at a higher resolution")
-    train(config, "jobs.finetune", runs["finetune"], shards["ten"], config.finetune_steps, "--parent", runs["pretrain"])
+    train(config, "finetune", runs["finetune"], shards["ten"], config.finetune_steps, "--parent", runs["pretrain"])
 
     console.rule("5. control: the same from random weights")
-    train(config, "jobs.finetune", runs["scratch"], shards["ten"], config.finetune_steps, "--parent", "scratch")
+    train(config, "finetune", runs["scratch"], shards["ten"], config.finetune_steps, "--parent", "scratch")
 
     console.rule("6. evaluate: every held-out image once")
     results = {}
@@ -120,17 +118,15 @@ def main() -> int:
 
 def check(config: DemoConfig) -> None:
     """Check the options before anything starts. Raises UserError."""
-    for name, least in (("ranks", 1), ("seed", 0), ("pretrain_steps", 1), ("finetune_steps", 1)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least {least}")
+    arguments.check_least(config, ranks=1, seed=0, pretrain_steps=1, finetune_steps=1)
     check_can_make(config.folder, "--folder")
 
 
 def train(config: DemoConfig, job: str, run: Path, data: Path, steps: int, *options: object) -> None:
-    launcher = ("torch.distributed.run", "--nproc-per-node", config.ranks, *THIS_MACHINE, "-m", job)
+    launcher = ("jobs.launch", "--ranks", config.ranks, job)
     length = ("--schedule.steps", steps, "--train.eval-every", max(1, steps // EVALUATIONS))
     run_options = ("--run-dir", run, "--data.train", data, "--train.seed", config.seed, *DIGITS)
-    optimizer = FINETUNE if job == "jobs.finetune" else ()
+    optimizer = FINETUNE if job == "finetune" else ()
     command(*launcher, "tiny", *run_options, *length, *optimizer, *options)
 
 
@@ -139,25 +135,20 @@ def command(module: str, *arguments: object, capture: bool = False) -> str:
     line = ["python", "-m", module, *map(str, arguments)]
     print(f"$ {shlex.join(line)}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
-    step = subprocess.Popen(
-        [sys.executable, *line[1:]],
-        env=environment,
-        encoding="utf-8",
-        stdout=subprocess.PIPE if capture else None,
-    )
-    try:
-        output, _ = step.communicate()
-    except KeyboardInterrupt:
-        step.wait()  # the terminal's Ctrl-C also reaches the training, which saves
-        raise
-    if capture:
-        print(output, end="", flush=True)
-    if step.returncode:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        code = children.run([[sys.executable, *line[1:]]], [environment], file if capture else None).code
+        file.seek(0)
+        output = file.read()
+    print(output, end="", flush=True)
+    if code in (errors.EXIT_INTERRUPTED, errors.EXIT_REQUEUE):
+        print("the demo is stopped; run it again to continue from here", file=sys.stderr)
+        sys.exit(code)
+    if code:
         raise UserError(
-            f"the demo's step {module} failed with exit code {step.returncode} (its message is above): run the demo "
-            "again to continue from here"
+            f"the demo's step {module} failed with exit code {code} (its message is above): run the demo again to "
+            "continue from here"
         )
-    return output or ""
+    return output
 
 
 def write_raw(path: Path, classes: int) -> None:

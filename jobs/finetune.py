@@ -9,7 +9,7 @@ DESCRIPTION = """Fine-tune a Vision Transformer from a pretraining run or publis
 --parent is a run folder, an official .npz file, a timm or transformers folder, or scratch (random weights). Examples:
 
   python -m jobs.finetune tiny --parent runs/tiny --run-dir runs/tiny-ft --data.train shards/digits
-  torchrun --nproc-per-node 8 -m jobs.finetune b16 --parent runs/b16 --run-dir runs/b16-ft --data.train shards/in1k
+  python -m jobs.launch --ranks 8 finetune b16 --parent runs/b16 --run-dir runs/b16-ft --data.train shards/in1k
   sbatch slurm/finetune_l16.sh --parent L_16.npz --optim.lr 0.01"""
 
 

@@ -1,13 +1,11 @@
 """python -m jobs.sweep RECIPE --run-dir SWEEP --parent ... --data.train ...: fine-tune at several rates, and pick."""
 
 import dataclasses
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -17,7 +15,7 @@ from pipeline.config.given import settle
 from pipeline.config.recipes import FINETUNE, FINETUNE_RATES
 from pipeline.config.schema import RunConfig
 from pipeline.config.serialize import flatten, to_dict
-from pipeline.core import cli, errors
+from pipeline.core import arguments, children, cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.dataset.joined_split import open_info
@@ -41,7 +39,7 @@ class SweepConfig:
     rates: tuple[float, ...] = FINETUNE_RATES
     """Peak learning rates to try."""
     ranks: int = 1
-    """Number of ranks on this machine, one per GPU (started by torchrun)."""
+    """Number of ranks on this machine, one per GPU (started by jobs.launch)."""
     by: str = "eval/top1"
     """Metric of the held-out split to compare: the highest value is best, for a loss the lowest."""
 
@@ -52,11 +50,13 @@ def main() -> int:
     runs = [folder.with_name(f"{folder.name}-lr{rate:g}") for rate in config.rates]
     check_parents(config, runs)
     for rate, run in zip(config.rates, runs, strict=True):
-        code = train(command(config, rate, run))
+        words = command(config, rate, run)
+        print("+ " + " ".join(words), flush=True)
+        code = children.run([words]).code
         status = read_status(run)
-        if status is not None and status.state == "stopped":
+        if code in (errors.EXIT_INTERRUPTED, errors.EXIT_REQUEUE):
             print(f"stopped; run the same command to resume with {run}", flush=True)
-            return errors.EXIT_INTERRUPTED if code == errors.EXIT_INTERRUPTED else errors.EXIT_REQUEUE
+            return code
         if code == errors.EXIT_USER:
             raise UserError(f"--optim.lr {rate:g}: the run was refused, see above")
         if status is None or status.state == "running" or (code and status.state != "failed"):
@@ -92,8 +92,7 @@ def check(config: SweepConfig) -> None:
         raise UserError(
             f"--sweep {config.run.sweep!r} is set by jobs.sweep (--run-dir is the sweep's folder): leave it out"
         )
-    if config.ranks < 1:
-        raise UserError(f"--ranks {config.ranks} must be at least 1")
+    arguments.check_least(config, ranks=1)
     if not config.rates or min(config.rates) <= 0 or len(set(config.rates)) < len(config.rates):
         rates = " ".join(f"{rate:g}" for rate in config.rates)
         raise UserError(f"--rates {rates or '(none)'} must be different numbers above 0, such as --rates 0.003 0.01")
@@ -138,32 +137,12 @@ def command(config: SweepConfig, rate: float, run: Path) -> list[str]:
     name = f"{config.run.name}-lr{rate:g}" if config.run.name else ""
     own = dataclasses.replace(config.run, run_dir=run, name=name, sweep=str(config.run.run_dir), optim=optim)
     recipe = flatten(to_dict(FINETUNE[own.recipe].config))
-    start = [sys.executable, "-m"]
-    if config.ranks > 1:
-        # the ranks meet at this address, also on a machine whose own name can't be resolved
-        here = ["--standalone", "--local-addr", "127.0.0.1"]
-        start += ["torch.distributed.run", *here, f"--nproc-per-node={config.ranks}", "-m"]
-    words = [*start, "jobs.finetune", own.recipe]
+    start = ["jobs.finetune"] if config.ranks == 1 else ["jobs.launch", "--ranks", str(config.ranks), "finetune"]
+    words = [sys.executable, "-m", *start, own.recipe]
     for field, value in flatten(to_dict(own)).items():
         if value != recipe[field]:
             words += [f"--{field}", *map(str, value if isinstance(value, list) else [value])]
     return words
-
-
-def train(words: list[str]) -> int:
-    """Run a command and pass stop signals on to it. Returns its exit code."""
-    print("+ " + " ".join(words), flush=True)
-    process = subprocess.Popen(words)
-
-    def stop(*_: Any) -> None:
-        process.terminate()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ COMMANDS = {  # in the order in which a campaign uses them
     "plan": ("jobs.plan", "estimate a run's steps, memory and hours, without a GPU"),
     "pretrain": ("jobs.pretrain", "pretrain from a recipe"),
     "finetune": ("jobs.finetune", "fine-tune from a run, published weights or scratch"),
+    "launch": ("jobs.launch", "start a command on several GPUs of this machine"),
     "sweep": ("jobs.sweep", "fine-tune at several learning rates and pick the best"),
     "submit": ("jobs.submit", "submit a Slurm job with the site's sizes, checked before it queues"),
     "status": ("jobs.status", "show the state of every run"),

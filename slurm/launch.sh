@@ -23,7 +23,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
   {
     sed -n '2,/^[^#]\|^#SBATCH/{s/^# \{0,1\}//p}' "$0" | grep -v '^SBATCH'
     echo "error: $0 is a job script of Slurm, and this is no job: submit it with vit submit or sbatch, as above." \
-      "Without Slurm start the command itself, such as torchrun --nproc-per-node 8 -m jobs.pretrain"
+      "Without Slurm start the command itself, such as vit launch --ranks 8 pretrain"
   } >&2
   exit 2
 fi

@@ -3,6 +3,7 @@
 Without a launcher a process is alone: rank 0 of 1, whatever MASTER_ADDR and MASTER_PORT its shell still exports.
 """
 
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,6 +124,23 @@ def export_variables(ranks: Ranks, environment: Mapping[str, str]) -> dict[str, 
         if elastic
         else "False",
     }
+
+
+def variables_of(world_size: int) -> list[dict[str, str]]:
+    """For each rank of a new world on this machine: the variables of its process, as torchrun sets them.
+
+    The ranks meet at this machine's loopback address, which needs no name. OMP_NUM_THREADS, unless the user has set
+    it, divides the CPUs among them.
+    """
+    threads = str(max(1, len(os.sched_getaffinity(0)) // world_size))
+    every = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+    }
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **every} for rank in range(world_size)]
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ from pipeline.core.units import duration
 from pipeline.model.flops import training_hours
 from pipeline.train.state import Run
 
+STARTED_BY = {"torchrun": "vit launch, torchrun or accelerate", "slurm": "srun", "alone": "no launcher"}
 LONG_RUN = 7 * 24.0  # hours; a longer run gets a warning
 LONG_STEP = 1 / 6  # hours; a longer step gets the same warning
 
@@ -19,7 +20,7 @@ def headline(run: Run) -> str:
         f"steps of {batch.global_batch} samples ({batch.micro_batch} x {ranks.world_size} rank(s) x {passes}), "
         f"{len(data):,} samples, {data.info.classes:,} classes, {config.model.variant} at {config.model.image_size} px"
         f", ZeRO-{batch.zero_stage} {batch.dtype} on {run.device.type} (peak {run.clock.peak / 1e12:.3g} TFLOP/s per "
-        f"rank), started by {ranks.launcher}"
+        f"rank), started by {STARTED_BY[ranks.launcher]}"
     )
 
 

@@ -30,7 +30,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self.interrupted = False  # by Ctrl-C
-        # torchrun and accelerate send SIGTERM to the ranks when Ctrl-C is pressed a second time
+        # torchrun and accelerate send SIGTERM to the ranks when Ctrl-C is pressed a second time, jobs.launch SIGINT
         self._second = {signal.SIGINT} | ({signal.SIGTERM} if "TORCHELASTIC_RUN_ID" in os.environ else set())
         reader, writer = os.pipe()
         os.set_blocking(writer, False)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from pipeline.runs.folder import METRICS, read_status
 from pipeline.tracking import sync as mlflow_sync
 from pipeline.tracking.client import open_client, quiet_environment, tracking_uri
 from tests.helpers.jobs import OPTIONS
+from tests.helpers.quick_python import executable
 from tests.helpers.ranks import VARIABLES
+from tests.helpers.terminal import CTRL_C, Terminal
 
 RATES = ("1e-05", "0.03", "1e+30")
 
@@ -92,6 +95,25 @@ def test_mlflow_shows_the_runs_under_the_sweep(swept: tuple[Path, str]) -> None:
     assert [item.path for item in client.list_artifacts(above.run_id)] == [sweep_record.TABLE]
 
 
+@pytest.mark.timeout(120)
+def test_ctrl_c_saves_and_the_same_command_resumes(digits: Path, tmp_path: Path) -> None:
+    """Each rank gets the keyboard's signal once: a second one would end it without a checkpoint."""
+    options = (*OPTIONS, "--data.eval-split", "val", "--data.augment", "none", "--schedule.steps", 100_000)
+    sweep = ("jobs.sweep", "tiny", "--ranks", 2, "--rates", 0.01, "--run-dir", tmp_path / "ft", "--parent", "scratch")
+    command = (executable(), "-m", *sweep, "--data.train", digits, *options, "--checkpoint.every", 0)
+    with Terminal(command) as terminal:
+        terminal.wait_for("step 4/")
+        terminal.press(CTRL_C)
+        assert terminal.wait() == 130, terminal.text
+        (saved,) = set(re.findall(r"saved at step (\d+); run the same command to resume", terminal.text))
+        assert f"stopped; run the same command to resume with {tmp_path / 'ft-lr0.01'}" in terminal.text
+        assert "Traceback" not in terminal.text
+    with Terminal(command) as terminal:
+        terminal.wait_for(f"resumes after step {saved}")
+        terminal.press(CTRL_C)
+        assert terminal.wait() == 130, terminal.text
+
+
 def test_choosing_again_adds_to_the_record(swept: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = swept
     scores = {folder.with_name(f"ft-lr{rate}"): score for rate, score in zip(RATES, (0.5, 0.25, None), strict=True)}
@@ -113,10 +135,8 @@ def test_each_run_gets_the_settings_that_differ_from_the_recipe(tmp_path: Path) 
     run = dataclasses.replace(FINETUNE["b16"].config, run_dir=tmp_path / "ft", parent="B_16.npz", name="mine")
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, train=("a", "b"), flip=False))
     words = job.command(job.SweepConfig(run, ranks=8), 0.003, tmp_path / "ft-lr0.003")
-    assert words[1:4] == ["-m", "torch.distributed.run", "--standalone"]
-    assert words[6:8] == ["--nproc-per-node=8", "-m"]
-    assert words[8:10] == ["jobs.finetune", "b16"]
-    pairs = " ".join(words[10:])
+    assert words[1:7] == ["-m", "jobs.launch", "--ranks", "8", "finetune", "b16"]
+    pairs = " ".join(words[7:])
     assert pairs == (
         f"--run_dir {tmp_path}/ft-lr0.003 --parent B_16.npz --sweep {tmp_path}/ft --name mine-lr0.003 "
         "--data.train a b --data.flip False --optim.lr 0.003"
@@ -128,7 +148,7 @@ def test_each_run_gets_the_settings_that_differ_from_the_recipe(tmp_path: Path) 
     [
         (("--rates", "0.1", "0.1"), "--rates 0.1 0.1 must be different"),
         (("--rates", "0"), "--rates 0 must be different numbers above 0"),
-        (("--ranks", "0"), "--ranks 0 must be at least 1"),
+        (("--ranks", "0"), "--ranks 0 is too small"),
         (("--sweep", "x"), "--sweep 'x' is set by jobs.sweep"),
         (("--run-dir", "."), "--run-dir is missing"),
         (("--data.train", "nowhere"), "--data.train 'nowhere' does not exist"),
@@ -157,7 +177,7 @@ def test_a_score_that_will_not_come_is_refused_before_training(
 ) -> None:
     words = ["sweep", "tiny", "--run-dir", str(tmp_path / "ft"), "--parent", "scratch", "--data.train", str(digits)]
     monkeypatch.setattr(sys, "argv", [*words, *arguments])
-    monkeypatch.setattr(job, "train", lambda _: pytest.fail("it trains"))
+    monkeypatch.setattr(job.children, "run", lambda _: pytest.fail("it trains"))
     with pytest.raises(UserError, match=said):
         job.main()
 

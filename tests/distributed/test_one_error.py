@@ -8,12 +8,29 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import cli
-from tests.helpers.launch import ACCELERATE, TORCHRUN, environment, run
+from tests.helpers.launch import ACCELERATE, LAUNCH, TORCHRUN, environment, run
 from tests.helpers.quick_python import executable
 
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
 FAILS = "from pipeline.core import cli\nfrom pipeline.core.errors import UserError\n"
 FAILS += "def main(): raise UserError('--data.train is wrong')\ncli.run(main)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("pretrain", "tiny", "--run-dir", "{new}", "--data.train", "{none}"), "{none}' does not exist"),  # late
+        (("pretrain", "tiny", "--optim.momentum", "0.5"), "optim.momentum 0.5 has no effect"),  # before any import
+        (("evaluate", "{none}", "--data", "{none}"), "MODEL '{none}' does not exist"),
+    ],
+)
+def test_under_our_launcher_it_is_the_only_line(command: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    places = {"new": tmp_path / "run", "none": tmp_path / "nowhere"}
+    words = (word.format(**places) for word in command)
+    output = run(*LAUNCH, *words, log=tmp_path / "log", code=2, python=str(executable()))
+    (line,) = output.splitlines()
+    assert line.startswith("error: ")
+    assert message.format(**places) in line
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])

@@ -1,11 +1,29 @@
 """The whole path as `make demo` walks it, with few steps: each command real, each result there."""
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
 from tests.helpers.launch import run
 from tests.helpers.quick_python import executable
+from tests.helpers.terminal import CTRL_C, Terminal
+
+
+def test_ctrl_c_saves_and_the_demo_continues_there(tmp_path: Path) -> None:
+    demo = ("-m", "jobs.demo", "--folder", tmp_path / "demo", "--pretrain-steps", 100_000, "--finetune-steps", 1)
+    command = (executable(), *demo)
+    with Terminal(command) as terminal:
+        terminal.wait_for("step 10/")
+        terminal.press(CTRL_C)
+        assert terminal.wait() == 130, terminal.text
+        (saved,) = set(re.findall(r"saved at step (\d+); run the same command to resume", terminal.text))
+        assert terminal.text.count("the demo is stopped; run it again to continue from here") == 1
+        assert "Traceback" not in terminal.text
+    with Terminal(command) as terminal:
+        terminal.wait_for(f"resumes after step {saved}")
+        terminal.press(CTRL_C)
+        assert terminal.wait() == 130, terminal.text
 
 
 def test_the_demo_walks_the_whole_path(tmp_path: Path) -> None:

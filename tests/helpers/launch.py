@@ -17,6 +17,7 @@ from pipeline.runs.folder import METRICS
 
 REPOSITORY = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", 2)
+LAUNCH = ("-m", "jobs.launch", "--ranks", 2)
 ACCELERATE = (
     # without --multi-gpu, a machine that has none starts one process only and says nothing
     "-m", "accelerate.commands.launch", "--multi-gpu", "--num-processes", 2, "--num-machines", 1,

@@ -11,18 +11,19 @@ import pytest
 from pipeline.checkpoint import format as checkpoint
 from pipeline.runs.folder import read_status
 from tests.helpers.jobs import job
-from tests.helpers.launch import TORCHRUN
+from tests.helpers.launch import LAUNCH, TORCHRUN
 from tests.helpers.quick_python import executable
 from tests.helpers.ranks import Ranks
 from tests.helpers.terminal import CTRL_C, Terminal
 
 LONG = 100_000  # steps
-LAUNCHERS = {"single process": (), "torchrun": TORCHRUN}
+LAUNCHERS = {"single process": ("-m",), "launch": LAUNCH, "torchrun": (*TORCHRUN, "-m")}  # before the command's name
 
 
 def command(launcher: str, run: Path, data: Path, *options: object, steps: int = LONG) -> tuple[object, ...]:
     name, *rest = job(run, data, "--data.workers", 1, "--checkpoint.every", 0, *options, steps=steps)
-    return (executable(), *LAUNCHERS[launcher], "-m", name, *rest)
+    name = name.removeprefix("jobs.") if launcher == "launch" else name
+    return (executable(), *LAUNCHERS[launcher], name, *rest)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -32,10 +33,10 @@ def test_ctrl_c_saves_and_the_same_command_resumes(launcher: str, digits: Path, 
         terminal.wait_for("step 4/")
         terminal.press(CTRL_C)
         code = terminal.wait()
-        assert code == (130 if launcher == "single process" else 1), terminal.text  # torchrun's own
+        assert code == (1 if launcher == "torchrun" else 130), terminal.text  # torchrun's own
         (saved,) = set(re.findall(r"saved at step (\d+); run the same command to resume", terminal.text))
         assert terminal.text.count("press Ctrl-C again to exit without saving") == 1
-        if launcher == "single process":
+        if launcher != "torchrun":
             assert "Traceback" not in terminal.text
     status = read_status(run)
     assert status is not None

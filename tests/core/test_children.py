@@ -1,0 +1,83 @@
+"""Children side by side: their exit codes, the first failure, and signals, each passed on once."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import children
+
+COUNTS = """
+import pathlib, signal, sys, time
+path, seen = pathlib.Path(sys.argv[1]), []
+signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+path.touch()
+end = None
+while end is None or time.monotonic() < end:
+    time.sleep(0.01)
+    end = end or (time.monotonic() + 0.5 if seen else None)
+sys.exit(100 + len(seen))
+"""
+
+
+def shell(script: str, *words: object) -> list[str]:
+    return ["sh", "-c", script, *map(str, words)]
+
+
+@pytest.mark.parametrize(
+    ("scripts", "codes", "failed", "code"),
+    [
+        (("exit 0", "exit 0"), (0, 0), None, 0),
+        (("exit 0", "exit 130"), (0, 130), None, 130),
+        (("exit 75", "exit 0"), (75, 0), None, 75),
+        (("exit 75", "exit 130"), (75, 130), None, 130),
+        (("kill -9 $$",), (-9,), 0, 137),
+        (("exec sleep 60", "exit 2"), (-15, 2), 1, 2),  # the other is ended
+        (("trap 'exit 3' TERM; while :; do sleep 0.02; done", "sleep 0.2; exit 2"), (3, 2), 1, 2),  # the first counts
+    ],
+)
+def test_exit_codes(scripts: tuple[str, ...], codes: tuple[int, ...], failed: int | None, code: int) -> None:
+    ended = children.run([shell(script) for script in scripts])
+    assert (ended.codes, ended.failed, ended.code) == (codes, failed, code)
+
+
+def test_a_child_that_stays_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "GRACE", 0.2)
+    ended = children.run([shell("trap '' TERM; while :; do sleep 0.02; done"), shell("sleep 0.2; exit 2")])
+    assert (ended.codes, ended.code) == ((-9, 2), 2)
+
+
+def test_each_child_gets_a_signal_once(tmp_path: Path) -> None:
+    marks = [tmp_path / name for name in "ab"]
+    before = [signal.getsignal(number) for number in children.PASSED_ON]
+
+    def press() -> None:
+        while not all(mark.exists() for mark in marks):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    ended = children.run([[sys.executable, "-SE", "-c", COUNTS, str(mark)] for mark in marks])
+    thread.join()
+    assert ended.codes == (101, 101)
+    assert [signal.getsignal(number) for number in children.PASSED_ON] == before
+
+
+def test_environments_and_output(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w+") as file:
+        ended = children.run([shell("echo $RANK; cat")] * 2, [{"RANK": "0"}, {"RANK": "1"}], file)
+        assert ended.code == 0
+        file.seek(0)
+        assert sorted(file.read().split()) == ["0", "1"]
+
+
+def test_none_is_left_if_one_can_t_be_started(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        children.run([shell("exec sleep 60"), [str(tmp_path / "nowhere")]])
+    assert time.monotonic() - began < 10
