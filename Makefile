@@ -18,6 +18,7 @@ check: ## lint and types only
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir .mypy_cache/import_linter
 	@$(MAKE) --no-print-directory docs
+	$(BIN)/hadolint slurm/Dockerfile
 	bash -n slurm/*.sh && shellcheck -x slurm/*.sh tests/slurm/*.sh .ci/install .ci/run .ci/release
 
 docs: ## the documentation site, into build/site; a dead link or a missing page fails

@@ -50,6 +50,7 @@ TYPED = {
     "jobs.evaluate": ("{there}", "--data", "{there}", "--batch", "big"),
     "jobs.export": ("{there}", "{there}/out", "--format", "pdf"),
     "jobs.finetune": ("tiny", "--optim.lr", "high"),
+    "jobs.launch": ("--ranks", "all"),
     "jobs.logs": ("{there}", "--rank", "first"),
     "jobs.plan": ("tiny", "--nodes", "some"),
     "jobs.predict": ("{there}", "{there}", "--top", "all"),

@@ -15,6 +15,8 @@ from jobs.vit import COMMANDS, main
 from pipeline.core.cli import as_called
 from pipeline.core.version import VERSION
 from tests.helpers.launch import REPOSITORY
+from tests.helpers.terminal import Terminal
+from tests.helpers.waiting import wait_until
 
 MODULES = sorted(module for module, _ in COMMANDS.values())
 
@@ -123,13 +125,44 @@ def test_bash_completes(line: str, there: set[str], complete: Callable[[str], li
     assert not {word for word in found if not word.startswith(line.rpartition(" ")[2])}
 
 
-def test_zsh_completes_or_at_least_has_the_same_words(complete: Callable[[str], list[str]]) -> None:
+@pytest.fixture(scope="module")
+def zsh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the script that vit prints for zsh, and another folder to be completed."""
+    folder = tmp_path_factory.mktemp("zsh")
+    (folder / "_vit").write_text(vit("completion", "zsh").stdout)
+    (folder / "photos").mkdir()
+    return folder
+
+
+def test_zsh_has_the_same_words(complete: Callable[[str], list[str]]) -> None:
     done = vit("completion", "zsh")
     assert done.stdout.startswith("#compdef vit\n")
     assert all(f"      {name}) compadd -- " in done.stdout for name in COMMANDS)
     assert set(complete("vit verify --")) <= set(done.stdout.split())
-    if shutil.which("zsh"):
-        subprocess.run(["zsh", "-n"], input=done.stdout, text=True, check=True, timeout=30)
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed (.ci/install installs it)")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("vit pretr", "vit pretrain "),
+        ("vit completion z", "vit completion zsh "),
+        ("vit pretrain b16_de", "vit pretrain b16_deit3"),
+        ("vit pretrain b16 --optim.lay", "vit pretrain b16 --optim.layer-decay "),
+        ("vit shard in out --upr", "vit shard in out --upright "),
+        ("vit overlap phot", "vit overlap photos/"),
+    ],
+)
+def test_zsh_completes(line: str, completed: str, zsh: Path) -> None:
+    """In a real zsh on a terminal, by its own completion system: the line that Tab makes of what was typed."""
+    setup = "fpath=($PWD $fpath); autoload -U compinit; compinit -u; rm -f typed"
+    widget = "keep() { print -r -- $BUFFER >part; mv part typed }; zle -N keep; bindkey ^O keep; print rea''dy"
+    with Terminal(("zsh", "-f", "-i"), HOME=str(zsh)) as terminal:
+        terminal.press(f"cd {zsh}; {setup}\n{widget}\n".encode())
+        terminal.wait_for("ready\n", 30)
+        terminal.press(f"{line}\t\x0f".encode())
+        wait_until((zsh / "typed").exists, 30)
+        assert (zsh / "typed").read_text().removesuffix("\n").startswith(completed)
 
 
 @pytest.mark.parametrize("module", ["jobs.pretrain", "data_prep.shard", "jobs.vit"])

@@ -55,6 +55,23 @@ def test_a_second_ctrl_c_leaves_at_once(photos: Path, tmp_path: Path) -> None:
         assert "Traceback" not in terminal.text
 
 
+def test_ctrl_c_in_index_leaves_the_folder_as_it_was(digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for number in range(2000):
+        (folder / f"train-{number:04d}.tar").hardlink_to(digits / "train-00000.tar")
+    before = sorted(path.name for path in folder.iterdir())
+    with Terminal((sys.executable, "-m", "data_prep.index", folder, "--workers", 1)) as terminal:
+        terminal.wait_for("indexing")
+        while not list(folder.glob(".index.arrow*")):
+            terminal.read_more()
+        terminal.press(CTRL_C)
+        assert terminal.wait() == 130, terminal.text
+        assert terminal.text.count("interrupted; run the same command again") == 1
+        assert "Traceback" not in terminal.text
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 @pytest.mark.parametrize("module", ["verify", "overlap", "report"])
 def test_ctrl_c_in_the_other_commands_is_one_line(module: str, digits: Path, tmp_path: Path) -> None:
     more = {"overlap": ("--against", digits, "--out", tmp_path / "o.tsv"), "report": ("--out", tmp_path / "r.html")}

@@ -57,6 +57,25 @@ def test_evaluation_options_without_a_held_out_split(digits: Path, tmp_path: Pat
         assert ("train.eval_batch without effect" in text) == (level == logging.WARNING)
 
 
+def test_a_fine_tune_without_held_out_images_is_warned_of(digits: Path, tmp_path: Path) -> None:
+    config = replace(FINETUNE["tiny"].config, run_dir=tmp_path, parent="scratch")
+    data = replace(config.data, train=(str(digits),))
+    split = open_split(digits, "train")
+    job = Job(split, None, 5000, Ranks(0, 1, 0, "alone"), {}, RunFolder(tmp_path), frozenset())
+
+    def warnings(run: RunConfig, job: Job) -> list[str]:
+        return [text for level, text in remarks(run, job) if level == logging.WARNING and "held-out" in text]
+
+    (said,) = warnings(replace(config, data=data), job)
+    assert said.startswith(f"no held-out images: {str(digits)!r} has no split 'val'")
+    assert "shard the images with --val-fraction 0.1, or name a --data.eval" in said
+    assert not warnings(replace(config, data=replace(data, eval_split="none")), job), "it was asked for"
+    assert not warnings(replace(config, data=data), replace(job, held_out=open_split(digits, "val")))
+    assert not warnings(replace(PRETRAIN["tiny"].config, run_dir=tmp_path, data=data), job), (
+        "pretraining often has none"
+    )
+
+
 def test_a_normalisation_that_was_given_is_not_replaced_by_the_parent_s() -> None:
     config = FINETUNE["tiny"].config
     parent = Parent(replace(config.model, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)), {}, {})
