@@ -23,6 +23,7 @@ from data_prep.planning import assignment
 from data_prep.sources import inputs
 from pipeline.core import cli, errors, files, results
 from pipeline.core.errors import UserError
+from pipeline.core.needs import Need
 from pipeline.dataset import format as dataset_format
 
 DESCRIPTION = """Find the images of DATASET that are also in OTHER, such as test images in a training set. Identical
@@ -59,6 +60,13 @@ class Options:
     """File to write the counts to as JSON; - for standard output, instead of the text."""
 
 
+NEEDS = {
+    "correlation": Need(
+        lambda options: options.distance >= 0, "when only identical files are looked for", "give a --distance of 0 to 7"
+    )
+}
+
+
 class Prints(NamedTuple):
     """The hashes of a dataset's images, in index order; ``perceptual`` is empty unless asked for."""
 
@@ -76,7 +84,7 @@ class Match(NamedTuple):
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="vit overlap", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="vit overlap", description=DESCRIPTION, args=args, needs=NEEDS)
     workers.start_server()
     if not -1 <= options.distance <= 7:
         raise UserError(f"--distance {options.distance} must be from 0 to 7, or -1 for identical files only")

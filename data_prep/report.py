@@ -19,6 +19,7 @@ import tyro
 from data_prep import report_figures
 from data_prep.dataset_reader import OpenTar, batches, check_out, pieces, rows_of
 from pipeline.core import cli, errors, files, units
+from pipeline.core.needs import Need
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import DatasetInfo
 from pipeline.imaging.jpeg import decode_small
@@ -69,6 +70,9 @@ class Options:
     """Seed that chooses these images."""
 
 
+NEEDS = {"seed": Need(lambda options: options.samples > 0, "with --samples 0", "show some samples")}
+
+
 @dataclass(frozen=True)
 class Totals:
     """Sums over the index."""
@@ -81,7 +85,7 @@ class Totals:
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="vit report", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="vit report", description=DESCRIPTION, args=args, needs=NEEDS)
     if options.samples < 0:
         raise errors.UserError(f"--samples {options.samples} must be 0 or more")
     if options.seed < 0:

@@ -15,7 +15,16 @@ from data_prep.images.prepare import ImageOptions
 from data_prep.planning import make_plan, stream_buckets
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.make_plan import NOT_DEFECTS, Planned
-from data_prep.shard_options import Options, budget, check, content_options, plan_options, short_side, split_rule
+from data_prep.shard_options import (
+    NEEDS,
+    Options,
+    budget,
+    check,
+    content_options,
+    plan_options,
+    short_side,
+    split_rule,
+)
 from data_prep.sources import inputs
 from data_prep.sources.devkit import read_devkit
 from data_prep.sources.parts import splits_of
@@ -54,7 +63,7 @@ class StoppedError(BaseException):
 
 
 def main(args: list[str] | None = None) -> int:
-    options = cli.parse(Options, prog="vit shard", description=DESCRIPTION, args=args)
+    options = cli.parse(Options, prog="vit shard", description=DESCRIPTION, args=args, needs=NEEDS)
     process_pool.start_server("data_prep.writing.build_shard", process_pool.BUILDS_TABLES)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
@@ -86,6 +95,8 @@ def run(options: Options) -> None:
     """Make the dataset, or this task's share of it. Raises UserError."""
     started = time.monotonic()
     check(options)
+    if options.json and options.task is not None:
+        print(f"note: --json {options.json} is written by --finalize, not by a task", file=sys.stderr)
     identity = content_options(options)
     if _finished(options, identity, started):
         return

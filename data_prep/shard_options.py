@@ -14,6 +14,7 @@ from data_prep.planning.assignment import SplitRule
 from data_prep.planning.make_plan import PlanOptions
 from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
+from pipeline.core.needs import Need
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
 from pipeline.imaging import jpeg
@@ -72,13 +73,18 @@ class Options:
     samples_per_shard: int = 4096
     """Images per shard (tar)."""
     task: int | None = None
-    """Make only this task's shards, for a Slurm array: 0 to tasks - 1. Run --finalize when all tasks are done."""
+    """Make only this task's shards, for a Slurm array: 0 to tasks - 1. Run --finalize, with the same options, when all
+    tasks are done."""
     tasks: int = 1
     """Number of tasks that share the work."""
     finalize: bool = False
     """Merge the shards that the tasks made."""
     json: str = ""
-    """File to write the summary to as JSON; - for standard output, instead of the text."""
+    """File to write the summary to as JSON; - for standard output, instead of the text. With --task there is none:
+    --finalize writes it."""
+
+
+NEEDS = {"quality": Need(lambda options: bool(options.resize), "on images that keep their size", "add --resize")}
 
 
 def check(options: Options) -> None:

@@ -61,7 +61,8 @@ def main(args: list[str] | None = None) -> int:
     findings = check_counts(options.dataset, info)
     order: dict[str, float] = {}
     balance: dict[str, int] = {}
-    if not findings:  # otherwise the index can't be relied on
+    reached = not findings
+    if reached:  # otherwise the index can't be relied on
         work = [(piece, options.decode) for piece in pieces(options.dataset, info)]
         with progress.counting("verifying", sum(info.samples.values()), "images") as report:
             for found in workers.run(check_shard, work, options.workers, report):
@@ -83,6 +84,8 @@ def main(args: list[str] | None = None) -> int:
             print(f"finding: {finding}")
         images = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
         checked = "hashes, tar members, class members" + (", decoded images" if options.decode else "")
+        if not reached:
+            checked = "counts only: the images are checked once these are mended"
         print(f"{options.dataset}: {len(findings)} findings in {images} images ({checked})")
         if balance:
             print(

@@ -11,6 +11,7 @@ from pipeline.config.serialize import from_file
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
+from pipeline.core.needs import Need
 from pipeline.dataset.joined_split import JoinedSplit, chosen, make_cache, open_split
 from pipeline.loader.mixture import sampling
 from pipeline.runs import sample_ledger
@@ -41,8 +42,12 @@ class AuditConfig:
     """Largest number of crops in the PNG."""
 
 
+STEP = Need(lambda options: options.step != 0, "without --step", "add --step N")
+NEEDS = {"out": STEP, "pictures": STEP}
+
+
 def main() -> int:
-    options = cli.parse(AuditConfig, prog="python -m jobs.audit", description=DESCRIPTION)
+    options = cli.parse(AuditConfig, prog="python -m jobs.audit", description=DESCRIPTION, needs=NEEDS)
     path = options.run / CONFIG
     check_local(options.run, "RUN")
     if not path.is_file():

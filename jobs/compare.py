@@ -16,6 +16,7 @@ from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
 from pipeline.core import cli, errors, results
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make, naming
+from pipeline.core.needs import Need
 from pipeline.core.secrets import without_secrets
 from pipeline.core.terminal import console as make_console
 
@@ -60,14 +61,26 @@ class CompareConfig:
     """Print every row of the table, not only the first 60."""
 
 
+NEEDS = {
+    "mlflow": Need(lambda options: bool(options.experiment), "on RUN folders", "name an --experiment to read from it"),
+    "against": Need(
+        lambda options: options.out is not None or options.html, "without curves", "add --out FOLDER or --html"
+    ),
+    "format": Need(lambda options: options.out is not None, "without plots", "add --out FOLDER"),
+    "all": Need(
+        lambda options: not options.latex and results.STDOUT not in (options.csv, options.json),
+        "when --csv -, --json - or --latex replaces the table (each has every row)",
+        "leave out that one",
+    ),
+}
+
+
 def main() -> int:
-    config = cli.parse(CompareConfig, prog="python -m jobs.compare", description=DESCRIPTION)
+    config = cli.parse(CompareConfig, prog="python -m jobs.compare", description=DESCRIPTION, needs=NEEDS)
     if bool(config.runs) == bool(config.experiment):
         raise UserError("RUN is missing, or given beside --experiment: name either RUN folders or --experiment NAME")
     if (config.csv == results.STDOUT) + (config.json == results.STDOUT) + config.latex > 1:
         raise UserError("--csv -, --json - and --latex all write to the standard output: choose one of them")
-    if config.format != "png" and config.out is None:
-        raise UserError(f"--format {config.format} has no effect without plots: add --out FOLDER")
     if config.out is not None:
         check_can_make(config.out, "--out")
     runs = read_experiment(config.experiment, _mlflow(config)) if config.experiment else read_runs(config.runs)

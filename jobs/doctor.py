@@ -15,8 +15,10 @@ from jobs import recipe_options
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schema import RunConfig
 from pipeline.core import cli, errors, results, terminal
+from pipeline.core.arguments import given_names
 from pipeline.core.errors import UserError
-from pipeline.preflight.verdicts import Need, Verdict, judge
+from pipeline.core.needs import Need
+from pipeline.preflight.verdicts import Demand, Verdict, judge
 
 DESCRIPTION = """Check what training needs, on all ranks: rendezvous, all-reduce, same code and packages, clocks,
 GPUs and their speed, CPUs, the shared folder and its speed, free space, and the loader against what the recipe needs.
@@ -45,6 +47,14 @@ class DoctorConfig:
     """File to write the verdicts to as JSON, one per line; - is the standard output, instead of the table."""
 
 
+RECIPE = Need(lambda options: bool(options.recipe), "without a recipe", "name RECIPE first")
+NEEDS = {
+    "stage": RECIPE,
+    "data": RECIPE,
+    "split": Need(lambda options: bool(options.data), "without --data", "add --data DATASET"),
+}
+
+
 def main() -> int:
     config, plan = parse(sys.argv[1:])
     from pipeline.preflight.plan import needed  # torch takes seconds; --help shouldn't
@@ -53,7 +63,7 @@ def main() -> int:
     facts = measure(config.folder, plan)
     if facts is None:  # not rank 0
         return errors.EXIT_DONE
-    verdicts = judge(facts, needed(plan, len(facts)) if plan else Need())
+    verdicts = judge(facts, needed(plan, len(facts)) if plan else Demand())
     if config.json:
         results.write(config.json, "".join(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts))
     if config.json != results.STDOUT:
@@ -69,13 +79,15 @@ def parse(arguments: list[str]) -> tuple[DoctorConfig, RunConfig | None]:
     """The command's own options, and the planned run (None without a recipe)."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     own, fields = arguments[:at], arguments[at + 1 :]
-    config = cli.parse(DoctorConfig, prog="python -m jobs.doctor", description=DESCRIPTION, args=own)
+    config = cli.parse(DoctorConfig, prog="python -m jobs.doctor", description=DESCRIPTION, args=own, needs=NEEDS)
     if not config.recipe:
-        if fields or config.data:
-            raise UserError("RECIPE is missing: --data and the options after -- need a recipe, so name it first")
+        if fields:
+            raise UserError("RECIPE is missing: the options after -- need a recipe, so name it first")
         return config, None
     recipes = RECIPES[config.stage]
     if config.data:
+        if twice := sorted(name for name in given_names(fields) if name.startswith("data.train")):  # or its split
+            raise UserError(f"--data replaces --{twice[0]} after --: leave one of them out")
         fields += ["--data.train", config.data, "--data.train-split", config.split]
     prog = f"python -m jobs.{config.stage}"
     plan, _ = recipe_options.parse(recipes, prog=prog, description="", args=[config.recipe, *fields])

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipeline.core import cli, errors, log
+from pipeline.core import arguments, cli, errors, log
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_can_make, check_local
+from pipeline.core.files import check_can_make
+from pipeline.core.needs import Need
+from pipeline.interop.model_files import ARCHIVE, check_model
 from pipeline.runs import evaluations
 from pipeline.runs.evaluations import name_of, run_of
 from pipeline.runs.folder import EVALUATIONS
@@ -34,7 +36,7 @@ MODEL is a run (its newest checkpoint), a checkpoint, published weights, or anyt
 line of text and one JSON object. Examples:
 
   python -m jobs.evaluate runs/tiny-ft --data shards/digits
-  accelerate launch --multi-gpu --num-processes 8 -m jobs.evaluate runs/b16-ft --data shards/in1k
+  python -m jobs.launch --ranks 8 evaluate runs/b16-ft --data shards/in1k
   python -m jobs.evaluate runs/b16-ft/checkpoints/step-00020000 --data shards/in1k --split val --batch 512
   python -m jobs.evaluate b16-onnx --data shards/in1k
   python -m jobs.evaluate runs/b16-ft --data shards/in1k --out work/b16-ft --real real.json
@@ -81,8 +83,31 @@ class EvaluateConfig:
     """Seed of the choice of the shots."""
 
 
+HEAD = Need(
+    lambda options: options.probe == "none", "with --probe, which does not use the model's head", "leave out --probe"
+)
+PROBE = Need(lambda options: options.probe != "none", "without a probe", "add --probe knn or linear")
+NEEDS = {
+    "trust_code": ARCHIVE,
+    "out": HEAD,
+    "real": HEAD,
+    "format": Need(
+        lambda options: options.probe == "none" and (options.out is not None or options.log),
+        "without a confusion plot",
+        "add --out FOLDER or --log (and no --probe)",
+    ),
+    "shots": PROBE,
+    "train_split": PROBE,
+    "seed": Need(
+        lambda options: options.probe != "none" and options.shots > 0,
+        "unless a probe is fitted to some samples of each class",
+        "add --probe knn or linear and --shots N",
+    ),
+}
+
+
 def main() -> int:
-    config = cli.parse(EvaluateConfig, prog="python -m jobs.evaluate", description=DESCRIPTION)
+    config = cli.parse(EvaluateConfig, prog="python -m jobs.evaluate", description=DESCRIPTION, needs=NEEDS)
     check(config)
     task = open_task(config)
     if config.probe == "none":
@@ -190,6 +215,10 @@ def judge_head(config: EvaluateConfig, task: Task) -> None:
     reduce = partial(sum_over_processes, accelerator)
     real = task.real
     tables = bool(config.out or (config.log and len(known.classes) <= MOST_CLASSES))
+    if config.log and not tables and accelerator.is_main_process:
+        logger.warning(
+            "%d classes are too many for a per-class table and a confusion plot: none is kept", len(known.classes)
+        )
     tally = Tally(len(known.classes), classifier.device, real) if tables or real is not None else None
     result = evaluate(
         classifier.forward,
@@ -240,28 +269,13 @@ def report(config: EvaluateConfig, task: Task, result: "Result", tally: "Tally |
 
 def check(config: EvaluateConfig) -> None:
     """Check the options before anything slow is imported. Raises UserError."""
-    check_local(config.model, "MODEL")
-    if not config.model.exists():
-        raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
-    for name, least in (("batch", 1), ("workers", 0), ("shots", 0), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
-    alone = EvaluateConfig(config.model, config.data)
-    unused = ("shots", "train_split", "seed") if config.probe == "none" else ("out", "real", "format")
-    for name in unused:
-        if getattr(config, name) != getattr(alone, name):
-            remedy = "name --probe knn or linear" if config.probe == "none" else f"leave out --probe {config.probe}"
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(config, name)} has no effect with --probe {config.probe}: "
-                f"{remedy}, or leave it out"
-            )
+    check_model(config.model)
+    arguments.check_least(config, batch=1, workers=0, shots=0, seed=0)
     if config.probe != "none" and config.train_split == config.split:
         raise UserError(
             f"--train-split {config.train_split!r} equals --split, so the probe would be evaluated on its training "
             "samples: name two splits"
         )
-    if config.format != alone.format and config.out is None and not config.log:
-        raise UserError(f"--format {config.format} has no effect without a plot: add --out FOLDER or --log")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         raise UserError(f"--out {str(config.out)!r} is a file: name a folder")
     if config.out is not None:

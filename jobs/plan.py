@@ -15,6 +15,7 @@ from pipeline.config.given import settle
 from pipeline.config.recipes import RECIPES
 from pipeline.config.schedule import learning_rate
 from pipeline.config.schema import USUAL_MFU, RunConfig, warmup_steps
+from pipeline.core import arguments as words
 from pipeline.core import cli, errors, results, terminal
 from pipeline.core.errors import UserError
 
@@ -28,6 +29,7 @@ accepted, also those that change nothing here. Examples:
   python -m jobs.plan l16 --nodes 8 --device A100 --train.zero-stage 2 --plot lr.png"""
 
 BARS = " ▁▂▃▄▅▆▇█"
+USUAL_GPUS = 8  # of a node
 WIDTH = 64  # characters of the learning rate's curve
 
 
@@ -35,8 +37,8 @@ WIDTH = 64  # characters of the learning rate's curve
 class PlanConfig(RunConfig):
     nodes: int = 1
     """Number of nodes."""
-    gpus_per_node: int = 8
-    """GPUs per node."""
+    gpus_per_node: int | None = None
+    """GPUs per node. Default: 8, or the largest number below 8 by which the global batch can be divided."""
     device: str = "H100"
     """GPU, by a part of its name, such as A100."""
     mfu: float = USUAL_MFU
@@ -52,7 +54,7 @@ def main() -> int:
     from pipeline.preflight.plan import make_plan  # torch takes seconds; --help shouldn't
 
     plan = make_plan(
-        config, nodes=config.nodes, gpus_per_node=config.gpus_per_node, device=config.device, mfu=config.mfu
+        config, nodes=config.nodes, gpus_per_node=gpus_per_node(config), device=config.device, mfu=config.mfu
     )
     if config.json:
         results.write(config.json, json.dumps(plan) + "\n")
@@ -77,9 +79,7 @@ def parse(arguments: list[str]) -> PlanConfig:
         description=DESCRIPTION,
         args=arguments,
     )
-    for name in ("nodes", "gpus_per_node"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least 1")
+    words.check_least(config, nodes=1, **({} if config.gpus_per_node is None else {"gpus_per_node": 1}))
     if not 0 < config.mfu <= 1:
         raise UserError(
             f"--mfu {config.mfu} is out of range: give a fraction of the GPU's peak above 0 and at most 1, such as 0.4"
@@ -87,6 +87,17 @@ def parse(arguments: list[str]) -> PlanConfig:
     if config.plot is not None and (config.plot.is_dir() or config.plot.suffix != ".png"):
         raise UserError(f"--plot {str(config.plot)!r} must end in .png: name such a file")
     return settle(config, given)
+
+
+def gpus_per_node(config: PlanConfig) -> int:
+    """The number that was asked for, or the default, which suits small recipes too."""
+    if config.gpus_per_node is not None:
+        return config.gpus_per_node
+    batch, micro_batches = (
+        config.train.global_batch,
+        config.nodes * max(config.train.micro_batch, 1),
+    )  # 0: refused later
+    return next((number for number in range(USUAL_GPUS, 0, -1) if batch % (number * micro_batches) == 0), USUAL_GPUS)
 
 
 def curve(steps: int) -> list[int]:
@@ -97,7 +108,7 @@ def curve(steps: int) -> list[int]:
 def show(config: PlanConfig, plan: dict[str, Any]) -> None:
     rates = [learning_rate(config.schedule, config.optim.lr, step, plan["steps"]) for step in curve(plan["steps"])]
     console = terminal.console()
-    table = Table(title=f"{config.stage} {config.recipe} on {config.nodes} x {config.gpus_per_node} {config.device}")
+    table = Table(title=f"{config.stage} {config.recipe} on {config.nodes} x {gpus_per_node(config)} {config.device}")
     table.add_column("what")
     table.add_column("how much", justify="right")
     train = config.train

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipeline.core import cli, errors, results, terminal
+from pipeline.core import arguments, cli, errors, results, terminal
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_can_make, check_local
+from pipeline.core.files import check_can_make
+from pipeline.interop.model_files import ARCHIVE, check_model
 
 if TYPE_CHECKING:
     from pipeline.inference.predictions import Answer
@@ -26,7 +27,7 @@ reported and skipped. Examples:
 
   python -m jobs.predict work/runs/finetune-b16 dog.jpg --rollout looks
   python -m jobs.predict B_16.npz holiday/ --csv holiday.csv --batch 64 --workers 8
-  accelerate launch --multi-gpu --num-processes 8 -m jobs.predict b16-timm photos.tar --parquet photos.parquet"""
+  python -m jobs.launch --ranks 8 predict b16-timm photos.tar --parquet photos.parquet"""
 
 SHOWN = 20  # images in the terminal's table
 NAME_WIDTH = 32  # characters of an image's name in the table
@@ -60,8 +61,11 @@ class PredictConfig:
     """Load a MODEL that is a torch.export archive (.pt2). Such a file can run any code: only for files you trust."""
 
 
+NEEDS = {"trust_code": ARCHIVE}
+
+
 def main() -> int:
-    config = cli.parse(PredictConfig, prog="python -m jobs.predict", description=DESCRIPTION)
+    config = cli.parse(PredictConfig, prog="python -m jobs.predict", description=DESCRIPTION, needs=NEEDS)
     check(config)
     # torch comes with these: after the command line is known to be good
     from pipeline.core.progress import Bar
@@ -123,12 +127,8 @@ def check(config: PredictConfig) -> None:
     """Check the options before anything slow is imported. Raises UserError."""
     if not config.images:
         raise UserError("IMAGE is missing: name an image, a folder or a tar after MODEL (see --help)")
-    check_local(config.model, "MODEL")
-    if not config.model.exists():
-        raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
-    for name, least in (("top", 1), ("batch", 1), ("workers", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
+    check_model(config.model)
+    arguments.check_least(config, top=1, batch=1, workers=0)
     path = config.parquet
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise UserError(f"--parquet {str(path)!r} can't be written: name a file in a folder that exists")

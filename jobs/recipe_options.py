@@ -58,7 +58,7 @@ def parse_into(
     except UserError as error:
         raise UserError(f"--config {str(file)!r}: {error}") from error
     before, after = flatten(to_dict(base)), flatten(to_dict(config))
-    given = given_names(args) | {name for name in FIELDS if before[name] != after[name]}
+    given = (arguments.given_names(args) & FIELDS.keys()) | {name for name in FIELDS if before[name] != after[name]}
     default = wrap(config)
     prog = f"{prog} {config.recipe}"
     chosen = cli.parse(type(default), prog=prog, description=description, args=args, default=default, flags=False)
@@ -75,12 +75,6 @@ def print_recipes(recipes: Mapping[str, Recipe], prog: str, description: str) ->
     print("or YAML file, such as a run folder's config.json, which also names its recipe; options override the file.")
     averaged = [name for name, recipe in recipes.items() if recipe.config.train.average]
     print(f"Recipes that average the weights (train.average): {', '.join(averaged) or 'none'}.")
-
-
-def given_names(args: Sequence[str]) -> set[str]:
-    """Fields that a command line names: ``--optim.layer-decay 0.7`` or ``--optim.layer_decay=0.7``."""
-    words = {word[2:].partition("=")[0].replace("-", "_") for word in args if word.startswith("--")}
-    return words & FIELDS.keys()
 
 
 def read_config(path: Path) -> dict[str, Any]:

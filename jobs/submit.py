@@ -70,15 +70,18 @@ def main() -> int:
         raise UserError(f"KIND {kind!r} is unknown: there are {', '.join(KINDS)} (see python -m jobs.submit --help)")
     if not (SCRIPTS / "submit.sh").is_file():
         raise UserError(f"{SCRIPTS} has no job scripts: install from the repository with pip install -e .")
-    checked = "--no-check" not in arguments
-    arguments = [word for word in arguments if word != "--no-check"]
+    own = own_options(arguments) if kind == "command" else arguments[1:]
+    checked = "--no-check" not in own
+    if kind == "command" and not checked:
+        raise UserError("--no-check has no effect with command, which is not checked: leave it out")
+    arguments = [kind, *(word for word in own if word != "--no-check"), *arguments[1 + len(own) :]]
     script = [str(SCRIPTS / "submit.sh"), *arguments]
     if kind == "campaign":
         script = [str(SCRIPTS / "submit_all.sh"), *arguments[1:]]
         if checked:
             check_campaign(output([*script, "--dry-run"]).splitlines())
         return subprocess.run(script, check=False).returncode
-    dry = "--dry-run" in arguments if kind != "command" else "--dry-run" in own_options(arguments)
+    dry = "--dry-run" in own
     text = output([*script[:2], "--dry-run", *script[2:]] if kind == "command" else [*script, "--dry-run"])
     lines = text.splitlines()
     planned = Planned(shlex.split(lines[0]), shlex.split(lines[-1]))

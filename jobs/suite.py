@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from data_prep.test_sets import catalogue
-from pipeline.core import cli, errors, log, terminal
+from pipeline.core import arguments, cli, errors, log, terminal
 from pipeline.core.errors import UserError
-from pipeline.core.files import check_can_make, check_local
+from pipeline.core.files import check_can_make
+from pipeline.core.needs import Need
+from pipeline.interop.model_files import ARCHIVE, check_model
 from pipeline.tracking.resend import send
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ Finished sets are not evaluated again, so an interrupted suite continues. Exampl
   python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants
   python -m jobs.suite runs/b16-ft --data-root /data/imagenet-variants --only a,r,sketch --log
   python -m jobs.suite runs/b16 --features shards/in1k --log
-  accelerate launch --multi-gpu --num-processes 8 -m jobs.suite b16-timm --data-root /data --out work/b16-suite"""
+  python -m jobs.launch --ranks 8 suite b16-timm --data-root /data --out work/b16-suite"""
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,22 @@ class SuiteConfig:
     """Compute type."""
     average: bool = False
     """Evaluate the running average of the weights (--train.average) instead of the last weights."""
+    trust_code: bool = False
+    """Load a MODEL that is a torch.export archive (.pt2). Such a file can run any code: only for files you trust."""
+
+
+DOWNLOADS = Need(lambda options: options.data_root is not None, "without downloads", "add --data-root FOLDER")
+NEEDS = {"only": DOWNLOADS, "partial": DOWNLOADS, "trust_code": ARCHIVE}
 
 
 def main() -> int:
-    config = cli.parse(SuiteConfig, prog="python -m jobs.suite", description=DESCRIPTION)
+    config = cli.parse(SuiteConfig, prog="python -m jobs.suite", description=DESCRIPTION, needs=NEEDS)
     check(config)
     from pipeline.suite.run_suite import open_suite
 
     suite = open_suite(
         config.model, config.out, log=config.log, dtype=config.dtype, average=config.average,
-        batch=config.batch, workers=config.workers,
+        batch=config.batch, workers=config.workers, trust_code=config.trust_code,
     )  # fmt: skip
     if suite.world_size > 1:
         log.set_up(suite.rank, suite.world_size, stamped=True)
@@ -91,16 +99,10 @@ def main() -> int:
 
 def check(config: SuiteConfig) -> None:
     """Check the options before anything slow is imported. Raises UserError."""
-    check_local(config.model, "MODEL")
-    if not config.model.exists():
-        raise UserError(f"MODEL {str(config.model)!r} does not exist: name a run folder, weights or an export (--help)")
-    for name, least in (("batch", 1), ("workers", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} {getattr(config, name)} is too small: give at least {least}")
+    check_model(config.model)
+    arguments.check_least(config, batch=1, workers=0)
     if config.data_root is None and not config.features:
         raise UserError("nothing to evaluate: give --data-root FOLDER of the downloads, --features DATASET, or both")
-    if config.data_root is None and (config.only or config.partial):
-        raise UserError("--only and --partial choose among downloads, and there are none: add --data-root FOLDER")
     for name in wanted(config):
         if name not in catalogue.NAMES:
             raise UserError(f"--only {name!r} is unknown: there are {', '.join(catalogue.NAMES)}")

@@ -1,5 +1,6 @@
 """python -m jobs.sync RUN...: send MLflow what is in a run folder but not in MLflow."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,8 @@ def main() -> int:
         if not run_dir.exists():
             raise UserError(f"RUN {str(run_dir)!r} does not exist: name a run folder of jobs.pretrain or jobs.finetune")
     folders = [run_dir for run_dir in config.runs if (run_dir / RECORD).is_file()]  # runs/* also matches mlflow.db
+    for other in sorted(set(config.runs) - set(folders)) if folders else ():
+        print(f"note: {other} is skipped: it is not a run folder (no {RECORD})", file=sys.stderr)
     if not folders:
         raise UserError(f"RUN {str(config.runs[0])!r} has no {RECORD}: name the folder of a run that was started")
     return 1 if resend_all(folders) else errors.EXIT_DONE

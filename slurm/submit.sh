@@ -78,9 +78,15 @@ while [ $# -gt 0 ]; do
       case $kind in pretrain | finetune) ;; *) die "--nodes is for pretrain and finetune: $kind takes one node${array:+ per task}" ;; esac
       NODES=$value
       ;;
-    --gpus-per-node) GPUS=$value; export GPUS_PER_NODE=$value ;;
+    --gpus-per-node)
+      case $kind in shard | command) die "--gpus-per-node $value has no effect: $kind takes no GPUs" ;; esac
+      GPUS=$value
+      export GPUS_PER_NODE=$value
+      ;;
     --cpus-per-gpu) CPUS=$value ;;
-    --mem) MEMORY_PER_NODE=$value WHOLE=no ;;
+    --mem)
+      case $kind in shard | command) more+=("--mem=$value") ;; *) MEMORY_PER_NODE=$value WHOLE=no ;; esac
+      ;;
     --time) LIMIT=$value ;;
     --partition) PARTITION=$value ;;
     --account) SBATCH_ACCOUNT=$value ;;

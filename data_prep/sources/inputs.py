@@ -55,6 +55,8 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
                 f"INPUT {text!r} holds both tars and folders: say which by --source folder or --source tars"
             )
         if form == "folder" or not locations:
+            if label:
+                raise UserError(f"--label {label} has no effect on a folder of images: leave it out, or give tars")
             return Source("folder", (text,), True, devkit, tuple(class_list or ()))
     elif not path.is_file():
         raise UserError(f"INPUT {text!r} is neither a file nor a folder: give 'pipe:COMMAND' for what a command writes")

@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from pipeline.config.needs import Need
 from pipeline.core.errors import UserError
+from pipeline.core.needs import Need
 
 Value = TypeVar("Value")
 Resume = Literal["fixed", "free", "retuned", "inherited"]

@@ -24,9 +24,8 @@ def settle(config: Config, given: Collection[str]) -> Config:
     values = flatten(to_dict(config))
     for name in sorted(FIELDS.keys() & set(given)):
         need = FIELDS[name].needs  # a value of 0, none or "" turns something off, which is always allowed
-        if need is not None and values[name] and not need.met(config):
-            value = " ".join(map(str, values[name])) if isinstance(values[name], list) else values[name]
-            raise UserError(f"{name} {value} has no effect {need.without}: leave it out, or {need.remedy}")
+        if need is not None and values[name]:
+            need.check(name, values[name], config)
     return config
 
 

@@ -1,22 +1,15 @@
-"""Conditions on other fields under which a field has an effect. Pure.
+"""Conditions on other fields under which a field of a run has an effect. Pure.
 
-A given option without effect is refused, never ignored. Fields name their condition in pipeline.config.schema;
-pipeline.config.given checks it for the options that the user gave.
+Fields name their condition in pipeline.config.schema; pipeline.config.given checks it for the options that the user
+gave.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pipeline.core.needs import Need
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
-
-
-@dataclass(frozen=True)
-class Need:
-    met: Callable[["RunConfig"], bool]
-    without: str  # completes "optim.momentum 0.8 has no effect ..."
-    remedy: str  # completes "leave it out, or ..."
 
 
 def _saves(run: "RunConfig") -> bool:

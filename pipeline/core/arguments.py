@@ -7,6 +7,8 @@ import typing
 from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any
 
+from pipeline.core.errors import UserError
+
 OUTPUTS = frozenset({"json", "csv"})  # text fields of this name take a file, or - for the standard output
 # timm's, transformers' and the paper's names of our sizes: vit_large_patch16_224, google/vit-large-patch16, ViT-L/16
 _VIT = re.compile(r"(?:vit|deit3?)[-_ ]*(base|large|b|l)[-_/ ]*(?:patch)?(16|32)", re.I)
@@ -65,6 +67,18 @@ def normalised(args: Sequence[str], config: Any, *, flags: bool) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def check_least(options: Any, **least: int) -> None:
+    """Raises UserError for the first option of ``options`` that is below its least value."""
+    for name, bound in least.items():
+        if (value := getattr(options, name)) < bound:
+            raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least {bound}")
+
+
+def given_names(words: Sequence[str]) -> set[str]:
+    """Fields that a command line names: ``--optim.layer-decay 0.7`` and ``--optim.layer_decay=0.7`` alike."""
+    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
 
 
 def _without_no(name: str) -> str:

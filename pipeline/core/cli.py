@@ -22,6 +22,7 @@ import tyro
 
 from pipeline.core import arguments, log, results
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
+from pipeline.core.needs import Need
 from pipeline.core.terminal import escape_output
 from pipeline.core.version import VERSION
 
@@ -159,12 +160,13 @@ def parse(
     args: Sequence[str] | None = None,
     default: Config | None = None,
     flags: bool = True,
+    needs: Mapping[str, Need] | None = None,
 ) -> Config:
     """Parse the command line (``sys.argv`` unless ``args`` is given) into ``config``, a dataclass.
 
     ``description`` ends with examples, shown by ``--help``. Without ``flags``, --help shows switches with a value
-    (``--data.flip False``) instead of ``--data.no-flip``; either is taken. Bad usage raises :class:`UserError` in one
-    line.
+    (``--data.flip False``) instead of ``--data.no-flip``; either is taken. ``needs``: by field, the condition under
+    which the option has an effect. Raises UserError for bad usage and for an option without effect.
     """
     prog, description = as_called(prog), as_called(description)
     options: dict[str, Any] = {} if default is None else {"default": default}
@@ -183,6 +185,11 @@ def parse(
     for name in arguments.OUTPUTS:
         if isinstance(path := getattr(parsed, name, None), str):
             results.check(path, f"--{name}")
+    typed = arguments.given_names(words)
+    for name, need in (needs or {}).items():
+        value = getattr(parsed, name)
+        if name in typed and value is not False and value != "":  # these two ask for nothing
+            need.check(f"--{name.replace('_', '-')}", value, parsed)
     return parsed
 
 

@@ -14,9 +14,8 @@ from pipeline.core.errors import UserError
 from pipeline.interop import export as exporting
 from pipeline.interop import trained_model
 from pipeline.interop.export import Forward
-from pipeline.interop.load import GRAPHS
+from pipeline.interop.model_files import graph_of
 from pipeline.interop.native import DESCRIPTION
-from pipeline.interop.read_files import SETTINGS
 from pipeline.interop.trained_model import Description, Named
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
@@ -34,10 +33,15 @@ class Classifier:
 
     @torch.inference_mode()
     def classify(self, images_BHWC: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """uint8 images as image_files.py prepares them -> the likeliest classes_BK and their probabilities_BK."""
+        """uint8 images as image_files.py prepares them -> the likeliest classes_BK and their probabilities_BK.
+
+        Raises UserError if the model's outputs are non-finite.
+        """
         x_BCHW = normalise(images_BHWC.to(self.device, non_blocking=True), self.dtype, self.known.model)
         logits_BC = self.forward(x_BCHW).float()
         scores_BC = logits_BC.sigmoid() if self.known.loss == "sigmoid" else logits_BC.softmax(-1)
+        if scores_BC.isnan().any():
+            raise UserError("MODEL's outputs are non-finite: its training has diverged; name another checkpoint")
         probabilities_BK, classes_BK = scores_BC.topk(min(top, logits_BC.shape[1]))
         return classes_BK.cpu(), probabilities_BK.cpu()
 
@@ -46,7 +50,7 @@ def open_classifier(
     path: Path, *, device: torch.device, dtype: torch.dtype, average: bool = False, trust_code: bool = False
 ) -> Classifier:
     """``trust_code``: load a torch.export archive, which can run code. Raises UserError."""
-    graph = _graph(path)
+    graph = graph_of(path)
     if graph is None:
         found = trained_model.load(path, average=average)
         model = exporting.build(found).to(device, dtype)
@@ -76,12 +80,3 @@ def open_classifier(
 def with_classes(classifier: Classifier, classes: tuple[Named, ...]) -> Classifier:
     """The same with other names for its classes."""
     return replace(classifier, known=replace(classifier.known, classes=classes))
-
-
-def _graph(path: Path) -> Path | None:
-    """The file of an ONNX or torch.export graph that ``path`` is, or holds."""
-    if path.is_file() and path.suffix in (".onnx", ".pt2"):
-        return path
-    if path.is_dir() and not (path / SETTINGS).exists():
-        return next((path / name for name in GRAPHS if (path / name).is_file()), None)
-    return None

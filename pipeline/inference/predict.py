@@ -6,7 +6,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from pipeline.core.errors import UserError
 from pipeline.inference.attention_rollout import attentions, draw, rollout
 from pipeline.inference.classifier import Classifier
 from pipeline.inference.image_files import Picture, PictureBatch, batches
@@ -55,8 +54,6 @@ def classify(
     answers = {place: Answer(pictures[place].name, error=reason) for place, reason in batch.bad}
     if batch.kept:
         classes_BK, probabilities_BK = classifier.classify(batch.images_BHWC, top)
-        if probabilities_BK.isnan().any():
-            raise UserError("MODEL's outputs are non-finite: its training has diverged; name another checkpoint")
         for place, classes, probabilities in zip(
             batch.kept, classes_BK.tolist(), probabilities_BK.tolist(), strict=True
         ):

@@ -16,7 +16,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json
 from pipeline.core.tensor_files import save_tensors
 from pipeline.interop.inputs import Triple, check_size, labels_of, refuse_unknown, says_imagenet, side, triple
-from pipeline.interop.read_files import SETTINGS, read_config, read_object, read_tensors
+from pipeline.interop.model_files import SETTINGS
+from pipeline.interop.read_files import read_config, read_object, read_tensors
 from pipeline.loader.eval_geometry import geometry, name_of
 from pipeline.model.state_dict import model_config, plain
 from pipeline.model.vit import ARCHITECTURES

@@ -8,9 +8,9 @@ from torch import Tensor
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, native, npz, pth, timm
-from pipeline.interop.read_files import SETTINGS, read_config
+from pipeline.interop.model_files import GRAPHS, SETTINGS
+from pipeline.interop.read_files import read_config
 
-GRAPHS = ("model.onnx", "model.pt2")  # exports that can run, and nothing else
 Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]
 
 

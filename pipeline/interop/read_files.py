@@ -12,8 +12,7 @@ from torch import Tensor
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
-
-SETTINGS = "config.json"  # of a timm or transformers folder
+from pipeline.interop.model_files import SETTINGS
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from pipeline.interop.inputs import (
     side,
     triple,
 )
-from pipeline.interop.read_files import SETTINGS, read_config, read_tensors
+from pipeline.interop.model_files import SETTINGS
+from pipeline.interop.read_files import read_config, read_tensors
 from pipeline.loader.eval_geometry import NAMES, geometry, name_of
 from pipeline.model.state_dict import model_config
 from pipeline.model.vit import ARCHITECTURES

@@ -13,7 +13,7 @@ from pipeline.distributed.devices import GIGABYTES, memory_of, peak_flops
 from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.model.flops import forward_macs, train_flops, training_hours
 from pipeline.preflight import estimates
-from pipeline.preflight.verdicts import Need
+from pipeline.preflight.verdicts import Demand
 
 FITS = 0.9  # of a GPU's memory: the rest is for libraries, buffers and the allocator
 
@@ -81,13 +81,13 @@ def remedy(config: RunConfig, ranks: int, total: float, activations: float, room
     return "--train.offload True, or more nodes"
 
 
-def needed(plan: RunConfig, ranks: int) -> Need:
+def needed(plan: RunConfig, ranks: int) -> Demand:
     """What a run on ``ranks`` ranks asks of a cluster."""
     classes = IMAGENET[plan.stage].classes
     with contextlib.suppress(UserError):  # rank 0 doesn't see the data set: the loader's verdict says so
         classes = open_info(plan.data.train[0]).classes if plan.data.train else classes
     kept = plan.checkpoint.keep_last + plan.checkpoint.keep_best + 1
-    return Need(
+    return Demand(
         recipe=f"{plan.stage} {plan.recipe}",
         workers=plan.data.workers,
         checkpoint_bytes=estimates.checkpoint_bytes(plan, classes),

@@ -47,7 +47,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Need:
+class Demand:
     """What a plan asks of the cluster; 0 where no recipe was named."""
 
     recipe: str = ""
@@ -68,15 +68,15 @@ class Verdict:
     hosts: tuple[str, ...] = field(default=())  # at fault
 
 
-def judge(facts: Sequence[Facts], need: Need) -> list[Verdict]:
+def judge(facts: Sequence[Facts], demand: Demand) -> list[Verdict]:
     """All verdicts, in the order of a run's life. ``facts`` holds every rank, in any order."""
-    checks: tuple[Callable[[Sequence[Facts], Need], Verdict], ...] = (
+    checks: tuple[Callable[[Sequence[Facts], Demand], Verdict], ...] = (
         _ranks, _code, _packages, _clock, _all_reduce, _bandwidth, _devices, _cpus, _folder, _write, _space, _loader,
     )  # fmt: skip
-    return [check(sorted(facts, key=lambda fact: fact.rank), need) for check in checks]
+    return [check(sorted(facts, key=lambda fact: fact.rank), demand) for check in checks]
 
 
-def _ranks(facts: Sequence[Facts], _: Need) -> Verdict:
+def _ranks(facts: Sequence[Facts], _: Demand) -> Verdict:
     hosts = _by_host(facts)
     figure = f"{len(facts)} rank(s) on {len(hosts)} node(s) met in {max(fact.rendezvous for fact in facts):.1f} s"
     counts = {len(ranks) for ranks in hosts.values()}
@@ -86,14 +86,14 @@ def _ranks(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("ranks", "ok", figure)
 
 
-def _code(facts: Sequence[Facts], _: Need) -> Verdict:
+def _code(facts: Sequence[Facts], _: Demand) -> Verdict:
     odd = _odd_hosts(facts, lambda fact: fact.code)
     if odd:
         return Verdict("code", "fail", "the nodes run different source files", "install from one shared folder", odd)
     return Verdict("code", "ok", f"the same on all nodes ({facts[0].code[:8]})")
 
 
-def _packages(facts: Sequence[Facts], _: Need) -> Verdict:
+def _packages(facts: Sequence[Facts], _: Demand) -> Verdict:
     names = sorted({name for fact in facts for name in fact.packages})
     different = []
     for name in names:
@@ -106,7 +106,7 @@ def _packages(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("packages", "ok", f"{len(names)} with the same versions on all nodes")
 
 
-def _clock(facts: Sequence[Facts], _: Need) -> Verdict:
+def _clock(facts: Sequence[Facts], _: Demand) -> Verdict:
     skew = max(fact.skew for fact in facts) - min(fact.skew for fact in facts)
     if skew > SKEW_LIMIT:
         late = tuple(sorted({fact.host for fact in facts if abs(fact.skew) > SKEW_LIMIT / 2}))
@@ -114,7 +114,7 @@ def _clock(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("clocks", "ok", f"at most {1000 * skew:.0f} ms apart")
 
 
-def _all_reduce(facts: Sequence[Facts], _: Need) -> Verdict:
+def _all_reduce(facts: Sequence[Facts], _: Demand) -> Verdict:
     wrong = tuple(sorted({fact.host for fact in facts if not fact.sum_is_right}))
     if wrong:
         remedy = "leave these nodes out (sbatch --exclude=NODE): their network or GPU is broken"
@@ -122,7 +122,7 @@ def _all_reduce(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("all-reduce", "ok", f"the sum is right on all {len(facts)} rank(s)")
 
 
-def _bandwidth(facts: Sequence[Facts], _: Need) -> Verdict:
+def _bandwidth(facts: Sequence[Facts], _: Demand) -> Verdict:
     if len(facts) == 1:
         return Verdict("bandwidth", "ok", "one rank: nothing to reduce")
     bus = min(fact.bus for fact in facts)
@@ -133,7 +133,7 @@ def _bandwidth(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("bandwidth", "ok", f"{_speed(bus)} bus bandwidth")
 
 
-def _devices(facts: Sequence[Facts], _: Need) -> Verdict:
+def _devices(facts: Sequence[Facts], _: Demand) -> Verdict:
     devices = {fact.device for fact in facts}
     blind = tuple(sorted({fact.host for fact in facts if fact.device == "cpu"}))
     if len(devices) > 1:
@@ -153,19 +153,21 @@ def _devices(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("devices", "ok", f"{name}, {median / 1e12:.3g} TFLOP/s, the slowest within {_spread(facts, median)}")
 
 
-def _cpus(facts: Sequence[Facts], need: Need) -> Verdict:
-    wanted = need.workers + 1  # the rank itself
+def _cpus(facts: Sequence[Facts], demand: Demand) -> Verdict:
+    wanted = demand.workers + 1  # the rank itself
     poor = [fact for fact in facts if fact.cpus < wanted]
     least = min(fact.cpus for fact in facts)
-    if need.recipe and poor:
+    if demand.recipe and poor:
         remedy = f"ask for --cpus-per-task={wanted}, or set --data.workers {max(least - 1, 0)}"
         hosts = tuple(sorted({fact.host for fact in poor}))
-        figure = f"{least} a rank for {need.workers} loader worker(s) and the rank itself"
+        figure = f"{least} a rank for {demand.workers} loader worker(s) and the rank itself"
         return Verdict("CPUs", "warn", figure, remedy, hosts)
-    return Verdict("CPUs", "ok", f"{least} a rank" + (f" for {need.workers} loader worker(s)" if need.recipe else ""))
+    return Verdict(
+        "CPUs", "ok", f"{least} a rank" + (f" for {demand.workers} loader worker(s)" if demand.recipe else "")
+    )
 
 
-def _folder(facts: Sequence[Facts], _: Need) -> Verdict:
+def _folder(facts: Sequence[Facts], _: Demand) -> Verdict:
     for fact in facts:
         if fact.folder_fault:
             hosts = tuple(sorted({fact.host for fact in facts if fact.folder_fault}))
@@ -178,7 +180,7 @@ def _folder(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("shared folder", "ok", "all nodes see each other's files")
 
 
-def _write(facts: Sequence[Facts], _: Need) -> Verdict:
+def _write(facts: Sequence[Facts], _: Demand) -> Verdict:
     writers = [fact for fact in facts if fact.write > 0]
     if not writers:
         return Verdict("storage", "fail", "nothing could be written", "choose a folder that every node can write")
@@ -191,17 +193,17 @@ def _write(facts: Sequence[Facts], _: Need) -> Verdict:
     return Verdict("storage", "ok", figure)
 
 
-def _space(facts: Sequence[Facts], need: Need) -> Verdict:
+def _space(facts: Sequence[Facts], demand: Demand) -> Verdict:
     free, inodes = min(fact.free_bytes for fact in facts), [fact.free_inodes for fact in facts if fact.free_inodes >= 0]
-    wanted = need.checkpoint_bytes * need.checkpoints
+    wanted = demand.checkpoint_bytes * demand.checkpoints
     figure = f"{free / 1e9:.1f} GB free"
-    if need.recipe:
-        figure += f", {wanted / 1e9:.1f} GB needed for {need.checkpoints} checkpoints"
+    if demand.recipe:
+        figure += f", {wanted / 1e9:.1f} GB needed for {demand.checkpoints} checkpoints"
     if free < wanted:
         remedy = f"free {(wanted - free) / 1e9:.1f} GB, lower --checkpoint.keep-last, or name another --run-dir"
         return Verdict("space", "fail", figure, remedy)
     if inodes:
-        wanted = need.files + INODES
+        wanted = demand.files + INODES
         figure += f"; {min(inodes):,} inodes free, {wanted:,} needed"
         if min(inodes) < wanted:
             remedy = f"remove {wanted - min(inodes)} files, or ask for more quota"
@@ -209,7 +211,7 @@ def _space(facts: Sequence[Facts], need: Need) -> Verdict:
     return Verdict("space", "ok", figure)
 
 
-def _loader(facts: Sequence[Facts], need: Need) -> Verdict:
+def _loader(facts: Sequence[Facts], demand: Demand) -> Verdict:
     if blind := tuple(sorted({fact.host for fact in facts if fact.loader_fault})):
         fault = next(fact.loader_fault for fact in facts if fact.loader_fault)
         return Verdict("loader", "fail", fault, "put the data set where every node sees it, under the same path", blind)
@@ -221,9 +223,9 @@ def _loader(facts: Sequence[Facts], need: Need) -> Verdict:
     if not measured:
         return Verdict("loader", "ok", "not measured: name RECIPE and --data")
     slowest = min(fact.loader for fact in measured)
-    if need.flops_per_image:
-        wanted = min(fact.gemm for fact in facts) * need.efficiency / need.flops_per_image
-        figure += f", about {wanted:,.0f} needed by {need.recipe}"
+    if demand.flops_per_image:
+        wanted = min(fact.gemm for fact in facts) * demand.efficiency / demand.flops_per_image
+        figure += f", about {wanted:,.0f} needed by {demand.recipe}"
         if slowest < wanted:
             hosts = tuple(sorted({fact.host for fact in measured if fact.loader < wanted}))
             remedy = (

