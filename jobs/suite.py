@@ -132,16 +132,20 @@ def evaluate_all(config: SuiteConfig, suite: "Suite") -> tuple[list["Result"], i
         )
     for name in (name for name in chosen if name not in found):
         logger.info("%s is missing: %s", catalogue.named(name).title, catalogue.named(name).get, extra=log.ONCE)
+    passes = [[name] for name in present]
+    if {"val", "real"} <= set(present):  # the same images
+        passes = [["val", "real"], *(names for names in passes if not {"val", "real"} & set(names))]
     results, refused = [], 0
-    for name in present:
+    for names in passes:
+        first = catalogue.named(names[0])
         try:
-            images = read(catalogue.named(name), found[name], cache_folder() / "test-sets", partial=config.partial)
-            results.append(suite.evaluate(labelled(images, found[name][0])))
+            images = read(first, found[first.name], cache_folder() / "test-sets", partial=config.partial)
+            results += suite.evaluate(labelled(images, names, found[first.name][0]))
         except UserError as error:
-            if len(present) == 1:
+            if len(passes) == 1:
                 raise
-            refused += 1
-            logger.error("%s: %s", catalogue.named(name).title, error)
+            refused += len(names)
+            logger.error("%s: %s", " and ".join(catalogue.named(name).title for name in names), error)
     return results, refused
 
 
@@ -154,14 +158,13 @@ def evaluate_features(config: SuiteConfig, suite: "Suite") -> list["Result"]:
     )
 
 
-def labelled(images: "Images", download: Path) -> "Labelled":
-    """A test set, opened for the model's classes."""
+def labelled(images: "Images", names: list[str], download: Path) -> "Labelled":
+    """A test set's images, to be evaluated for the results ``names``: the set's, ReaL's or both."""
     from data_prep.test_sets.find import real_of
     from pipeline.core.errors import printable
-    from pipeline.dataset.class_lists import listed
     from pipeline.evaluation.confusion import read_real
     from pipeline.inference.image_files import Picture
-    from pipeline.suite.run_suite import Labelled
+    from pipeline.suite.run_suite import REAL, Labelled
 
     test_set = images.test_set
     pictures = [
@@ -175,31 +178,30 @@ def labelled(images: "Images", download: Path) -> "Labelled":
         )
         for entry, *_ in images.images
     ]
-    real = None
-    classes = images.classes
-    labels = [image.label for image in images.images]
-    if test_set.name == "real":
+    real: list[frozenset[int]] = []
+    if REAL in names:
         path = real_of(download)
         assert path is not None  # it was found
         keys = [Path(image.entry.name).name[:KEY_LENGTH] for image in images.images]
         by_row = read_real(path, keys)
         real = [by_row[row] for row in range(len(keys))]
-        classes = tuple((wnid,) for wnid in listed("imagenet1k") or [])  # what ReaL's labels count
-        place = {group: index for index, group in enumerate(classes)}
-        labels = [place[images.classes[label]] for label in labels]
+    titles = {name: catalogue.named(name).title for name in names}
+    labels = [image.label for image in images.images]
     parts = [image.part for image in images.images]
-    return Labelled(test_set.name, test_set.title, pictures, labels, parts, classes, real, images.partial)
+    return Labelled(titles, pictures, labels, parts, images.classes, real, images.partial)
 
 
 def show(suite: "Suite", results: "list[Result]") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from pipeline.config.published_sets import nearest
+    from pipeline.config.published_sets import PIXELS, SOURCE, nearest
 
-    published = nearest(suite.classifier.known.model)
+    model = suite.classifier.known.model
+    published = nearest(model.variant, layer_scale=bool(model.layer_scale))
+    heads = [f"{published.model}, published at {PIXELS} px ({SOURCE})"] if published else []
     table = Table(title=escape(str(suite.source)), title_justify="left")
-    for column in ("set", "images", "top-1", "top-5", *([f"{published.model} at 384 px"] if published else [])):
+    for column in ("set", "images", "top-1", "top-5", *heads):
         table.add_column(column, justify="left" if column == "set" else "right")
     for result in results:
         scores = result.scores

@@ -16,6 +16,7 @@ from pipeline.compare.columns import COLUMNS, Column, best_cell, cell, label, pu
 from pipeline.compare.page_data import page_data, to_script
 from pipeline.compare.plots import BARS, MOST_BARS, row_colours
 from pipeline.compare.rows import BEST, Row, differences, published
+from pipeline.compare.suite_rows import TITLE, suite_columns, suite_rows
 from pipeline.runs.curves import COLOURS, TITLES
 
 HERE = Path(__file__).parent
@@ -43,6 +44,7 @@ def page(rows: Sequence[Row], title: str, made: str, against: str = "samples") -
         "A fine-tune stands under the run it started from.</p>",
         _TABLE_CONTROLS,
         _results(rows),
+        *_test_sets(rows),
         "<h2>Curves</h2>",
         "<noscript><p>The curves need JavaScript, which is switched off here.</p></noscript>",
         _CURVE_CONTROLS if data["metrics"] else "<p>No run has logged a metric yet.</p>",
@@ -115,9 +117,37 @@ def _results(rows: Sequence[Row]) -> str:
         body.append(f'<tr data-row="{index}" style="{style}"><th scope="row">{swatch}{name}</th>{"".join(cells)}</tr>')
     head = "".join(f"<th>{name}</th>" for name in ("run", "recipe", "dataset", "state")) + '<th class="n">step</th>'
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="Results"><table class="results"><thead><tr>{head}'
-        f"{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        '<div class="wide" tabindex="0" role="region" aria-label="Results"><table class="results sortable"><thead>'
+        f"<tr>{head}{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _test_sets(rows: Sequence[Row]) -> list[str]:
+    """Runs and published models down, sets across; nothing if jobs.suite has evaluated none of the runs."""
+    shown = suite_rows(rows)
+    if not shown:
+        return []
+    heads = "".join(f'<th class="n">{html.escape(column.title)}</th>' for column in suite_columns(rows))
+    body = []
+    for row in shown:
+        cells = f'<td class="n" data-value="{html.escape(row.pixels)}">{html.escape(row.pixels)}</td>'
+        for text, mean in zip(row.texts, row.means, strict=True):
+            cells += _value_cell(text, mean)
+        of = "" if row.index is None else f' data-row="{row.index}"'
+        kind = ' class="published"' if row.index is None else ""
+        name = html.escape(row.name)
+        body.append(f'<tr{of}{kind}><th scope="row">{name}</th>{cells}</tr>')
+    return [
+        f"<h2>{html.escape(TITLE)}</h2>",
+        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(TITLE)}"><table class="sortable">'
+        f'<thead><tr><th>run</th><th class="n">px</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>',
+    ]
+
+
+def _value_cell(text: str, mean: float | None) -> str:
+    """``mean``: what the page sorts by. A narrow column breaks before the ±, not after."""
+    value = f' data-value="{mean!r}"' if mean is not None and math.isfinite(mean) else ""
+    return f'<td class="n"{value}>{html.escape(text).replace("± ", "±&nbsp;")}</td>'
 
 
 def _heads(column: Column) -> str:
@@ -127,15 +157,13 @@ def _heads(column: Column) -> str:
 
 
 def _cells(row: Row, column: Column) -> str:
-    """The last value, and the best if one is better than another; a narrow column breaks before the ±, not after."""
+    """The last value, and the best if one is better than another."""
     texts = [(cell(row, column), row.results)]
     if column.metric in BEST:
         texts.append((best_cell(row, column), row.best))
     found = ""
     for text, spreads in texts:
-        mean = spreads[column.metric].mean if column.metric in spreads else math.nan
-        value = f' data-value="{mean!r}"' if math.isfinite(mean) else ""
-        found += f'<td class="n"{value}>{html.escape(text).replace("± ", "±&nbsp;")}</td>'
+        found += _value_cell(text, spreads[column.metric].mean if column.metric in spreads else None)
     return found
 
 

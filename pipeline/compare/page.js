@@ -74,7 +74,11 @@ function nearest(sorted, x) {
 /* ---- rows: which are shown, and in which colour ---- */
 
 const tableRows = [...document.querySelectorAll("tr[data-row]")];
-const searched = new Map(tableRows.map((line) => [Number(line.dataset.row), line.textContent.toLowerCase()]));
+const searched = new Map(); // row -> its text in all tables
+for (const line of tableRows) {
+  const row = Number(line.dataset.row);
+  searched.set(row, `${searched.get(row) ?? ""} ${line.textContent.toLowerCase()}`);
+}
 
 function matches(row) {
   const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
@@ -397,12 +401,12 @@ function key(chart, event) {
 
 /* ---- the table ---- */
 
-function prepareTable() {
-  const table = document.querySelector(".results");
-  const body = table.tBodies[0];
-  const original = [...body.rows];
-  for (const line of original) {
+function prepareRows() {
+  for (const line of tableRows) {
     const row = Number(line.dataset.row);
+    line.addEventListener("mouseenter", () => { if (!line.classList.contains("off")) setFocus(row); });
+    line.addEventListener("mouseleave", () => setFocus(null));
+    if (!line.closest(".results")) continue; // one checkbox per row
     const box = element("input", { type: "checkbox", checked: true });
     box.setAttribute("aria-label", `show ${DATA.rows[row].name}`);
     box.addEventListener("change", () => {
@@ -410,9 +414,12 @@ function prepareTable() {
       showRows();
     });
     line.cells[0].prepend(box);
-    line.addEventListener("mouseenter", () => { if (!line.classList.contains("off")) setFocus(row); });
-    line.addEventListener("mouseleave", () => setFocus(null));
   }
+}
+
+function prepareSorting(table) {
+  const body = table.tBodies[0];
+  const original = [...body.rows];
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
     const button = element("button", { type: "button", textContent: head.textContent, title: "sort" });
@@ -473,7 +480,8 @@ function prepareControls() {
   for (const part of document.querySelectorAll(".needs-script")) part.hidden = false;
 }
 
-prepareTable();
+prepareRows();
+for (const table of document.querySelectorAll(".sortable")) prepareSorting(table);
 prepareControls();
 showRows();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);

@@ -10,8 +10,8 @@ from pipeline.config.serialize import flatten
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.secrets import without_secrets
-from pipeline.runs import records
-from pipeline.runs.folder import CONFIG, FACTS, METRICS, RECORD, is_run
+from pipeline.runs import records, suite_results
+from pipeline.runs.folder import CONFIG, EVALUATIONS, FACTS, METRICS, RECORD, is_run
 from pipeline.runs.records import Line
 from pipeline.runs.sweep_record import STAGE
 from pipeline.tracking.client import database_of, open_client, reason
@@ -33,6 +33,7 @@ class Run:
     parent: str = ""  # run folder of the pretrain run, as ``path``; empty for none
     parent_step: str = ""  # of the checkpoint that it started from
     datasets: dict[str, str] = field(default_factory=dict)  # names of the datasets by digest; the training data first
+    suite: dict[str, float] = field(default_factory=dict)  # results of jobs.suite as metrics, if not among the lines
 
     @property
     def recipe(self) -> str:
@@ -52,11 +53,11 @@ class Run:
 
     @property
     def final(self) -> dict[str, float]:
-        """The latest value of each metric."""
+        """The latest value of each metric, results of jobs.suite included."""
         latest: dict[str, float] = {}
         for line in self.lines:
             latest.update(line.metrics)
-        return latest
+        return latest | self.suite
 
 
 def find_run_folders(paths: Iterable[Path]) -> list[Path]:
@@ -123,6 +124,11 @@ def read_run(run_dir: Path) -> Run:
         parent=str(Path(parent["run_dir"]).resolve()) if parent.get("run_dir") else "",
         parent_step=str(parent.get("step", "")),
         datasets=_dataset_names(facts),
+        suite={
+            name: value
+            for result in suite_results.read_all(run_dir / EVALUATIONS)
+            for name, value in suite_results.metrics(result).items()
+        },
     )
 
 

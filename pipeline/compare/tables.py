@@ -5,7 +5,7 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from pipeline.compare.columns import COLUMNS, Column, cell, label, published_cell
 from pipeline.compare.rows import Row, differences, published
+from pipeline.compare.suite_rows import TITLE, published_sets, published_top1, suite_columns, suite_rows
+from pipeline.config.published_sets import PIXELS, SOURCE
 from pipeline.core.terminal import csv_cell
 
 MOST_ROWS = 60  # in a terminal
@@ -23,7 +25,7 @@ GAP = 2  # between columns
 
 
 def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> list[Table]:
-    """The results, then what differs between the rows in configuration, data and code.
+    """The results, then those on test sets, then what differs between the rows in configuration, data and code.
 
     In a window ``width`` characters wide names are folded, figures never: columns without room are named below.
     """
@@ -33,7 +35,7 @@ def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> li
     with_published = any_published and width >= WIDE
     heads = [max(map(len, texts)) for texts in zip(("state", "step"), *map(_state, shown), strict=True)]
     room = width - sum(size + GAP for size in heads) - (PUBLISHED + GAP if with_published else 0)
-    sizes = _fitting(columns, shown, room - NAME)
+    sizes = _fitting({column: [cell(row, column) for row in shown] for column in columns}, room - NAME)
     names = min(max(NAME, room - sum(size + GAP for size in sizes.values())), max(len(label(row)) for row in shown))
     count = sum(len(row.runs) for row in rows)
     table = Table(title=f"{count} run{'s' * (count > 1)}", title_justify="left", box=None, pad_edge=False)
@@ -54,10 +56,9 @@ def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> li
         notes.append(f"{len(rows) - len(shown)} more rows: --all, or choose with --recipe, --tag, --parent")
     left = [column.title for column in columns[len(sizes) :]]
     left += ["published"] if any_published and not with_published else []
-    if left:
-        notes.append(f"no room for {', '.join(left)}: a wider window, --csv, --json or --html")
+    notes += _no_room(left)
     table.caption, table.caption_justify = "\n".join(notes) or None, "left"
-    tables = [table]
+    tables = [table, *_test_sets(shown, width)]
     for title, kind in (("Configuration: what differs", "config"), ("Data and code: what differs", "facts")):
         found = differences(rows, kind)
         if found and len(rows) > 1:
@@ -65,11 +66,48 @@ def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> li
     return tables
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Row], room: int) -> dict[Column, int]:
+def _test_sets(rows: Sequence[Row], width: int) -> list[Table]:
+    """Runs and published models down, sets across; nothing if jobs.suite has evaluated none of the runs.
+
+    In a narrow window the spread over seeds stands below the mean.
+    """
+    shown, columns = suite_rows(rows), suite_columns(rows)
+    if not shown:
+        return []
+    pixels = max(len(row.pixels) for row in shown)
+    room = width - pixels - GAP
+    for spread in (" ± ", "\n± "):
+        lines = [[text.replace(" ± ", spread) for text in row.texts] for row in shown]
+        parts = {
+            column: "\n".join(cells).split("\n")
+            for column, cells in zip(columns, zip(*lines, strict=True), strict=True)
+        }
+        sizes = _fitting(parts, room - NAME)
+        if len(sizes) == len(columns):
+            break
+    names = min(max(NAME, room - sum(size + GAP for size in sizes.values())), max(len(row.name) for row in shown))
+    table = Table(title=TITLE, title_justify="left", box=None, pad_edge=False)
+    table.add_column("run", width=names)
+    table.add_column("px", width=pixels, justify="right")
+    for column, size in sizes.items():
+        table.add_column(column.title, width=size, justify="right")
+    for row, cells in zip(shown, lines, strict=True):
+        name = textwrap.fill(row.name, names, subsequent_indent="  ")
+        table.add_row(escape(name), row.pixels, *cells[: len(sizes)])
+    table.caption = "\n".join(_no_room([column.title for column in columns[len(sizes) :]])) or None
+    table.caption_justify = "left"
+    return [table]
+
+
+def _no_room(titles: Sequence[str]) -> list[str]:
+    return [f"no room for {', '.join(titles)}: a wider window, --csv, --json or --html"] if titles else []
+
+
+def _fitting(texts: Mapping[Column, Sequence[str]], room: int) -> dict[Column, int]:
     """The first of the columns that fit into ``room`` characters, with their widths; titles may be folded."""
     found: dict[Column, int] = {}
-    for column in columns:
-        size = max(*(len(cell(row, column)) for row in rows), *map(len, column.title.split()), 1)
+    for column, cells in texts.items():
+        size = max(*map(len, cells), *map(len, column.title.split()), 1)
         room -= size + GAP
         if room < 0:
             break
@@ -102,7 +140,7 @@ def _differences(title: str, found: dict[str, list[str]], rows: Sequence[Row]) -
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One JSON-able dict a row: name, runs, parent, every metric's mean, std and n, published figures, what differs."""
+    """One JSON-able dict per row: name, runs, parent, each metric's mean, std, n, published figures, what differs."""
     changed = {kind: differences(rows, kind) for kind in ("config", "facts")}
     found = []
     for index, row in enumerate(rows):
@@ -120,10 +158,19 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 },
                 "best": {name: _plain(spread.mean) for name, spread in row.best.items()},
                 "published_top1_percent": published(row.first),
+                "published_test_sets": _published_test_sets(row),
                 **{kind: {name: values[index] for name, values in items.items()} for kind, items in changed.items()},
             }
         )
     return found
+
+
+def _published_test_sets(row: Row) -> dict[str, Any]:
+    """Empty if there are none."""
+    found = published_sets(row)
+    if found is None:
+        return {}
+    return {"model": found.model, "image_size": PIXELS, "source": SOURCE, "top1_percent": found.top1}
 
 
 def _plain(value: float) -> float | None:
@@ -136,12 +183,15 @@ def to_json(rows: Sequence[Row]) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a row; three columns a metric."""
+    """One line per row; three columns per metric, and for a test set one of the published top-1 in per cent."""
     metrics = sorted({name for row in rows for name in row.results})
     changed = {name: values for kind in ("config", "facts") for name, values in differences(rows, kind).items()}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heads = [f"{name}.{part}" for name in metrics for part in ("mean", "std", "n")]
+    held = [published_sets(row) for row in rows]
+    sets = [column for column in suite_columns(rows) if any(published_top1(found, column) for found in held)]
+    heads += [f"{column.metric}.published_percent" for column in sets] + (["published_model"] if sets else [])
     writer.writerow(["name", "recipe", "parent", "runs", "state", "step", *heads, *changed])
     for index, row in enumerate(rows):
         values: list[object] = []
@@ -151,6 +201,9 @@ def to_csv(rows: Sequence[Row]) -> str:
                 ["" if math.isnan(value) else value for value in (spread.mean, spread.std)] if spread else ["", ""]
             )
             values.append(spread.n if spread else "")
+        if sets:
+            values += [published_top1(held[index], column) or "" for column in sets]
+            values.append(f"{found.model} at {PIXELS} px ({SOURCE})" if (found := held[index]) else "")
         state, step = _state(row)
         head = [row.name, row.first.recipe, row.first.parent, len(row.runs), state, step.replace(",", "")]
         writer.writerow([*map(csv_cell, head), *values, *(csv_cell(items[index]) for items in changed.values())])
@@ -158,7 +211,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_latex(rows: Sequence[Row]) -> str:
-    """A booktabs table of the results, ready for a paper."""
+    """Booktabs tables of the results and, if there are any, of those on test sets: ready for a paper."""
     columns = [column for column in COLUMNS if any(column.metric in row.results for row in rows)]
     lines = [
         "% \\usepackage{booktabs}",
@@ -172,7 +225,20 @@ def to_latex(rows: Sequence[Row]) -> str:
         values = [_escaped(cell(row, column)).replace("±", "$\\pm$") for column in columns]
         figures = " / ".join(f"{value:.2f}" for value in published(row.first).values()) or "--"
         lines.append(" & ".join([indent + _escaped(row.name), figures, *values]) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    lines += ["\\bottomrule", "\\end{tabular}", *_latex_test_sets(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_test_sets(rows: Sequence[Row]) -> list[str]:
+    shown, columns = suite_rows(rows), suite_columns(rows)
+    if not shown:
+        return []
+    lines = [f"\\begin{{tabular}}{{lr{'r' * len(columns)}}}", "\\toprule"]
+    lines += [" & ".join(["Run", "px", *(_escaped(column.title) for column in columns)]) + " \\\\", "\\midrule"]
+    for row in shown:
+        texts = [_escaped(text).replace("±", "$\\pm$").replace("-", "--") for text in row.texts]
+        lines.append(" & ".join([_escaped(row.name), row.pixels, *texts]) + " \\\\")
+    return [*lines, "\\bottomrule", "\\end{tabular}"]
 
 
 _LATEX = {letter: f"\\{letter}" for letter in "#$%&_{}"} | {

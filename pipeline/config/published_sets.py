@@ -1,15 +1,16 @@
-"""Published top-1 accuracy in per cent on ImageNet's other test sets, of models at 384 px.
+"""Published top-1 accuracy in per cent on ImageNet's other test sets.
 
 From timm's evaluation (results/*.csv of huggingface/pytorch-image-models, August 2026); A and R on their 200 classes.
 """
 
 from typing import NamedTuple
 
-from pipeline.config.schema import ModelConfig
+SOURCE = "timm, August 2026"
+PIXELS = 384  # side of the images
 
 
 class Published(NamedTuple):
-    model: str
+    model: str  # its name in papers, and its size
     top1: dict[str, float]  # by the set's name (data_prep.test_sets.catalogue)
 
 
@@ -36,7 +37,7 @@ PUBLISHED = {
 }
 
 
-def nearest(model: ModelConfig) -> Published | None:
-    """The published model of the same size: DeiT III's if ``model`` has LayerScale and such a figure exists."""
-    family = "deit3" if model.layer_scale else "vit"
-    return PUBLISHED.get((model.variant, family)) or PUBLISHED.get((model.variant, "vit"))
+def nearest(variant: str, *, layer_scale: bool) -> Published | None:
+    """The published model of the same size: DeiT III's for a model with LayerScale if such a figure exists."""
+    family = "deit3" if layer_scale else "vit"
+    return PUBLISHED.get((variant, family)) or PUBLISHED.get((variant, "vit"))

@@ -40,16 +40,25 @@ def keep(run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: 
     folder = run_dir / EVALUATIONS / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", {**facts, **scores})
-    append(run_dir, step, f"evaluation/{name}", scores)
+    append(run_dir, step, {f"evaluation/{name}/{score}": value for score, value in scores.items()})
 
 
-def append(run_dir: Path, step: int, name: str, scores: Mapping[str, float]) -> None:
-    """A line of the metrics ``NAME/SCORE``, for MLflow."""
+def append(run_dir: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Write a line of metrics of the checkpoint of ``step``, for MLflow."""
     record = records.read_record(run_dir)
     assert record is not None, run_dir
-    metrics = {f"{name}/{key}": value for key, value in scores.items()}
     lines = records.Appender(run_dir / EVALUATION_LINES)
-    lines.append(records.to_json(Line(step, 0, time.time(), record.attempts[-1].number, metrics)))
+    lines.append(records.to_json(Line(step, 0, time.time(), record.attempts[-1].number, dict(metrics))))
     lines.close()
     if lines.waiting:
         raise OSError(errno.ENOSPC, lines.fault, str(lines.path))
+
+
+def is_logged(run_dir: Path, step: int, metrics: Mapping[str, float]) -> bool:
+    """Whether the last line of these metrics has their values and is of ``step``, so that it needn't be written again.
+
+    Raises UserError if the file is damaged.
+    """
+    lines, _ = records.read_lines(run_dir / EVALUATION_LINES)
+    latest = next((line for line in reversed(lines) if line.metrics.keys() >= metrics.keys()), None)
+    return latest is not None and latest.step == step and latest.metrics == dict(metrics)

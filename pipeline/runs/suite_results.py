@@ -1,6 +1,7 @@
 """Results of jobs.suite, a file per set, so that an interrupted suite continues where it was.
 
-``FOLDER/suite-<set>/result.json``; a run's folder is RUN/evaluations.
+``FOLDER/suite-<set>/result.json``; a run's folder is RUN/evaluations. Results of the running average of the weights lie
+beside those of the last weights, in ``suite-<set>-average``.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 
 PREFIX = "suite-"  # of the folders
+AVERAGE, PARTIAL = "-average", "-partial"  # after a set's name
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,22 @@ def result_key(model: Path, images: list[str], **settings: Any) -> str:
     return digest.hexdigest()
 
 
-def path_of(folder: Path, name: str) -> Path:
-    return folder / f"{PREFIX}{name.replace('/', '-')}" / "result.json"
+def path_of(folder: Path, name: str, *, average: bool) -> Path:
+    return folder / f"{PREFIX}{name.replace('/', '-')}{AVERAGE if average else ''}" / "result.json"
 
 
-def read(folder: Path, name: str, key: str) -> Result | None:
+def metrics(result: Result) -> dict[str, float]:
+    """The scores as a run's metrics, ``suite/<set>/<score>``: in MLflow, and in jobs.compare.
+
+    The set's name tells what can't be compared with published figures: ``-average``, ``-partial``.
+    """
+    name = f"{result.name}{AVERAGE if result.average else ''}{PARTIAL if result.partial else ''}"
+    return {f"suite/{name}/{score}": value for score, value in result.scores.items()}
+
+
+def read(folder: Path, name: str, key: str, *, average: bool) -> Result | None:
     """The result that was kept for this model and these images; ``None`` if there is none."""
-    path = path_of(folder, name)
+    path = path_of(folder, name, average=average)
     kept = _read(path) if path.is_file() else None
     return kept if kept is not None and kept.key == key else None
 
@@ -74,6 +85,6 @@ def _read(path: Path) -> Result:
 
 
 def write(folder: Path, result: Result) -> None:
-    path = path_of(folder, result.name)
+    path = path_of(folder, result.name, average=result.average)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(result))

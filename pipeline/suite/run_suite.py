@@ -1,7 +1,7 @@
 """The side of the suite that runs the model: opened once, then one set after another; collective over the processes."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from pipeline.checkpoint import format as checkpoint
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
 from pipeline.core.progress import Bar
+from pipeline.dataset.class_lists import listed
 from pipeline.distributed.process_group import make_accelerator, sum_over_processes
 from pipeline.inference.classifier import Classifier, open_classifier
 from pipeline.inference.image_files import Picture
@@ -20,26 +21,26 @@ from pipeline.model.preprocess import DTYPES
 from pipeline.runs import evaluations, suite_results
 from pipeline.runs.folder import EVALUATIONS
 from pipeline.runs.suite_results import Result, result_key
-from pipeline.suite.set_accuracy import Counts, accuracy
+from pipeline.suite.set_accuracy import Counts, RealLabels, accuracy
 from pipeline.suite.subsets import corruption_scores, members
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MOST_NAMED = 5  # damaged images in an error
+REAL = "real"  # name of the result by ReaL's labels
 
 
 @dataclass(frozen=True)
 class Labelled:
     """A set's images with their classes, which stand for one or more wnids each."""
 
-    name: str  # of the set
-    title: str
+    titles: Mapping[str, str]  # of the results that are asked for, by their names: the set's, REAL, or both
     pictures: Sequence[Picture]
     labels: Sequence[int]  # class of each picture
     parts: Sequence[str]  # ImageNet-C: corruption and severity of each, such as "fog/3"; else ""
     classes: Sequence[tuple[str, ...]]
-    real: Sequence[frozenset[int]] | None = None  # ReaL's labels of each picture: positions in ImageNet-2012's classes
+    real: Sequence[frozenset[int]] = ()  # ReaL's labels of each picture, as positions in ImageNet-2012's classes
     partial: bool = False  # the download lacks images
 
 
@@ -66,16 +67,25 @@ class Suite:
     def close(self) -> None:
         self.accelerator.end_training()
 
-    def evaluate(self, data: Labelled) -> Result:
-        """The set's result: the one that was kept, or a new one, which is kept. Raises UserError on every process."""
-        names = [f"{picture.name} {picture.size}" for picture in data.pictures]
-        key = self.key(names)
-        kept = self.kept(data.name, key)
-        if kept is None:
-            scores = self._by_part(data, key) if any(data.parts) else self._whole(data)
-            kept = self.keep(data.name, data.title, scores, key, partial=data.partial)
-        self.log(kept)
-        return kept
+    def evaluate(self, data: Labelled) -> list[Result]:
+        """The results that ``data.titles`` names: kept ones, or new ones, which are kept. One pass over the images.
+
+        Raises UserError on every process.
+        """
+        images = [f"{picture.name} {picture.size}" for picture in data.pictures]
+        keys = {name: self.key(images) for name in data.titles}
+        if REAL in keys:
+            keys[REAL] = self.key([*images, *(repr(sorted(labels)) for labels in data.real)])
+        found = {name: self.kept(name, key) for name, key in keys.items()}
+        if not all(found.values()):
+            scores = self._by_part(data, keys) if any(data.parts) else self._whole(data)
+            for name, title in data.titles.items():
+                if found[name] is None:
+                    found[name] = self.keep(name, title, scores[name], keys[name], partial=data.partial)
+        results = [result for result in found.values() if result is not None]
+        for result in results:
+            self.log(result)
+        return results
 
     def key(self, images: list[str]) -> str:
         """Of a result of this model on ``images``."""
@@ -85,7 +95,9 @@ class Suite:
         """The result that was kept. Rank 0 looks, so that all processes do the same."""
         from accelerate.utils import broadcast_object_list
 
-        found = [suite_results.read(self.folder, name, key) if self.folder is not None and self.rank == 0 else None]
+        found: list[Result | None] = [None]
+        if self.folder is not None and self.rank == 0:
+            found = [suite_results.read(self.folder, name, key, average=self.average)]
         if self.world_size > 1:
             broadcast_object_list(found)
         return found[0]
@@ -98,11 +110,15 @@ class Suite:
         return result
 
     def log(self, result: Result) -> None:
-        """With --log: also keep the result with the run, and its scores for MLflow."""
-        if self.run_dir is not None and self.rank == 0:
-            assert self.step is not None
+        """With --log: also keep the result with the run, and its scores for MLflow if they aren't there yet."""
+        if self.run_dir is None or self.rank != 0:
+            return
+        assert self.step is not None
+        if self.folder != self.run_dir / EVALUATIONS:
             suite_results.write(self.run_dir / EVALUATIONS, result)
-            evaluations.append(self.run_dir, self.step, f"suite/{result.name}", result.scores)
+        scores = suite_results.metrics(result)
+        if not evaluations.is_logged(self.run_dir, self.step, scores):
+            evaluations.append(self.run_dir, self.step, scores)
 
     def check_classes(self) -> None:
         """Raises UserError if the model's classes can't be matched with a set's."""
@@ -112,46 +128,52 @@ class Suite:
                 "name the run, or an export with its model.json"
             )
 
-    def _whole(self, data: Labelled) -> dict[str, float]:
-        counts = self._count(data, range(len(data.pictures)), data.title)
-        if data.real is not None:
-            return {"samples": counts.real_samples, "top1": counts.real / max(counts.real_samples, 1)}
-        return {
-            "samples": counts.samples,
+    def _whole(self, data: Labelled) -> dict[str, dict[str, float]]:
+        """Scores by result."""
+        counts = self._count(data, range(len(data.pictures)), " and ".join(data.titles.values()))
+        by_set = {
+            "samples": float(counts.samples),
             "top1": counts.top1 / counts.samples,
             "top5": counts.top5 / counts.samples,
         }
+        by_real = {"samples": float(counts.real_samples), "top1": counts.real / max(counts.real_samples, 1)}
+        return {name: by_real if name == REAL else by_set for name in data.titles}
 
-    def _by_part(self, data: Labelled, key: str) -> dict[str, float]:
+    def _by_part(self, data: Labelled, keys: Mapping[str, str]) -> dict[str, dict[str, float]]:
         """ImageNet-C: each corruption at each severity is kept by itself, as all of them take a day."""
+        ((result, set_title),) = data.titles.items()
         rows: dict[str, list[int]] = defaultdict(list)
         for row, part in enumerate(data.parts):
             rows[part].append(row)
         errors: dict[str, dict[int, float]] = defaultdict(dict)
         samples = 0.0
         for part, chosen in sorted(rows.items()):
-            name = f"{data.name}/{part}"
-            kept = self.kept(name, key)
+            name = f"{result}/{part}"
+            kept = self.kept(name, keys[result])
             if kept is None:
-                title = f"{data.title}, {part}"
+                title = f"{set_title}, {part}"
                 counts = self._count(data, chosen, title)
                 scores = {"samples": float(counts.samples), "top1": counts.top1 / counts.samples}
-                kept = self.keep(name, title, scores, key, partial=data.partial)
+                kept = self.keep(name, title, scores, keys[result], partial=data.partial)
             corruption, severity = part.split("/")
             errors[corruption][int(severity)] = 1.0 - kept.scores["top1"]
             samples += kept.scores["samples"]
         each = {f"top1_{name}": 1.0 - sum(of.values()) / len(of) for name, of in errors.items()}
-        return {"samples": samples, **corruption_scores(errors), **each}
+        return {result: {"samples": samples, **corruption_scores(errors), **each}}
 
     def _count(self, data: Labelled, rows: Sequence[int], title: str) -> Counts:
-        group_C = members(data.classes, [entry.wnid for entry in self.classifier.known.classes], data.title)
+        wnids = [entry.wnid for entry in self.classifier.known.classes]
+        real = None
+        if data.real:
+            every = [(wnid,) for wnid in listed("imagenet1k") or []]  # what ReaL's labels count
+            real = RealLabels([data.real[row] for row in rows], members(every, wnids, title))
         with Bar(title, len(rows), "images", shown=self.rank == 0) as bar:
             counts = accuracy(
                 self.classifier,
                 [data.pictures[row] for row in rows],
                 [data.labels[row] for row in rows],
-                group_C,
-                real=[data.real[row] for row in rows] if data.real is not None else None,
+                members(data.classes, wnids, title),
+                real=real,
                 batch=self.batch,
                 workers=self.workers,
                 rank=self.rank,

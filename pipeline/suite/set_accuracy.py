@@ -5,6 +5,7 @@ Shapes: B batch, C classes of the model.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,13 @@ class Counts:
     damaged: tuple[str, ...] = ()  # names and reasons
 
 
+class RealLabels(NamedTuple):
+    """ReaL's labels (arXiv 2006.07159) for a set's images."""
+
+    labels: Sequence[frozenset[int]]  # of each picture: ReaL's classes; empty for a picture that doesn't count
+    group_C: torch.Tensor  # pipeline.suite.subsets.members of ReaL's classes
+
+
 @torch.inference_mode()
 def accuracy(
     classifier: Classifier,
@@ -33,7 +41,7 @@ def accuracy(
     labels: Sequence[int],
     group_C: torch.Tensor,
     *,
-    real: Sequence[frozenset[int]] | None = None,
+    real: RealLabels | None = None,
     batch: int,
     workers: int,
     rank: int,
@@ -42,9 +50,9 @@ def accuracy(
     gather: Callable[[list[str]], list[str]],
     advance: Callable[[int], None],
 ) -> Counts:
-    """Collective. ``group_C``: pipeline.suite.subsets.members. ``real``: ReaL's labels of each picture, as classes
-    of the set. ``reduce`` sums a float64 tensor over the processes, ``gather`` joins lists of theirs, ``advance`` gets
-    the number of pictures done by all of them.
+    """Collective. ``group_C``: pipeline.suite.subsets.members of the set's classes, which ``labels`` count; ``real``:
+    labels that are counted beside these in the same pass. ``reduce`` sums a float64 tensor over the processes,
+    ``gather`` joins lists of theirs, ``advance`` gets the number of pictures done by all of them.
     """
     labels_N = torch.tensor(labels)
     sums = torch.zeros(5, dtype=torch.float64, device=classifier.device)
@@ -69,7 +77,7 @@ def accuracy(
         logits_BC = classifier.forward(x_BCHW).float()
         sums[:3] += hits(logits_BC, group_C, labels_N[part.kept].to(classifier.device))
         if real is not None:
-            sums[3:] += real_hits(logits_BC, group_C, [real[place] for place in part.kept])
+            sums[3:] += real_hits(logits_BC, real.group_C, [real.labels[place] for place in part.kept])
     samples, top1, top5, real_samples, real_top1 = (round(value) for value in reduce(sums).tolist())
     return Counts(samples, top1, top5, real_samples, real_top1, tuple(gather(damaged)))
 

@@ -70,8 +70,9 @@ def test_probes_are_kept_resumed_and_logged(
     assert call(monkeypatch, capsys, *arguments, "--average") != first
     assert extracted == [1, 1]
     for name in names:
-        kept = json.loads((trained / EVALUATIONS / f"suite-{name}" / "result.json").read_text())
-        assert (kept["step"], kept["average"]) == (60, True)
+        for average, folder in ((False, f"suite-{name}"), (True, f"suite-{name}-average")):
+            kept = json.loads((trained / EVALUATIONS / folder / "result.json").read_text())
+            assert (kept["step"], kept["average"]) == (60, average)
 
 
 def test_processes_share_the_features(trained: Path, digits: Path) -> None:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -18,18 +20,23 @@ from data_prep.test_sets.read_set import read
 from jobs import suite
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
-from pipeline.inference.image_files import prepared
+from pipeline.inference.image_files import Picture, prepared
 from pipeline.interop import export
 from pipeline.interop.trained_model import Description, Named, Trained
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import VisionTransformer
+from pipeline.runs import suite_results
 from pipeline.runs.folder import EVALUATION_LINES, EVALUATIONS
 from pipeline.runs.records import Attempt, Record, read_lines, write_record
+from pipeline.suite import run_suite
+from pipeline.suite.set_accuracy import Counts
 from pipeline.suite.subsets import ALEXNET, corruption_scores, grouped, hits, members
 from tests.helpers.launch import ACCELERATE, last_json, run
 from tests.helpers.models import random_model
+from tests.helpers.quick_python import executable
 from tests.helpers.runs import make_run
-from tests.suite.miniatures import WNIDS, A, Expected, make
+from tests.helpers.terminal import Terminal
+from tests.suite.miniatures import VAL, WNIDS, A, Expected, make
 
 CONFIG = ModelConfig(variant="tiny", image_size=32)
 
@@ -90,6 +97,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.timeout(60)  # every set
 def test_every_set_is_what_a_direct_computation_gives(
     root: Path, made: dict[str, list[Expected]], network: VisionTransformer, model: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
@@ -135,7 +143,7 @@ def test_two_processes_count_the_same(root: Path, model: Path, tmp_path: Path) -
         root,
         "--partial",
         "--only",
-        "a,sketch,objectnet",
+        "val,real,a,sketch,objectnet",
         "--batch",
         2,
     )
@@ -177,10 +185,81 @@ def test_results_are_logged_with_the_run(
     )
     lines, _ = read_lines(run_dir / EVALUATION_LINES)
     logged = {name: value for line in lines for name, value in line.metrics.items()}
-    assert logged["suite/a/top1"] == found["a"]["top1"]
-    assert logged["suite/v2/top5"] == found["v2"]["top5"]
+    assert logged["suite/a-partial/top1"] == found["a"]["top1"]
+    assert logged["suite/v2-partial/top5"] == found["v2"]["top5"]
     assert {line.step for line in lines} == {7}
     assert sent == [run_dir]
+
+
+def test_a_result_is_written_and_logged_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    make_run(run_dir, CONFIG, wnids=WNIDS, average=True)
+    write_record(run_dir, Record("key", "vit", "run", {}, {}, attempts=[Attempt(1, 0, 0.0, 1, {}, "FINISHED", 1.0)]))
+    monkeypatch.setattr(suite, "send", lambda _: None)
+    written: list[Path] = []
+    write = suite_results.write
+
+    def counted(folder: Path, result: suite_results.Result) -> None:
+        written.append(folder)
+        write(folder, result)
+
+    monkeypatch.setattr(suite_results, "write", counted)
+    arguments = (run_dir, "--data-root", root, "--partial", "--workers", 0, "--only", "a")
+    found = call(monkeypatch, capsys, *arguments)
+    assert written == [run_dir / EVALUATIONS]
+    assert read_lines(run_dir / EVALUATION_LINES)[0] == []
+    for _ in range(2):  # the kept result is logged, once
+        assert call(monkeypatch, capsys, *arguments, "--log") == found
+        assert written == [run_dir / EVALUATIONS]
+        assert len(read_lines(run_dir / EVALUATION_LINES)[0]) == 1
+    # with a folder of its own, and of other weights: beside the former result, not in its place
+    call(monkeypatch, capsys, *arguments, "--log", "--out", tmp_path / "out", "--average")
+    assert written[1:] == [tmp_path / "out", run_dir / EVALUATIONS]
+    kept = suite_results.read_all(run_dir / EVALUATIONS)
+    assert [(result.name, result.average) for result in kept] == [("a", False), ("a", True)]
+    lines, _ = read_lines(run_dir / EVALUATION_LINES)
+    assert [next(iter(line.metrics)) for line in lines] == [
+        "suite/a-partial/samples",
+        "suite/a-average-partial/samples",
+    ]
+
+
+def test_val_and_real_share_a_pass(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    passes: list[int] = []
+    accuracy = run_suite.accuracy
+
+    def counted(classifier: object, pictures: list[Picture], *rest: object, **more: object) -> Counts:
+        passes.append(len(pictures))
+        return accuracy(classifier, pictures, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_suite, "accuracy", counted)
+    arguments = (model, "--data-root", root, "--partial", "--workers", 0)
+    both = call(monkeypatch, capsys, *arguments, "--only", "real,val", "--out", tmp_path / "out")
+    assert list(both)[1:] == ["val", "real"]
+    assert passes == [len(VAL)]
+    alone = [call(monkeypatch, capsys, *arguments, "--only", name) for name in ("val", "real")]
+    assert [list(one)[1:] for one in alone] == [["val"], ["real"]]
+    assert both == alone[0] | alone[1]
+    # one that was kept stays as it is; other labels of the same images are another result
+    kept = tmp_path / "out" / "suite-val" / "result.json"
+    (tmp_path / "out" / "suite-real" / "result.json").unlink()
+    times = kept.stat().st_mtime_ns
+    assert call(monkeypatch, capsys, *arguments, "--only", "real,val", "--out", tmp_path / "out") == both
+    assert (len(passes), kept.stat().st_mtime_ns) == (4, times)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
+        (other / name).symlink_to(root / name)
+    for labels in ([[3], [41], [], []], [[1], [2], [], []]):
+        (other / "real.json").write_text(json.dumps(labels))
+        call(
+            monkeypatch, capsys, model, "--data-root", other, *arguments[3:], "--only", "real", "--out", tmp_path / "2"
+        )
+    assert len(passes) == 6
 
 
 def test_a_partial_or_damaged_download_is_named(
@@ -204,6 +283,50 @@ def test_a_partial_or_damaged_download_is_named(
     monkeypatch.setattr("sys.argv", [*arguments[:3], str(cut), "--only", "a", "--partial"])
     with pytest.raises(UserError, match=r"imagenet-a\.tar' can't be read as a tar .*: download it again"):
         suite.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("val", "50,000"), ("real", "50,000"), ("v2", "10,000"), ("v2-threshold", "10,000"), ("v2-top", "10,000"),
+     ("a", "7,500"), ("r", "30,000"), ("sketch", "50,889"), ("objectnet", "50,000"), ("c", "3,750,000")],
+)  # fmt: skip
+def test_another_number_of_images_than_the_release_has_is_refused(
+    name: str, whole: str, root: Path, made: dict[str, list[Expected]], tmp_path: Path
+) -> None:
+    images = 8 if name == "objectnet" else len(made[name])  # those of other classes than ImageNet's, too
+    with pytest.raises(
+        UserError, match=f"holds {images} images and {named(name).title} has {whole}: download it again"
+    ):
+        read(named(name), find(root)[name], tmp_path)
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_suite_loses_one_set_and_shows_its_progress(root: Path, tmp_path: Path) -> None:
+    """As a user on a terminal: two starts of the command, of which the first is killed in its second set."""
+    folder, run_dir = tmp_path / "sets", tmp_path / "run"
+    (folder / "imagenet-r" / WNIDS[1]).mkdir(parents=True)
+    (folder / "imagenet-a.tar").symlink_to(root / "imagenet-a.tar")
+    for number in range(600):
+        (folder / "imagenet-r" / WNIDS[1] / f"{number}.jpg").hardlink_to(root / "imagenet-r" / WNIDS[1] / "art_0.jpg")
+    make_run(run_dir, CONFIG, wnids=WNIDS)
+    command = ("-m", "jobs.suite", run_dir, "--data-root", folder, "--only", "a,r", "--partial", "--batch", "1")
+    command += ("--workers", "0")
+    progress = re.compile(r"ImageNet-R .*\d/600 images, [\d.,]+ images/s, ETA \d\d:\d\d")
+    with Terminal((sys.executable, *command)) as terminal:  # a whole process, to be killed
+        while not progress.search(terminal.text):
+            terminal.read_more()
+        terminal.process.kill()
+        assert terminal.wait() == -9
+    kept = run_dir / EVALUATIONS / "suite-a" / "result.json"
+    written = kept.stat().st_mtime_ns
+    assert sorted(path.name for path in kept.parent.parent.iterdir()) == ["suite-a"]
+    with Terminal((executable(), *command)) as terminal:
+        assert terminal.wait() == 0
+        assert "600/600 images" in terminal.text
+        assert "6/6 images" not in terminal.text, "ImageNet-A is not evaluated again"
+        assert "ImageNet-A (partial)" in terminal.text
+    assert kept.stat().st_mtime_ns == written
+    assert suite_results.read_all(run_dir / EVALUATIONS)[1].scores["samples"] == 600
 
 
 def test_missing_sets_are_listed_with_their_source(
