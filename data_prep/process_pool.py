@@ -1,5 +1,6 @@
 """Spread work over worker processes that report progress, and leave no process behind."""
 
+import importlib
 import multiprocessing
 import signal
 import time
@@ -56,8 +57,9 @@ def _reported(work: Callable[[Item], Result], item: Item) -> Result:
 def start_server(*modules: str) -> ForkServerContext:
     """Start the process that workers are forked from, unless it is running. Doesn't wait for it: that takes 0.5 s.
 
-    ``modules``: what this command's workers need in addition to PRELOADED. BUILDS_TABLES if they make Arrow arrays;
-    workers that only read tables, such as those of verify, start half a second sooner without it.
+    ``modules``: what this command and its workers need in addition to PRELOADED. BUILDS_TABLES if they make Arrow
+    arrays; workers that only read tables, such as those of verify, start half a second sooner without it. This process
+    imports them while the server does, rather than at their first use, when nothing else runs.
 
     Workers are not forked from this process, because it has threads (the progress bar's, Arrow's). The server preloads
     what the work needs and what the command's module imports, since each worker imports that module again (preloading
@@ -72,6 +74,8 @@ def start_server(*modules: str) -> ForkServerContext:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    for module in modules:
+        importlib.import_module(module)
     return context
 
 

@@ -64,7 +64,12 @@ class StoppedError(BaseException):
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="vit shard", description=DESCRIPTION, args=args, needs=NEEDS)
-    process_pool.start_server("data_prep.writing.build_shard", process_pool.BUILDS_TABLES)
+    process_pool.start_server(
+        "data_prep.planning.make_plan",
+        "data_prep.shard_options",
+        "data_prep.writing.build_shard",
+        process_pool.BUILDS_TABLES,
+    )
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         run(options)
