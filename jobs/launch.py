@@ -37,7 +37,7 @@ def main() -> int:
     ranks = 1 if {"-h", "--help"} & set(words[at:]) else number_of(config)
     command = [sys.executable, "-m", f"jobs.{words[at]}", *words[at + 1 :]]
     ended = children.run([command] * ranks, [os.environ | own for own in variables_of(ranks)])
-    if ended.failed is not None and (code := ended.codes[ended.failed]) < 0:
+    if ended.failed is not None and (code := ended.codes[ended.failed]) < 0 and -code not in children.PASSED_ON:
         hint = ", most likely because memory ran out" if -code == signal.SIGKILL else ""
         print(f"error: rank {ended.failed} was killed by {signal.Signals(-code).name}{hint}", file=sys.stderr)
     return ended.code

@@ -20,8 +20,9 @@ def report_in_one_line() -> None:
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("interrupted\n")
-        sys.stderr.flush()
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes speaks for all
+            sys.stderr.write("interrupted\n")
+            sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)  # the interpreter's own code would be 1
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if not name or name in OURS:

@@ -14,6 +14,7 @@ import torch.distributed
 
 from pipeline.config.schema import TrainConfig
 from pipeline.core.errors import UserError
+from pipeline.core.log import ONCE
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,12 @@ def compiles(train: TrainConfig, device: torch.device) -> bool:
     torch.distributed.all_gather_object(found, obstacle(device.type))
     rank = next((rank for rank, reason in enumerate(found) if reason), None)
     if rank is None:
+        if train.zero_stage == 3:
+            logger.warning(
+                "train.compile on: ZeRO-3's hooks break the model's graph into pieces (26 for tiny), which gains "
+                "little and may be slower: compare speed/step_seconds with train.compile off",
+                extra=ONCE,
+            )
         return True
     reason = f"torch.compile can't work on rank {rank}'s node ({found[rank]})"
     if train.compile == "on":

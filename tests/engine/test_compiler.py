@@ -67,6 +67,10 @@ def test_what_train_compile_says(
     assert [compiler.compiles(train, CUDA) for train in (auto, on, off)] == [True, True, False]
     assert [compiler.compiles(train, CPU) for train in (auto, on, off)] == [False, True, False]
     assert not compiler.compiles(TrainConfig(compile="auto", zero_stage=3), CUDA)
+    assert not caplog.records
+    assert compiler.compiles(TrainConfig(compile="on", zero_stage=3), CPU)
+    assert "ZeRO-3's hooks break the model's graph into pieces" in caplog.text
+    caplog.clear()
     without_headers(monkeypatch, tmp_path)
     assert not compiler.compiles(auto, CUDA)
     (record,) = caplog.records

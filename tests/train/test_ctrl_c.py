@@ -87,3 +87,14 @@ def test_ctrl_c_during_the_imports_is_one_line(module: str, digits: Path, tmp_pa
         said = [line for line in lines if line.strip() and not line.startswith("import time:")]
         assert len(said) == 1, said
         assert "interrupted" in said[0]
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", ["interrupted"]), ("1", [])])
+def test_of_several_ranks_the_first_says_it(rank: str, said: list[str], digits: Path, tmp_path: Path) -> None:
+    _, *words = command("single process", tmp_path / "run", digits)
+    with Terminal((sys.executable, "-X", "importtime", *words), RANK=rank) as terminal:
+        terminal.wait_for(" tyro._fields\n")
+        terminal.press(CTRL_C)
+        assert terminal.wait() == 130, terminal.text
+        lines = terminal.text.replace("^C", "").split("\n")
+        assert [line for line in lines if line.strip() and not line.startswith("import time:")] == said
