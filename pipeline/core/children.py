@@ -1,5 +1,6 @@
 """Commands that run as children of this one, side by side: they get its signals and end before it."""
 
+import os
 import signal
 import subprocess
 import time
@@ -9,7 +10,8 @@ from typing import IO, Any
 
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_REQUEUE
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# SIGTSTP: Ctrl-Z, after which fg continues all of them
+PASSED_ON = (signal.SIGTSTP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 IN_ORDER = (EXIT_DONE, EXIT_REQUEUE, EXIT_INTERRUPTED)  # no reason to end the other children
 LOOK_EVERY = 0.05  # seconds
 GRACE = 30.0  # seconds from SIGTERM to SIGKILL for the other children after one has failed, as torchrun gives them
@@ -57,7 +59,10 @@ def run(
         limit = float("inf")
         while left := [child for child in children if child.poll() is None]:
             while asked:
-                _send(left, asked.pop(0))
+                _send(left, number := asked.pop(0))
+                if number == signal.SIGTSTP:
+                    os.kill(os.getpid(), signal.SIGSTOP)  # here until SIGCONT
+                    _send(left, signal.SIGCONT)
             if failed is None and (failed := _first_failure(children)) is not None:
                 limit = time.monotonic() + GRACE
                 _send(left, signal.SIGTERM)

@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.core import children
+from tests.helpers.launch import REPOSITORY, kill_tree
+from tests.helpers.waiting import wait_until
 
 COUNTS = """
 import pathlib, signal, sys, time
@@ -66,6 +70,23 @@ def test_each_child_gets_a_signal_once(tmp_path: Path) -> None:
     thread.join()
     assert ended.codes == (101, 101)
     assert [signal.getsignal(number) for number in children.PASSED_ON] == before
+
+
+def test_ctrl_z_stops_the_children_too() -> None:
+    script = "import sys; from pipeline.core import children; sys.exit(children.run([['sh', '-c', sys.argv[1]]]).code)"
+    command = [sys.executable, "-c", script, "while :; do sleep 0.02; done"]
+    with subprocess.Popen(command, cwd=REPOSITORY) as process:
+        try:
+            parent = psutil.Process(process.pid)
+            wait_until(parent.children, 20)
+            both = [parent, *parent.children()]
+            for number, states in ((signal.SIGTSTP, {"stopped"}), (signal.SIGCONT, {"sleeping", "running"})) * 2:
+                process.send_signal(number)
+                wait_until(lambda states=states: {one.status() for one in both} <= states, 20)
+            process.terminate()
+            assert process.wait(20) == 128 + signal.SIGTERM
+        finally:
+            kill_tree(process)
 
 
 def test_environments_and_output(tmp_path: Path) -> None:

@@ -47,9 +47,10 @@ def test_ctrl_c_saves_and_the_same_command_resumes(launcher: str, digits: Path, 
         terminal.wait()
 
 
-def test_a_second_ctrl_c_leaves_at_once(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["single process", "launch"])
+def test_a_second_ctrl_c_leaves_at_once(launcher: str, digits: Path, tmp_path: Path) -> None:
     """While the first one's step still takes minutes, in a loader that waits for a pipe."""
-    with Terminal(command("single process", tmp_path / "run", digits, "--train.global-batch", 16384)) as terminal:
+    with Terminal(command(launcher, tmp_path / "run", digits, "--train.global-batch", 16384)) as terminal:
         terminal.wait_for("starts, ")
         terminal.press(CTRL_C)
         terminal.wait_for("Ctrl-C again")
