@@ -22,6 +22,7 @@ KIND is pretrain RECIPE, finetune RECIPE, evaluate MODEL, shard INPUT OUTPUT, co
 the global batch divides over the ranks, the recipe fits into the GPU (GPU_MODEL in slurm/env.sh). Examples:
 
   python -m jobs.submit pretrain l16 --nodes 4 --optim.lr 3e-4
+  python -m jobs.submit pretrain l16 --nodes 8 --spares 1
   python -m jobs.submit pretrain b16_deit3 --nodes 8 --dry-run
   python -m jobs.submit finetune l16 --array 0-3
   python -m jobs.submit evaluate work/runs/finetune-l16-lr0.01 --data work/shards/in1k-val
@@ -30,6 +31,7 @@ the global batch divides over the ranks, the recipe fits into the GPU (GPU_MODEL
 
 Options of sbatch, anywhere after KIND (for command: before its first word):
   --nodes, --gpus-per-node, --cpus-per-gpu, --mem, --time, --partition, --account, --qos, --reservation, --constraint
+  --spares            nodes on top of --nodes that replace lost ones
   --job-name (also the run folder's name), --array, --dependency, --begin, --nodelist, --exclude, --output
   --mail-type, --mail-user, --hold, --test-only
   --sbatch "OPTIONS"  any others
@@ -159,7 +161,7 @@ def check_training(kind: str, planned: Planned) -> None:
             )
     if kind == "finetune":
         check_parent(config.parent)
-    check_fit(config, planned.number("--nodes"), planned.number("--ntasks-per-node"), site_field("GPU_MODEL"))
+    check_fit(config, train_nodes(planned.sbatch), planned.number("--ntasks-per-node"), site_field("GPU_MODEL"))
 
 
 def check_campaign(lines: Sequence[str]) -> None:
@@ -168,8 +170,14 @@ def check_campaign(lines: Sequence[str]) -> None:
         for kind in ("pretrain", "finetune"):
             if (script := str(SCRIPTS / f"{kind}.sh")) in words:
                 place = words.index(script)
-                nodes, ranks = (int(option(words[:place], name)) for name in ("--nodes", "--ntasks-per-node"))
+                nodes, ranks = train_nodes(words[:place]), int(option(words[:place], "--ntasks-per-node"))
                 check_fit(read_options(kind, words[place + 1 :]), nodes, ranks, site_field("GPU_MODEL"))
+
+
+def train_nodes(sbatch: Sequence[str]) -> int:
+    """How many nodes a job trains on: those that it asks for without its spares (slurm/sbatch_options.sh)."""
+    exported = dict(word.partition("=")[::2] for word in option(sbatch, "--export").split(","))
+    return int(option(sbatch, "--nodes")) - int(exported.get("SPARE_NODES", 0))
 
 
 def read_options(kind: str, words: Sequence[str]) -> RunConfig:

@@ -45,7 +45,8 @@ ignore_sbatch_variables() { # an array of pretrainings, an sbatch that waits: of
 require_site_fields() { # env.sh may be a site's own, from before a field was added
   local field
   for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX CPU_PARTITION GPUS_PER_NODE \
-    CPUS_PER_GPU WHOLE_NODES MEMORY_PER_NODE GPU_REQUEST GPU_TYPE TIME_LIMIT PRETRAIN_NODES FINETUNE_NODES RESTARTS_IN_JOB; do
+    CPUS_PER_GPU WHOLE_NODES MEMORY_PER_NODE GPU_REQUEST GPU_TYPE TIME_LIMIT PRETRAIN_NODES FINETUNE_NODES SPARES \
+    RESTARTS_IN_JOB ELASTIC; do
     declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back"; return 1; }
   done
 }

@@ -17,6 +17,7 @@ GPU_MODEL=${GPU_MODEL:-}                   # A100, H100, H200 ...: `vit submit` 
 TIME_LIMIT=${TIME_LIMIT:-}                 # --time of all jobs; empty: 24 h to train and shard, 2 h to evaluate, 12 h else
 PRETRAIN_NODES=${PRETRAIN_NODES:-}         # empty: 8 for L/16, 4 for B/16 and L/32, 2 for B/32
 FINETUNE_NODES=${FINETUNE_NODES:-}         # empty: 2 for L/16, else 1
+SPARES=${SPARES:-0}                        # nodes that a pretraining gets on top, to replace lost ones; for one job: --spares 1
 #    Examples. 4 A100 with 64 CPUs per node, allocated whole:   GPUS_PER_NODE=4 CPUS_PER_GPU=16 GPU_MODEL=A100
 #    8 H100 per node, nodes shared, GPUs by --gres and type:    WHOLE_NODES=no MEMORY_PER_NODE=900G GPU_REQUEST=gres GPU_TYPE=h100
 #    Whole nodes only, GPUs unknown to Slurm (no gres.conf):    GPU_REQUEST=none GPUS_PER_NODE=8
@@ -71,6 +72,7 @@ DRY_RUN=${DRY_RUN:-no}
 
 # 10. A rank that crashes or hangs, or a lost node: the ranks start again in the same job, from the newest checkpoint.
 RESTARTS_IN_JOB=${RESTARTS_IN_JOB:-3} # at most this many in a row without a new checkpoint, then requeue; 0: always requeue
+ELASTIC=${ELASTIC:-yes}               # with too few nodes: yes: continue on fewer until the next requeue; no: requeue and wait
 
 # 11. Learning rates that a fine-tuning array tries: --array=0-3 takes them all.
 FINETUNE_LRS=${FINETUNE_LRS:-0.003 0.01 0.03 0.06}

@@ -45,8 +45,7 @@ MOST_STARTS_WITHOUT_PROGRESS=2
 MOST_RESTARTS_AFTER_FAILURE=2 # of a job without checkpoints
 RUN=   # the training run's folder
 asked= # the signal that asked this job to stop
-IN_JOB_RESTART=0 # restarts of the ranks since Slurm has started this job
-export IN_JOB_RESTART
+export IN_JOB_RESTART=0 # restarts of the ranks since Slurm has started this job
 
 say() { echo "$(date '+%F %T') $SLURM_JOB_NAME $JOB: $*"; }
 
@@ -147,18 +146,18 @@ attempts() { # MODULE RECIPE ARGUMENTS...: start the ranks, and again while they
   while :; do
     from=$(checkpoint_step)
     record start "$NODELIST"
-    say "attempt $(grep -c '^start' "$RUN/slurm/attempts.tsv") from step $from on $NODELIST"
+    say "attempt $(grep -c '^start' "$RUN/slurm/attempts.tsv") from step $from on $NODELIST${FEWER_NODES:+ ($FEWER_NODES)}"
     if [ "$DOCTOR" != no ] && [ "$from,$IN_JOB_RESTART" = 0,0 ]; then check_cluster "$@"; fi
     if [ -n "$asked" ]; then
       record_end stopped
       requeue "asked to stop by SIG$asked before the ranks had started"
     fi
     rm -f "$RUN/slurm/failed"
-    step python -m "$@"
+    step python -m "$@" "${MICRO_BATCH[@]}"
     after_step $?
     [ "$(checkpoint_step)" = "$from" ] || in_a_row=0 # only restarts that reach no new checkpoint count
     failed_on=$NODELIST again=no
-    if [ $in_a_row -lt "$RESTARTS_IN_JOB" ] && next_nodes; then again=yes; fi
+    if [ $in_a_row -lt "$RESTARTS_IN_JOB" ] && next_nodes "$@"; then again=yes; fi
     note_left_nodes "$failed_on" $again
     stop_without_progress
     [ $again = yes ] || requeue "failed at step $(checkpoint_step), and can't restart in this job"

@@ -4,12 +4,14 @@
 #
 # NODES, NODELIST   how many nodes the ranks run on, and which
 # PLACE             srun's options for them; empty: all nodes of the job
+# MICRO_BATCH       the training command's option on fewer nodes; FEWER_NODES: then "4 of 8 nodes", for the run's records
 # UP                the job's nodes that start tasks, in Slurm's order
 ANSWER_LIMIT=30 # seconds in which a node must start a task
 
 WANTED=$((${SLURM_JOB_NUM_NODES:-1} - ${SPARE_NODES:-0})) # nodes to train on; SPARE_NODES of the allocation wait for a failure
 [ "$WANTED" -ge 1 ] || WANTED=${SLURM_JOB_NUM_NODES:-1}
-NODES=$WANTED NODELIST=${SLURM_JOB_NODELIST:-} PLACE=() UP=()
+NODES=$WANTED NODELIST=${SLURM_JOB_NODELIST:-} PLACE=() MICRO_BATCH=() UP=()
+export FEWER_NODES=
 [ "$NODES" = "${SLURM_JOB_NUM_NODES:-1}" ] || PLACE=(--nodelist="$NODELIST") # as submit.sh --dry-run prints it
 
 # ---- which to take ----
@@ -26,12 +28,42 @@ first_nodes() { # of a job that has just started: not those that failed twice in
   [ ${#nodes[@]} = "$WANTED" ] || take "${good[@]:0:WANTED}"
 }
 
-next_nodes() { # after a failure, from UP; fails if there are too few
-  local good
+next_nodes() { # MODULE RECIPE ARGUMENTS...: after a failure, from UP; fails if this allocation has too few
+  local good size=$WANTED micro
   mapfile -t good < <(without "$(failed_twice)" "${UP[@]}")
-  [ ${#good[@]} -ge "$WANTED" ] || return 1
-  take "${good[@]:0:WANTED}"
+  MICRO_BATCH=() FEWER_NODES=''
+  if [ ${#good[@]} -lt "$WANTED" ]; then
+    [ "$ELASTIC" = yes ] || return 1
+    micro=$(option --train.micro-batch "$@")
+    read -r size micro < <(fit "${#good[@]}" "$RANKS" "$(configured global_batch)" "${micro:-$(configured micro_batch)}")
+    [ -n "$size" ] || return 1
+    # shellcheck disable=SC2034 # for launch.sh
+    MICRO_BATCH=(--train.micro-batch "$micro") FEWER_NODES="$size of $WANTED nodes"
+    say "warning: ${#good[@]} usable nodes: training on $FEWER_NODES until the next requeue (ELASTIC=no in slurm/env.sh waits instead)"
+  fi
+  take "${good[@]:0:size}"
   PLACE+=(--overlap) # the failed step may still be ending on a node that doesn't answer
+}
+
+fit() { # NODES RANKS_PER_NODE GLOBAL_BATCH MICRO_BATCH: the most nodes whose ranks divide the batch, and their micro-batch
+  local nodes share micro
+  [ "${3:-0}" -gt 0 ] && [ "${4:-0}" -gt 0 ] || return 1 # no start has come as far as to write config.json
+  for ((nodes = $1; nodes > 0; nodes--)); do
+    [ $(($3 % (nodes * $2))) = 0 ] || continue
+    share=$(($3 / (nodes * $2))) # images per rank and step
+    for ((micro = share < $4 ? share : $4; micro > 0; micro--)); do
+      # An even micro-batch stays even: mixup takes pairs
+      if [ $((share % micro)) = 0 ] && [ $(($4 % 2 || micro % 2 == 0)) = 1 ]; then
+        echo "$nodes $micro"
+        return
+      fi
+    done
+  done
+  return 1
+}
+
+configured() { # FIELD: a number of the run's config.json; empty before its first start
+  sed -n "s/^ *\"$1\": *\([0-9]*\),*$/\1/p" "$RUN/config.json" 2>/dev/null
 }
 
 take() { # NODE...
@@ -40,7 +72,7 @@ take() { # NODE...
 }
 
 without() { # LINES NODE...: the nodes that are not among the lines, one per line
-  printf '%s\n' "${@:2}" | grep -vxF "$1"
+  [ $# = 1 ] || printf '%s\n' "${@:2}" | grep -vxF "$1"
 }
 
 # ---- which are up ----

@@ -2,13 +2,14 @@
 # What a job asks Slurm for, from the fields of env.sh. Pure: variables in, variables out; no command is called.
 # Sourced by submit.sh and submit_all.sh (for sbatch) and by launch.sh (for srun).
 
-default_sizes() { # KIND [RECIPE]: sets NODES, GPUS and RANKS per node, CPUS per rank, WHOLE, LIMIT and PARTITION
-  NODES=1 GPUS=0 RANKS=1 CPUS=16 WHOLE=no LIMIT=12:00:00 PARTITION=${CPU_PARTITION:-${SBATCH_PARTITION:-}}
+default_sizes() { # KIND [RECIPE]: sets NODES and EXTRA (spares), GPUS and RANKS per node, CPUS per rank, WHOLE, LIMIT and PARTITION
+  NODES=1 EXTRA=0 GPUS=0 RANKS=1 CPUS=16 WHOLE=no LIMIT=12:00:00 PARTITION=${CPU_PARTITION:-${SBATCH_PARTITION:-}}
   case $1 in pretrain | finetune | evaluate) GPUS=$GPUS_PER_NODE CPUS=$CPUS_PER_GPU WHOLE=$WHOLE_NODES PARTITION=${SBATCH_PARTITION:-} ;; esac
+  [ "$1" != pretrain ] || EXTRA=$SPARES
   case $1-${2:-} in
     *-tiny)
       [ "$GPUS" -le 2 ] || GPUS=2
-      CPUS=2 WHOLE=no LIMIT=01:00:00
+      EXTRA=0 CPUS=2 WHOLE=no LIMIT=01:00:00
       ;;
     pretrain-l16*) NODES=${PRETRAIN_NODES:-8} LIMIT=24:00:00 ;;
     pretrain-b32*) NODES=${PRETRAIN_NODES:-2} LIMIT=24:00:00 ;;
@@ -39,7 +40,8 @@ sbatch_options() { # KIND: sets OPTIONS, sbatch's for those sizes; RANKS follows
       ;;
     *)
       gpu_options "$GPUS"
-      OPTIONS+=(--nodes="$NODES" --ntasks-per-node="$RANKS" "${GPU_OPTIONS[@]}" --cpus-per-task="$CPUS")
+      [ "$EXTRA" = 0 ] || OPTIONS+=(--export="ALL,SPARE_NODES=$EXTRA") # for nodes.sh
+      OPTIONS+=(--nodes="$((NODES + EXTRA))" --ntasks-per-node="$RANKS" "${GPU_OPTIONS[@]}" --cpus-per-task="$CPUS")
       ;;
   esac
   if [ "$WHOLE" = yes ]; then
@@ -61,17 +63,19 @@ gpu_options() { # GPUS per node: sets GPU_OPTIONS, the same for sbatch and srun
 
 check_site() { # prints what is wrong with a field of env.sh, and fails
   local field
-  for field in GPUS_PER_NODE CPUS_PER_GPU RESTARTS_IN_JOB; do
+  for field in GPUS_PER_NODE CPUS_PER_GPU SPARES RESTARTS_IN_JOB; do
     [[ ${!field} =~ ^[0-9]+$ ]] || { echo "error: $field '${!field}' must be a whole number (slurm/env.sh)"; return 1; }
   done
   case $GPU_REQUEST in
     gpus-per-node | gres | none) ;;
     *) echo "error: GPU_REQUEST '$GPU_REQUEST' must be gpus-per-node, gres or none (slurm/env.sh)"; return 1 ;;
   esac
-  case $WHOLE_NODES in
-    yes | no) ;;
-    *) echo "error: WHOLE_NODES '$WHOLE_NODES' must be yes or no (slurm/env.sh)"; return 1 ;;
-  esac
+  for field in WHOLE_NODES ELASTIC; do
+    case ${!field} in
+      yes | no) ;;
+      *) echo "error: $field '${!field}' must be yes or no (slurm/env.sh)"; return 1 ;;
+    esac
+  done
 }
 
 option() { # --NAME ARGUMENTS...: the last value given to it

@@ -8,8 +8,9 @@
 #   slurm/submit.sh shard fall11_whole.tar work/shards/in21k --classes google21k --array 0-63
 #   slurm/submit.sh command --time 1:00:00 python -m data_prep.verify work/shards/in21k
 #   slurm/submit.sh pretrain l16 --dry-run                            # print the sbatch and srun lines; needs no Slurm
+#   slurm/submit.sh pretrain l16 --nodes 8 --spares 1                 # 9 nodes: trains on 8, the 9th replaces a lost one
 #
-# --nodes, --gpus-per-node, --cpus-per-gpu, --mem, --time, --partition, --account, --qos, --reservation and --constraint
+# --nodes, --spares, --gpus-per-node, --cpus-per-gpu, --mem, --time, --partition, --account, --qos, --reservation and --constraint
 # replace what env.sh says. --job-name (also the run folder's name), --array, --dependency, --begin, --nodelist, --exclude,
 # --output, --mail-type, --mail-user, --hold and --test-only go to sbatch as they are, and so do the words of --sbatch
 # "OPTIONS". Everything else is the job's own command line (for `command`: everything from its first word on).
@@ -50,13 +51,13 @@ while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=yes; shift; continue ;;
     --hold | --test-only) more+=("$1"); shift; continue ;;
-    --nodes | --gpus-per-node | --cpus-per-gpu | --mem | --time | --partition | --account | --qos | --reservation | --constraint | \
+    --nodes | --spares | --gpus-per-node | --cpus-per-gpu | --mem | --time | --partition | --account | --qos | --reservation | --constraint | \
       --job-name | --array | --dependency | --begin | --nodelist | --exclude | --output | --mail-type | --mail-user | --sbatch)
       [ $# -ge 2 ] || die "$1 needs a value"
       field=$1 value=$2
       shift 2
       ;;
-    --nodes=* | --gpus-per-node=* | --cpus-per-gpu=* | --mem=* | --time=* | --partition=* | --account=* | --qos=* | --reservation=* | \
+    --nodes=* | --spares=* | --gpus-per-node=* | --cpus-per-gpu=* | --mem=* | --time=* | --partition=* | --account=* | --qos=* | --reservation=* | \
       --constraint=* | --job-name=* | --array=* | --dependency=* | --begin=* | --nodelist=* | --exclude=* | --output=* | \
       --mail-type=* | --mail-user=* | --sbatch=*)
       field=${1%%=*} value=${1#*=}
@@ -70,13 +71,17 @@ while [ $# -gt 0 ]; do
       ;;
   esac
   case $field in
-    --nodes | --gpus-per-node | --cpus-per-gpu) [[ $value =~ ^[0-9]+$ ]] || die "$field '$value' must be a whole number" ;;
+    --nodes | --spares | --gpus-per-node | --cpus-per-gpu) [[ $value =~ ^[0-9]+$ ]] || die "$field '$value' must be a whole number" ;;
   esac
   case $field in
     --nodes)
       [ "$value" != 0 ] || die "--nodes 0 is too few: give at least 1"
       case $kind in pretrain | finetune) ;; *) die "--nodes is for pretrain and finetune: $kind takes one node${array:+ per task}" ;; esac
       NODES=$value
+      ;;
+    --spares)
+      case $kind in pretrain | finetune) ;; *) die "--spares is for pretrain and finetune: $kind takes one node${array:+ per task}" ;; esac
+      EXTRA=$value
       ;;
     --gpus-per-node)
       case $kind in shard | command) die "--gpus-per-node $value has no effect: $kind takes no GPUs" ;; esac
@@ -125,7 +130,7 @@ array_variables=(SLURM_ARRAY_JOB_ID=0 SLURM_ARRAY_TASK_ID="$first" SLURM_ARRAY_T
 cpus=$CPUS
 [ "$kind" != evaluate ] || cpus=$((RANKS * CPUS))
 ranks=() # evaluate, shard and command are one task
-case $kind in pretrain | finetune) ranks=(SLURM_NTASKS_PER_NODE="$RANKS" SLURM_TASKS_PER_NODE="$RANKS(x$NODES)") ;; esac
+case $kind in pretrain | finetune) ranks=(SLURM_NTASKS_PER_NODE="$RANKS" SLURM_TASKS_PER_NODE="$RANKS(x$((NODES + EXTRA)))") ;; esac
 exec env -u SLURM_NTASKS_PER_NODE -u SLURM_TASKS_PER_NODE DRY_RUN=yes SLURM_JOB_ID=0 SLURM_JOB_NAME="$name" SLURM_JOB_NODELIST=NODES \
-  SLURM_JOB_NUM_NODES="$NODES" SLURM_GPUS_ON_NODE="$GPUS" SLURM_CPUS_PER_TASK="$cpus" SLURM_CPUS_ON_NODE="$((RANKS * CPUS))" \
+  SLURM_JOB_NUM_NODES="$((NODES + EXTRA))" SPARE_NODES="$EXTRA" SLURM_GPUS_ON_NODE="$GPUS" SLURM_CPUS_PER_TASK="$cpus" SLURM_CPUS_ON_NODE="$((RANKS * CPUS))" \
   "${ranks[@]}" "${array_variables[@]}" bash "$REPO/slurm/$kind.sh" "${arguments[@]}"

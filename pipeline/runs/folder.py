@@ -77,6 +77,7 @@ class Status:
     attempt: int  # starts of this run so far
     time: float  # unix seconds of this status
     metrics: dict[str, float]  # the latest of each
+    fewer_nodes: str = ""  # "4 of 8 nodes" while a Slurm job trains on fewer nodes than it was given (slurm/nodes.sh)
 
 
 def read_status(run_dir: Path) -> Status | None:

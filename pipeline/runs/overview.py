@@ -108,6 +108,7 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
     eta = None
     if status and state == "running" and "speed/step_seconds" in latest:
         eta = (status.steps - status.step) * latest["speed/step_seconds"]
+    fewer = status.fewer_nodes if status and state == "running" else ""
     return StatusRow(
         name=run.name,
         state=state,
@@ -119,7 +120,7 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
         goodput=latest.get("progress/goodput"),
         starts=max(starts, len(record.attempts) if record else 0),
         job=job,
-        note=_note(queued) if queued else "",
+        note=", ".join(filter(None, (_note(queued), fewer))) if queued else "",
     )
 
 

@@ -67,6 +67,7 @@ def describe_place(devices: int) -> dict[str, str]:
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
         "slurm_restarts": os.environ.get("SLURM_RESTART_COUNT", ""),
         "nodes": os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", ""),
+        "fewer_nodes": os.environ.get("FEWER_NODES", ""),  # of slurm/nodes.sh: "4 of 8 nodes"
         "partition": os.environ.get("SLURM_JOB_PARTITION", ""),
         "devices": f"{devices} x {_device_name()}",
         "commit": commit,  # ends in -dirty where tracked files have uncommitted changes

@@ -63,6 +63,7 @@ def of_run(run_dir: Path, record: Record, uri: str) -> Description:
         "checkpoints.kept": ", ".join(kept_checkpoints(run_dir)),
         **{f"package.{name}": version for name, version in code.get("packages", {}).items()},
         **attempt_tags(record.attempts),
+        **fewer_nodes_tag(record.attempts),
         "mlflow.parentRunId": parent_run_id(record.tags, uri),  # the run that MLflow's pages show this one under
     }
     return Description(
@@ -107,6 +108,12 @@ def attempt_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
             words.append(f"superseded after step {limits[attempt.number]:.0f}")
         tags[f"attempt.{attempt.number}"] = ", ".join(words)
     return tags
+
+
+def fewer_nodes_tag(attempts: Sequence[Attempt]) -> dict[str, str]:
+    """``fewer_nodes``: "4 of 8 nodes" while the run trains on fewer nodes than its job was given, "no" after that."""
+    latest = [attempt.place.get("fewer_nodes", "") for attempt in attempts]
+    return {"fewer_nodes": latest[-1] or "no"} if any(latest) else {}
 
 
 def kept_checkpoints(run_dir: Path) -> list[str]:

@@ -286,7 +286,8 @@ def record(run: Run, progress: Progress, fresh: dict[str, float]) -> None:
 def write_status(run: Run, progress: Progress, state: Literal["running", "stopped", "finished", "failed"]) -> None:
     """Write status.json. An error in writing stops neither training nor the report of an earlier failure."""
     if run.fence is not None and run.fence.holds():
-        status = run_folder.Status(state, progress.step, run.job.steps, run.attempt, 0.0, progress.metrics)
+        fewer_nodes = os.environ.get("FEWER_NODES", "") if state == "running" else ""
+        status = run_folder.Status(state, progress.step, run.job.steps, run.attempt, 0.0, progress.metrics, fewer_nodes)
         with suppress(OSError) if state in ("running", "failed") else nullcontext():
             run_folder.write_status(run.config.run_dir, status)
 

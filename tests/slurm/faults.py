@@ -157,6 +157,12 @@ def steps_again(run: Path) -> list[int]:
     return list(again.values())
 
 
+def training_nodes(cluster: Cluster, job: Job) -> list[str]:
+    """The nodes of the latest attempt, in the order of the ranks; of its job's nodes others may be spare."""
+    rows = [line.split("\t") for line in (job.run / "slurm" / "attempts.tsv").read_text().splitlines()]
+    return cluster.run("scontrol", "show", "hostnames", [row[5] for row in rows if row[0] == "start"][-1]).split()
+
+
 def requeues(cluster: Cluster, job: Job) -> int:
     """How often Slurm has started the job anew."""
     return int(cluster.jobs(job.id)[0]["Restarts"])

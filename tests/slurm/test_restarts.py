@@ -1,0 +1,214 @@
+"""Ranks that start again in the same Slurm job: by kind of fault, with spares, with fewer nodes. Minutes: make soak."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.runs import records
+from pipeline.runs.folder import read_status
+from tests.slurm.cluster import Cluster
+from tests.slurm.faults import (
+    FAULT_STEP,
+    SLOW,
+    SLOW_STEPS,
+    Job,
+    kill_slurmd,
+    kill_task,
+    left_behind,
+    losses,
+    requeue,
+    requeues,
+    seconds_to_the_next_step,
+    starts,
+    stop_task,
+    submit,
+    training_nodes,
+    unplug,
+    wait_for_step,
+    without_slurm,
+)
+
+pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(1500)]
+
+LONG = 200  # steps: room for five faults, each beyond a checkpoint
+ONE_RANK_PER_NODE = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
+
+
+def power_loss(cluster: Cluster, job: Job) -> None:
+    cluster.call("crash", training_nodes(cluster, job)[1])
+
+
+def two_power_losses(cluster: Cluster, job: Job) -> None:
+    """Of a node that trains and of the next spare."""
+    lost = training_nodes(cluster, job)[1]
+    spare = next(node for node in cluster.nodes(job.id) if node not in training_nodes(cluster, job))
+    cluster.call("crash", lost)
+    cluster.call("crash", spare)
+
+
+# name -> fault, how often, whether the training goes on until Slurm misses the node
+KINDS: dict[str, tuple[Callable[[Cluster, Job], None], int, bool]] = {
+    "killed rank": (kill_task, 5, False),
+    "stopped rank": (stop_task, 5, False),
+    "power loss": (power_loss, 5, False),
+    "network cut": (unplug, 5, False),
+    "killed slurmd": (kill_slurmd, 5, True),
+    "two power losses": (two_power_losses, 2, False),
+}
+
+
+@pytest.fixture(scope="module")
+def long_reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    return without_slurm(2, digits, tmp_path_factory.mktemp("long"), "--schedule.steps", LONG)
+
+
+def mend(cluster: Cluster) -> None:
+    """Bring back every node, whatever happened to it, and wait for Slurm to see it."""
+    up = dict(line.split() for line in cluster.call("status").splitlines())
+    nodes = [name for name in up if name != "ctl"]
+    for node in nodes:
+        if up[node] == "down":
+            cluster.call("boot", node)
+        else:
+            cluster.call("plug", node)
+            if not cluster.call("on", node, "pgrep", "-x", "slurmd", check=False):
+                cluster.call("start-slurmd", node)
+    limit = time.monotonic() + 90
+    while set(cluster.run("sinfo", "-h", "-N", "-p", "batch", "-t", "idle", "-o", "%N").split()) != set(nodes):
+        assert time.monotonic() < limit, cluster.run("sinfo", "-N", "-l")
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spares_replace_what_fails(
+    cluster: Cluster,
+    digits: Path,
+    long_reference: dict[int, float],
+    slow_reference: dict[int, float],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """Two ranks, five spare nodes: one job to the end, with the losses of an undisturbed run."""
+    fault, times, slow = KINDS[kind]
+    more, expected = (SLOW, slow_reference) if slow else (("--schedule.steps", LONG), long_reference)
+    options = ("--nodes=7", *ONE_RANK_PER_NODE)
+    job = submit(cluster, digits, tmp_path, kind.replace(" ", "-"), *more, options=options, SPARE_NODES="5")
+    seconds = []
+    try:
+        for attempts in range(1, times + 1):
+            wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
+            job = Job(job.id, job.run, training_nodes(cluster, job))
+            assert len(job.nodes) == 2
+            struck = time.time()
+            fault(cluster, job)
+            seconds.append(seconds_to_the_next_step(job, struck, attempts))
+        assert cluster.wait(job.id, timeout=600) == "COMPLETED", job.log
+    finally:
+        cluster.run("scancel", job.id, check=False)
+        mend(cluster)
+    assert requeues(cluster, job) == 0, job.log
+    assert len(starts(job.run)) == times + 1
+    assert losses(job.run) == expected
+    assert left_behind(cluster, patience=90) == []
+    print(f"{kind}: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]} to the next step")
+
+
+@pytest.mark.parametrize("kind", ["killed rank", "power loss"])
+def test_the_same_by_requeue(
+    cluster: Cluster, digits: Path, long_reference: dict[int, float], tmp_path: Path, kind: str
+) -> None:
+    """RESTARTS_IN_JOB=0, for comparison."""
+    fault, _, _ = KINDS[kind]
+    options = ("--nodes=2", *ONE_RANK_PER_NODE)
+    more = ("--schedule.steps", LONG)
+    name = f"requeued-{kind.replace(' ', '-')}"
+    job = submit(cluster, digits, tmp_path, name, *more, options=options, RESTARTS_IN_JOB="0")
+    seconds = []
+    try:
+        for attempts in range(1, 4):
+            wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
+            job = Job(job.id, job.run, training_nodes(cluster, job))
+            struck = time.time()
+            fault(cluster, job)
+            seconds.append(seconds_to_the_next_step(job, struck, attempts))
+        assert cluster.wait(job.id, timeout=600) == "COMPLETED", job.log
+    finally:
+        cluster.run("scancel", job.id, check=False)
+        mend(cluster)
+    assert requeues(cluster, job) == 3
+    assert losses(job.run) == long_reference
+    print(f"{kind}, requeued: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]}")
+
+
+def test_the_node_of_the_job_script_is_lost(
+    cluster: Cluster, digits: Path, reference: dict[int, float], tmp_path: Path
+) -> None:
+    """Slurm would let the job hold its other nodes until the time limit: the guard requeues it."""
+    job = submit(cluster, digits, tmp_path, "no-script", options=("--nodes=4", *ONE_RANK_PER_NODE), SPARE_NODES="2")
+    wait_for_step(job, FAULT_STEP)
+    struck = time.time()
+    try:
+        cluster.call("crash", job.nodes[0])
+        seconds = seconds_to_the_next_step(job, struck, 1)
+        assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
+    finally:
+        cluster.run("scancel", job.id, check=False)
+        mend(cluster)
+    assert requeues(cluster, job) == 1
+    assert f"{job.nodes[0]}, which ran the job's script, is lost: requeueing" in job.log
+    assert f"node {job.nodes[0]}: lost in attempt 1" in job.log
+    assert losses(job.run) == reference
+    print(f"node of the job script lost: {seconds:.1f} s to the next step")
+
+
+def test_fewer_nodes_until_the_next_requeue(
+    cluster: Cluster, digits: Path, slow_reference: dict[int, float], tmp_path: Path
+) -> None:
+    """Four nodes, one is lost: three don't divide the batch, so two go on; a requeue brings four back."""
+    options = ("--nodes=4", *ONE_RANK_PER_NODE)
+    job = submit(cluster, digits, tmp_path, "fewer", *SLOW, options=options)
+    wait_for_step(job, FAULT_STEP)
+    struck = time.time()
+    try:
+        power_loss(cluster, job)
+        seconds = seconds_to_the_next_step(job, struck, 1)
+        status = read_status(job.run)
+        assert status is not None
+        assert status.fewer_nodes == "2 of 4 nodes"
+        assert requeues(cluster, job) == 0
+        wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
+        requeue(cluster, job)
+        seconds_to_the_next_step(job, time.time(), 2)
+        assert len(training_nodes(cluster, job)) == 4
+        assert cluster.wait(job.id, timeout=600) == "COMPLETED", job.log
+    finally:
+        cluster.run("scancel", job.id, check=False)
+        mend(cluster)
+    record = records.read_record(job.run)
+    assert record is not None
+    assert [attempt.place.get("fewer_nodes", "") for attempt in record.attempts] == ["", "2 of 4 nodes", ""]
+    assert "training on 2 of 4 nodes until the next requeue" in job.log
+    found = losses(job.run)
+    assert sorted(found) == list(range(1, SLOW_STEPS + 1))
+    worst = max(abs(found[step] - slow_reference[step]) / slow_reference[step] for step in found)
+    assert worst < 1e-3, worst  # sums in another order: 4, 2 and 4 ranks in place of 2
+    print(f"fewer nodes: {seconds:.1f} s to the next step; losses within {worst:.1e}; {json.dumps(starts(job.run))}")
+
+
+def test_elastic_no_waits_for_all_nodes(
+    cluster: Cluster, digits: Path, reference: dict[int, float], tmp_path: Path
+) -> None:
+    job = submit(cluster, digits, tmp_path, "waits", options=("--nodes=2", *ONE_RANK_PER_NODE), ELASTIC="no")
+    wait_for_step(job, FAULT_STEP)
+    try:
+        power_loss(cluster, job)
+        assert cluster.wait(job.id, timeout=300) == "COMPLETED", job.log
+    finally:
+        cluster.run("scancel", job.id, check=False)
+        mend(cluster)
+    assert requeues(cluster, job) == 1
+    assert losses(job.run) == reference
