@@ -1,6 +1,22 @@
 # shellcheck shell=bash disable=SC2034
-# What a job asks Slurm for, from the fields of env.sh. Pure: variables in, variables out; no command is called.
+# What a job asks Slurm for, from the fields of env.sh. Variables in, variables out; no command is called.
 # Sourced by submit.sh and submit_all.sh (for sbatch) and by launch.sh (for srun).
+
+die() { echo "error: $*" >&2; exit 2; }
+
+read_site() { # of submit.sh and submit_all.sh: sets the fields of env.sh, checked, and clusters
+  clusters=${SLURM_CLUSTERS:-}
+  clean_shell
+  unset SPARE_NODES # of a surrounding job
+  set +eu # as in the jobs: modules and conda read variables that nobody has set
+  # shellcheck source=slurm/env.sh
+  source "$REPO/slurm/env.sh"
+  set -eu
+  clean_slurm
+  require_site_fields >&2 || exit 2
+  check_site >&2 || exit 2
+  ignore_sbatch_variables >&2
+}
 
 default_sizes() { # KIND [RECIPE]: sets NODES and EXTRA (spares), GPUS and RANKS per node, CPUS per rank, WHOLE, LIMIT and PARTITION
   NODES=1 EXTRA=0 GPUS=0 RANKS=1 CPUS=16 WHOLE=no LIMIT=12:00:00 PARTITION=${CPU_PARTITION:-${SBATCH_PARTITION:-}}

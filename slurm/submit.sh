@@ -18,18 +18,8 @@ set -euo pipefail
 REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPO/slurm/clean.sh"
 source "$REPO/slurm/sbatch_options.sh"
-clusters=${SLURM_CLUSTERS:-}
-clean_shell
-set +eu # as in the jobs: modules and conda read variables that nobody has set
-source "$REPO/slurm/env.sh"
-set -eu
-clean_slurm
+read_site
 [ -z "$clusters" ] || export SLURM_CLUSTERS=$clusters
-
-die() { echo "error: $*" >&2; exit 2; }
-require_site_fields >&2 || exit 2
-check_site >&2 || exit 2
-ignore_sbatch_variables >&2
 
 kind=${1:-}
 case $kind in

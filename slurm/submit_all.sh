@@ -1,7 +1,8 @@
 #!/bin/bash
 # The whole campaign of one recipe as Slurm jobs that wait for each other:
-#   shard -> merge -> verify (each data set once, for all campaigns) -> pretrain -> finetune (an array over learning
+#   shard -> merge -> verify (each dataset once, for all campaigns) -> pretrain -> finetune (an array over learning
 #   rates) -> pick (the best by the held-out split) -> evaluate -> export
+# DeiT III's recipes have one learning rate for each fine-tuning: pretrain -> finetune-224 -> finetune (at 384 px) -> pick ...
 #
 #   slurm/submit_all.sh l16 --raw fall11_whole.tar --in1k ILSVRC2012_img_train.tar
 #   slurm/submit_all.sh l16 --raw fall11_whole.tar --in1k ILSVRC2012_img_train.tar \
@@ -14,25 +15,15 @@
 # best picked, evaluated and exported anew. `python -m jobs.status` shows where everything stands.
 #
 # --STAGE "ARGUMENTS" adds arguments to a stage's command, --STAGE-sbatch "OPTIONS" options of its sbatch. Stages: shard-in21k
-# and shard-in1k (or shard for both), merge, verify, pretrain, finetune, pick, evaluate, export. The data sets are IN21K and
+# and shard-in1k (or shard for both), merge, verify, pretrain, finetune-224 (DeiT III), finetune, pick, evaluate, export. The datasets are IN21K and
 # IN1K, the runs RUNS/pretrain-NAME and RUNS/finetune-NAME-lr*, the rest WORK/campaigns/NAME: see env.sh.
 set -euo pipefail
 REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPO/slurm/clean.sh"
 source "$REPO/slurm/sbatch_options.sh"
-clusters=${SLURM_CLUSTERS:-}
-clean_shell
-set +eu # as in the jobs: modules and conda read variables that nobody has set
-source "$REPO/slurm/env.sh"
-set -eu
-clean_slurm
-require_site_fields >&2 || exit 2
-check_site >&2 || exit 2
+read_site
 export RUNS IN21K IN1K FINETUNE_LRS
 
-die() { echo "error: $*" >&2; exit 2; }
-
-ignore_sbatch_variables >&2
 clusters=${SBATCH_CLUSTERS:-${SLURM_CLUSTERS:-$clusters}} # squeue must ask the one that sbatch submits to
 unset SBATCH_CLUSTERS SLURM_CLUSTERS
 case $clusters in
@@ -43,18 +34,18 @@ esac
 
 recipe=${1:-}
 case $recipe in
-  b16 | b32 | l16 | l16_strong1 | l32 | tiny) shift ;;
+  b16 | b32 | l16 | l16_strong1 | l32 | b16_deit3 | b32_deit3 | l16_deit3 | l32_deit3 | tiny) shift ;;
   -h | --help) sed -n '2,/^set -/{s/^# \{0,1\}//;/^set -/!p}' "$0"; exit 0 ;;
-  *) die "RECIPE '$recipe' must be one of b16, b32, l16, l16_strong1, l32, tiny (see $0 --help)" ;;
+  *) die "RECIPE '$recipe' must be one of b16, b32, l16, l16_strong1, l32, {b16,b32,l16,l32}_deit3, tiny (see $0 --help)" ;;
 esac
 raw='' in1k='' name=$recipe dry=
 declare -A more=()
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=yes; shift; continue ;;
-    --raw | --in1k | --name | --shard | --shard-in21k | --shard-in1k | --verify | --merge | --pretrain | --finetune | --pick | \
+    --raw | --in1k | --name | --shard | --shard-in21k | --shard-in1k | --verify | --merge | --pretrain | --finetune-224 | --finetune | --pick | \
       --evaluate | --export | --shard-sbatch | --shard-in21k-sbatch | --shard-in1k-sbatch | --merge-sbatch | \
-      --verify-sbatch | --pretrain-sbatch | --finetune-sbatch | --pick-sbatch | --evaluate-sbatch | --export-sbatch)
+      --verify-sbatch | --pretrain-sbatch | --finetune-224-sbatch | --finetune-sbatch | --pick-sbatch | --evaluate-sbatch | --export-sbatch)
       [ $# -ge 2 ] || die "$1 needs a value" ;;
     *) die "option $1 is unknown (see $0 --help)" ;;
   esac
@@ -82,10 +73,20 @@ flock -n -E 75 9 || case $? in
   *) echo "warning: $campaigns can't be locked (above): run one submit_all.sh at a time" >&2 ;;
 esac
 
-read -ra rates <<<"$FINETUNE_LRS"
 pretrain_run=$RUNS/pretrain-$name
-finetune_runs=()
-for rate in "${rates[@]}"; do finetune_runs+=("$RUNS/finetune-$name-lr$rate"); done
+parent=$pretrain_run parent_stage=$campaign/pretrain # of the fine-tuning
+finetune_runs=() array='' sweep=()
+case $recipe in
+  *_deit3)
+    finetune_runs=("$RUNS/finetune-$name")
+    parent=$RUNS/finetune-${name}_224 parent_stage=$campaign/finetune-224
+    ;;
+  *)
+    read -ra rates <<<"$FINETUNE_LRS"
+    for rate in "${rates[@]}"; do finetune_runs+=("$RUNS/finetune-$name-lr$rate"); done
+    array=--array=0-$((${#rates[@]} - 1)) sweep=(--sweep "$RUNS/finetune-$name")
+    ;;
+esac
 
 finished() { grep -q '"state": *"finished"' "$1/status.json" 2>/dev/null; } # RUN
 
@@ -96,7 +97,7 @@ done_already() { # STAGE_FILE AFTER... -- RESULT...: whether the stage needs no 
   shift
   case ${file##*/} in
     shard | merge) [ -e "$1/dataset.json" ] ;;
-    pretrain | finetune) for run in "$@"; do finished "$run" || return 1; done ;;
+    pretrain | finetune-224 | finetune) for run in "$@"; do finished "$run" || return 1; done ;;
     *)
       for before in "${after[@]}"; do [ -z "${active[$before]:-}" ] || return 1; done # its source is being made anew
       [ -e "$file.done" ]
@@ -190,16 +191,22 @@ sized pretrain "pretrain-$name" "${more[pretrain-sbatch]:-}"
 # shellcheck disable=SC2086
 stage "$campaign/pretrain" afterok "$campaigns/data-in21k/verify" -- "$pretrain_run" -- \
   "${OPTIONS[@]}" "$REPO/slurm/pretrain.sh" "$recipe" ${more[pretrain]:-}
-sized finetune "finetune-$name" "--array=0-$((${#rates[@]} - 1)) ${more[finetune-sbatch]:-}"
+if [ "$parent" != "$pretrain_run" ]; then
+  sized finetune "finetune-${name}_224" "${more[finetune-224-sbatch]:-}"
+  # shellcheck disable=SC2086
+  stage "$parent_stage" afterok "$campaign/pretrain" "$campaigns/data-in1k/verify" -- "$parent" -- \
+    "${OPTIONS[@]}" "$REPO/slurm/finetune.sh" "${recipe}_224" --parent "$pretrain_run" ${more[finetune-224]:-}
+fi
+sized finetune "finetune-$name" "$array ${more[finetune-sbatch]:-}"
 # shellcheck disable=SC2086
-stage "$campaign/finetune" afterok "$campaign/pretrain" "$campaigns/data-in1k/verify" -- "${finetune_runs[@]}" -- \
-  "${OPTIONS[@]}" "$REPO/slurm/finetune.sh" "$recipe" --parent "$pretrain_run" ${more[finetune]:-}
+stage "$campaign/finetune" afterok "$parent_stage" "$campaigns/data-in1k/verify" -- "${finetune_runs[@]}" -- \
+  "${OPTIONS[@]}" "$REPO/slurm/finetune.sh" "$recipe" --parent "$parent" ${more[finetune]:-}
 # A learning rate that diverges must not stop the others: pick looks at how each ended
 sized command "pick-$name" "${more[pick-sbatch]:-}"
 # shellcheck disable=SC2086
 stage "$campaign/pick" afterany "$campaign/finetune" -- -- "${OPTIONS[@]}" \
   "$REPO/slurm/command.sh" python -m jobs.pick "${finetune_runs[@]}" --link "$campaign/best" \
-  --sweep "$RUNS/finetune-$name" ${more[pick]:-}
+  "${sweep[@]}" ${more[pick]:-}
 sized evaluate "evaluate-$name" "${more[evaluate-sbatch]:-}"
 # shellcheck disable=SC2086
 stage "$campaign/evaluate" afterok "$campaign/pick" -- -- "${OPTIONS[@]}" \

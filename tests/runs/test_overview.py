@@ -58,6 +58,13 @@ def test_a_running_job(tmp_path: Path) -> None:
     assert table([row], 150).row_count == 1
 
 
+def test_a_job_that_lost_a_node_says_on_how_many_it_trains(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_status(run, Status("running", 40, 100, 2, 0.0, {}, "4 of 8 nodes"))
+    assert collect([run], {"12": QueuedJob("RUNNING", "None", "node[1-5]")}, NOW)[0].note == "node[1-5], 4 of 8 nodes"
+    assert collect([run], {"12": QueuedJob("PENDING", "Priority", "")}, NOW)[0].note == "Priority"
+
+
 def test_a_pending_job_says_why(tmp_path: Path) -> None:
     (row,) = collect([make_run(tmp_path)], {"12": QueuedJob("PENDING", "BeginTime", "")}, NOW)
     assert (row.state, row.note, row.eta) == ("pending", "BeginTime", None)

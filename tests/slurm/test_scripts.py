@@ -136,6 +136,24 @@ def test_the_campaign(tmp_path: Path) -> None:
     ]
 
 
+def test_the_campaign_of_deit3(tmp_path: Path) -> None:
+    """Two fine-tunings, one from the other, each with its recipe's own learning rate."""
+    (tmp_path / "raw.tar").touch()
+    raw = ("--raw", tmp_path / "raw.tar", "--in1k", tmp_path / "raw.tar")
+    stages = ("--finetune-224", "--data.workers 5", "--finetune", "--data.workers 6")
+    text = submit_all(tmp_path, "b16_deit3", *raw, *stages, "--dry-run")
+    pretrain, low, high, pick = text.splitlines()[6:10]
+    runs = tmp_path / "runs"
+    assert pretrain.endswith("slurm/pretrain.sh b16_deit3 ")
+    assert "--dependency=afterok:b16_deit3/pretrain:data-in1k/verify --job-name=finetune-b16_deit3_224 " in low
+    assert low.endswith(f"finetune.sh b16_deit3_224 --parent {runs}/pretrain-b16_deit3 --data.workers 5 ")
+    assert "--dependency=afterok:b16_deit3/finetune-224:data-in1k/verify --job-name=finetune-b16_deit3 " in high
+    assert high.endswith(f"finetune.sh b16_deit3 --parent {runs}/finetune-b16_deit3_224 --data.workers 6 ")
+    assert f"jobs.pick {runs}/finetune-b16_deit3 --link {tmp_path}/campaigns/b16_deit3/best " in pick
+    assert "--array" not in low + high
+    assert "--sweep" not in pick
+
+
 def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
     """A site's own, from before a field was added."""
     folder = tmp_path / "slurm"
