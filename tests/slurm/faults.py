@@ -22,6 +22,8 @@ FAULT_STEP = 15
 # time limit, which it looks at every 30 s
 SLOW_STEPS = 400
 SLOW = ("--train.global-batch", 128, "--train.micro-batch", 4, "--schedule.steps", SLOW_STEPS)
+# Jobs of other sizes, with --nodes
+ONE_RANK_PER_NODE = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
 PROGRAM = "^python -m jobs.pretrain tiny --run-dir"
 
 

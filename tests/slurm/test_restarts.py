@@ -13,6 +13,7 @@ from pipeline.runs.folder import read_status
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import (
     FAULT_STEP,
+    ONE_RANK_PER_NODE,
     SLOW,
     SLOW_STEPS,
     Job,
@@ -35,7 +36,6 @@ from tests.slurm.faults import (
 pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(1500)]
 
 LONG = 200  # steps: room for five faults, each beyond a checkpoint
-ONE_RANK_PER_NODE = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
 
 
 def power_loss(cluster: Cluster, job: Job) -> None:
@@ -85,18 +85,15 @@ def mend(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_spares_replace_what_fails(
-    cluster: Cluster,
-    digits: Path,
-    long_reference: dict[int, float],
-    slow_reference: dict[int, float],
-    tmp_path: Path,
-    kind: str,
+    cluster: Cluster, digits: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
     """Two ranks, five spare nodes: one job to the end, with the losses of an undisturbed run."""
     fault, times, slow = KINDS[kind]
-    more, expected = (SLOW, slow_reference) if slow else (("--schedule.steps", LONG), long_reference)
+    more: tuple[object, ...] = SLOW if slow else ("--schedule.steps", LONG)
+    expected = request.getfixturevalue("slow_reference" if slow else "long_reference")
     options = ("--nodes=7", *ONE_RANK_PER_NODE)
     job = submit(cluster, digits, tmp_path, kind.replace(" ", "-"), *more, options=options, SPARE_NODES="5")
+    wait_for_step(job, 1)
     seconds = []
     try:
         for attempts in range(1, times + 1):
@@ -127,6 +124,7 @@ def test_the_same_by_requeue(
     more = ("--schedule.steps", LONG)
     name = f"requeued-{kind.replace(' ', '-')}"
     job = submit(cluster, digits, tmp_path, name, *more, options=options, RESTARTS_IN_JOB="0")
+    wait_for_step(job, 1)
     seconds = []
     try:
         for attempts in range(1, 4):

@@ -1,4 +1,4 @@
-"""Ten cycles of random faults over one run, which ends as if none of them had been. Minutes: make soak."""
+"""Twenty random faults over one run, which ends as if none of them had been. Minutes: make soak."""
 
 import random
 import time
@@ -9,6 +9,7 @@ import pytest
 from pipeline.runs.folder import read_status
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import (
+    ONE_RANK_PER_NODE,
     SLOW,
     SLOW_STEPS,
     Fault,
@@ -22,10 +23,13 @@ from tests.slurm.faults import (
     plug,
     preempt,
     requeue,
+    requeues,
     start_slurmd,
     starts,
     steps_again,
+    stop_task,
     submit,
+    training_nodes,
     unplug,
     wait_for_step,
     warn,
@@ -33,41 +37,48 @@ from tests.slurm.faults import (
 
 pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(2400)]
 
-CYCLES = 10
-FAULTS: tuple[Fault, ...] = (requeue, warn, preempt, kill_task, crash_node, kill_slurmd, unplug)
+CYCLES = 20
+IN_JOB: tuple[Fault, ...] = (kill_task, stop_task, crash_node, kill_slurmd, unplug)
+FAULTS: tuple[Fault, ...] = (*IN_JOB, requeue, warn, preempt)
 REPAIRS: dict[Fault, Fault] = {crash_node: boot_node, kill_slurmd: start_slurmd, unplug: plug}
 CHECKPOINTS = 10  # steps between two
 
 
 def drawn(seed: int) -> list[Fault]:
-    """Each fault once or twice, in random order."""
+    """Each fault twice or three times, in random order."""
     choice = random.Random(seed)
-    faults = [*FAULTS, *choice.sample(FAULTS, k=CYCLES - len(FAULTS))]
+    faults = [*FAULTS, *FAULTS, *choice.sample(FAULTS, k=CYCLES - 2 * len(FAULTS))]
     choice.shuffle(faults)
     return faults
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_ten_random_faults(
+def test_twenty_random_faults(
     cluster: Cluster, digits: Path, slow_reference: dict[int, float], tmp_path: Path, seed: int
 ) -> None:
+    """Two ranks on a job of four nodes: the spares replace what fails, and a job that has none left requeues itself."""
     began, choice = time.monotonic(), random.Random(seed)
-    job = submit(cluster, digits, tmp_path, "ten-faults", *SLOW)
+    options = ("--nodes=4", *ONE_RANK_PER_NODE)
+    job = submit(cluster, digits, tmp_path, "twenty-faults", *SLOW, options=options, SPARE_NODES="2", ELASTIC="no")
     wait_for_step(job, 1)
+    in_job = 0
     for cycle, fault in enumerate(drawn(seed), 1):
         before = starts(job.run)
-        wait_for_step(job, before[-1] + choice.randint(CHECKPOINTS + 1, 2 * CHECKPOINTS))  # beyond a checkpoint
-        job = Job(job.id, job.run, cluster.wait_running(job.id, timeout=180))
-        reached, struck = max(losses(job.run)), time.monotonic()
+        wait_for_step(job, before[-1] + choice.randint(CHECKPOINTS + 1, CHECKPOINTS + 3))  # beyond a checkpoint
+        cluster.wait_running(job.id, timeout=180)
+        job = Job(job.id, job.run, training_nodes(cluster, job))
+        reached, struck, requeued = max(losses(job.run)), time.monotonic(), requeues(cluster, job)
         fault(cluster, job)
         limit = struck + 240
         while len(starts(job.run)) == len(before):
             assert time.monotonic() < limit, f"not started again after {fault.__name__}:\n{job.log}"
             time.sleep(0.2)
         back, start = time.monotonic() - struck, starts(job.run)[-1]
+        stayed = requeues(cluster, job) == requeued
+        in_job += stayed
         print(
             f"{cycle}. {fault.__name__} at step {reached} on {','.join(job.nodes)}: again after {back:.0f} s, "
-            f"from step {start}"
+            f"from step {start}{', in the same job' if stayed else ''}"
         )
         # One checkpoint may have been under way
         assert start >= reached - 2 * CHECKPOINTS, f"{fault.__name__} lost more than the steps since a checkpoint"
@@ -79,5 +90,9 @@ def test_ten_random_faults(
     assert (status.state, status.step) == ("finished", SLOW_STEPS)
     assert losses(job.run) == slow_reference
     assert left_behind(cluster, patience=90) == []
+    assert in_job >= CYCLES // 4
     again = sum(steps_again(job.run))
-    print(f"{len(starts(job.run))} starts, {again} of {SLOW_STEPS} steps again, {time.monotonic() - began:.0f} s")
+    print(
+        f"{len(starts(job.run))} starts, {in_job} of them in the same job, {again} of {SLOW_STEPS} steps again, "
+        f"{time.monotonic() - began:.0f} s"
+    )
