@@ -174,11 +174,11 @@ def test_fewer_nodes_until_the_next_requeue(
     try:
         power_loss(cluster, job)
         seconds = seconds_to_the_next_step(job, struck, 1)
+        wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
         status = read_status(job.run)
         assert status is not None
         assert status.fewer_nodes == "2 of 4 nodes"
         assert requeues(cluster, job) == 0
-        wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
         requeue(cluster, job)
         seconds_to_the_next_step(job, time.time(), 2)
         assert len(training_nodes(cluster, job)) == 4
