@@ -111,9 +111,12 @@ def submit(
     options: tuple[str, ...] = TWO_RANKS,
     **environment: str,
 ) -> Job:
-    """A pretraining, running. ``more``: fields that win over OPTIONS; ``options``: sbatch's."""
+    """A pretraining, running. ``more``: fields that win over OPTIONS; ``options``: sbatch's.
+
+    ELASTIC=no unless ``environment`` says otherwise: the losses stay those of the same number of ranks.
+    """
     options = (*options, f"--job-name={name}", f"--output={folder}/{name}.out", "--exclusive")
-    environment = {"RUNS": str(folder), "IN21K": str(digits)} | environment
+    environment = {"RUNS": str(folder), "IN21K": str(digits), "ELASTIC": "no"} | environment
     id_ = cluster.submit("pretrain_tiny.sh", *OPTIONS, *more, options=options, **environment)
     return Job(id_, folder / name, cluster.wait_running(id_, timeout=120))
 

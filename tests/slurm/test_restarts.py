@@ -168,7 +168,7 @@ def test_fewer_nodes_until_the_next_requeue(
 ) -> None:
     """Four nodes, one is lost: three don't divide the batch, so two go on; a requeue brings four back."""
     options = ("--nodes=4", *ONE_RANK_PER_NODE)
-    job = submit(cluster, digits, tmp_path, "fewer", *SLOW, options=options)
+    job = submit(cluster, digits, tmp_path, "fewer", *SLOW, options=options, ELASTIC="yes")
     wait_for_step(job, FAULT_STEP)
     struck = time.time()
     try:
@@ -200,7 +200,7 @@ def test_fewer_nodes_until_the_next_requeue(
 def test_elastic_no_waits_for_all_nodes(
     cluster: Cluster, digits: Path, reference: dict[int, float], tmp_path: Path
 ) -> None:
-    job = submit(cluster, digits, tmp_path, "waits", options=("--nodes=2", *ONE_RANK_PER_NODE), ELASTIC="no")
+    job = submit(cluster, digits, tmp_path, "waits", options=("--nodes=2", *ONE_RANK_PER_NODE))
     wait_for_step(job, FAULT_STEP)
     try:
         power_loss(cluster, job)

@@ -59,7 +59,7 @@ def test_twenty_random_faults(
     """Two ranks on a job of four nodes: the spares replace what fails, and a job that has none left requeues itself."""
     began, choice = time.monotonic(), random.Random(seed)
     options = ("--nodes=4", *ONE_RANK_PER_NODE)
-    job = submit(cluster, digits, tmp_path, "twenty-faults", *SLOW, options=options, SPARE_NODES="2", ELASTIC="no")
+    job = submit(cluster, digits, tmp_path, "twenty-faults", *SLOW, options=options, SPARE_NODES="2")
     wait_for_step(job, 1)
     in_job = 0
     for cycle, fault in enumerate(drawn(seed), 1):
