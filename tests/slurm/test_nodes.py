@@ -20,6 +20,10 @@ JOB = {"SLURM_JOB_NODELIST": "a,b,c", "SLURM_JOB_NUM_NODES": "3"}
 TAKEN = 'echo "$NODES ${PLACE[*]}"'
 
 
+def printed_by(folder: Path, *lines: str, **environment: str) -> str:
+    return sourced(folder, SCONTROL, *lines, **environment)  # type: ignore[arg-type]  # none of them is "code"
+
+
 def fail(folder: Path, *nodes: str, events: str = "") -> None:
     """Failures of nodes in this run, and what attempts.tsv holds: ``events`` as "event detail, ..."."""
     (folder / "slurm").mkdir(exist_ok=True)
@@ -30,20 +34,20 @@ def fail(folder: Path, *nodes: str, events: str = "") -> None:
 
 def test_all_nodes_without_an_option_at_first(tmp_path: Path) -> None:
     fail(tmp_path, "b")
-    assert sourced(tmp_path, SCONTROL, "first_nodes", TAKEN, **JOB) == "3 \n"
+    assert printed_by(tmp_path, "first_nodes", TAKEN, **JOB) == "3 \n"
 
 
 def test_the_same_nodes_again(tmp_path: Path) -> None:
     """With --overlap: the failed step may still hold its resources on a node that doesn't answer."""
     fail(tmp_path, "b")
-    assert sourced(tmp_path, SCONTROL, "UP=(a b c)", "next_nodes x", TAKEN, **JOB) == "3 --nodelist=a,b,c --overlap\n"
+    assert printed_by(tmp_path, "UP=(a b c)", "next_nodes x", TAKEN, **JOB) == "3 --nodelist=a,b,c --overlap\n"
 
 
 def test_too_few_nodes_are_left(tmp_path: Path) -> None:
     fail(tmp_path)
-    assert sourced(tmp_path, SCONTROL, "UP=(a c)", "next_nodes x || echo no", **JOB) == "no\n"
+    assert printed_by(tmp_path, "UP=(a c)", "next_nodes x || echo no", **JOB) == "no\n"
     fail(tmp_path, "b", "b")
-    assert sourced(tmp_path, SCONTROL, "UP=(a b c)", "next_nodes x || echo no", **JOB) == "no\n"
+    assert printed_by(tmp_path, "UP=(a b c)", "next_nodes x || echo no", **JOB) == "no\n"
 
 
 def blamed(folder: Path) -> list[str]:
@@ -54,17 +58,17 @@ def blamed(folder: Path) -> list[str]:
 def test_a_node_that_does_not_answer_is_blamed_before_the_first_rank_that_failed(tmp_path: Path) -> None:
     fail(tmp_path, events="start a,b,c, end failed")
     (tmp_path / "slurm" / "failed").write_text("a 0 1\n")
-    printed = sourced(tmp_path, SCONTROL, "UP=(a c)", "blame_nodes", **JOB)
+    printed = printed_by(tmp_path, "UP=(a c)", "blame_nodes", **JOB)
     assert "node b: lost in attempt 1" in printed
     assert blamed(tmp_path) == ["b"]
     assert (tmp_path / "slurm" / "attempts.tsv").read_text().splitlines()[-1].endswith("\tlost")
-    assert sourced(tmp_path, SCONTROL, "blame_nodes", **JOB) == "", "blamed once"
+    assert printed_by(tmp_path, "blame_nodes", **JOB) == "", "blamed once"
 
 
 def test_the_first_rank_that_failed_is_blamed_once(tmp_path: Path) -> None:
     fail(tmp_path, events="start a,b,c, end failed")
     (tmp_path / "slurm" / "failed").write_text("c 2 137\n")
-    printed = sourced(tmp_path, SCONTROL, "UP=(a b c)", "blame_nodes", "blame_nodes", **JOB)
+    printed = printed_by(tmp_path, "UP=(a b c)", "blame_nodes", "blame_nodes", **JOB)
     assert printed.count("node c: rank 2 was the first to fail in attempt 1, with exit code 137") == 1
     assert blamed(tmp_path) == ["c"]
 
@@ -72,13 +76,13 @@ def test_the_first_rank_that_failed_is_blamed_once(tmp_path: Path) -> None:
 def test_a_node_that_slurm_calls_down_is_lost(tmp_path: Path) -> None:
     """After a requeue, when no node has been asked."""
     fail(tmp_path, events="start a,b,c")
-    sourced(tmp_path, SCONTROL, "blame_nodes", STATES="a IDLE\nb DOWN+NOT_RESPONDING\nc ALLOCATED", **JOB)
+    printed_by(tmp_path, "blame_nodes", STATES="a IDLE\nb DOWN+NOT_RESPONDING\nc ALLOCATED", **JOB)
     assert blamed(tmp_path) == ["b"]
 
 
 def test_a_node_is_left_once(tmp_path: Path) -> None:
     fail(tmp_path, "b", "b", events="start a,b,c, end failed")
-    sourced(tmp_path, SCONTROL, "note_left_nodes a,b,c yes", "note_left_nodes a,b,c yes", **JOB)
+    printed_by(tmp_path, "note_left_nodes a,b,c yes", "note_left_nodes a,b,c yes", **JOB)
     left = [line for line in (tmp_path / "slurm" / "attempts.tsv").read_text().splitlines() if line[:5] == "leave"]
     assert len(left) == 1
     assert left[0].endswith("\tb")
@@ -87,13 +91,13 @@ def test_a_node_is_left_once(tmp_path: Path) -> None:
 def test_a_spare_replaces_a_lost_node(tmp_path: Path) -> None:
     fail(tmp_path)
     job = JOB | {"SPARE_NODES": "1"}
-    printed = sourced(tmp_path, SCONTROL, "first_nodes", TAKEN, "UP=(a c)", "next_nodes x", TAKEN, **job)
+    printed = printed_by(tmp_path, "first_nodes", TAKEN, "UP=(a c)", "next_nodes x", TAKEN, **job)
     assert printed == "2 --nodelist=a,b\n2 --nodelist=a,c --overlap\n"
 
 
 def test_a_job_begins_without_the_node_that_failed_twice_if_it_has_a_spare(tmp_path: Path) -> None:
     fail(tmp_path, "a", "a")
-    assert sourced(tmp_path, SCONTROL, "first_nodes", TAKEN, **JOB, SPARE_NODES="1") == "2 --nodelist=b,c\n"
+    assert printed_by(tmp_path, "first_nodes", TAKEN, **JOB, SPARE_NODES="1") == "2 --nodelist=b,c\n"
 
 
 def configured(folder: Path, *, global_batch: int, micro_batch: int) -> None:
@@ -107,13 +111,13 @@ def test_fewer_nodes_than_wanted(tmp_path: Path) -> None:
     job = {"SLURM_JOB_NODELIST": "a,b,c,d", "SLURM_JOB_NUM_NODES": "4", "SLURM_NTASKS_PER_NODE": "2"}
     job |= {"SLURM_TASKS_PER_NODE": "2(x4)"}
     lines = ("UP=(a c d)", "next_nodes x", TAKEN, 'echo "${MICRO_BATCH[*]} ($FEWER_NODES)"')
-    warning, taken, options = sourced(tmp_path, SCONTROL, *lines, **job).splitlines()
+    warning, taken, options = printed_by(tmp_path, *lines, **job).splitlines()
     assert "warning: 3 usable nodes: training on 2 of 4 nodes until the next requeue" in warning
     assert (taken, options) == ("2 --nodelist=a,c --overlap", "--train.micro-batch 2 (2 of 4 nodes)")
-    assert sourced(tmp_path, SCONTROL, "UP=(a c d)", "next_nodes x || echo no", **job, ELASTIC="no") == "no\n"
+    assert printed_by(tmp_path, "UP=(a c d)", "next_nodes x || echo no", **job, ELASTIC="no") == "no\n"
     # all nodes answer again
-    lines = ("UP=(a c d)", "next_nodes x", "UP=(a b c d)", *lines[1:])
-    assert sourced(tmp_path, SCONTROL, *lines, **job).splitlines()[1:] == ["4 --nodelist=a,b,c,d --overlap", " ()"]
+    again = ("UP=(a c d)", "next_nodes x", "UP=(a b c d)", *lines[1:])
+    assert printed_by(tmp_path, *again, **job).splitlines()[1:] == ["4 --nodelist=a,b,c,d --overlap", " ()"]
 
 
 @pytest.mark.parametrize(
