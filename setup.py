@@ -1,4 +1,4 @@
-"""Only what pyproject.toml cannot say: the C extensions, which are left out where they can't be built."""
+"""The C extensions, which pyproject.toml can't declare. They are optional: skipped if they can't be built."""
 
 from setuptools import Extension, setup
 
@@ -6,7 +6,7 @@ FLAGS = ["-O3", "-std=c99", "-Wall", "-Wextra"]
 
 setup(
     ext_modules=[
-        # needs a C compiler and libjpeg-turbo's headers (Debian: libjpeg-dev); imaging/jpeg.py can do without
+        # needs a C compiler and libjpeg-turbo's headers (Debian: libjpeg-dev); imaging/jpeg.py works without it
         Extension(
             "pipeline.imaging._jpeg",
             ["pipeline/imaging/_jpeg.c"],
@@ -15,7 +15,7 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        # the same; data_prep.shard --restart needs it, and --upright is lossless with it
+        # needs the same; required by data_prep.shard --restart, and makes --upright lossless
         Extension(
             "data_prep.images._lossless",
             ["data_prep/images/_lossless.c"],
@@ -24,7 +24,7 @@ setup(
             extra_compile_args=FLAGS,
             optional=True,
         ),
-        # these need a C compiler; imaging/bicubic.py and data_prep can do without
+        # need a C compiler; imaging/bicubic.py and data_prep work without them
         Extension(
             "pipeline.imaging._bicubic", ["pipeline/imaging/_bicubic.c"], extra_compile_args=FLAGS, optional=True
         ),

@@ -1,13 +1,13 @@
-/* What is done once for each of millions of images, where the image is a plain JPEG and its key plain ASCII.
+/* Work done once per image, for the common case: a plain JPEG with an ASCII key.
  *
  * jpeg_header(jpeg) -> (width, height, components, orientation, scan) or None
- *     The markers up to the first scan (ITU-T T.81, annex B). None where anything is odd, and where there is EXIF.
+ *     Reads the markers up to the first scan (ITU-T T.81, annex B). None if anything is unusual or there is EXIF.
  * tar_headers(key, size, label) -> (before, after) or None
- *     What surrounds the `size` bytes of <key>.jpg in a WebDataset tar: its header; the padding, and all of <key>.cls.
- *     None where the name needs more than a USTAR header.
+ *     The bytes around the `size` bytes of <key>.jpg in a WebDataset tar: its header before; padding and <key>.cls after.
+ *     None if the name needs more than a USTAR header.
  *
- * After None, data_prep.images.prepare and data_prep.writing.tar_writer do it themselves, and say what is wrong; without this extension they
- * do all of it. So nothing here has to be an error, and what is answered here is what they would answer.
+ * After None, data_prep.images.prepare and data_prep.writing.tar_writer do the work in Python and report errors; without
+ * this extension they always do. So nothing here raises an error for bad data, and results are the same as theirs.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -32,7 +32,7 @@
 #define LARGEST_SIZE ((long long)1 << 33) /* bytes: eleven octal digits */
 #define ENDING_LENGTH 4                   /* of ".jpg" and ".cls" */
 
-/* Of a frame header, 19 bytes: 8 bits a sample, a coding by DCT, and sampling factors that TurboJPEG knows. */
+/* Whether a frame header (19 bytes) has 8 bits per sample, DCT coding, and sampling factors that TurboJPEG supports. */
 static int is_usual(const unsigned char *frame) {
   const int marker = frame[1], luma = frame[11];
   if (marker > 0xC2 && marker != 0xC9 && marker != 0xCA) return 0;
@@ -69,7 +69,7 @@ static PyObject *jpeg_header(PyObject *module, PyObject *jpeg) {
   Py_RETURN_NONE;
 }
 
-/* A header of mode 0644, owner and time 0, for the member named by key and ending. */
+/* Write a header with mode 0644, owner 0 and time 0 for the member named by key and ending. */
 static void write_header(char *header, const char *key, Py_ssize_t key_length, const char *ending, long long size) {
   memset(header, 0, BLOCK);
   memcpy(header, key, (size_t)key_length);

@@ -1,18 +1,18 @@
-/* Write a JPEG anew without loss: its coefficients are copied or moved, never computed from pixels.
+/* Rewrite a JPEG without loss: coefficients are copied or moved, never recomputed from pixels.
  *
  * with_restarts(jpeg) -> bytes
- *   The same image with restart markers, from which decoding can begin anywhere. All other markers stay. There is one
- *   every few blocks: their number divides those of a row, so that pipeline/imaging/_jpeg.c reads only those of the
+ *   The same image with restart markers, at each of which decoding can begin. All other markers are kept. The interval
+ *   between restarts is a few blocks and divides a row of blocks, so that pipeline/imaging/_jpeg.c reads only the
  *   columns and rows that a crop needs.
  *
  * turned(jpeg, orientation) -> bytes
- *   The image as an EXIF orientation (2 to 8) says it should be seen. Blocks are moved, and the coefficients within them
- *   transposed and negated. EXIF and XMP, which would still give the orientation, are dropped; other markers stay. A
- *   mirrored side must consist of whole MCUs (8 or 16 pixels): libjpeg pads a partial one at the right or bottom end only.
+ *   The image rotated upright by its EXIF orientation (2 to 8). Blocks are moved, and the coefficients in them transposed
+ *   and negated. EXIF and XMP, which would still state the orientation, are dropped; other markers are kept. A mirrored
+ *   side must consist of whole MCUs (8 or 16 pixels): libjpeg can pad a partial MCU only at the right or bottom.
  *
- * What comes out is baseline, in one scan, with Huffman tables of its own. Raises ValueError if libjpeg-turbo finds anything
- * wrong with the bytes, were it only a warning; for a progressive JPEG that lacks scans: decoders smooth such an image, but
- * not what would be written; and for a side that can't be mirrored. The GIL is released.
+ * The output is a baseline JPEG in one scan, with optimised Huffman tables. Raises ValueError if libjpeg-turbo reports any
+ * error or warning; for a progressive JPEG with missing scans, since decoders would smooth the original but not the output;
+ * and for a side that can't be mirrored. The GIL is released.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -23,8 +23,8 @@
 
 #include "../../pipeline/imaging/_libjpeg_errors.h"
 
-/* Blocks (MCUs) between markers, by preference: of 4, 64 pixels of a photograph, the markers take 3 % of a file. Rows of
- * a prime number of blocks have a marker behind each. */
+/* Preferred number of blocks (MCUs) between markers. With 4, which are 64 pixels of a photograph, the markers add 3 % to a
+ * file. If the number of blocks per row is prime, there is a marker after each block. */
 static const unsigned int INTERVALS[] = {4, 3, 5, 2, 1};
 
 static void on_message(j_common_ptr info, int level) {
@@ -39,17 +39,17 @@ static unsigned int interval_of(const struct jpeg_decompress_struct *jpeg) {
   return *interval;
 }
 
-/* Whether all bits of all coefficients have come. Of a progressive JPEG that lacks some libjpeg-turbo guesses them when it
- * decodes (block smoothing), without a warning. */
+/* Whether all bits of all coefficients are in the file. If a progressive JPEG lacks some, libjpeg-turbo estimates them when
+ * it decodes (block smoothing), without a warning. */
 static int is_complete(const struct jpeg_decompress_struct *jpeg) {
   if (!jpeg->progressive_mode) return 1;
   for (int component = 0; component < jpeg->num_components; component++)
     for (int k = 0; k < DCTSIZE2; k++)
-      if (jpeg->coef_bits[component][k]) return 0; /* the position of the last bit that has come, or -1 */
+      if (jpeg->coef_bits[component][k]) return 0; /* the position of the last bit received, or -1 */
   return 1;
 }
 
-/* libjpeg writes JFIF's and Adobe's own markers by itself. */
+/* Whether libjpeg writes this marker (JFIF or Adobe) by itself. */
 static int is_written_anyway(const struct jpeg_compress_struct *jpeg, const struct jpeg_marker_struct *marker) {
   if (marker->marker == JPEG_APP0 && jpeg->write_JFIF_header)
     return marker->data_length >= 5 && !memcmp(marker->data, "JFIF", 5);
@@ -64,7 +64,7 @@ typedef struct {
   ErrorManager errors;
   unsigned char *bytes;
   unsigned long size;
-  int orientation; /* of `from`, to be undone; 1: add restart markers instead */
+  int orientation; /* EXIF orientation of `from`, to be undone; 1: add restart markers instead */
 } Transcoder;
 
 static void fail(Transcoder *t, const char *message) {
@@ -72,7 +72,7 @@ static void fail(Transcoder *t, const char *message) {
   longjmp(t->errors.escape, FAILED);
 }
 
-/* How EXIF's orientations are undone: mirror the stored columns, the stored rows, then swap rows and columns. */
+/* How each EXIF orientation is undone: mirror the stored columns, mirror the stored rows, then swap rows and columns. */
 static int mirrors_columns(int orientation) { return orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8; }
 static int mirrors_rows(int orientation) { return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7; }
 static int swaps(int orientation) { return orientation >= 5; }
@@ -81,8 +81,8 @@ static JDIMENSION rounded_up(JDIMENSION number, int multiple) {
   return (number + (JDIMENSION)multiple - 1) / (JDIMENSION)multiple * (JDIMENSION)multiple;
 }
 
-/* One block: row v, column u of `from` hold the coefficient of vertical frequency v and horizontal frequency u. A mirrored
- * cosine of an odd frequency changes its sign. */
+/* Transform one block: row v, column u of `from` is the coefficient of vertical frequency v and horizontal frequency u.
+ * Mirroring negates the cosines of odd frequencies. */
 static void turn_block(const JCOEF *from, JCOEF *to, int orientation) {
   int columns = mirrors_columns(orientation), rows = mirrors_rows(orientation), swap = swaps(orientation);
   for (int v = 0; v < DCTSIZE; v++)
@@ -93,7 +93,7 @@ static void turn_block(const JCOEF *from, JCOEF *to, int orientation) {
     }
 }
 
-/* Swap what belongs to rows with what belongs to columns in the header that will be written. */
+/* Swap the fields of rows and columns in the header that will be written. */
 static void swap_header(struct jpeg_compress_struct *to) {
   JDIMENSION width = to->image_width;
   to->image_width = to->image_height;
@@ -119,7 +119,7 @@ static void swap_header(struct jpeg_compress_struct *to) {
   }
 }
 
-/* The turned coefficients, in arrays of `to`'s. Sizes are in blocks, padded to whole MCUs as libjpeg pads them. */
+/* The transformed coefficients, in arrays owned by `to`. Sizes are in blocks, padded to whole MCUs as libjpeg does. */
 static jvirt_barray_ptr *turn(Transcoder *t, jvirt_barray_ptr *coefficients) {
   struct jpeg_decompress_struct *from = &t->from;
   j_common_ptr owner = (j_common_ptr)&t->to;
@@ -142,7 +142,7 @@ static jvirt_barray_ptr *turn(Transcoder *t, jvirt_barray_ptr *coefficients) {
     const jpeg_component_info *component = from->comp_info + number;
     JDIMENSION wide = rounded_up(component->width_in_blocks, component->h_samp_factor);
     JDIMENSION high = rounded_up(component->height_in_blocks, component->v_samp_factor);
-    /* In the order of the rows written: libjpeg refuses to skip one. */
+    /* In the order of the output rows: libjpeg can't skip any. */
     for (JDIMENSION row = 0; row < (swaps(orientation) ? wide : high); row++) {
       JBLOCKARRAY out = owner->mem->access_virt_barray(owner, turned[number], row, 1, TRUE);
       for (JDIMENSION column = 0; column < (swaps(orientation) ? high : wide); column++) {
@@ -157,8 +157,8 @@ static jvirt_barray_ptr *turn(Transcoder *t, jvirt_barray_ptr *coefficients) {
   return turned;
 }
 
-/* Returns 0, or -1 with errors.message set. `bytes` and `size` are of a buffer to write to, and then of what was written:
- * another one where that was too small. */
+/* Returns 0, or -1 with errors.message set. `bytes` and `size` describe the output buffer, and afterwards the output: a new
+ * buffer if the given one was too small. */
 static int transcode(Transcoder *t, const Py_buffer *data) {
   t->from.err = t->to.err = use_errors(&t->errors, on_message);
   if (setjmp(t->errors.escape)) {
@@ -194,12 +194,12 @@ static int transcode(Transcoder *t, const Py_buffer *data) {
   return 0;
 }
 
-/* The bytes of `data` written anew; releases `data`. */
+/* The rewritten bytes of `data`; releases `data`. */
 static PyObject *written_anew(Py_buffer *data, int orientation) {
   Transcoder t;
   memset(&t, 0, sizeof t);
   t.orientation = orientation;
-  t.size = (unsigned long)data->len * 2 + 65536; /* of which the pages that aren't written cost nothing */
+  t.size = (unsigned long)data->len * 2 + 65536; /* pages that are never written cost nothing */
   unsigned char *room = t.bytes = malloc(t.size);
   if (!room) {
     PyBuffer_Release(data);

@@ -79,7 +79,7 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
         (work_folder.work_folder(output) / "done").mkdir(exist_ok=True)
         try:
             _make(output, source, options, aside)
-            if not (folder / "plan.json").is_file():  # else another task was faster
+            if not (folder / "plan.json").is_file():  # else another task has made it
                 files.put_in_place(aside, folder)
         except OSError:
             if not (folder / "plan.json").is_file():
@@ -89,14 +89,14 @@ def planned(output: Path, source: Source, options: PlanOptions) -> Planned:
             if not folder.exists():
                 if options.tasks == 1:
                     shutil.rmtree(stream_folder(output), ignore_errors=True)
-                with contextlib.suppress(OSError):  # somebody else works there
+                with contextlib.suppress(OSError):  # another process uses the folder
                     (work_folder.work_folder(output) / "done").rmdir()
     found = _read_plan(folder / "plan.json", f"delete OUTPUT {str(output)!r} to start over")
     same_options(output, found.identity, options.identity, "an unfinished")
     if found.input != _fingerprint(source):
         raise UserError(
-            f"OUTPUT {str(output)!r} was begun with another INPUT, or INPUT has changed since: give the same one, or "
-            "delete OUTPUT to start over"
+            f"OUTPUT {str(output)!r} was started with another INPUT, or INPUT has changed since: give the same "
+            "INPUT, or delete OUTPUT to start over"
         )
     return found
 
@@ -113,7 +113,7 @@ def same_options(output: Path, made: dict[str, Any], asked: dict[str, Any], what
     for field in dict.fromkeys([*asked, *ONLY_IF_SET]):
         if made.get(field) != asked.get(field):
             raise UserError(
-                f"OUTPUT {str(output)!r} holds {what} dataset made with {field} {made.get(field)!r}, "
+                f"OUTPUT {str(output)!r} contains {what} dataset made with {field} {made.get(field)!r}, "
                 f"not {asked.get(field)!r}: choose another folder, or delete this one"
             )
 
@@ -144,20 +144,20 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
                 counts.update(found["wnid"].to_pylist())
                 defects.update(rejected["reason"].to_pylist())
         if not counts:
-            what = ", ".join(f"{count} {reason}" for reason, count in defects.most_common()) or "nothing else either"
+            what = ", ".join(f"{count} {reason}" for reason, count in defects.most_common()) or "no other files"
             hint = ""
             if source.form == "webdataset":
                 hint = " If the class isn't in .cls members give --label; for one class per tar give --source tars"
             raise UserError(
-                f"INPUT {source.locations[0]!r} holds no images (files ending in {', '.join(sorted(DATASET_ENDINGS))}; "
-                f"it has {what}): is it the right path?{hint}"
+                f"INPUT {source.locations[0]!r} contains no images (files ending in "
+                f"{', '.join(sorted(DATASET_ENDINGS))}; it has {what}): check the path.{hint}"
             )
         if source.form == "webdataset":
             check_numbers(source, options.classes, counts)
         wnids = class_lists.listed(options.classes)
         wnids = class_lists.derived(options.classes, counts) if wnids is None else wnids
         if not counts.keys() & set(wnids):
-            raise UserError(f"INPUT has no image of the {len(wnids)} classes of --classes {options.classes}")
+            raise UserError(f"INPUT has no image of the {len(wnids)} classes in --classes {options.classes}")
         sums = write_plan(
             folder / "catalogue.arrow",
             folder,
@@ -175,12 +175,12 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
         count = len(options.exclude)
         if (unknown := count - reasons.count("excluded")) == count:
             raise UserError(
-                f"none of the {count} keys of --exclude names an image of INPUT: is it the list of another?"
+                f"none of the {count} keys in --exclude is an image of INPUT: give the list made for this INPUT"
             )
         if unknown:
-            print(f"warning: {unknown} of {count} keys of --exclude name no image of INPUT", file=sys.stderr)
+            print(f"warning: {unknown} of {count} keys in --exclude are not images of INPUT", file=sys.stderr)
     if not sums:
-        raise UserError("no image is left to write: --exclude names all of them")
+        raise UserError("no image is left to write: --exclude lists all of them")
     known = source.devkit.names if source.devkit else {}
     result = Planned(
         identity=options.identity,
@@ -204,13 +204,13 @@ def check_numbers(source: Source, classes: str, counts: dict[str, int]) -> None:
     if numbers and odd:
         raise UserError(
             f"INPUT has the label {odd[0]!r} ({counts[odd[0]]} images) among class numbers such as {int(numbers[0])}: "
-            "leave these samples out, or name all classes, in the order of their numbers, by --classes FILE"
+            "remove these samples, or name all classes, in the order of their numbers, with --classes FILE"
         )
     if numbers and int(numbers[-1]) >= len(numbers):
         missing = next(number for number in range(len(numbers) + 1) if f"{number:05d}" not in counts)
         print(
             f"warning: no image of INPUT has class number {missing}, so greater numbers get smaller indices: to keep "
-            "them, name all classes by --classes FILE",
+            "them, name all classes with --classes FILE",
             file=sys.stderr,
         )
 

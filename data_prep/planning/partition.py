@@ -53,7 +53,7 @@ def write_plan(
             unlisted = pa.array([wnid not in labels for wnid in table["wnid"].to_pylist()], pa.bool_())
             table = leave_out(table, unlisted, "class_not_listed", "not a class of --classes")
             table = assignment.with_keys(table, labels, rule, seed)
-            yield leave_out(table, pc.is_in(table["key"], excluded), "excluded", "named by --exclude")
+            yield leave_out(table, pc.is_in(table["key"], excluded), "excluded", "listed in --exclude")
 
     splits = [rule.split, rule.held_out] if rule.fraction or rule.first else [rule.split]
     sums: dict[str, dict[str, int]] = {}

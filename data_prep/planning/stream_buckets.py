@@ -82,7 +82,7 @@ def lay_down_shards(
             if len(data) < size:
                 raise UserError(
                     f"INPUT {os.fsdecode(names[current])!r} was shorter when it was read again: give a source that "
-                    "stays as it is, then run this task again"
+                    "doesn't change, then run this task again"
                 )
             write_all(fds[group], data)
             locations[row] = ends[group]

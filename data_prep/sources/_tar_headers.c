@@ -1,16 +1,16 @@
-/* Read the headers of plain tar members, as nearly all are: several times as fast as Python does.
+/* Read the headers of plain tar members, which nearly all are, several times as fast as Python.
  *
  * plain_members(member, window, position, end) -> (members, position)
  * plain_members_of_file(member, fd, position, end) -> (members, position)
  *
- * `window` holds bytes of a tar; its first byte is a header's, at `position` of the file. Returns the members whose
- * headers lie in the window one after another, as member(name, offset, size, "file", head), and where the next header
- * begins; `head` is the payload where it is small and in the window, or nothing. Of a file, windows are read one after
- * another, for some hundred members at most.
+ * `window` holds bytes of a tar; it begins with a header, at `position` of the file. Returns the members whose headers
+ * are in the window, in order, as member(name, offset, size, "file", head), and the position of the next header. `head`
+ * is the payload if it is small and in the window, else empty. For a file, windows are read one after another, up to
+ * about a hundred members.
  *
- * They stop before each header that isn't wholly there, that is more than a regular ustar or GNU member with a short name,
- * an octal size and a valid checksum, or whose payload passes `end`: data_prep.sources.tar_headers.scan reads those, and says what is
- * wrong with them, or with the file. So nothing here has to be an error, and all that is accepted here is read there alike.
+ * Both functions stop before a header that is incomplete, that isn't a regular ustar or GNU member with a short name, an
+ * octal size and a valid checksum, or whose payload passes `end`. data_prep.sources.tar_headers.scan reads those and
+ * reports errors. So nothing here raises an error for bad data, and every member accepted here is read the same there.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -20,8 +20,8 @@
 #include <unistd.h>
 
 #define BLOCK 512
-#define WINDOW 2048 /* of a file: a small member, and the next one's header */
-#define MOST 128    /* members of a file at a time */
+#define WINDOW 2048 /* bytes: a small member and the next one's header */
+#define MOST 128    /* members per call for a file */
 #define LARGEST_HEAD 256
 /* Fields of a header: POSIX.1-2017, "ustar Interchange Format" */
 #define NAME_LENGTH 100
@@ -30,11 +30,11 @@
 #define TYPE 156
 #define PREFIX 345
 
-#define FARTHEST ((long long)1 << 62) /* positions below it can't overflow: a size of eleven octal digits is below 2^33 */
+#define FARTHEST ((long long)1 << 62) /* positions below this can't overflow: a size of eleven octal digits is below 2^33 */
 
 static PyObject *file_kind; /* "file" */
 
-/* The number that `count` octal digits mean, or -1 where one is something else. */
+/* The value of `count` octal digits, or -1 if a character is not one. */
 static long long octal(const unsigned char *digits, int count) {
   long long number = 0;
   for (int k = 0; k < count; k++) {
@@ -46,7 +46,7 @@ static long long octal(const unsigned char *digits, int count) {
 
 static int ends_number(unsigned char byte) { return byte == 0 || byte == ' '; }
 
-/* The size of the payload, or -1 where the header is none of a plain member. */
+/* The size of the payload, or -1 if the header is not that of a plain member. */
 static long long plain_size(const unsigned char *header) {
   if (header[TYPE] != '0' || header[PREFIX]) return -1;
   if (!ends_number(header[SIZE + 11]) || !ends_number(header[CHECKSUM + 6]) || !ends_number(header[CHECKSUM + 7]))
@@ -58,7 +58,7 @@ static long long plain_size(const unsigned char *header) {
   return octal(header + SIZE, 11);
 }
 
-/* type(name, offset, size, "file", head); NULL with an exception set where memory is short. */
+/* type(name, offset, size, "file", head); NULL with an exception set if memory is short. */
 static PyObject *new_member(PyTypeObject *type, const unsigned char *header, long long offset, long long size,
                             Py_ssize_t head_size) {
   const unsigned char *nul = memchr(header, 0, NAME_LENGTH);
@@ -78,10 +78,10 @@ static PyObject *new_member(PyTypeObject *type, const unsigned char *header, lon
   return member;
 }
 
-/* Append to `members` those of a window of `room` bytes. Returns the position behind them, or -1 with an exception set. */
+/* Append the members in a window of `room` bytes to `members`. Returns the position after them, or -1 with an exception. */
 static long long read_window(PyTypeObject *type, PyObject *members, const unsigned char *window, Py_ssize_t room,
                              long long position, long long end) {
-  Py_ssize_t at = 0; /* of the next header, in the window */
+  Py_ssize_t at = 0; /* position of the next header in the window */
   while (room - at >= BLOCK && position < FARTHEST && end >= position + BLOCK) {
     long long size = plain_size(window + at), payload = position + BLOCK;
     if (size < 0 || size > end - payload) break;
@@ -143,7 +143,7 @@ static PyObject *plain_members_of_file(PyObject *module, PyObject *args) {
     room = pread(fd, window, sizeof window, position);
     Py_END_ALLOW_THREADS
     before = position;
-    position = read_window(type, members, window, room, position, end); /* nothing where reading failed: room is -1 */
+    position = read_window(type, members, window, room, position, end); /* room is -1 if reading failed: no members */
   }
   return result(members, position);
 }

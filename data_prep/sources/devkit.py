@@ -45,7 +45,7 @@ def read_devkit(path: Path) -> Devkit:
         synsets = scipy.io.loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
         ids = [int(line) for line in files[GROUND_TRUTH].split()]
     except KeyError as error:
-        raise UserError(f"--devkit {str(path)!r} lacks {error}: give ILSVRC2012_devkit_t12.tar.gz") from None
+        raise UserError(f"--devkit {str(path)!r} has no {error}: give ILSVRC2012_devkit_t12.tar.gz") from None
     except (ValueError, TypeError, EOFError, OSError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"--devkit {str(path)!r} can't be read ({error}): download it again") from None
     leaves = [row for row in synsets.reshape(-1) if int(row["num_children"]) == 0]
@@ -53,7 +53,8 @@ def read_devkit(path: Path) -> Devkit:
     unknown = sorted(set(ids) - set(wnid_of))
     if unknown:
         raise UserError(
-            f"--devkit {str(path)!r}: the ground truth names id {unknown[0]}, which {META} has no class for"
+            f"--devkit {str(path)!r}: the ground truth has id {unknown[0]}, for which {META} has no class: "
+            "download it again"
         )
     names = {str(row["WNID"]): str(row["words"]) for row in leaves}
     return Devkit(tuple(wnid_of[number] for number in ids), names)

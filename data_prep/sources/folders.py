@@ -22,7 +22,7 @@ def class_folders(folder: str | Path) -> list[str]:
     ]
     for entry in found:
         if entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
-            raise UserError(f"{entry.path!r} is a link to a folder that it lies in, not to one of a class: remove it")
+            raise UserError(f"{entry.path!r} is a link to a folder that contains it, not to a class folder: remove it")
     return sorted(entry.name for entry in found)
 
 

@@ -29,8 +29,8 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     url = urlsplit(text) if "://" in text and not text.startswith("pipe:") else None
     if url and (url.username or url.password):
         raise UserError(
-            f"INPUT '{url.scheme}://...{url.path}' is a URL with a login, which the plan and the list of rejects would "
-            "keep: put the login into ~/.netrc or, for s3, into the AWS variables"
+            f"INPUT '{url.scheme}://...{url.path}' is a URL with a login, which would be stored in the plan and "
+            "the list of rejects: put the login into ~/.netrc or, for s3, into the AWS variables"
         )
     text = text if remote else str(Path(text).absolute())  # a run may be resumed from another folder
     path = Path(text)
@@ -52,18 +52,18 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
         folders = bool(class_folders(path))
         if locations and folders and form == "auto":
             raise UserError(
-                f"INPUT {text!r} holds both tars and folders: say which by --source folder or --source tars"
+                f"INPUT {text!r} contains both tars and folders: choose with --source folder or --source tars"
             )
         if form == "folder" or not locations:
             if label:
                 raise UserError(f"--label {label} has no effect on a folder of images: leave it out, or give tars")
             return Source("folder", (text,), True, devkit, tuple(class_list or ()))
     elif not path.is_file():
-        raise UserError(f"INPUT {text!r} is neither a file nor a folder: give 'pipe:COMMAND' for what a command writes")
+        raise UserError(f"INPUT {text!r} is neither a file nor a folder: give 'pipe:COMMAND' for a command's output")
     else:
         locations = (text,)
     if form == "tar" and len(locations) > 1:
-        raise UserError(f"INPUT {text!r} is {len(locations)} tars, and --source tar means one: give --source tars")
+        raise UserError(f"INPUT {text!r} is {len(locations)} tars, but --source tar takes one: give --source tars")
     beside = _beside(path, entries, locations) if path.is_dir() else ()
     seekable = all(streams.is_seekable(location) for location in locations)
     if not remote:
@@ -77,7 +77,7 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
         peeked = not remote and _holds_samples(text, locations, several)
         form = "webdataset" if peeked or (remote and several) else "tars" if several else "tar"
     if label and form != "webdataset":
-        raise UserError(f"--label {label} is for WebDataset tars, and --source {form} takes classes from names")
+        raise UserError(f"--label {label} is for WebDataset tars, but --source {form} takes them from names: give one")
     if form == "webdataset":
         own = _meaning(_classes_beside(locations[0]), class_list)
         made = not remote and is_ours(Path(locations[0]).parent)
@@ -99,7 +99,7 @@ def _beside(folder: Path, entries: Sequence[Path], locations: Sequence[str]) -> 
     for entry in rest:
         if names.is_packed_tar(entry.name) and not names.is_system(entry.name) and not entry.is_dir():
             raise UserError(
-                f"INPUT {str(folder)!r} holds {entry.name!r} among its tars, of a compression that can't be read: "
+                f"INPUT {str(folder)!r} holds {entry.name!r} among its tars, with a compression that is not supported: "
                 "unpack it to a .tar, or move it out of the folder"
             )
     return tuple(str(entry) for entry in rest)
@@ -123,8 +123,8 @@ def _check_class_tars(text: str, locations: Sequence[str]) -> None:
         other = seen.setdefault((str(Path(path).parent), stem), path)
         if other != path:
             raise UserError(
-                f"INPUT {text!r} holds {Path(other).name!r} and {Path(path).name!r}, both of class {stem!r}: leave one "
-                "of them there (an unpacking that was interrupted leaves both)"
+                f"INPUT {text!r} holds {Path(other).name!r} and {Path(path).name!r}, both of class {stem!r}: remove "
+                "one of them (an interrupted unpacking leaves both)"
             )
 
 
@@ -157,8 +157,8 @@ def _check_tar(location: str, seekable: bool) -> None:
     if not looks_like_tar(start):
         kind = "tar" if seekable else "gzipped tar"
         raise UserError(
-            f"INPUT {location!r} is no {kind} and no folder (it starts with {start[:8].hex(' ')}): name a release's "
-            "tar, a folder of tars, or a folder that holds a folder of images for each class"
+            f"INPUT {location!r} is not a {kind} or a folder (it starts with {start[:8].hex(' ')}): name a release's "
+            "tar, a folder of tars, or a folder with one folder of images per class"
         )
 
 

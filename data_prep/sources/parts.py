@@ -66,7 +66,7 @@ def _tar_parts(source: Source) -> list[Part]:
     if found and packed:
         raise tar_images.packed_class_tar(location, packed)
     if not found and not loose:
-        raise UserError(f"INPUT {location!r} is an empty tar: it holds no images and no <wnid>.tar members")
+        raise UserError(f"INPUT {location!r} is an empty tar: it contains no images and no <wnid>.tar members")
     return [*found, *([Part(source, location)] if loose else [])]
 
 
@@ -80,16 +80,14 @@ def _folder_parts(source: Source) -> list[Part]:
     if not folders:
         if any(names.class_in_name(path.name) for path in Path(location).iterdir()):
             return [Part(source, location)]
-        raise UserError(
-            f"INPUT {location!r} has no class folders and no tars: images must lie in INPUT/<class>/<image>"
-        )
+        raise UserError(f"INPUT {location!r} has no class folders and no tars: images must be at INPUT/<class>/<image>")
     wnids = [names.class_name(wnid) for wnid in _numbered(source, folders) or folders]
     by_name: dict[str, str] = {}
     for name, wnid in zip(folders, wnids, strict=True):
         if wnid in by_name:
             raise UserError(
-                f"INPUT {location!r} holds the folders {printable(by_name[wnid])!a} and {printable(name)!a}, which "
-                f"are one class, {wnid!r}: move the images of one to the other"
+                f"INPUT {location!r} contains the folders {printable(by_name[wnid])!a} and {printable(name)!a}, which "
+                f"are the same class, {wnid!r}: move the images of one to the other"
             )
         by_name[wnid] = name
     classes = [Part(source, str(Path(location) / name), wnid) for wnid, name in by_name.items()]

@@ -37,7 +37,7 @@ def rows(part: Part, on_bytes: Any = lambda _: None) -> Iterator[Row]:
         stream = streams.open_stream(part.location, on_bytes)
         tar = Tar(stream.read, source.names[part.location], streaming=True, number=part.number)
         yield from checked(_tar_rows(part, tar, None), part.location)
-        while not stream.ended:  # what follows the tar: its end decides whether gzip's checksum and the command held
+        while not stream.ended:  # read past the tar: errors of gzip's checksum and of the command show at the end
             stream.skip()
 
 
@@ -73,10 +73,10 @@ def _file_row(part: Part, entry: "os.DirEntry[str]", inside: str, name: str) -> 
     if names.is_system_path(inside):
         return RejectRow(source, wnid, size_of(entry), "system_file", tar_images.SYSTEM_FILE)
     if not entry_is(entry, os.DirEntry.is_file):
-        return RejectRow(source, wnid, 0, "not_a_file", "neither a file nor a link to one")
+        return RejectRow(source, wnid, 0, "not_a_file", "not a file or a link to one")
     size = retry.steadily(entry.stat, entry.path).st_size
     if not names.is_image(entry.name):
-        return RejectRow(source, wnid, size, "other_file", "the ending is no image's")
+        return RejectRow(source, wnid, size, "other_file", "not an image extension")
     if size > LARGEST_FILE:
         return RejectRow(source, wnid, size, "too_large", f"{size:,} bytes, more than {LARGEST_FILE:,}")
     if not wnid:
@@ -103,7 +103,7 @@ def _reject_beside(entry: "os.DirEntry[str]", inside: str, form: Form) -> Reject
         return RejectRow(inside, "", size, "system_file", tar_images.SYSTEM_FILE)
     what = "class folders" if form == "folder" else "tars"
     if not names.is_image(entry.name):
-        return RejectRow(inside, "", size, "other_file", f"beside the {what}, and no image by its ending")
+        return RejectRow(inside, "", size, "other_file", f"beside the {what}, not an image extension")
     return RejectRow(inside, "", size, "no_class", f"an image beside the {what}")
 
 

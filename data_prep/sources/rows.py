@@ -11,8 +11,8 @@ class ImageRow(NamedTuple):
     file: str  # that holds the bytes
     offset: int
     size: int
-    data: bytes = b""  # the bytes, where the source is a stream: they can't be read later
-    tar: int = 0  # number of the tar or folder, where another may have an image of the same class and name
+    data: bytes = b""  # the bytes if the source is a stream, which can't be read again later
+    tar: int = 0  # number of the tar or folder if another may have an image of the same class and name
 
 
 class RejectRow(NamedTuple):

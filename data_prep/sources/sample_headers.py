@@ -17,7 +17,7 @@ from pipeline.dataset.format import INDEX_SCHEMA
 
 WINDOW = 2048  # bytes: a .cls member with its header, and the next header, in one read
 JPEGS = frozenset({"jpg", "jpeg", "JPEG", "JPG"})
-INDEX_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])  # the class as it stands in the tar
+INDEX_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])  # the class as written in the tar
 
 
 class Tar(NamedTuple):
@@ -45,7 +45,7 @@ def index_tar(tar: Tar) -> tuple[pa.Table, list[RejectRow]]:
     try:
         _find_samples(fd, tar, found, left_out)
     except DamagedTarError as error:
-        raise UserError(f"{str(tar.path)!r} is damaged, {error}: get it again, or move it out of the folder") from None
+        raise UserError(f"{str(tar.path)!r} is damaged, {error}: download it again, or move it away") from None
     finally:
         os.close(fd)
     return _table(found, tar.split, tar.shard), left_out

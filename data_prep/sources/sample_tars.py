@@ -61,8 +61,8 @@ def is_number(text: str) -> bool:
 class Peek:
     """What the first members of some tars look like."""
 
-    samples: bool = False  # whether an image has another member of its stem, or a .cls member is there
-    labelled: bool = False  # whether a .cls member is there
+    samples: bool = False  # whether an image has another member with its stem, or there is a .cls member
+    labelled: bool = False  # whether there is a .cls member
     endings: set[str] = field(default_factory=set)  # of members of samples
     keys: set[str] = field(default_factory=set)  # of a .json member
 
@@ -75,7 +75,7 @@ def peek(seen: Peek, members: Iterable[Member], read: Read, most: int, folders: 
     before = ""  # the key of the member before
     beside: set[str] = set()  # endings of its members
     for member in islice(members, most):
-        if is_class_tar(member):  # gigabytes of a stream, to look behind a few of these
+        if is_class_tar(member):  # looking behind several of these would read gigabytes of a stream
             return
         if member.kind != "file" or is_system_path(member.name):
             continue
@@ -109,8 +109,8 @@ def no_label(given: str, seen: Peek) -> str:
     ways += ["--label json:KEY"] if any(ending.endswith("json") for ending in seen.endings) else []
     keys = f" (its keys: {', '.join(sorted(seen.keys)[:12])})" if seen.keys else ""
     return printable(
-        f"INPUT {given!r} holds WebDataset samples of {endings} members, none of them .cls: say which one holds the "
-        f"class by {' or '.join(ways)}{keys}, or give --source tars if each tar is one class"
+        f"INPUT {given!r} holds WebDataset samples of {endings} members, none of them .cls: name the one with the "
+        f"class with {' or '.join(ways)}{keys}, or give --source tars if each tar is one class"
     )
 
 
@@ -145,7 +145,7 @@ def samples(
             yield left_out(image[0].size, "no_class", f"the sample has {what}")
         elif found:
             labels += 1
-            yield left_out(0, "other_file", "the sample has no member with an image's ending")
+            yield left_out(0, "other_file", "the sample has no member with an image extension")
 
     for member in scan(tar.read, 0, end, whole=True):
         if member.kind == "directory":
@@ -175,6 +175,6 @@ def samples(
     yield from sample()
     if images and labels and not whole:
         raise UserError(
-            f"INPUT {tar.file!r} has images and .{label.ending} members apart, and the members of a sample must lie "
-            "side by side: write the tar anew with its members sorted by name (tar --sort=name)"
+            f"INPUT {tar.file!r} has images and .{label.ending} members that are not adjacent, as the members of a "
+            "sample must be: rewrite the tar with its members sorted by name (tar --sort=name)"
         )

@@ -27,15 +27,15 @@ class Source:
     locations: tuple[str, ...]  # tars, or the one folder
     seekable: bool  # else its images can only be read in order
     devkit: Devkit | None = None
-    class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, where known
+    class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, if known
     ours: bool = False  # webdataset: made by data_prep.shard, which escapes characters of names in keys
-    label: Label = sample_tars.CLS  # webdataset: where a sample's class is
-    guessed: bool = False  # whether the form was found by looking at INPUT
-    beside: tuple[str, ...] = ()  # paths of what lies in INPUT's folder and isn't of the form
+    label: Label = sample_tars.CLS  # webdataset: the member with a sample's class
+    guessed: bool = False  # whether the form was detected from INPUT
+    beside: tuple[str, ...] = ()  # paths of other files in INPUT's folder
 
     @cached_property
     def numbered(self) -> bool:
-        """Whether the class list is of numbers, so that a number in a tar can't be one of its names."""
+        """Whether the class list has class numbers, so that a number in a tar can't be a class name."""
         return all(wnid.isdecimal() for wnid in self.class_list)
 
     @cached_property
@@ -55,11 +55,11 @@ class Part:
 
     source: Source
     location: str
-    wnid: str = ""  # of a class's tar or folder; "" for a whole tar
-    start: int = 0  # bytes, of a class's tar inside ``location``
-    end: int | None = 0  # None: where the stream ends
-    number: int = 0  # of a tar, where another may hold images of the same classes and names
-    beside: bool = False  # what lies in ``location`` beside the classes or tars
+    wnid: str = ""  # class of a class tar or folder; "" for a whole tar
+    start: int = 0  # bytes: where a class tar begins in ``location``
+    end: int | None = 0  # None: the end of the stream
+    number: int = 0  # number of the tar if another may have images of the same classes and names
+    beside: bool = False  # the other files in ``location``, beside classes or tars
 
 
 def told_apart_by(source: Source) -> Callable[[int], str] | None:
@@ -80,8 +80,8 @@ def class_of_label(source: Source, label: str) -> str:
         name = names.class_name(label)
         if sample_tars.is_number(label) and name not in source.class_list:
             raise UserError(
-                f"INPUT has the label {label!r}, which is no class number (0, 1, 2, ...): leave these samples out (-1 "
-                "marks images without a label), or name the classes by --classes FILE"
+                f"INPUT has the label {label!r}, which is not a class number (0, 1, 2, ...): remove these samples (-1 "
+                "marks images without a label), or name the classes with --classes FILE"
             )
         return name
     if source.class_list and not source.numbered and label in source.class_list:
@@ -89,7 +89,7 @@ def class_of_label(source: Source, label: str) -> str:
     if source.class_list and int(label) >= len(source.class_list):
         raise UserError(
             f"INPUT has class number {label}, but the class list has {len(source.class_list)} classes: "
-            "give the list it was made with by --classes FILE"
+            "give its list with --classes FILE"
         )
     return source.class_list[int(label)] if source.class_list else f"{int(label):05d}"
 

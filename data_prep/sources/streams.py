@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
 
 CHUNK = 1 << 20  # bytes read at a time
-PATIENCE = 600.0  # seconds without a byte until we give up on a server that has answered
+PATIENCE = 600.0  # seconds without a byte before we give up on a server that has answered
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a request is repeated; doubles each time
 STALL = 30.0  # seconds without a byte after which a request has failed
 REFUSED = (401, 403, 404, 410)  # HTTP statuses that a retry doesn't change
@@ -96,7 +96,7 @@ def _from_file(path: str) -> Iterator[bytes]:
 def _read_on(descriptor: int, at: int, path: str) -> bytes:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return retry.pread(descriptor, CHUNK, at, path)
-    return os.read(descriptor, CHUNK)  # a FIFO, which has no positions
+    return os.read(descriptor, CHUNK)  # a FIFO doesn't support positioned reads
 
 
 def _from_command(command: str) -> Iterator[bytes]:
@@ -107,7 +107,7 @@ def _from_command(command: str) -> Iterator[bytes]:
         try:
             while chunk := process.stdout.read(CHUNK):
                 yield chunk
-        except BaseException:  # whatever stops us stops the command, and all that it has started
+        except BaseException:  # on any error, also stop the command and everything it started
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
@@ -125,12 +125,12 @@ def _from_url(url: str) -> Iterator[bytes]:
     backoff, came = retry.Backoff(PAUSE, LONGEST_PAUSE, PATIENCE), xxhash.xxh3_128()
     while True:
         try:
-            from fsspec.core import url_to_fs  # only where it is asked for: it is an extra
+            from fsspec.core import url_to_fs  # imported on demand: an optional dependency
 
             system, path = url_to_fs(url, **_settings(url))
             with system.open(path, "rb", block_size=blocks) as file:
-                if size and file.size and size != file.size:  # neither is known of all servers
-                    raise UserError(f"INPUT {url!r} had {size} bytes and has {file.size}: it changed while it was read")
+                if size and file.size and size != file.size:  # some servers don't state the size
+                    raise UserError(f"INPUT {url!r} had {size} bytes and has {file.size}: it changed while it was read: run again")
                 size = size or file.size
                 if blocks and file.size is not None:
                     file.seek(at)
@@ -150,9 +150,9 @@ def _from_url(url: str) -> Iterator[bytes]:
             ) from None
         except UserError:
             raise
-        except Exception as error:  # aiohttp and botocore, below fsspec, have exceptions of their own
+        except Exception as error:  # fsspec passes on aiohttp's and botocore's own exceptions
             cause = _cause(error)
-            if blocks and "support range requests" in str(cause):  # a server that sends all or nothing
+            if blocks and "support range requests" in str(cause):  # a server without range requests
                 blocks = 0
                 continue
             status = getattr(cause, "status", 0)
@@ -170,11 +170,11 @@ def _skip(file: Any, size: int, digest: bytes, url: str, backoff: retry.Backoff)
         again.update(chunk)
         size -= len(chunk)
     if size or again.digest() != digest:
-        raise UserError(f"INPUT {url!r} changed while it was read: give a source that stays as it is, then run again")
+        raise UserError(f"INPUT {url!r} changed while it was read: give a source that doesn't change, then run again")
 
 
 def _settings(url: str) -> dict[str, Any]:
-    """For http: no time limit for the whole file, which aiohttp sets by default; proxies from the environment."""
+    """Options for http: no limit on the total time, which aiohttp sets by default; proxies from the environment."""
     if not url.startswith("http"):
         return {}
     import aiohttp

@@ -38,7 +38,7 @@ class Member(NamedTuple):
     offset: int  # of the payload's first byte
     size: int  # of the payload, bytes; 0 for what has none
     kind: str  # "file", "directory", or what else it is: "symlink", "hard link", "device", "fifo", "sparse file", ...
-    head: bytes = b""  # the payload where it is small and was read along with the header; else empty
+    head: bytes = b""  # the payload if it is small and was read along with the header; else empty
 
 
 _KINDS = {
@@ -126,7 +126,7 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None, *, whol
                 kind, size = "directory", 0  # V7's way to write one
         elif kind in _WITHOUT_PAYLOAD:
             size = 0
-        elif typeflag == b"S":  # GNU's old form: the map of its pieces may go on in blocks of its own
+        elif typeflag == b"S":  # GNU's old form: the map of its pieces may continue in further blocks
             more = header[482:483]
             while more != b"\0" and (block := read(payload, BLOCK)):
                 payload += BLOCK
@@ -137,7 +137,7 @@ def scan(read: Read, start: int, end: int | None, fd: int | None = None, *, whol
         yield Member(name, payload, size, kind)
     if not marked:
         raise DamagedTarError(
-            f"it ends at byte {position} without an end marker, as if cut short (where it is whole, add one by "
+            f"it ends at byte {position} without an end marker, as if cut short (if it is complete, add one with "
             "`truncate -s +1024`)"
         )
 

@@ -18,18 +18,18 @@ from data_prep.sources.rows import ImageRow, RejectRow, Row
 from data_prep.sources.tar_headers import Member, Read, scan
 from pipeline.core.errors import UserError, printable
 
-SYSTEM_FILE = "a hidden file or one of a file manager's, not an image"  # detail of a reject
+SYSTEM_FILE = "a hidden file or a file manager's file, not an image"  # detail of a reject
 EMPTY_CLASS = "the class has no images"
 
 
 class Tar(NamedTuple):
-    """A tar to walk: how to read it, and what its rows say of where they are."""
+    """A tar to walk: how to read it, and the location that its rows state."""
 
     read: Read
     file: str
     streaming: bool
-    fd: int | None = None  # of the file, where it isn't a stream
-    number: int = 0  # among a source's tars
+    fd: int | None = None  # file descriptor, if it isn't a stream
+    number: int = 0  # number among a source's tars
 
     def image(self, wnid: str, name: str, member: Member) -> ImageRow:
         data = self.read(member.offset, member.size) if self.streaming else b""
@@ -46,7 +46,7 @@ def problem(member: Member, wnid: str, where: str = "") -> RejectRow | None:
     elif name == ".." or name.startswith(("/", "../")) or "/../" in name or name.endswith("/.."):
         reason, detail = "unsafe_path", "the tar member's path leaves its folder"
     elif not is_image(name):
-        reason, detail = "other_file", "the ending is no image's"
+        reason, detail = "other_file", "not an image extension"
     elif member.size > LARGEST_FILE:
         reason, detail = "too_large", f"{member.size:,} bytes, more than {LARGEST_FILE:,}"
     else:
@@ -61,8 +61,8 @@ def is_class_tar(member: Member) -> bool:
 def packed_class_tar(file: str, member: Member) -> UserError:
     """The error for a compressed tar among class tars: without it, its class would be missing."""
     return UserError(
-        f"INPUT {file!r} holds the compressed tar {printable(member.name)!r} among class tars, where it can't be read: "
-        "unpack INPUT and gunzip this one"
+        f"INPUT {file!r} holds the compressed tar {printable(member.name)!r} among class tars, which can't be read: "
+        "unpack INPUT and decompress this tar"
     )
 
 
@@ -78,11 +78,11 @@ def class_tar(
     ``guessed``: that it is of one class was a guess, so labels in it are a UserError, and a tar that is named after a
     split has its images' classes in their names, if they have any: Hugging Face's ``train_images_0.tar.gz``.
     """
-    before = ""  # name of the image before
+    before = ""  # name of the previous image
     of_split = guessed and splits.has_word(wnid)
     for member in scan(tar.read, start, end, tar.fd, whole=whole):
         name = member.name
-        if (  # the usual member: there are millions
+        if (  # the common case: there are millions
             member.kind == "file"
             and is_image(name)
             and "/" not in name
@@ -104,7 +104,7 @@ def class_tar(
             if guessed and reject.reason == "other_file" and _is_of_sample(name, before):
                 raise UserError(
                     f"INPUT {tar.file!r} holds WebDataset samples, such as {printable(name)!r} beside "
-                    f"{printable(before)!r}: give --source webdataset with --label for the member that holds the "
+                    f"{printable(before)!r}: give --source webdataset with --label for the member with the "
                     "class, or --source tars if each tar is one class"
                 )
             yield reject

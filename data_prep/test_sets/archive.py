@@ -1,4 +1,4 @@
-"""The files in a download (folder, tar, gzipped tar or zip): where the bytes of each lie."""
+"""The files in a download (folder, tar, gzipped tar or zip), and the location of their bytes."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ class Entry(NamedTuple):
     """A file in a download."""
 
     name: str  # inside the download, "/" between parts
-    file: Path  # that holds the bytes
+    file: Path  # contains the bytes
     offset: int
     size: int  # bytes in ``file``
     deflated: bool = False  # the bytes are a raw deflate stream
@@ -79,7 +79,7 @@ def _in_zip(path: Path) -> Iterator[Entry]:
                 if member.is_dir():
                     continue
                 if member.flag_bits & ENCRYPTED:
-                    raise UserError(f"{str(path)!r} has a password: unpack it, and leave the folder in its place")
+                    raise UserError(f"{str(path)!r} has a password: unpack it, and keep the folder beside it")
                 if member.compress_type not in (STORED, DEFLATED):
                     raise UserError(f"{str(path)!r} is compressed by method {member.compress_type}: unpack it")
                 file.seek(member.header_offset)

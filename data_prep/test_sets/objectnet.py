@@ -24,7 +24,7 @@ def classes_of_folders(files: Mapping[str, bytes], source: Path) -> dict[str, tu
     missing = [name for name in MAPPINGS if name not in files]
     if missing:
         raise UserError(
-            f"{str(source)!r} lacks mappings/{missing[0]}: download ObjectNet again, with its folder mappings"
+            f"{str(source)!r} has no mappings/{missing[0]}: download ObjectNet again, with its folder mappings"
         )
     try:
         folders: dict[str, str] = json.loads(files["folder_to_objectnet_label.json"])
@@ -39,6 +39,4 @@ def classes_of_folders(files: Mapping[str, bytes], source: Path) -> dict[str, tu
             if label in overlapping
         }
     except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"the mappings of {str(source)!r} don't fit together ({error!r}): download them again"
-        ) from None
+        raise UserError(f"the mappings of {str(source)!r} are inconsistent ({error!r}): download them again") from None

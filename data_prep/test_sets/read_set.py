@@ -22,7 +22,7 @@ _WNID = re.compile(r"n\d{8}")
 
 
 class LabelledImage(NamedTuple):
-    """Where an image's bytes are, and which class it shows."""
+    """The location of an image's bytes, and its class."""
 
     entry: Entry
     label: int  # index into Images.classes
@@ -31,7 +31,7 @@ class LabelledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """A set's images of classes that ImageNet has, and these classes: the wnids of each (several for ObjectNet's)."""
+    """A set's images of classes in ImageNet, and the wnids of each class (several for ObjectNet's)."""
 
     test_set: TestSet
     classes: tuple[tuple[str, ...], ...]
@@ -40,7 +40,7 @@ class Images:
 
 
 def read(test_set: TestSet, downloads: Sequence[Path], cache: Path, *, partial: bool = False) -> Images:
-    """``partial``: take a download that lacks images. ``cache``: folder for what can't be read in place."""
+    """``partial``: accept a download that lacks images. ``cache``: folder for unpacked downloads."""
     source = downloads[0]
     if (source / "dataset.json").is_file():
         found = list(_of_dataset(source))
@@ -48,11 +48,11 @@ def read(test_set: TestSet, downloads: Sequence[Path], cache: Path, *, partial: 
         files = [entry for download in downloads for entry in entries(download, cache)]
         found = list(_of_files(test_set, files, source))
     if not found:
-        raise UserError(f"{str(source)!r} holds no images of {test_set.title}: {test_set.get}")
+        raise UserError(f"{str(source)!r} contains no images of {test_set.title}: get it from {test_set.get}")
     if len(found) not in test_set.images and not partial:
         raise UserError(
-            f"{str(source)!r} holds {len(found):,} images and {test_set.title} has {test_set.images[0]:,}: download it "
-            "again, or add --partial to evaluate what is there"
+            f"{str(source)!r} has {len(found):,} images, but {test_set.title} has {test_set.images[0]:,}: download it "
+            "again, or add --partial to evaluate these"
         )
     classes = sorted({wnids for _, wnids, _ in found if wnids})
     index = {wnids: place for place, wnids in enumerate(classes)}
@@ -105,7 +105,7 @@ def _of_files(test_set: TestSet, files: list[Entry], source: Path) -> Iterator[F
                 continue  # the "extra" corruptions
         if not wnid:
             raise UserError(
-                f"{str(source)!r} holds {printable(image.name)!r}, which shows no class of {test_set.title}: "
+                f"{str(source)!r} holds {printable(image.name)!r}, which is not of a class of {test_set.title}: "
                 f"{test_set.get}"
             )
         yield image, (wnid,), part

@@ -31,8 +31,8 @@ from pipeline.core.files import xxh3_128
 from pipeline.dataset import format as dataset_format
 from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
-READ_AHEAD = 32  # images whose bytes the kernel is asked to fetch before they are needed
-THUMBNAILS = 8  # rejected images of a shard of which a thumbnail is kept
+READ_AHEAD = 32  # images that the kernel is asked to read in advance
+THUMBNAILS = 8  # rejected images per shard that keep a thumbnail
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ShardTask:
     split: str
     shard: int
     options: ImageOptions
-    laid_down: Path | None = None  # work file with its images, if the source is a stream
+    laid_down: Path | None = None  # work file with the shard's images, if the source is a stream
     loose: bool = False  # whether each image is a file of its own
 
     @property
@@ -148,8 +148,8 @@ class SourceFiles:
                 self._file = file
             if self._loose and (found := retry.steadily(lambda: os.fstat(self._fd), file).st_size) != size:
                 raise UserError(
-                    f"{os.fsdecode(file)!r} has changed since INPUT was listed ({size} bytes then, {found} now): put "
-                    "it back and run again, or delete OUTPUT to start over"
+                    f"{os.fsdecode(file)!r} has changed since INPUT was listed ({size} bytes then, {found} now): "
+                    "restore it and run again, or delete OUTPUT to start over"
                 )
             data = retry.pread(self._fd, size, offset, file)
             while len(data) < size:
@@ -158,7 +158,7 @@ class SourceFiles:
                     raise RejectedError("truncated", f"the source file ends {size - len(data)} bytes early")
                 data += more
         except FileNotFoundError:
-            raise UserError(f"{os.fsdecode(file)!r} was in INPUT and is gone: put it back, then run again") from None
+            raise UserError(f"{os.fsdecode(file)!r} was in INPUT and is gone: restore it, then run again") from None
         except PermissionError as error:
             raise RejectedError("unreadable", f"{error.strerror}") from None
         return data
@@ -176,7 +176,7 @@ def read_done(path: Path) -> ShardInfo | None:
     try:
         with path.open("rb") as file, ipc.open_file(file) as reader:
             return ShardInfo(**json.loads(reader.schema.metadata[b"shard"]))
-    except (pa.ArrowInvalid, OSError):  # half written by a machine that lost power
+    except (pa.ArrowInvalid, OSError):  # partly written when the machine lost power
         return None
 
 

@@ -33,7 +33,7 @@ def finalize(
     if missing:
         raise UserError(
             f"{len(missing)} of {len(expected)} shards of {str(output)!r} are missing ({', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}): run the tasks that make them, then --finalize again"
+            f"{', ...' if len(missing) > 5 else ''}): run the tasks that write them, then --finalize again"
         )
     finished = [info for info in infos if info]
     kept = [info for info in finished if info.samples]
@@ -46,7 +46,7 @@ def finalize(
     write_parquet(output / "index.parquet", INDEX_SCHEMA, rows)
     rejects = write_parquet(output / "rejects.parquet", REJECTS_SCHEMA, _rejects(output, expected))
     dataset = describe(output, name=name, seed=seed, options=options, classes=classes, made=kept, rejects=rejects)
-    for left in output.glob(".*.tmp"):  # of killed runs
+    for left in output.glob(".*.tmp"):  # left by killed runs
         left.unlink()
     shutil.rmtree(work_folder.work_folder(output), ignore_errors=True)
     return dataset
@@ -57,8 +57,8 @@ def check_sizes(output: Path, info: DatasetInfo) -> None:
     wrong = [shard.file_name for shard in info.shards if not _has_size(output / shard.file_name, shard.bytes)]
     if wrong:
         raise UserError(
-            f"OUTPUT {str(output)!r} was finished, and {len(wrong)} of its shards are missing or cut short since "
-            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): bring them back, or delete OUTPUT"
+            f"OUTPUT {str(output)!r} was finished, but {len(wrong)} of its shards are now missing or cut short "
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): restore them, or delete OUTPUT to start over"
         )
 
 

@@ -16,8 +16,8 @@ except ImportError:
     _sample = None  # type: ignore[assignment]
 
 RECORD = 20 * BLOCK  # tars are padded to a record, as tar and tarfile do
-_FLUSH = 1 << 20  # bytes gathered before a write: few enough to be still in the processor's cache
-_BEGIN = 32 << 20  # bytes after which the kernel is asked to begin with the disk's part
+_FLUSH = 1 << 20  # bytes gathered before a write: still in the CPU cache
+_BEGIN = 32 << 20  # bytes after which the kernel is asked to start writing to disk
 
 
 def header(name: str, size: int) -> bytes:
@@ -79,12 +79,12 @@ class ShardWriter:
     def _flush(self) -> None:
         parts = self._parts
         written = os.writev(self._fd, parts) if parts else 0
-        if written < self._gathered:  # a signal, or more than the kernel takes at once
+        if written < self._gathered:  # interrupted by a signal, or more than the kernel accepts at once
             write_all(self._fd, memoryview(b"".join(parts))[written:])
         self._parts, self._gathered = [], 0
         if self.bytes - self._begun >= _BEGIN:
-            # On Linux this starts the write-back of dirty pages and returns, so that the fsync at the end finds little
-            # left to do; what is on disk by then leaves the page cache, where the source's images are of more use.
+            # On Linux this starts the write-back of dirty pages and returns, so that the final fsync has little to do.
+            # Pages on disk by then leave the page cache, which the source's images need more.
             os.posix_fadvise(self._fd, self._begun, self.bytes - self._begun, os.POSIX_FADV_DONTNEED)
             self._begun = self.bytes
 

@@ -1,4 +1,4 @@
-"""Checkpoints that know nothing of ranks: their format, reading, and saving without stopping the step.
+"""Checkpoints that don't depend on the number of ranks: format, reading, and saving in the background.
 
 Reading imports no DeepSpeed; loading into an engine belongs to pipeline.train.resume. Read format.py first.
 """

@@ -1,9 +1,9 @@
 """Checkpoints: their files, which are complete or broken, and reading them. pipeline.checkpoint.saver writes them.
 
 ``RUN/checkpoints/step-00001000/`` holds ``meta.json`` and ``state-000.safetensors`` ...: float32 master weights as
-``param/<name>`` and optimizer moments as ``exp_avg/<name>`` and so on, full-sized, dealt over the files. Nothing in it
-depends on the number of ranks or the ZeRO stage it was saved under, so any can resume from it. ``meta.json`` is written
-last and lists the files' sizes and hashes: it is the mark of a complete checkpoint.
+``param/<name>`` and optimizer moments as ``exp_avg/<name>`` and so on, unsharded, distributed over the files. It does
+not depend on the number of ranks or the ZeRO stage it was saved with, so a run can resume with any others.
+``meta.json`` is written last and lists the files' sizes and hashes: it marks a complete checkpoint.
 """
 
 import logging
@@ -43,7 +43,7 @@ class Meta:
     world_size: int  # number of ranks that saved it; informational
     files: dict[str, dict[str, Any]]  # name -> {"bytes": int, "xxh3_128": str}
     skipped: int = 0  # steps skipped because their gradient was non-finite
-    metrics: dict[str, float] = field(default_factory=dict)  # of an evaluation at this very step
+    metrics: dict[str, float] = field(default_factory=dict)  # from an evaluation at exactly this step
     rollbacks: int = 0  # number of roll-backs to an earlier checkpoint after such steps
     undone: int = 0  # steps whose updates were lost by roll-backs
 
@@ -74,23 +74,23 @@ def newest(checkpoints: Sequence[Path], *, hashes: bool = False) -> Checkpoint |
 
 
 def read_meta(checkpoint: Path) -> Meta:
-    """Raises UserError if ``checkpoint`` isn't a complete checkpoint, or is of another version."""
+    """Raise UserError if ``checkpoint`` isn't a complete checkpoint, or has another format version."""
     path = checkpoint / META
     try:
         meta = from_dict(Meta, read_json(path))
         listed = [(entry["bytes"], entry["xxh3_128"]) for entry in meta.files.values()]
-        number = checkpoint.name.removeprefix("step-")  # a copy may have a name of its own
+        number = checkpoint.name.removeprefix("step-")  # a copy may have another name
         if not listed or (number.isdecimal() and int(number) != meta.step):
             raise ValueError(f"its meta.json is of step {meta.step} with {len(listed)} files")
     except (UserError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{str(checkpoint)!r} is not a complete checkpoint ({error}): name another one") from error
     if meta.format_version != FORMAT_VERSION:
-        raise UserError(f"{str(path)!r} has format_version {meta.format_version}, this code reads {FORMAT_VERSION}")
+        raise UserError(f"{str(path)!r} has format_version {meta.format_version}, but this code reads {FORMAT_VERSION}: use the version that wrote it")
     return meta
 
 
 def _read_sound(checkpoint: Path, *, hashes: bool) -> Checkpoint:
-    """Raises UserError unless the files have the sizes (and hashes) that meta.json lists."""
+    """Raise UserError unless the files have the sizes (and hashes) that meta.json lists."""
     found = Checkpoint(checkpoint, read_meta(checkpoint))
     _check_files(found, hashes=hashes)
     return found
@@ -108,10 +108,10 @@ def _check_files(checkpoint: Checkpoint, *, hashes: bool) -> None:
 
 
 class State(Mapping[str, torch.Tensor]):
-    """The tensors of a checkpoint by key, read when asked for. CPU, float32."""
+    """The tensors of a checkpoint by key, read on access. CPU, float32."""
 
     def __init__(self, checkpoint: Path, meta: Meta | None = None):
-        """``meta``: its meta.json, if that has been read already."""
+        """``meta``: content of meta.json, if already read."""
         names = sorted((meta or read_meta(checkpoint)).files)
         self._files = [safetensors.safe_open(checkpoint / name, framework="pt") for name in names]
         self._where = {key: file for file in self._files for key in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
@@ -143,7 +143,7 @@ def read_weights(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, 
     state = checkpoint.state()
     if not any(key.startswith(prefix) for key in state):
         raise UserError(
-            f"{str(checkpoint.path)!r} holds no averaged weights: train with --train.average, or use the last"
+            f"{str(checkpoint.path)!r} contains no averaged weights: train with --train.average, or use the last"
         )
     return {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
 

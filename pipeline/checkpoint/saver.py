@@ -1,8 +1,8 @@
-"""Writing checkpoints while training goes on: a copy in memory until the weights change again, then the files.
+"""Writing checkpoints while training continues: copy the state to memory before it changes, then write files.
 
-A step only reads the weights and moments until its very end, before which it calls :meth:`Saver.settle`. Each rank's
-thread writes its share and reports so in the store that the ranks share, or why it can't; rank 0's thread waits for all
-reports, writes ``meta.json`` and renames the folder. So threads need no collective, and a folder with its final name is
+A step only reads the weights and moments until its end, where it calls :meth:`Saver.settle`. Each rank's thread writes
+its share and reports success or the error in the store that the ranks share; rank 0's thread waits for all reports,
+writes ``meta.json`` and renames the folder. So threads need no collectives, and a folder with its final name is
 complete.
 """
 
@@ -32,31 +32,31 @@ from pipeline.engine.deepspeed_engine import Engine
 from pipeline.runs.folder import CHECKPOINTS, META, step_of
 from pipeline.runs.ownership import Fence
 
-PATIENCE = timedelta(minutes=30)  # that rank 0 waits for the other ranks' files
-BEST = "eval/top1"  # what keep_best compares
+PATIENCE = timedelta(minutes=30)  # time that rank 0 waits for the other ranks' files
+BEST = "eval/top1"  # the metric of keep_best
 
 
 class Saver:
-    """Of one attempt, on one rank. One checkpoint is written at a time: the next waits for the one before.
+    """Saves one attempt's checkpoints, on one rank. The next save waits for the previous one to finish.
 
-    ``store``: a connection of its own to the store that all ranks share.
+    ``store``: a separate connection to the store that all ranks share.
     """
 
     def __init__(self, config: RunConfig, facts: Mapping[str, Any], store: Store, fence: Fence | None = None) -> None:
         self.config, self.facts, self.fence = config, facts, fence
         self._store = store
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.last = time.monotonic()  # of the latest save's start
-        self._buffers: dict[str, torch.Tensor] = {}  # of the copy, used again by the next one
+        self.last = time.monotonic()  # start of the latest save
+        self._buffers: dict[str, torch.Tensor] = {}  # memory of the copy, reused by the next save
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._told = True  # the others, of the error
+        self._told = True  # whether the other ranks know of the error
         self._settled = threading.Event()
         self._settled.set()
         self._folder = config.run_dir / CHECKPOINTS
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether the clock or the step asks for a checkpoint; the clock is this rank's."""
+        """Whether a checkpoint is due by this rank's clock or by the step."""
         rule = self.config.checkpoint
         by_clock = rule.minutes > 0 and time.monotonic() - self.last >= 60 * rule.minutes
         return step == steps or by_clock or (rule.every > 0 and step % rule.every == 0)
@@ -69,11 +69,11 @@ class Saver:
         counts: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> Path:
-        """Start writing the checkpoint of ``step``; collective. ``metrics``: of an evaluation at this very step;
+        """Start writing the checkpoint of ``step``; collective. ``metrics``: from an evaluation at exactly this step;
         ``counts``: Meta's skipped, rollbacks and undone.
 
-        Tensors are dealt to the ranks by size, so that each writes about its share of the bytes. Raises what went
-        wrong with the checkpoint before: FencedError where a later attempt owns the run folder, OSError, RuntimeError.
+        Tensors are distributed over the ranks by size, so that each writes about the same number of bytes. Raises the
+        previous checkpoint's error: FencedError if a later attempt owns the run folder, OSError or RuntimeError.
         """
         self.finish()
         self.last = time.monotonic()
@@ -82,10 +82,10 @@ class Saver:
         if self.rank == 0:
             if self.fence is not None:
                 self.fence.check()
-            for left in self._folder.glob(".step-*.tmp"):  # of attempts that died while saving
+            for left in self._folder.glob(".step-*.tmp"):  # left by attempts that died while saving
                 shutil.rmtree(left)
             aside.mkdir(parents=True)
-        torch.distributed.barrier()  # the folder is there
+        torch.distributed.barrier()  # wait until the folder exists
         mine, source = self._own_share(engine)
         meta = Meta(
             format_version=FORMAT_VERSION,
@@ -109,7 +109,7 @@ class Saver:
     def settle(self) -> None:
         """Wait until the weights and moments may change. Call before each optimizer step.
 
-        Raises what this rank's thread met since, so that no rank trains on without checkpoints.
+        Raises errors of this rank's thread, so that no rank continues to train without checkpoints.
         """
         self._settled.wait()
         if self._error is not None:
@@ -121,7 +121,7 @@ class Saver:
             return
         self._thread.join()
         self._thread = None
-        if self._error is not None and not self._told:  # rank 0 still waits for our part: our end is what it will see
+        if self._error is not None and not self._told:  # rank 0 still waits for our part: it will see our exit
             raise self._error
         failed: list[str] = [""] * self.world
         torch.distributed.all_gather_object(failed, repr(self._error) if self._error else "")
@@ -132,12 +132,12 @@ class Saver:
                 raise RuntimeError(f"rank {rank} could not write its part of a checkpoint: {fault}")
 
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write an evaluation's into the complete checkpoint of ``step``. Rank 0 only."""
+        """Add an evaluation's metrics to the complete checkpoint of ``step``. Rank 0 only."""
         path = self._folder / folder_name(step)
         write_json(path / META, dataclasses.asdict(dataclasses.replace(read_meta(path), metrics=dict(metrics))))
 
     def _own_share(self, engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """This rank's share: buffers in the host's memory, float32, and what is still to be copied into them."""
+        """This rank's share: float32 buffers in host memory, and the tensors still to be copied into them."""
         load = [0] * self.world
         mine, source = {}, {}
         for key, holder, size, tensor in engine.gather_state():
@@ -148,7 +148,7 @@ class Saver:
                 if key not in self._buffers:
                     self._buffers[key] = torch.empty(tensor.shape, pin_memory=tensor.is_cuda)
                 mine[key] = self._buffers[key]
-                if holder is None:  # made for us, and would pile up
+                if holder is None:  # a temporary that would accumulate
                     mine[key].copy_(tensor, non_blocking=tensor.is_cuda)
                 else:
                     source[key] = tensor
@@ -157,7 +157,7 @@ class Saver:
         return mine, source
 
     def _copy(self, mine: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
-        """In the thread. On a GPU beside the computation, in a stream of its own."""
+        """Copy and write in the thread. On a GPU, copy in a separate stream, concurrently with the computation."""
         on_gpu = any(tensor.is_cuda for tensor in source.values())
         stream = torch.cuda.Stream(next(iter(source.values())).device) if on_gpu else None  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
@@ -191,7 +191,7 @@ class Saver:
                 write_json(aside / META, dataclasses.asdict(dataclasses.replace(meta, files=files)))
                 if self.fence is not None:
                     self.fence.check()
-                shutil.rmtree(final, ignore_errors=True)  # a broken one of this step, skipped at the start
+                shutil.rmtree(final, ignore_errors=True)  # a broken checkpoint of this step, skipped at startup
                 aside.rename(final)
                 flush(final.parent)
                 delete_old(self.config.run_dir, self.config.checkpoint, meta.step)
@@ -200,7 +200,7 @@ class Saver:
                 self._told = False
                 with suppress(OSError):
                     (aside / f"state-{self.rank:03d}.safetensors").unlink(missing_ok=True)  # room for other files
-                with suppress(RuntimeError):  # torch's if rank 0, which has the store, is gone
+                with suppress(RuntimeError):  # torch's error if rank 0, which has the store, has exited
                     report(self._store, meta.step, Report(self.rank, fault=repr(error)))
                     self._told = True
             self._error = error
@@ -208,7 +208,7 @@ class Saver:
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank tells rank 0 of its share: the entries of meta.json's files, or what went wrong."""
+    """A rank's report to rank 0: the entries of meta.json's files, or the error."""
 
     rank: int
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -216,7 +216,7 @@ class Report:
 
 
 def report(store: Store, step: int, what: Report) -> None:
-    """Tell rank 0, once per rank and step. Its last act in the checkpoint's folder, which rank 0 renames upon it."""
+    """Report to rank 0, once per rank and step. Afterwards this rank must not use the folder: rank 0 renames it."""
     number = store.add(f"saved/{step}", 1)
     store.set(f"saved/{step}/{number}", json.dumps(dataclasses.asdict(what)))
 
@@ -226,20 +226,20 @@ def wait_for_all(
 ) -> dict[str, dict[str, Any]]:
     """The entries of all ranks' files, as soon as all are written.
 
-    Raises RuntimeError at the first report of a fault, TimeoutError when reports are missing after ``patience``. That a
-    rank is gone is for the heartbeat to find.
+    Raises RuntimeError at the first reported error, TimeoutError if reports are missing after ``patience``. The
+    heartbeat detects ranks that are gone.
     """
     limit = time.monotonic() + patience.total_seconds()
     missing = set(range(world))
     files: dict[str, dict[str, Any]] = {}
     for number in range(1, world + 1):  # in the order in which they come
         key = f"saved/{step}/{number}"
-        left = max(limit - time.monotonic(), 0.001)  # 0 would be for ever
+        left = max(limit - time.monotonic(), 0.001)  # 0 would wait forever
         try:
             store.wait([key], timedelta(seconds=left))
         except torch.distributed.DistStoreError as error:
             raise TimeoutError(
-                f"{str(folder)!r}: rank(s) {', '.join(map(str, sorted(missing)))} have not written their part in "
+                f"{str(folder)!r}: rank(s) {', '.join(map(str, sorted(missing)))} have not written their part within "
                 f"{patience.total_seconds():.0f} s"
             ) from error
         said = Report(**json.loads(store.get(key)))
@@ -253,16 +253,18 @@ def wait_for_all(
 
 
 def delete_old(run_dir: Path, rule: CheckpointConfig, step: int) -> None:
-    """Keep the newest ``keep_last``, the multiples of ``keep_every`` and the ``keep_best`` best, of those up to
-    ``step``, which was saved just now: what lies above are broken ones that this attempt has skipped."""
+    """Keep the newest ``keep_last``, the multiples of ``keep_every`` and the ``keep_best`` best, and delete the others.
+
+    ``step`` was just saved: checkpoints above it are broken ones that this attempt skipped, and are not touched.
+    """
     paths = [path for path in complete(run_dir) if step_of(path) <= step]
     scores: dict[Path, float | None] = {}
     for path in paths if rule.keep_best else ():
-        with suppress(UserError):  # of a broken one, which has no score
+        with suppress(UserError):  # a broken checkpoint has no score
             scores[path] = read_meta(path).metrics.get(BEST)
     ranked = sorted((path for path in paths if scores.get(path) is not None), key=lambda path: scores[path] or 0.0)
     best = ranked[-rule.keep_best :] if rule.keep_best else []
     for path in paths[: -max(rule.keep_last, 1)]:
         if path not in best and (not rule.keep_every or step_of(path) % rule.keep_every):
-            (path / META).unlink()  # first, so that a half-deleted one isn't taken for complete
+            (path / META).unlink()  # first, so that a partly deleted checkpoint doesn't count as complete
             shutil.rmtree(path)

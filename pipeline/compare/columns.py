@@ -10,7 +10,7 @@ from pipeline.compare.rows import Row, Spread, published
 class Column:
     metric: str
     title: str
-    form: str  # of str.format; {:%} forms are shown in per cent
+    form: str  # for str.format; {:%} forms are shown in percent
 
 
 COLUMNS = (
@@ -26,16 +26,16 @@ COLUMNS = (
 
 
 def number(column: Column, value: float) -> str:
-    return "-" if math.isnan(value) else column.form.format(value).rstrip("%")  # the unit stands in the title
+    return "-" if math.isnan(value) else column.form.format(value).rstrip("%")  # the title has the unit
 
 
 def cell(row: Row, column: Column) -> str:
-    """``84.12``, or ``84.12 ± 0.10`` over seeds; ``-`` where there is none."""
+    """``84.12``, or ``84.12 ± 0.10`` over seeds; ``-`` if there is no value."""
     return _text(row.results.get(column.metric), column)
 
 
 def best_cell(row: Row, column: Column) -> str:
-    """As :func:`cell`, of the best values during the runs."""
+    """Like :func:`cell`, for the best values during the runs."""
     return _text(row.best.get(column.metric), column)
 
 
@@ -58,7 +58,7 @@ def published_cell(row: Row) -> str:
 
 
 def published_texts(row: Row) -> list[str]:
-    """``83.97 (ViT paper, Table 5; +0.12)``: the figure, its source, and how far this row is above it."""
+    """``83.97 (ViT paper, Table 5; +0.12)``: the value, its source, and this row's difference from it."""
     spread = row.results.get("eval/top1")
     texts = []
     for source, figure in published(row.first).items():

@@ -1,8 +1,8 @@
 """The comparison as one HTML page that needs no other file: a table, bars and interactive curves.
 
-Everything that readers need stands in the HTML, so that the page also works without JavaScript, except for the curves.
-page.js adds these, and showing, filtering and sorting; page.css is the look. Names of runs are
-foreign text: escaped here, text nodes there, and the page's policy lets no script run but the two that it came with.
+Tables and bars are plain HTML and work without JavaScript. page.js adds the curves, and showing, filtering and sorting
+rows; page.css is the style. Run names are untrusted text: escaped here, inserted as text nodes in page.js, and the
+page's Content-Security-Policy allows no script but the two embedded ones.
 """
 
 import base64
@@ -20,12 +20,12 @@ from pipeline.compare.suite_rows import TITLE, suite_columns, suite_rows
 from pipeline.runs.curves import COLOURS, TITLES
 
 HERE = Path(__file__).parent
-DARK_BLACK = "#ececec"  # what black becomes on dark paper
-MOST_ROWS_ACROSS = 6  # in the tables of differences; more rows stand below each other
+DARK_BLACK = "#ececec"  # black on a dark background
+MOST_ROWS_ACROSS = 6  # in the tables of differences; more rows are listed vertically
 
 
 def page(rows: Sequence[Row], title: str, made: str, against: str = "samples") -> str:
-    """``made``: when and by which command, for the foot of the page. ``against``: the first x axis of the curves."""
+    """The page's HTML. ``made``: date and command for the footer. ``against``: the curves' initial x axis."""
     data = page_data(rows, against)
     scripts = [
         (HERE / "uplot" / "uPlot.iife.min.js").read_text(encoding="utf-8"),
@@ -41,7 +41,7 @@ def page(rows: Sequence[Row], title: str, made: str, against: str = "samples") -
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{counts}. Runs that differ only in the seed share a row (mean ± standard deviation). "
-        "A fine-tune stands under the run it started from.</p>",
+        "A fine-tune is listed under the run it started from.</p>",
         _TABLE_CONTROLS,
         _results(rows),
         *_test_sets(rows),
@@ -76,8 +76,8 @@ _CURVE_CONTROLS = """<div class="controls needs-script" hidden><label>x axis <se
 <output id="weight">0.00</output></label> <label><input type="checkbox" id="log"> log scale</label>
 <button type="button" id="zoomed" hidden>Reset zoom</button></div>
 <div class="controls needs-script" id="metrics" role="group" aria-label="Metrics" hidden></div>
-<p class="needs-script" hidden>Each seed is a line of its own. Drag to zoom, double-click to reset. With the keyboard,
-the arrow keys read the curves.</p>"""
+<p class="needs-script" hidden>One line per seed. Drag to zoom, double-click to reset. With the keyboard, the arrow keys
+move along and between the curves.</p>"""
 
 
 def _digest(script: str) -> str:
@@ -91,7 +91,7 @@ def _palette() -> str:
 
 
 def dark_colour(colour: str) -> str:
-    """The curve's colour on dark paper."""
+    """The curve's colour on a dark background."""
     return DARK_BLACK if colour == "#000000" else colour
 
 
@@ -178,7 +178,7 @@ def _colour(index: int | None) -> str:
 
 
 def _bars(rows: Sequence[Row]) -> list[str]:
-    """The last value of some metrics by row. The axis of a share ends at 100 %, of others at the largest value."""
+    """Bars of each row's last value of some metrics. The axis ends at 100 % for shares, else at the largest value."""
     colours = row_colours(rows)
     figures = []
     for column in (column for column in COLUMNS if column.metric in BARS):
@@ -205,7 +205,7 @@ def _bars(rows: Sequence[Row]) -> list[str]:
 
 
 def _difference(title: str, found: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> list[str]:
-    """Folded. Fields down, rows across; the other way round once there are many rows."""
+    """A collapsed table with one line per field and one column per row; transposed if there are many rows."""
     if not found:
         return []
     if len(rows) <= MOST_ROWS_ACROSS:

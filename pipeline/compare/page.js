@@ -2,11 +2,11 @@
 /* What a reader can do on compare.html (written by pipeline/compare/html.py, which embeds this file):
 
    - show, hide, filter and sort the rows of the results table; curves and bars follow;
-   - read, smooth and zoom the curves, with the mouse or the keyboard; published courses lie behind them, wide and grey.
+   - read, smooth and zoom the curves, with the mouse or the keyboard; published curves are wide and grey, behind them.
 
-   The numbers come from the JSON in the element "data" (pipeline/compare/page_data.py). All text of runs goes into the
-   page as text nodes, never as HTML. uPlot draws axes and the cursor; the curves are drawn here, since uPlot wants one
-   x axis for all of its series and each run has its own. */
+   The numbers come from the JSON in the element "data" (pipeline/compare/page_data.py). Text from runs is inserted as
+   text nodes, never as HTML. uPlot draws axes and the cursor; the curves are drawn here, since uPlot needs one x array
+   for all of its series and each run has its own. */
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const CHART_HEIGHT = 280; // CSS pixels
@@ -17,11 +17,11 @@ const state = {
   axis: DATA.against,
   smoothing: 0, // weight of the past in an exponential moving average, 0 to 0.99
   log: false,
-  zoom: null, // [from, to] on the x axis, of all charts
+  zoom: null, // [from, to] on the x axis, for all charts
   metrics: new Set(DATA.metrics.slice(0, SHOWN_AT_FIRST).map((metric) => metric.name)),
   hidden: new Set(), // indices of rows whose checkbox is off
   filter: "",
-  focus: null, // index of the row that stands out
+  focus: null, // index of the highlighted row
 };
 let charts = [];
 let colours = new Map(); // shown row -> index of its colour, -1 for grey
@@ -50,7 +50,7 @@ function format(value, percent) {
   return size >= 1e5 ? SHORT.format(value) : PLAIN.format(value);
 }
 
-/* Exponential moving average, corrected for its start (as Adam's moments are), so that it begins at the first value. */
+/* Exponential moving average with Adam's bias correction, so that it begins at the first value. */
 function smooth(values, weight) {
   if (!weight) return values;
   let average = 0, total = 0;
@@ -89,7 +89,7 @@ function shown() {
   return DATA.rows.map((_, row) => row).filter((row) => !state.hidden.has(row) && matches(row));
 }
 
-/* The best rows keep their colours; while few rows are shown, the others take what is free. */
+/* The best rows keep their colours; while few rows are shown, the others take the free ones. */
 function chooseColours() {
   const rows = shown();
   const found = new Map(rows.map((row) => [row, DATA.rows[row].colour]));
@@ -151,8 +151,8 @@ function curvesOf(metric) {
   return [...found, ...referencesOf(metric)];
 }
 
-/* The published courses of this metric that belong to a shown row and have values against the chosen axis: as they
-   were published, never smoothed. They belong to no single row, so their row is null. */
+/* The published curves of this metric that belong to a shown row and have values against the chosen axis: as
+   published, never smoothed. They may belong to several rows, so their row is null. */
 function referencesOf(metric) {
   return DATA.references
     .filter((each) => each.metric === metric.name && each.x[state.axis] && each.rows.some((row) => colours.has(row)))
@@ -170,7 +170,7 @@ function rangeX(curves) {
   return low === high ? [low - 0.5, high + 0.5] : [low, high];
 }
 
-/* From the values inside the x range; never beyond 0 to 100 % for a metric that can't be. */
+/* From the values inside the x range; within 0 to 100 % for metrics in percent. */
 function rangeY(curves, [from, to], metric) {
   let low = Infinity, high = -Infinity;
   for (const { xs, ys } of curves) {
@@ -193,7 +193,7 @@ function colourOf(curve, inFocus = false) {
   return inFocus && index < 0 ? palette.ink : palette[index];
 }
 
-/* Below its chart: which course is drawn, since it has no row in the table. */
+/* Legend of published curves below their chart, since they have no row in the table. */
 function referenceLegend(curves) {
   const lines = curves.filter((curve) => curve.row === null).map((curve) => {
     const mark = element("span", { className: "reference-mark" });
@@ -211,7 +211,7 @@ function drawCurves(chart) {
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
   ctx.lineJoin = "round";
-  // Published courses lie lowest, then grey curves, the row in focus above all
+  // From back to front: published curves, grey curves, coloured curves, the row in focus
   const height = (curve) =>
     curve.row === null ? -1 : curve.row === state.focus ? 2 : colours.get(curve.row) >= 0 ? 1 : 0;
   for (const curve of [...curves].sort((one, other) => height(one) - height(other) || other.row - one.row)) {
@@ -250,7 +250,7 @@ function makeChart(metric) {
   spoken.setAttribute("aria-live", "polite");
   const host = element("div", { className: "chart", tabIndex: 0 }, tooltip);
   host.setAttribute("role", "group");
-  host.setAttribute("aria-label", `${metric.title}: arrow keys read the curves, + and - zoom, Escape resets`);
+  host.setAttribute("aria-label", `${metric.title}: arrow keys move through the curves, + and - zoom, Escape resets`);
   const curves = curvesOf(metric);
   const caption = element("figcaption", { textContent: metric.title });
   const figure = element("figure", {}, caption, host, ...referenceLegend(curves), spoken);
@@ -330,7 +330,7 @@ function hover(chart, left, top) {
   for (const curve of chart.curves) {
     if (x < curve.xs[0] && x < curve.xs[curve.xs.length - 1]) {
       const gap = chart.plot.valToPos(curve.xs[0], "x") - left;
-      if (gap > 12) continue; // this curve begins further right
+      if (gap > 12) continue; // the curve begins to the right of the cursor
     }
     const at = nearest(curve.xs, x);
     if (Math.abs(chart.plot.valToPos(curve.xs[at], "x") - left) > 60 && curve.xs.length > 1) continue;
@@ -342,7 +342,7 @@ function hover(chart, left, top) {
   show(chart, read.slice(0, TOOLTIP_ROWS), left);
 }
 
-/* ``read``: points of curves, the one in focus first. */
+/* Show ``read``, points of curves, in the tooltip; the one in focus comes first. */
 function show(chart, read, left) {
   const { metric, tooltip, plot } = chart;
   const [{ curve, at }] = read;
@@ -361,7 +361,7 @@ function show(chart, read, left) {
   tooltip.replaceChildren(element("div", { className: "head", textContent: head }), ...lines);
   tooltip.hidden = false;
   const space = plot.bbox.left / devicePixelRatio;
-  const right = left > plot.bbox.width / devicePixelRatio / 2; // the tooltip keeps away from the cursor
+  const right = left > plot.bbox.width / devicePixelRatio / 2; // keep the tooltip off the cursor
   tooltip.style.left = right ? "auto" : `${space + left + 14}px`;
   tooltip.style.right = right ? `${chart.host.clientWidth - space - left + 14}px` : "auto";
   chart.point = { curve, at };
@@ -436,7 +436,7 @@ function prepareSorting(table) {
   });
 }
 
-/* Numbers by data-value (rows without one come last), texts by what they say. */
+/* Numbers sort by data-value (rows without one come last), texts alphabetically. */
 function sortedRows(lines, column, descending) {
   const value = (line) => {
     const cell = line.cells[column];

@@ -11,7 +11,7 @@ from pipeline.compare.rows import Row, course
 from pipeline.runs.curves import PERCENT, RUN_CURVES, TITLES, series
 from pipeline.runs.records import Line
 
-MOST_POINTS = 40_000  # of all runs together: the page stays at a few MB, and opens within two seconds
+MOST_POINTS = 40_000  # over all runs: keeps the page at a few MB, so that it opens within two seconds
 FEWEST_POINTS = 100  # per run
 DIGITS = 6  # significant digits of the values
 AXES = {name: (title, source) for name, (source, title) in AGAINST.items()} | {
@@ -20,7 +20,7 @@ AXES = {name: (title, source) for name, (source, title) in AGAINST.items()} | {
 
 
 def page_data(rows: Sequence[Row], against: str) -> dict[str, Any]:
-    """What page.js reads: axes, metrics, colours, each run's columns, and published courses to draw beside them.
+    """What page.js reads: axes, metrics, colours, each run's columns, and published curves to draw beside them.
 
     A run's columns have one entry per kept log line, null where the line lacks the value.
     """
@@ -46,8 +46,8 @@ def page_data(rows: Sequence[Row], against: str) -> dict[str, Any]:
 
 
 def _references(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The published courses of these fine-tunings, one per recipe: the rows that each belongs to, top-1, and x by axis
-    (only axes on which a published epoch has a place)."""
+    """The published curves of these fine-tuning runs, one per recipe: the rows that each belongs to, top-1, and x by
+    axis (only axes that a published epoch can be converted to)."""
     found: dict[str, dict[str, Any]] = {}
     for index, row in enumerate(rows):
         courses = {axis: course(row.first, axis) for axis in AXES}
@@ -59,11 +59,11 @@ def _references(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-_DASHES = {"-": [], "--": [4, 2], "-.": [6, 2, 1, 2], ":": [1, 2]}  # as STYLES: on and off, in widths of the line
+_DASHES = {"-": [], "--": [4, 2], "-.": [6, 2, 1, 2], ":": [1, 2]}  # as STYLES: on and off lengths in line widths
 
 
 def to_script(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside <script>, whatever names it holds: no ``<``, ``>`` or ``&``."""
+    """JSON that is safe inside <script>, whatever names it contains: no ``<``, ``>`` or ``&``."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -87,11 +87,11 @@ def _columns(run: Run, metrics: Sequence[str], most: int) -> dict[str, Any]:
 
 
 def thinned(lines: Sequence[Line], most: int) -> list[Line]:
-    """About ``most`` of the lines, in order. From each bucket of consecutive lines stay those with the lowest and
-    highest training loss and top-1, so that no spike is lost, and the first and the last of all."""
+    """About ``most`` of the lines, in order. Each bucket of consecutive lines keeps those with the lowest and
+    highest training loss and top-1, so that no spike is lost. The first and the last line are always kept."""
     if len(lines) <= most:
         return list(lines)
-    size = -(-4 * len(lines) // most)  # four of each bucket may stay
+    size = -(-4 * len(lines) // most)  # each bucket keeps up to four
     kept = {0, len(lines) - 1}
     for start in range(0, len(lines), size):
         bucket = range(start, min(start + size, len(lines)))
@@ -108,5 +108,5 @@ def _value(line: Line, name: str) -> float | None:
 
 
 def _rounded(value: float) -> float | None:
-    """Six digits; JSON has no NaN."""
+    """The value with six significant digits; None for NaN, which JSON lacks."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

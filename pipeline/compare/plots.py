@@ -1,4 +1,4 @@
-"""Plots of runs, for screens and paper (PNG, SVG, PDF), in colours that colour-blind readers can tell."""
+"""Plots of runs, for screens and paper (PNG, SVG, PDF), in colours that colour-blind readers can tell apart."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from pipeline.compare.rows import Row, course, rank
 from pipeline.core import plotting
 from pipeline.runs.curves import COLOURS, PERCENT, TITLES, _per_cent, _plain, limit_share, series
 
-# A second mark beside colour, for prints in grey: on and off, in widths of the line
+# Dashes tell curves apart in greyscale prints: on and off lengths in line widths
 STYLES = ("-", "--", "-.", ":", (0, (9, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 3)))
-REFERENCE = "#a0a0a0"  # a published course: darker than the others, and wider than any curve
-OTHERS = "#d0d0d0"  # the rest: between white and the palest colour, also for colour-blind readers and in grey
-MOST_COLOURS = len(COLOURS)  # curves in colour; more can't be told apart
+REFERENCE = "#a0a0a0"  # a published curve: darker than OTHERS, and wider than any run's curve
+OTHERS = "#d0d0d0"  # rows without a colour: between white and the palest one, also to the colour-blind and in greyscale
+MOST_COLOURS = len(COLOURS)  # curves in colour; readers can't tell more apart
 MOST_BARS = 40
-WIDTH = 5.2  # inches: text stays readable where a phone shows it 4 inches wide
+WIDTH = 5.2  # inches: text stays readable when a phone shows the plot 4 inches wide
 LONGEST_NAME = 26  # characters
 CURVES = ("eval/top1", "train/loss", "eval/loss", "train/lr", "train/grad_norm")
 BARS = ("eval/top1", "speed/images_per_second", "progress/goodput", "progress/device_hours")
@@ -33,15 +33,15 @@ AGAINST = {  # command-line name -> (source of the x axis, its title)
 
 
 def row_colours(rows: Sequence[Row]) -> dict[int, int]:
-    """By ``id`` of a row: the index of its colour and dashes. The best rows have one, the others are grey."""
+    """The index of each row's colour and dashes, by ``id`` of the row. Rows beyond the best are grey and have none."""
     best = {id(row) for row in sorted(rows, key=rank)[:MOST_COLOURS]}
     return {row: index for index, row in enumerate(id(row) for row in rows if id(row) in best)}
 
 
 def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
-    """One metric of all rows, every seed its own thin line; the best rows in colour. None where no row has it.
+    """One metric of all rows, one thin line per seed, the best rows in colour. None if no row has the metric.
 
-    A row has one colour in the figures of every metric, whichever rows have that.
+    A row has the same colour in the plot of every metric, whichever rows have that metric.
     """
     colours = row_colours(rows)
     drawn = [row for row in rows if any(series(run.lines, name)[0] for run in row.runs)]
@@ -49,7 +49,7 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    handles: list[Any] = []  # given to the legend: what it finds by itself is without names that begin with _
+    handles: list[Any] = []  # passed to the legend, which would skip names that begin with _
     labels: list[str] = []
     for row in reversed(drawn):
         index = colours.get(id(row), 0)
@@ -87,7 +87,7 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
         loc="outside lower left",
         ncols=2 if len(labels) > 2 else 1,
         frameon=False,
-        handlelength=4,  # long enough for each kind of dashes
+        handlelength=4,  # long enough to show each dash pattern
         fontsize=8,
         title=more,
         title_fontsize=8,
@@ -97,7 +97,7 @@ def draw_curves(rows: Sequence[Row], name: str, against: str) -> Figure | None:
 
 
 def draw_bars(rows: Sequence[Row], name: str) -> Figure | None:
-    """A metric's final value by row, with the spread over seeds. None where no row has it."""
+    """A metric's final value by row, with the spread over seeds. None if no row has it."""
     drawn = [row for row in rows if name in row.results and math.isfinite(row.results[name].mean)][:MOST_BARS]
     if not drawn:
         return None
@@ -125,13 +125,13 @@ def draw_bars(rows: Sequence[Row], name: str) -> Figure | None:
 
 
 def _name(row: Row) -> str:
-    """The first run's name, its middle left out where it is long: names of a sweep mostly differ at their ends."""
+    """The first run's name, shortened in the middle if long: names in a sweep mostly differ at their ends."""
     name, seeds = row.first.name, f" (n={len(row.runs)})" if len(row.runs) > 1 else ""
     return (name if len(name) <= LONGEST_NAME else f"{name[:9]}…{name[-(LONGEST_NAME - 10) :]}") + seeds
 
 
 def draw_all(rows: Sequence[Row], against: str) -> dict[str, Figure]:
-    """By file name without ending."""
+    """All plots, by file name without extension."""
     figures: dict[str, Figure | None] = {}
     for name in CURVES:
         figures[name.replace("/", "_")] = draw_curves(rows, name, against)
@@ -141,5 +141,5 @@ def draw_all(rows: Sequence[Row], against: str) -> dict[str, Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save as PNG, SVG or PDF, by the path's ending."""
+    """Save as PNG, SVG or PDF, by the path's extension."""
     plotting.save(figure, path, dpi=150)

@@ -1,4 +1,4 @@
-"""Reading runs, for comparing: from their folders, or from MLflow where only the server has them."""
+"""Reading runs to compare: from their folders, or from MLflow if only the server has them."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,15 +23,15 @@ class Run:
     """One run as read. ``config`` and ``facts`` are flat, with text values."""
 
     name: str
-    path: str  # run folder, absolute, without links: the same one however it was reached
+    path: str  # run folder, absolute, symbolic links resolved: the same for every path to it
     state: str  # running, finished, failed, killed
     config: dict[str, str]
-    facts: dict[str, str]  # of data, code and origin: digests, commit, package versions, what it started from
+    facts: dict[str, str]  # about data, code and origin: digests, commit, package versions, start weights
     tags: dict[str, str]
-    lines: list[Line]  # those that count
+    lines: list[Line]  # without those that a resumed run repeated
     attempts: int = 1
-    parent: str = ""  # run folder of the pretrain run, as ``path``; empty for none
-    parent_step: str = ""  # of the checkpoint that it started from
+    parent: str = ""  # run folder of the pretrain run, in the form of ``path``; empty if there is none
+    parent_step: str = ""  # step of the checkpoint that it started from
     datasets: dict[str, str] = field(default_factory=dict)  # names of the datasets by digest; the training data first
     suite: dict[str, float] = field(default_factory=dict)  # results of jobs.suite as metrics, if not among the lines
 
@@ -45,7 +45,7 @@ class Run:
         return next(iter(self.datasets.values()), self.facts.get("dataset_digest", "")[:8])
 
     def named(self, value: str) -> str:
-        """``value`` with the datasets' names, if it is a dataset's digest, or several joined by ``+``."""
+        """``value`` with the datasets' names, if it is a dataset digest or several joined by ``+``."""
         parts = value.split("+")
         if not all(part in self.datasets for part in parts):
             return value
@@ -61,8 +61,8 @@ class Run:
 
 
 def find_run_folders(paths: Iterable[Path]) -> list[Path]:
-    """Run folders among ``paths`` and directly inside them, each once. Raises UserError where a path has none."""
-    found: dict[Path, Path] = {}  # as it was named first, by where it is: a link to a run is no other run
+    """Run folders among ``paths`` and directly inside them, each once. Raises UserError if a path has none."""
+    found: dict[Path, Path] = {}  # resolved path -> path as first given: a link to a run is the same run
     for path in paths:
         check_local(path, "RUN")
         if not path.exists():
@@ -71,20 +71,20 @@ def find_run_folders(paths: Iterable[Path]) -> list[Path]:
         inside = [path] if _has_results(path) else [folder for folder in below if _has_results(folder)]
         if not inside and path.is_dir():
             raise UserError(
-                f"RUN {str(path)!r} holds no run (no {METRICS} in it or one level below): name a run folder of "
-                "jobs.pretrain or jobs.finetune"
+                f"RUN {str(path)!r} contains no run (no {METRICS} in it or one level below): name a run folder "
+                "written by vit pretrain or vit finetune"
             )
         for folder in inside:
             found.setdefault(folder.resolve(), folder)
     if not found:
-        raise UserError("RUN: none of the paths is a run folder: name one of jobs.pretrain or jobs.finetune")
+        raise UserError("RUN: none of the paths is a run folder: name one written by vit pretrain or vit finetune")
     return list(found.values())
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs among ``paths`` and directly inside them; a damaged one is left out aloud.
+    """The runs among ``paths`` and directly inside them; a damaged one is skipped with a warning.
 
-    Raises UserError where none is left, and as :func:`find_run_folders`.
+    Raises UserError if none can be read, and as :func:`find_run_folders`.
     """
     folders, found = find_run_folders(paths), list[Run]()
     for folder in folders:
@@ -93,12 +93,12 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
         except UserError as error:
             if folder == folders[-1] and not found:
                 raise
-            print(f"warning: {folder.name} is left out: {error}", file=sys.stderr)
+            print(f"warning: {folder.name} is skipped: {error}", file=sys.stderr)
     return found
 
 
 def _has_results(folder: Path) -> bool:
-    """Whether there is anything to compare: not for a training that Slurm has only tried to start."""
+    """Whether there is anything to compare; False for a run that Slurm has queued but that has not trained yet."""
     return is_run(folder) and ((folder / METRICS).is_file() or (folder / RECORD).is_file())
 
 
@@ -133,7 +133,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _dataset_names(run: Mapping[str, Any]) -> dict[str, str]:
-    """Of the datasets in ``run`` (run.json): the name by digest; also by the digest of several parts together."""
+    """Dataset names in ``run`` (run.json) by digest, including the joint digest of several parts."""
     found = {}
     for context in ("train", "eval"):
         parts = [part for part in run.get("datasets", ()) if part.get("context") == context and part.get("digest")]
@@ -146,10 +146,10 @@ def _dataset_names(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def beginnings(config: Mapping[str, str], parent: Mapping[str, Any], evaluated: str) -> dict[str, str]:
-    """What runs must have in common to be seeds of each other, beside configuration and training data.
+    """What runs must share to be seeds of one row, in addition to configuration and training data.
 
-    ``origin``: which weights a fine-tune started from. ``eval_data``: what its results are of, by ``evaluated``, a
-    digest, or where no one has written that down by the name in the configuration.
+    ``origin``: the weights that a fine-tune started from. ``eval_data``: the data that its results were measured on,
+    by the digest ``evaluated`` or, if that was not recorded, by the name in the configuration.
     """
     origin = ""
     if parent.get("run_dir"):
@@ -163,13 +163,13 @@ def beginnings(config: Mapping[str, str], parent: Mapping[str, Any], evaluated: 
 
 
 def eval_digest(run: Mapping[str, Any]) -> str:
-    """Of the evaluation data, by run.json; empty where it has none, or doesn't say."""
+    """Digest of the evaluation data in run.json; empty if there is none."""
     listed = (part.get("digest", "") for part in run.get("datasets", ()) if part.get("context") == "eval")
     return str(run.get("eval_digest") or "+".join(listed))
 
 
 def evaluated_on(run_dir: Path) -> str:
-    """The data that a run's results are of, for people; equal for runs that can be ranked."""
+    """The data that a run's results were measured on, as text; equal for runs that can be ranked."""
     config = {key: str(value) for key, value in flatten(read_json(run_dir / CONFIG)).items()}
     data = beginnings(config, {}, eval_digest(read_json(run_dir / FACTS))).get("eval_data", "")
     return " ".join(part for part in (data, config.get("data.eval_split", "")) if part)
@@ -184,20 +184,20 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_experiment(name: str, uri: str) -> list[Run]:
-    """The runs of an MLflow experiment, from folders where those are here. Raises UserError where there is none."""
+    """The runs of an MLflow experiment, from their folders if those exist here. Raises UserError if it has none."""
     from mlflow.exceptions import MlflowException  # seconds
     from sqlalchemy.exc import SQLAlchemyError
 
     shown = without_secrets(uri)
     database = database_of(uri)
-    if database is not None and not database.is_file():  # MLflow would make it, without any run
-        raise UserError(f"--mlflow {shown}: there is no file {str(database)!r}")
+    if database is not None and not database.is_file():  # MLflow would create an empty one
+        raise UserError(f"--mlflow {shown}: the file {str(database)!r} does not exist")
     try:
         client = open_client(uri)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             names = ", ".join(item.name for item in client.search_experiments()) or "none"
-            raise UserError(f"--experiment {name!r} is not on the MLflow server {shown}: it has {names}")
+            raise UserError(f"--experiment {name!r} is not on the MLflow server {shown}, which has {names}")
         runs = _search(client, experiment.experiment_id)
         return [_from_mlflow(client, run) for run in runs if run.data.tags.get("stage") != STAGE]
     except (MlflowException, SQLAlchemyError, ImportError) as error:
@@ -221,7 +221,7 @@ def _from_mlflow(client: Any, run: Any) -> Run:
     record = records.read_record(folder) if tags.get("run_dir") else None
     if record is not None and record.key == tags.get("run_key"):
         return read_run(folder)
-    values: dict[tuple[int, str], tuple[int, float]] = {}  # the value with the latest time counts
+    values: dict[tuple[int, str], tuple[int, float]] = {}  # the latest value wins
     for metric in (name for name in run.data.metrics if not name.startswith("system/")):
         for point in client.get_metric_history(run.info.run_id, metric):
             if point.timestamp >= values.get((point.step, metric), (-1, 0.0))[0]:

@@ -1,4 +1,4 @@
-"""Runs side by side: which differ in what, and how well each did. Pure."""
+"""Runs side by side: how they differ, and their results. Pure."""
 
 import math
 import statistics
@@ -15,34 +15,34 @@ from pipeline.config.published import COURSE_BATCH, COURSES, IMAGENET, held_agai
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one metric over seeds."""
+    """Mean and deviation of one metric over seeds."""
 
     mean: float
-    std: float  # of the sample (n - 1); nan for one run
+    std: float  # sample standard deviation (n - 1); nan for one run
     n: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in nothing but the seed: the same settings, data, evaluation data, start weights and code."""
+    """Runs that differ only in the seed: the same settings, data, evaluation data, start weights and code."""
 
     name: str
     runs: tuple[Run, ...]
     depth: int = 0  # 1 under the run it was fine-tuned from, 2 under a fine-tune of that
     results: dict[str, Spread] = field(default_factory=dict)  # the last values, by metric
-    best: dict[str, Spread] = field(default_factory=dict)  # the best values, of the metrics in BEST
+    best: dict[str, Spread] = field(default_factory=dict)  # the best values, for the metrics in BEST
 
     @property
     def first(self) -> Run:
         return self.runs[0]
 
 
-# Metrics whose best value is shown beside the last, and what makes a value the best.
+# Metrics whose best value is shown beside the last, and the function that picks the best.
 BEST: dict[str, Callable[[Iterable[float]], float]] = {"eval/top1": max, "eval/loss": min}
 
 
 def published(run: Run) -> dict[str, float]:
-    """Published top-1 (per cent) that this run's may be held against, by source; empty for other data or sizes."""
+    """Published top-1 (percent) comparable with this run's, by source; empty for other data or sizes."""
     stage = run.config.get("stage", "")
     if run.facts.get("classes") != str(IMAGENET[stage].classes if stage in IMAGENET else None):
         return {}
@@ -50,7 +50,7 @@ def published(run: Run) -> dict[str, float]:
 
 
 def course(run: Run, against: str) -> tuple[list[float], list[float]]:
-    """The published course of this run's fine-tuning: x by ``against`` (samples, step or epochs), top-1 from 0 to 1."""
+    """The published curve of this run's fine-tuning: x by ``against`` (samples, step or epochs), top-1 from 0 to 1."""
     points = COURSES.get(run.config.get("recipe", ""), {}) if published(run) else {}
     samples = IMAGENET["finetune"].images
     scale = {"epochs": 1.0, "samples": float(samples), "step": samples / COURSE_BATCH}.get(against)
@@ -60,7 +60,7 @@ def course(run: Run, against: str) -> tuple[list[float], list[float]]:
 
 
 def select(runs: Iterable[Run], *, recipe: str, tags: Mapping[str, str], parent: str) -> list[Run]:
-    """Those of a recipe (``b16`` or ``finetune b16``), with these tags, fine-tuned from this run (folder or name)."""
+    """Runs of a recipe (``b16`` or ``finetune b16``), with these tags, fine-tuned from this run (folder or name)."""
     return [
         run
         for run in runs
@@ -71,15 +71,17 @@ def select(runs: Iterable[Run], *, recipe: str, tags: Mapping[str, str], parent:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Runs that differ in the seed only become one row; fine-tunes follow their pretrain run. Best first: of those that
-    follow a run, and of the families by their best member."""
+    """Group runs that differ only in the seed into one row; fine-tunes follow their pretrain run.
+
+    Sorted with the best first: the fine-tunes of a run, and the families by their best member.
+    """
     runs = _told_apart(runs)
     by_kind: dict[tuple[object, int], list[Run]] = {}
     met: Counter[tuple[object, ...]] = Counter()
-    for run in sorted(runs, key=lambda run: (run.name, run.path)):  # folders and servers list them differently
+    for run in sorted(runs, key=lambda run: (run.name, run.path)):  # folders and servers list runs in different orders
         kind = _kind(run, runs)
         seed = (kind, run.parent, run.config.get("train.seed"))
-        by_kind.setdefault((kind, met[seed]), []).append(run)  # a seed run twice, or a copy of a run, is no second seed
+        by_kind.setdefault((kind, met[seed]), []).append(run)  # a repeated seed or a copied run isn't a new seed
         met[seed] += 1
     found = [
         Row(
@@ -106,12 +108,12 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         return [replace(row, depth=depth), *below]
 
     families = [family(root) for root in roots]
-    families.sort(key=lambda family: min(map(rank, family)))  # a pretrain run may have no evaluation of its own
+    families.sort(key=lambda family: min(map(rank, family)))  # a pretrain run may not have been evaluated
     return [row for family in families for row in family]
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name get the part of their paths in which they differ: ``alice/b16``, ``bob/b16``."""
+    """Add to runs with the same name the part of their paths that differs: ``alice/b16``, ``bob/b16``."""
     paths: dict[str, list[tuple[str, ...]]] = {}
     for run in runs:
         paths.setdefault(run.name, []).append(Path(run.path).parts)
@@ -125,17 +127,17 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _kind(run: Run, runs: Sequence[Run]) -> tuple[object, ...]:
-    """Equal for runs of one row: the same configuration, code and data, from the same weights, trained to the end.
+    """A key that is equal for runs of one row: same configuration, code, data and start weights, trained to the end.
 
-    Checkpoints at the same step of parents that are one row are as good as the same: the seeds of a whole pipeline.
+    Checkpoints at the same step of parents in one row count as the same start weights: seeds of a whole pipeline.
     """
     parent = next((other for other in runs if other.path == run.parent and other is not run), None)
     above: object = run.facts.get("origin")
     if parent is not None:
         above = (_kind(parent, [other for other in runs if other is not run]), run.parent_step)
-    # the data are compared by their digest, the parent by the origin (facts)
+    # facts hold the dataset digest and the origin, which compare data and parent better than paths do
     config = tuple(sorted((key, value) for key, value in run.config.items() if key not in UNLIKE_SEEDS))
-    if not run.config or run.state != "finished":  # nothing is known of it, or it is at another step: its own row
+    if not run.config or run.state != "finished":  # unknown configuration or another step: a row of its own
         config = (("path", run.path),)
     code = tuple(sorted(item for item in run.facts.items() if item[0].startswith(("code.", "package."))))
     return config, code, run.facts.get("dataset_digest"), run.facts.get("eval_data"), above
@@ -147,13 +149,13 @@ def _name(runs: Sequence[Run]) -> str:
 
 
 def rank(row: Row) -> tuple[float, str]:
-    """Sorts by top-1, the best first."""
+    """Sort key: top-1, the best first."""
     best = row.results.get("eval/top1")
     return (-best.mean if best else math.inf, row.name)
 
 
 def best_values(run: Run) -> dict[str, float]:
-    """The best finite value that each metric in BEST had during the run."""
+    """The best finite value of each metric in BEST during the run."""
     values = {
         name: [line.metrics[name] for line in run.lines if math.isfinite(line.metrics.get(name, math.nan))]
         for name in BEST
@@ -162,7 +164,7 @@ def best_values(run: Run) -> dict[str, float]:
 
 
 def spreads(finals: Iterable[Mapping[str, float]]) -> dict[str, Spread]:
-    """Mean, standard deviation and number of each metric over the runs where it is finite."""
+    """Mean, standard deviation and count of each metric over the runs in which it is finite."""
     values: dict[str, list[float]] = {}
     for final in finals:
         for name, value in final.items():
@@ -182,7 +184,7 @@ def spreads(finals: Iterable[Mapping[str, float]]) -> dict[str, Spread]:
 def differences(rows: Sequence[Row], kind: str = "config") -> dict[str, list[str]]:
     """The fields of ``config`` or ``facts`` that differ between rows, with each row's value.
 
-    Digests of datasets come with the datasets' names.
+    Dataset digests are shown with the datasets' names.
     """
     trees = [getattr(row.first, kind) for row in rows]
     names = sorted({name for tree in trees for name in tree if name not in HIDDEN})

@@ -1,4 +1,4 @@
-"""The best of several runs by a metric of the held-out split, such as a grid of learning rates."""
+"""Selecting the best of several runs, such as a learning-rate grid, by a metric of the held-out split."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """The run that is best, and what it was chosen from."""
+    """The best run, and the runs it was chosen from."""
 
     scores: dict[Path, float | None]  # by run folder; None for a run that failed
     best: Path
@@ -47,7 +47,7 @@ def select(runs: Sequence[Path], by: str) -> Selection:
 
 
 def publish(selection: Selection, *, link: Path | None, sweep: Path | None) -> None:
-    """Make ``link`` point at the best run, and write the scores into the folder ``sweep`` and MLflow's run of it."""
+    """Make ``link`` point at the best run, and write the scores to the folder ``sweep`` and its MLflow run."""
     if link is not None:
         point(link, selection.best)
     if sweep is not None:
@@ -62,7 +62,7 @@ def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:
         status = read_status(run)
         if status is None or status.state in ("running", "stopped"):
             state = status.state if status else "not started"
-            raise UserError(f"RUN {str(run)!r} is not finished ({state}): start it again to resume it, or leave it out")
+            raise UserError(f"RUN {str(run)!r} is not finished ({state}): start it again to resume it, or remove it from the list")
         if status.state == "finished" and metric not in status.metrics:
             raise UserError(
                 f"RUN {str(run)!r} has no metric --by {metric!r} (it has {', '.join(sorted(status.metrics))}): "
@@ -73,23 +73,23 @@ def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:
 
 
 def best(scores: Mapping[Path, float | None], metric: str) -> Path:
-    """The run with the highest score (for a loss: the lowest), the first among equals.
+    """The run with the highest score (the lowest for a loss); the first of equal ones.
 
     Raises UserError if none finished with a finite score.
     """
     finished = {run: score for run, score in scores.items() if score is not None and math.isfinite(score)}
     if not finished:
-        raise UserError(f"RUN: none of the {len(scores)} runs finished, so none is best by {metric}: see their logs")
+        raise UserError(f"RUN: none of the {len(scores)} runs finished, so none can be chosen by {metric}: see their logs")
     sign = -1 if metric.endswith("loss") else 1
     return max(finished, key=lambda run: sign * finished[run])
 
 
 def point(link: Path, run: Path) -> None:
-    """Make ``link`` point at ``run``, in one step."""
+    """Make ``link`` point at ``run``, atomically."""
     if link.exists() and not link.is_symlink():
         raise UserError(f"--link {str(link)!r} exists and is not a symbolic link: name another path")
     if not link.parent.is_dir():
-        raise UserError(f"--link {str(link)!r} can't be made: {str(link.parent)!r} is not a folder")
+        raise UserError(f"--link {str(link)!r} can't be created: {str(link.parent)!r} is not a folder")
     aside = temporary(link)
     aside.symlink_to(run.resolve())
     put_in_place(aside, link)

@@ -1,4 +1,4 @@
-"""The comparison as a table: for the terminal, CSV, JSON, LaTeX. Pure."""
+"""The comparison as a table: terminal, CSV, JSON, LaTeX. Pure."""
 
 import csv
 import io
@@ -18,16 +18,16 @@ from pipeline.config.published_sets import PIXELS, SOURCE
 from pipeline.core.terminal import csv_cell
 
 MOST_ROWS = 60  # in a terminal
-NAME = 16  # characters that a run's name has at least before it is folded
-PUBLISHED = 24  # the same of published figures with their sources
-WIDE = 100  # characters of a window that has room for these
+NAME = 16  # least characters of a run's name before it is wrapped
+PUBLISHED = 24  # least characters of published values with their sources
+WIDE = 100  # window width, in characters, from which published values are shown
 GAP = 2  # between columns
 
 
 def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> list[Table]:
     """The results, then those on test sets, then what differs between the rows in configuration, data and code.
 
-    In a window ``width`` characters wide names are folded, figures never: columns without room are named below.
+    Names are wrapped to fit ``width`` characters, numbers never: columns that don't fit are named below the table.
     """
     shown = rows if everything else rows[:MOST_ROWS]
     columns = [column for column in COLUMNS if any(column.metric in row.results for row in rows)]
@@ -53,7 +53,7 @@ def terminal(rows: Sequence[Row], *, width: int, everything: bool = False) -> li
         table.add_row(*(escape(text) for text in (name, *_state(row), *values, *more)))
     notes = []
     if len(rows) > len(shown):
-        notes.append(f"{len(rows) - len(shown)} more rows: --all, or choose with --recipe, --tag, --parent")
+        notes.append(f"{len(rows) - len(shown)} more rows: use --all, or filter with --recipe, --tag, --parent")
     left = [column.title for column in columns[len(sizes) :]]
     left += ["published"] if any_published and not with_published else []
     notes += _no_room(left)
@@ -104,7 +104,7 @@ def _no_room(titles: Sequence[str]) -> list[str]:
 
 
 def _fitting(texts: Mapping[Column, Sequence[str]], room: int) -> dict[Column, int]:
-    """The first of the columns that fit into ``room`` characters, with their widths; titles may be folded."""
+    """The leading columns that fit into ``room`` characters, with their widths; titles may be wrapped."""
     found: dict[Column, int] = {}
     for column, cells in texts.items():
         size = max(*map(len, cells), *map(len, column.title.split()), 1)
@@ -121,7 +121,7 @@ def _state(row: Row) -> tuple[str, str]:
 
 
 def _differences(title: str, found: dict[str, list[str]], rows: Sequence[Row]) -> Table:
-    """Fields down, runs across; where there are many runs, the values and how many have each."""
+    """One line per field and one column per row; if there are many rows, the values and how many rows have each."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("field", overflow="fold")
     if len(rows) <= 6:
@@ -174,7 +174,7 @@ def _published_test_sets(row: Row) -> dict[str, Any]:
 
 
 def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
+    """None for NaN and inf, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 

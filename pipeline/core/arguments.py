@@ -1,4 +1,4 @@
-"""What people type, in the one form that the parser takes: switches, outputs, and names that are nearly right."""
+"""Normalising what users type before parsing: switches, outputs, and names that are nearly right."""
 
 import dataclasses
 import difflib
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 from pipeline.core.errors import UserError
 
-OUTPUTS = frozenset({"json", "csv"})  # text fields of this name take a file, or - for the standard output
+OUTPUTS = frozenset({"json", "csv"})  # text fields with these names take a file, or - for the standard output
 # timm's, transformers' and the paper's names of our sizes: vit_large_patch16_224, google/vit-large-patch16, ViT-L/16
 _VIT = re.compile(r"(?:vit|deit3?)[-_ ]*(base|large|b|l)[-_/ ]*(?:patch)?(16|32)", re.I)
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """The known name that was probably meant, or ""."""
+    """The known name that the user probably meant, or ""."""
     if (found := _VIT.search(word)) and (size := f"{found[1][0].lower()}{found[2]}") in known:
         deit = f"{size}_deit3"
         return deit if "deit" in word.lower() and deit in known else size
@@ -23,13 +23,13 @@ def nearest(word: str, known: Collection[str]) -> str:
 
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(option, type) of each field of a dataclass, those of dataclasses in it included: ("data.min-area", float)."""
+    """(option, type) of each field of a dataclass, nested dataclasses included: ("data.min-area", float)."""
     hints = typing.get_type_hints(config, include_extras=True)
     for field in dataclasses.fields(config):
         kind, name = hints[field.name], field.name.replace("_", "-")
         if typing.get_origin(kind) is Annotated:
             kind, *more = typing.get_args(kind)
-            if any(getattr(each, "name", None) == "" for each in more):  # tyro.conf.arg(name=""): without a prefix
+            if any(getattr(each, "name", None) == "" for each in more):  # tyro.conf.arg(name=""): no prefix
                 name = ""
         if dataclasses.is_dataclass(kind):
             yield from fields_of(kind, f"{prefix}{name}." if name else prefix)
@@ -38,10 +38,10 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def normalised(args: Sequence[str], config: Any, *, flags: bool) -> list[str]:
-    """``args`` with one spelling for switches and outputs.
+    """``args`` with switches and outputs in one spelling.
 
-    A switch may be written --x, --no-x or --x True|False, whatever the parser takes: alone (``flags``), else with True
-    or False. --json and --csv without a value mean the standard output.
+    Users may write a switch as --x, --no-x or --x True|False. The parser takes it without a value if ``flags``, else
+    with True or False. --json and --csv without a value mean the standard output.
     """
     kinds = dict(fields_of(config))
     switches = {name for name, kind in kinds.items() if kind is bool}
@@ -57,7 +57,7 @@ def normalised(args: Sequence[str], config: Any, *, flags: bool) -> list[str]:
         elif (on := name in switches) or _without_no(name) in switches:
             if not equals and rest and rest[0].lower() in ("true", "false"):
                 value = rest.pop(0)
-            if value.lower() not in ("", "true", "false"):  # the parser names the mistake
+            if value.lower() not in ("", "true", "false"):  # the parser reports the error
                 words.append(word)
                 continue
             path, state = (name if on else _without_no(name)), on == (value.lower() != "false")

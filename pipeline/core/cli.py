@@ -1,6 +1,6 @@
 """What every command shares: one-line errors, exit codes and the tyro parser.
 
-Imports neither torch nor DeepSpeed, so that ``--help`` answers at once.
+Imports neither torch nor DeepSpeed, so that ``--help`` is fast.
 """
 
 import contextlib
@@ -30,29 +30,29 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
-TURN = 2.0  # seconds in which a launcher notices that a rank has left; torchrun looks ten times per second
+TURN = 2.0  # seconds within which a launcher notices that a rank has exited; torchrun polls ten times per second
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _USERS = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call ``main`` and leave with its exit code; a :class:`UserError` is one line on stderr and exit code 2.
+    """Call ``main`` and exit with its exit code. A :class:`UserError` becomes one line on stderr and exit code 2.
 
-    So is what only its user can put right of a file system: permissions, a full disk, a file for a folder.
+    So do file-system errors that only the user can fix: permissions, a full disk, a file in place of a folder.
     """
     _restart_in_utf8()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed (>&-), which Python and its libraries take badly, so nobody reads it
+        if getattr(sys, name) is None:  # closed (>&-), which Python and its libraries can't handle
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
     try:
         Path.home()
-    except RuntimeError:  # a container's user that has no line in /etc/passwd: HOME as container engines set it
+    except RuntimeError:  # a container user without a line in /etc/passwd: HOME as container engines set it
         os.environ["HOME"] = "/"
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that isn't UTF-8 lacks the letters of tables
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that isn't UTF-8 can't show table borders
     escape_output()
-    os.environ.setdefault("PYTHON_COLORS", "0")  # Python 3.13's tracebacks, whose escapes would be escaped
+    os.environ.setdefault("PYTHON_COLORS", "0")  # else the colour codes of Python 3.13's tracebacks would be escaped
     try:
         log.set_up()
         code = main()
@@ -61,23 +61,23 @@ def run(main: Callable[[], int | None]) -> None:
         logger.error("%s", error)
         _tell_torchrun(" ".join(str(error).split()))
         code = EXIT_USER
-    except BrokenPipeError:  # the reader of our output (head, less) has left
+    except BrokenPipeError:  # the reader of our output (head, less) has exited
         code = EXIT_DONE
-    except SystemExit as error:  # of --help, or rich's where the reader has left
+    except SystemExit as error:  # raised by --help, or by rich if the reader has exited
         code = EXIT_DONE if isinstance(error.__context__, BrokenPipeError) else error.code  # type: ignore[assignment]
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process, whatever it cleans up
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process even during cleanup
         if _turn(os.environ) == 0:
             print("interrupted; run the same command again", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except OSError as error:
         from pipeline.core.retry import TRANSIENT
 
-        name = error.filename2 or error.filename  # of two, of a link or a renaming, the one that is to be made
+        name = error.filename2 or error.filename  # a link or rename has two names: take the target
         if error.errno not in _USERS | TRANSIENT or (name is None and error.errno not in _FULL):
             raise
         where = "" if name is None else f"{str(name)!r}: "
-        remedy = ": the disk or its server is in trouble; try again" if error.errno in TRANSIENT else ""
+        remedy = ": a disk or file server error; try again" if error.errno in TRANSIENT else ""
         _wait_for_turn()
         logger.error("%s%s%s", where, error.strerror, remedy)
         _tell_torchrun(f"{where}{error.strerror}{remedy}")
@@ -85,7 +85,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again, and would leave with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush again and exit with 120
         if not isinstance(error, BrokenPipeError):
             logger.error("the standard output: %s", error.strerror)
             code = EXIT_USER
@@ -93,22 +93,22 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _restart_in_utf8() -> None:
-    """Start the interpreter anew in UTF-8 mode (PEP 540) if the locale has another encoding: once, in this process.
+    """Restart the interpreter in UTF-8 mode (PEP 540) if the locale has another encoding: once, in this process.
 
-    Else names of files and classes would depend on the locale: Python decodes them by it, and so do libraries' files.
+    Otherwise names of files and classes would depend on the locale, which Python and libraries use to decode them.
     """
     if sys.flags.utf8_mode or locale.getencoding().lower() in ("utf-8", "utf8"):
         return
-    if os.environ.get("PYTHONUTF8") != "1":  # else python was told to ignore it
+    if os.environ.get("PYTHONUTF8") != "1":  # =1 here means that Python was told to ignore it
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)
 
 
 def _turn(environment: Mapping[str, str]) -> float:
-    """Seconds that a rank waits before it reports an error of the start: most are the same on every rank.
+    """Seconds that a rank waits before it reports a startup error, since most are the same on every rank.
 
-    Rank 0 reports at once, then each node's first rank, then the others. Meanwhile the launcher, which has seen rank 0
-    leave, ends them. 0 for a process without a launcher.
+    Rank 0 reports at once, then each node's first rank, then the others. By then the launcher has seen rank 0 exit and
+    ends the others, so that the error appears once. 0 for a process without a launcher.
     """
     for rank, local_rank in (("RANK", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_LOCALID")):
         if rank in environment:
@@ -118,15 +118,15 @@ def _turn(environment: Mapping[str, str]) -> float:
 
 def _wait_for_turn() -> None:
     if seconds := _turn(os.environ):
-        for number in (signal.SIGTERM, signal.SIGINT):  # of the launcher: leave quietly
+        for number in (signal.SIGTERM, signal.SIGINT):  # from the launcher: exit quietly
             signal.signal(number, signal.SIG_DFL)
         time.sleep(seconds)
 
 
 def _tell_torchrun(message: str) -> None:
-    """Have torchrun's report of the failure, which comes last and can't be turned off, end with our error.
+    """Make torchrun's failure report, which comes last and can't be turned off, end with our error.
 
-    The file and its form: torch.distributed.elastic.multiprocessing.errors.
+    File and format: torch.distributed.elastic.multiprocessing.errors.
     """
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         facts = {"message": f"error: {message}", "extraInfo": {"timestamp": str(int(time.time()))}}
@@ -139,7 +139,7 @@ _programs: dict[str, str] = {}  # "python -m MODULE" -> "vit NAME", while the vi
 
 @contextlib.contextmanager
 def calling(names: Mapping[str, str]) -> Iterator[None]:
-    """Have --help and messages call commands as the user did: "vit shard" for "python -m data_prep.shard"."""
+    """Make --help and messages name commands as the user called them: "vit shard" for "python -m data_prep.shard"."""
     _programs.update(names)
     try:
         yield
@@ -148,7 +148,7 @@ def calling(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def as_called(text: str) -> str:
-    """``text`` with the names of commands that the user knows them by."""
+    """``text`` with commands named as the user called them."""
     return re.sub(r"python -m (?:jobs|data_prep)\.\w+", lambda found: _programs.get(found[0], found[0]), text)
 
 
@@ -194,9 +194,9 @@ def parse(
 
 
 def without_local_rank(args: Sequence[str]) -> list[str]:
-    """The arguments without the ``--local_rank=N`` that the deepspeed launcher puts first; LOCAL_RANK says it too.
+    """The arguments without the ``--local_rank=N`` that the deepspeed launcher adds; LOCAL_RANK has the same number.
 
-    --version anywhere among them is answered here.
+    Prints the version and exits if --version is among them.
     """
     if "--version" in args:
         print(f"vit-pipeline {VERSION}")
@@ -219,10 +219,10 @@ def _one_line_errors(parse: Callable[[], Config], prog: str) -> Config:
 
 
 def _unboxed(text: str) -> str:
-    """tyro's framed message as one line: ``Title: what is wrong. Perhaps you meant: --optim.lr FLOAT ...``"""
+    """Convert tyro's framed message to one line: ``Title: what is wrong. Perhaps you meant: --optim.lr FLOAT ...``"""
     lines = [line.strip("╭╮╰╯│─ \n") for line in text.splitlines()]
     lines = [line for line in lines if line.strip("-") and not line.startswith("For full helptext")]
-    lines = [line for line in lines if not line.endswith(" --help")]  # where the option is documented
+    lines = [line for line in lines if not line.endswith(" --help")]  # points to the option's help
     if len(lines) > 1:
         title = lines.pop(0)
         lines[0] = lines[0] if lines[0].startswith(title) else f"{title}: {lines[0]}"

@@ -1,4 +1,4 @@
-"""Shell completion of ``vit``: a script for bash or zsh, made from what each command's --help lists."""
+"""Shell completion of ``vit``: a script for bash or zsh, generated from each command's --help."""
 
 import contextlib
 import io
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import UserError
 
-_OPTION = re.compile(r"^[│ ] (?:-h, )?(--.*?)(?: [A-Z{\[]|  |$)", re.M)  # at the left edge of tyro's frame
+_OPTION = re.compile(r"^[│ ] (?:-h, )?(--.*?)(?: [A-Z{\[]|  |$)", re.M)  # options at the left edge of tyro's frame
 _RECIPE = re.compile(r"^  (\w+) ", re.M)
 
 
 @dataclass(frozen=True)
 class Words:
-    """What may follow a command."""
+    """The words that may follow a command."""
 
-    recipes: tuple[str, ...]  # as its first word
+    recipes: tuple[str, ...]  # first word
     options: tuple[str, ...]
 
 
 def script(modules: Mapping[str, str], shell: str) -> str:
-    """The script for ``modules`` (command -> module). Raises UserError for another shell."""
+    """The completion script for ``modules`` (command -> module). Raises UserError for other shells."""
     if shell not in ("bash", "zsh"):
         raise UserError(f"vit completion {shell or '(nothing)'}: name your shell, bash or zsh")
     found = {command: words_of(module) for command, module in modules.items()}
@@ -33,7 +33,7 @@ def script(modules: Mapping[str, str], shell: str) -> str:
 
 
 def words_of(module: str) -> Words:
-    """A command's recipes and options, from its help."""
+    """A command's recipes and options, parsed from its help."""
     text = _help(module)
     recipes = tuple(_RECIPE.findall(text.partition("Recipes:\n")[2].partition("\n\n")[0]))
     listed = _OPTION.findall(_help(module, recipes[0]) if recipes else text)
@@ -42,11 +42,11 @@ def words_of(module: str) -> Words:
 
 
 def _help(module: str, *words: str) -> str:
-    """What ``python -m MODULE WORDS --help`` prints. In this process: starting an interpreter for each takes longer."""
+    """Output of ``python -m MODULE WORDS --help``, in this process: an interpreter per command takes longer."""
     printed, before = io.StringIO(), (sys.argv, os.environ.get("COLUMNS"))
     sys.argv = [module, *words, "--help"]
-    os.environ["COLUMNS"] = "100"  # wider ones have two frames side by side
-    sys.modules.pop(module, None)  # runpy warns of one that another command has imported
+    os.environ["COLUMNS"] = "100"  # in wider terminals tyro puts two frames side by side
+    sys.modules.pop(module, None)  # runpy warns if another command has imported the module
     try:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -60,7 +60,7 @@ def _help(module: str, *words: str) -> str:
 
 
 def _cases(found: Mapping[str, Words], how: str) -> tuple[str, str]:
-    """The branches of two ``case`` statements by command: recipes and options, each given to ``how``."""
+    """The branches of two ``case`` statements by command, for recipes and for options, formatted with ``how``."""
     recipes = [f"{name}) {how.format(shlex.join(words.recipes))} ;;" for name, words in found.items() if words.recipes]
     options = [f"{name}) {how.format(shlex.join(words.options))} ;;" for name, words in found.items()]
     return "\n      ".join(recipes), "\n      ".join(options)

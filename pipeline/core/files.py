@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new one, never half of it."""
+"""Writing files so that a crash leaves the old or the new file, never a partial one."""
 
 import json
 import os
@@ -15,25 +15,25 @@ import xxhash
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 
-_CHUNK = 1 << 20  # bytes: few enough to be in the processor's cache when they are hashed
+_CHUNK = 1 << 20  # bytes: fits into the CPU cache while it is hashed
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write an object as JSON; the file is either complete or not there."""
+    """Write an object as JSON, atomically."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 that is either complete or not there."""
+    """Write a UTF-8 text file, atomically."""
     with appearing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A name to write a file to; at the end it is flushed to the disk and is ``path``. If that fails, nothing stays.
+    """Yield a temporary path to write to; on exit flush it to disk and rename it to ``path``. On errors, remove it.
 
-    For writers that outlive a block: :func:`temporary` and :func:`put_in_place`.
+    For writers that outlive a block, use :func:`temporary` and :func:`put_in_place`.
     """
     aside = temporary(path)
     try:
@@ -46,14 +46,14 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def temporary(path: Path) -> Path:
-    """A new name beside ``path`` to write under before renaming: no other process's, on this host or another."""
+    """A temporary name in the folder of ``path`` that no other process uses, on this host or another."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Rename a file, link or folder that is on the disk to ``path``, replacing a file or link that is there.
+    """Rename a file, link or folder to ``path``, replacing an existing file or link.
 
-    The folder is flushed as well, so that what has been announced is there after the machine has lost power.
+    The parent folder is flushed too, so that the name survives a power failure.
     """
     aside.replace(path)
     flush(path.parent)
@@ -61,9 +61,9 @@ def put_in_place(aside: Path, path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the file system the file's name: the system tells it where a file is opened, not where written.
+    """Add the file's name to file-system errors: the system names it when opening fails, but not when writing fails.
 
-    safetensors' errors become OSErrors, which they are.
+    safetensors' errors from the operating system become OSErrors.
     """
     try:
         yield
@@ -77,51 +77,51 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def readable_as_folder(path: Path) -> None:
-    """Let those read ``path`` who may look into its folder: safetensors and tempfile write for the owner alone."""
-    with suppress(OSError):  # some network file systems know no rights
+    """Give ``path`` its folder's read permissions: safetensors and tempfile make files that only the owner can read."""
+    with suppress(OSError):  # some network file systems have no permissions
         path.chmod(0o600 | (path.parent.stat().st_mode & 0o044))
 
 
 def is_remote(location: str) -> bool:
-    """Whether a place of data is ``pipe:COMMAND`` or a URL, not a path."""
+    """Whether a data location is ``pipe:COMMAND`` or a URL, not a path."""
     return location.startswith("pipe:") or "://" in location
 
 
 def check_local(path: Path, field: str) -> None:
-    """Raises UserError where ``path``, given as ``field``, is a URL: as a path it would mean a folder named "s3:"."""
+    """Raise UserError if ``path``, given as ``field``, is a URL, which would be read as a folder named "s3:"."""
     text = str(path)
     if re.match(r"pipe:|[a-z][a-z0-9+.-]*:/", text):
         url = text if text.startswith("pipe:") else text.replace(":/", "://", 1)
         raise UserError(
-            f"{field} {url!r} is no path: it must lie on this machine or a shared disk: copy what is elsewhere by "
-            "other means, such as 'aws s3 sync'"
+            f"{field} {url!r} is not a path: it must be on this machine or a shared disk; copy remote files with "
+            "a tool such as 'aws s3 sync'"
         )
 
 
 def check_can_make(folder: Path, field: str) -> None:
-    """Raises UserError where ``folder``, given as ``field``, is neither a folder to write to nor can be made one."""
+    """Raise UserError if ``folder``, given as ``field``, is not a writable folder and can't be created."""
     check_local(folder, field)
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{field} {str(folder)!r} can't be made: {str(above)!r} is no folder that you may write to")
+        raise UserError(f"{field} {str(folder)!r} can't be created: {str(above)!r} is not a writable folder")
 
 
 def read_json(path: Path, remedy: str = "put back a copy of it") -> dict[str, Any]:
-    """The object in a JSON file, read again after transient errors of the disk (:func:`pipeline.core.retry.steadily`).
+    """The object in a JSON file, retried after transient disk errors (:func:`pipeline.core.retry.steadily`).
 
     Raises UserError with the file and ``remedy`` if it can't be read or is damaged.
     """
     content = _read_json(path, remedy)
     if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} is damaged (it holds no JSON object): {remedy}")
+        raise UserError(f"{str(path)!r} is damaged (it is not a JSON object): {remedy}")
     return content
 
 
 def read_json_list(path: Path, remedy: str = "put back a copy of it") -> list[Any]:
-    """As :func:`read_json`, for a file that holds a list."""
+    """Like :func:`read_json`, for a file that contains a list."""
     content = _read_json(path, remedy)
     if not isinstance(content, list):
-        raise UserError(f"{str(path)!r} is damaged (it holds no JSON list): {remedy}")
+        raise UserError(f"{str(path)!r} is damaged (it is not a JSON list): {remedy}")
     return content
 
 
@@ -145,7 +145,7 @@ def flush(path: Path) -> None:
 
 
 def xxh3_128(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
+    """Hash of a file's content, hexadecimal."""
     digest = xxhash.xxh3_128()
     descriptor, at = retry.open_file(path), 0
     try:
@@ -164,7 +164,7 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder: what a killed run left there is of no use."""
+    """Make ``path`` an empty folder, removing what a killed run left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -1,7 +1,7 @@
-"""Locks on files (flock) between processes. A lock ends with its process, however it ends.
+"""File locks (flock) between processes. A lock is released when its process ends, however it ends.
 
-Nothing here waits without an end, and nothing waits for a lock that nobody holds: on a file system without locks (some
-NFS, FUSE and cluster mounts) the caller continues without one, and a warning says so once.
+Waiting always has a limit. On a file system without locks (some NFS, FUSE and cluster mounts) the caller continues
+without a lock, after one warning.
 """
 
 import enum
@@ -17,16 +17,16 @@ from pipeline.core import log
 from pipeline.core.errors import UserError
 from pipeline.core.retry import Backoff
 
-WAIT = 3600.0  # seconds that a process waits for another one: the holder may be downloading an index of gigabytes
-FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds between two tries
-SAID_AFTER = 10.0  # seconds of waiting, after which a message names the lock
+WAIT = 3600.0  # seconds to wait for another process, which may be downloading an index of gigabytes
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds between two attempts
+SAID_AFTER = 10.0  # seconds of waiting before a message names the lock
 
 logger = logging.getLogger(__name__)
-_warned: set[int] = set()  # file systems (st_dev) of which a message said that they have no locks
+_warned: set[int] = set()  # file systems (st_dev) for which the warning was given
 
 
 class Lock(enum.Enum):
-    """The answer to a request for a lock."""
+    """The result of a request for a lock."""
 
     HELD = "held"
     TAKEN = "taken"  # another process holds it
@@ -34,10 +34,10 @@ class Lock(enum.Enum):
 
 
 def try_lock(descriptor: int, path: Path, *, shared: bool = False) -> Lock:
-    """Ask for the lock of the open file ``path`` without waiting. A lock that is held already is converted.
+    """Request the lock of the open file ``path`` without waiting. A lock that is already held is converted.
 
-    NFS answers EBADF when an exclusive lock is asked for a descriptor that is open for reading alone (flock(2)), and
-    file systems without locks ENOLCK, ENOSYS, EOPNOTSUPP or EINVAL: all of them are UNAVAILABLE.
+    UNAVAILABLE stands for EBADF, which NFS returns for an exclusive lock on a read-only descriptor (flock(2)), and for
+    ENOLCK, ENOSYS, EOPNOTSUPP and EINVAL, which file systems without locks return.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -51,12 +51,12 @@ def try_lock(descriptor: int, path: Path, *, shared: bool = False) -> Lock:
 
 
 def wait_for_lock(descriptor: int, path: Path, *, shared: bool = False, seconds: float = WAIT) -> Lock:
-    """Ask until no other process holds it: HELD or UNAVAILABLE. Raises UserError after ``seconds``."""
+    """Request the lock until no other process holds it: HELD or UNAVAILABLE. Raises UserError after ``seconds``."""
     backoff, said = Backoff(FIRST_PAUSE, LONGEST_PAUSE, seconds), Backoff(0, 0, SAID_AFTER)
     waiting = False
     while (lock := try_lock(descriptor, path, shared=shared)) is Lock.TAKEN:
         if not waiting and said.next() is None:
-            logger.info("waiting for another process, which holds %r", str(path))
+            logger.info("waiting for another process that holds the lock of %r", str(path))
             waiting = True
         if not backoff.wait():
             raise UserError(
@@ -67,7 +67,7 @@ def wait_for_lock(descriptor: int, path: Path, *, shared: bool = False, seconds:
 
 @contextmanager
 def locked(path: Path, *, seconds: float = WAIT) -> Iterator[Lock]:
-    """Hold the lock of the file ``path``, which is made if need be; HELD or UNAVAILABLE.
+    """Hold the lock of the file ``path``, which is created if needed; yields HELD or UNAVAILABLE.
 
     Raises UserError if another process holds it for ``seconds``, OSError if the file can't be opened.
     """

@@ -1,11 +1,11 @@
 """Messages of commands and jobs: Python's logging, set up in one place.
 
-Each module logs to ``logging.getLogger(__name__)``. A command writes ``warning: TEXT`` to stderr; a job of ranks writes
+Each module logs to ``logging.getLogger(__name__)``. A command writes ``warning: TEXT`` to stderr; a training job writes
 
     2026-11-29 08:15:02 node3 17/64 warning: TEXT
 
-local time, host, rank/number of ranks, level. Results that other programs read (tables, JSON) are no messages: they go
-to stdout. ``VIT_LOG_LEVEL`` is the lowest level that is written: debug, info (the default), warning or error.
+local time, host, rank/number of ranks, level. Results that other programs read (tables, JSON) are not messages: they
+go to stdout. ``VIT_LOG_LEVEL`` is the lowest level that is written: debug, info (the default), warning or error.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from pipeline.core.errors import UserError
 
 LEVEL = "VIT_LOG_LEVEL"
 LEVELS = ("debug", "info", "warning", "error")
-ONCE = {"once": True}  # extra= of a message that all ranks would log alike: rank 0 does
-PACKAGES = ("pipeline", "jobs", "data_prep")  # whose loggers are ours; other libraries' keep their own handlers
+ONCE = {"once": True}  # extra= for a message that is the same on all ranks: only rank 0 logs it
+PACKAGES = ("pipeline", "jobs", "data_prep")  # our loggers; those of libraries keep their own handlers
 
 
 class LineHandler(logging.Handler):
-    """Writes each message at once, by :attr:`write`; a full disk must not end a training."""
+    """Writes each message at once, with :attr:`write`. A full disk must not end a training run."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ _HANDLER = LineHandler(_to_stderr)
 
 
 def set_up(rank: int = 0, world_size: int = 1, *, stamped: bool = False) -> None:
-    """Send our messages to stderr: as a command's, or ``stamped``, with the time and the rank. May be called again.
+    """Send our messages to stderr; ``stamped``: with time, host and rank. May be called repeatedly.
 
     Raises UserError when VIT_LOG_LEVEL is not a level.
     """
@@ -62,7 +62,7 @@ def set_up(rank: int = 0, world_size: int = 1, *, stamped: bool = False) -> None
 
 class _Formatter(logging.Formatter):
     def __init__(self, who: str) -> None:
-        """``who``: host and rank; empty for a command, whose messages carry neither time nor the level "info"."""
+        """``who``: host and rank; empty for a command, whose messages have no time and no "info"."""
         prefix = f"%(asctime)s {who}" if who else ""
         super().__init__(f"{prefix}%(level)s%(message)s", "%Y-%m-%d %H:%M:%S")
         self._says_info = bool(who)
@@ -75,7 +75,7 @@ class _Formatter(logging.Formatter):
 
 @contextlib.contextmanager
 def written_by(write: Callable[[str], object]) -> Iterator[None]:
-    """Have ``write`` show the messages meanwhile: above a progress bar, whose line they would tear."""
+    """Let ``write`` show messages inside the block: above a progress bar, whose line they would break."""
     former, _HANDLER.write = _HANDLER.write, write
     try:
         yield

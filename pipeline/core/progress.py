@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar on a terminal, elsewhere a log line every 30 seconds."""
+"""Progress of long work, on stderr: a bar on a terminal, otherwise a log line every 30 seconds."""
 
 import logging
 import math
@@ -21,10 +21,10 @@ DRAW_EVERY = 0.1  # seconds
 
 
 def describe(done: int, total: int, unit: str, seconds: float, *, start: int = 0, note: str = "") -> str:
-    """What a bar or a line says: ``12/40 images, 3.1 images/s, ETA 00:09, NOTE``.
+    """The text of a bar or line: ``12/40 images, 3.1 images/s, ETA 00:09, NOTE``.
 
-    ``done`` of ``total`` things called ``unit``; ``total`` is 0 if unknown. Those after ``start`` took ``seconds``,
-    whose mean rate gives the ETA. The unit "bytes" is shown in MB.
+    ``done`` of ``total`` items, called ``unit``; ``total`` is 0 if unknown. The items after ``start`` took
+    ``seconds``; their mean rate gives the ETA. The unit "bytes" is shown in MB.
     """
     fresh = max(done - start, 0)
     rate = fresh / max(seconds, 1e-9)
@@ -42,10 +42,10 @@ def describe(done: int, total: int, unit: str, seconds: float, *, start: int = 0
 
 
 class Bar:
-    """Progress over ``total`` things called ``unit``; ``total`` is 0 if unknown. Use as a context manager.
+    """Progress over ``total`` items, called ``unit``; ``total`` is 0 if unknown. Use as a context manager.
 
-    ``start``: how many were done before. ``shown``: False on ranks other than 0, which show nothing. ``lines``: False
-    if the work has log lines of its own, so that only the bar is wanted. Log messages appear above the bar.
+    ``start``: number of items done before. ``shown``: False on ranks other than 0, which show nothing. ``lines``: False
+    if the work logs its own lines, so that only the bar is wanted. Log messages appear above the bar.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Bar:
         self._began = self._last_line = time.monotonic()
         self._last_drawn = 0.0
         self._console = terminal.console(stderr=True)
-        self._drawn = (  # FORCE_COLOR makes a file a terminal for rich
+        self._drawn = (  # FORCE_COLOR makes rich treat a file as a terminal
             shown and sys.stderr.isatty() and self._console.is_terminal and not self._console.is_dumb_terminal
         )
         self._lines = shown and lines and not self._drawn
@@ -74,22 +74,22 @@ class Bar:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._began
 
     def __enter__(self) -> Self:
         if self._drawn:
             self._open.enter_context(log.written_by(self._print_above))
             self._open.enter_context(self._progress)
-            terminal.escape_output()  # rich's redirection reads colours and links in what is printed
+            terminal.escape_output()  # rich's redirection would interpret colours and links in printed text
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """``count`` more are done."""
+        """Report ``count`` more items done."""
         self.update(self._done + count, note)
 
     def update(self, done: int, note: str = "") -> None:
-        """``done`` are done by now; at most the total is shown."""
+        """Report ``done`` items done in all; at most the total is shown."""
         self._done = min(done, self._total) if self._total else done
         self._note = note
         now = time.monotonic()

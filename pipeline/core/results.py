@@ -1,4 +1,4 @@
-"""--json and --csv, the same in every command: a file to write, or - for the standard output."""
+"""--json and --csv, as in every command: a file to write, or - for the standard output."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ STDOUT = "-"
 
 
 def check(path: str, option: str) -> None:
-    """Raise UserError, before any work, if nothing can be written there."""
+    """Raise UserError, before any work, if the file can't be written."""
     if path in ("", STDOUT):
         return
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
@@ -21,7 +21,7 @@ def check(path: str, option: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Print ``text`` for -, else write it to the file, which appears whole."""
+    """Print ``text`` for -, else write it to the file, atomically."""
     if path == STDOUT:
         sys.stdout.write(text)
     else:

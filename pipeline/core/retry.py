@@ -1,4 +1,4 @@
-"""Trying again what may succeed later: growing pauses up to a deadline, and which errors of a file system pass.
+"""Retries with growing pauses up to a deadline, and which file-system errors are transient.
 
 Imports no torch.
 """
@@ -14,22 +14,22 @@ from typing import TypeVar
 from pipeline.core.errors import UserError
 
 Item = TypeVar("Item")
-READ_SECONDS = 10.0  # for which reading a file is tried again: what a busy server or a short break of the network needs
+READ_SECONDS = 10.0  # time that reading a file is retried: enough for a busy server or a short network outage
 READ_PAUSE, READ_LONGEST_PAUSE = 0.05, 2.0  # seconds
 
-# What a network file system, or a disk, reports when it is in trouble: nothing that a file's content can cause.
+# Errors of a network file system or disk that is in trouble. A file's content can't cause them.
 _NAMES = """
     EIO ESTALE ETIMEDOUT EINTR EAGAIN EBUSY ENOMEM ENOBUFS ENFILE ENOLCK ENODEV ENXIO EPROTO EREMOTEIO ECOMM ENOLINK
     ECONNRESET ECONNREFUSED ECONNABORTED ENOTCONN ESHUTDOWN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENETRESET
     EKEYEXPIRED ENOKEY
-"""  # the last two: of a Kerberos ticket that is just being renewed
+"""  # the last two: a Kerberos ticket that is being renewed
 TRANSIENT = frozenset(getattr(errno, name) for name in _NAMES.split())
 
 
 class Backoff:
     """Pauses between attempts: each twice as long as the one before, less a random part, until ``seconds`` have passed.
 
-    The random part (up to half) keeps many processes from asking a recovering server at the same moment.
+    The random part (up to half) keeps many processes from querying a recovering server at the same time.
     """
 
     def __init__(self, first: float, longest: float, seconds: float = math.inf):
@@ -37,7 +37,7 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """There was progress: begin again with the shortest pause and all of the time."""
+        """Start over with the shortest pause and the full time, after progress."""
         self._pause, self._began = self._first, time.monotonic()
 
     def next(self) -> float | None:
@@ -49,7 +49,7 @@ class Backoff:
         return pause
 
     def wait(self) -> bool:
-        """Sleep until the next attempt. False, at once, if the time is over."""
+        """Sleep until the next attempt. Returns False at once if the time is over."""
         pause = self.next()
         if pause is not None:
             time.sleep(pause)
@@ -57,13 +57,13 @@ class Backoff:
 
 
 class UnreadableError(UserError):
-    """A file that the system can't read just now. Unlike other UserErrors it may be one process's alone."""
+    """A file that can't be read at the moment. Unlike other UserErrors, it may affect a single process."""
 
 
 def steadily(action: Callable[[], Item], path: str | bytes | os.PathLike[str]) -> Item:
-    """``action()``, tried again after TRANSIENT errors. Raises UnreadableError, which names ``path``, if they last.
+    """Call ``action``, retrying after TRANSIENT errors. Raises UnreadableError, which names ``path``, if they persist.
 
-    Other OSErrors are raised at once, and those of the system name ``path``.
+    Other OSErrors are raised at once; those with an errno name ``path``.
     """
     backoff = None
     while True:
@@ -71,7 +71,7 @@ def steadily(action: Callable[[], Item], path: str | bytes | os.PathLike[str]) -
             return action()
         except OSError as error:
             if error.errno not in TRANSIENT:
-                if error.errno:  # those without are in words, which a name would replace
+                if error.errno:  # without errno, a name would replace the message
                     error.filename = error.filename or os.fsdecode(path)
                 raise
             backoff = backoff or Backoff(READ_PAUSE, READ_LONGEST_PAUSE, READ_SECONDS)
@@ -81,18 +81,18 @@ def steadily(action: Callable[[], Item], path: str | bytes | os.PathLike[str]) -
 
 def unreadable(path: str | bytes | os.PathLike[str], error: OSError) -> UnreadableError:
     return UnreadableError(
-        f"{os.fsdecode(path)!r} can't be read ({error.strerror}), tried for {READ_SECONDS:g} s: the disk or its server "
-        "is in trouble; once it answers, run the same command again, which resumes"
+        f"{os.fsdecode(path)!r} can't be read ({error.strerror}) after {READ_SECONDS:g} s of retries: a disk or file "
+        "server error; once it is fixed, run the same command again to resume"
     )
 
 
 def open_file(path: str | bytes | os.PathLike[str]) -> int:
-    """A descriptor for reading."""
+    """Open for reading; returns the descriptor."""
     return steadily(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
 
 
 def pread(descriptor: int, size: int, offset: int, path: str | bytes | os.PathLike[str]) -> bytes:
-    """``os.pread`` of the file at ``path``, which is opened anew after a transient error, as ESTALE needs it."""
+    """``os.pread`` of the file at ``path``, which is reopened after a transient error, as ESTALE requires."""
     try:
         return os.pread(descriptor, size, offset)
     except OSError as error:

@@ -4,7 +4,7 @@ import re
 
 _HIDDEN = "<hidden>"
 _SECRETS = (
-    re.compile(r"(?P<keep>\w+://)[^/\s@]+@"),  # user:password@ of a URL
+    re.compile(r"(?P<keep>\w+://)[^/\s@]+@"),  # user:password@ in a URL
     re.compile(
         r"(?P<keep>[\w.-]*(?:passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key|credential)[\w.-]*[\"']?\s*[=:\s]\s*)"
         r"(?:\"[^\"]*\"|'[^']*'|\S+)",
@@ -22,5 +22,5 @@ def without_secrets(text: str) -> str:
 
 
 def secrets_in(text: str) -> list[str]:
-    """What :func:`without_secrets` would hide."""
+    """Whether :func:`without_secrets` would hide something."""
     return [match[0].removeprefix(match["keep"]) for pattern in _SECRETS for match in pattern.finditer(text)]

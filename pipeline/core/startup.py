@@ -1,4 +1,4 @@
-"""What a command says when it ends before its own code runs: Ctrl-C in its imports, or a package that is not installed.
+"""One-line errors before a command's own code runs: Ctrl-C during imports, or a package that is not installed.
 
 Imports only the standard library, and is imported before everything else.
 """
@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-EXIT_USER, EXIT_INTERRUPTED = 2, 130  # those of pipeline.core.errors, before anything is imported
+EXIT_USER, EXIT_INTERRUPTED = 2, 130  # copies from pipeline.core.errors, as nothing may be imported here
 OURS = ("pipeline", "jobs", "data_prep")
 
 
 def report_in_one_line() -> None:
-    """Replace the traceback of these two errors by a line, if a command is being started (not if it is imported)."""
-    if sys.argv[:1] == ["-m"] or (sys.argv and Path(sys.argv[0]).name == "vit"):  # runpy's, while it finds the module
+    """Replace the traceback of these two errors by one line, if a command is being started (not imported)."""
+    if sys.argv[:1] == ["-m"] or (sys.argv and Path(sys.argv[0]).name == "vit"):  # set by runpy at first
         sys.excepthook = _report
 
 

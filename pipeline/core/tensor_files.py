@@ -10,9 +10,9 @@ from pipeline.core.files import flush, naming, readable_as_folder
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write ``tensors`` (contiguous, none shares memory) so that they are on the disk. Raises OSError, naming ``path``.
+    """Write ``tensors`` (contiguous, not sharing memory) and flush them to disk. Raises OSError that names ``path``.
 
-    ``metadata``: {"format": "pt"}, which transformers asks for, unless given.
+    ``metadata``: by default {"format": "pt"}, which transformers requires.
     """
     with naming(path):
         save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))

@@ -1,8 +1,7 @@
-"""What people see: text in which nothing that came with the data steers a terminal or runs in a spreadsheet.
+"""Output that is safe to look at: untrusted text can't control a terminal or run in a spreadsheet.
 
-Names of classes, files and tar members are other people's. ``cli.run`` puts :class:`Escaping` around the standard
-streams of every command, so that whatever is printed or logged is escaped; rich's tables and bars go through
-:func:`console`.
+Names of classes, files and tar members are untrusted. ``cli.run`` wraps the standard streams of every command in
+:class:`Escaping`, so that all printed and logged text is escaped; rich's tables and bars go through :func:`console`.
 """
 
 import re
@@ -13,19 +12,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Control characters (C0 but tab and line feed, DEL, C1), line separators, what turns the direction of text around
+# Control characters (C0 except tab and line feed, DEL, C1), line separators, characters that change the text direction
 # (Trojan Source, CVE-2021-42574), and bytes that weren't UTF-8.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # with which spreadsheets begin a formula (OWASP, "CSV Injection")
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # first characters of formulas in spreadsheets (OWASP, "CSV Injection")
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters written ``\\u001b``, as JSON writes them, too."""
+    """``text`` with control characters written ``\\u001b``, as in JSON."""
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def csv_cell(value: object) -> object:
-    """A value for a CSV file: text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """A value for a CSV file: text that a spreadsheet would run as a formula is prefixed with an apostrophe."""
     if not isinstance(value, str) or not value.startswith(_FORMULA):
         return value
     try:
@@ -36,7 +35,7 @@ def csv_cell(value: object) -> object:
 
 
 class Escaping:
-    """A text stream that writes only what :func:`visible` leaves; ``stream`` is the one beneath."""
+    """A text stream that passes everything through :func:`visible` before writing it to ``stream``."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -54,7 +53,7 @@ class Escaping:
 
 
 def escape_output() -> None:
-    """Escape what this process prints from now on."""
+    """Escape everything that this process prints from now on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Escaping):
@@ -62,7 +61,7 @@ def escape_output() -> None:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> "Console":
-    """A rich console: its own colours and movements reach the terminal, those in the text that it shows don't."""
+    """A rich console whose own control codes reach the terminal, while those in the text that it shows don't."""
     from rich.console import Console
     from rich.segment import Segment
 

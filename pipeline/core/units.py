@@ -1,4 +1,4 @@
-"""Quantities as people write them."""
+"""Formatting durations and sizes."""
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import time
 import torch
 import torch.distributed
 
-# Dense bfloat16 FLOP/s by a part of the device's name; the makers' data sheets (SXM where the name doesn't say PCIe).
+# Dense bfloat16 FLOP/s by a part of the device's name, from data sheets (SXM if the name doesn't contain PCIe)
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -24,16 +24,16 @@ PEAKS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a GPU by its name; None where it isn't in the table."""
+    """Dense bfloat16 FLOP/s of a GPU by its name; None if it isn't in the table."""
     return next((peak for part, peak in PEAKS.items() if is_device(part, device_name)), None)
 
 
 def is_device(part: str, device_name: str) -> bool:
-    """Whether a device's name has this part, as words: "L4" is no part of "L40"."""
+    """Whether a device's name contains ``part`` as whole words: "L40" does not contain "L4"."""
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", device_name) is not None
 
 
-# Gigabytes (10**9 bytes) of GPU memory by a part of the name, for names that don't say it; the makers' data sheets
+# GPU memory in GB (10**9 bytes) by a part of the name, for names that don't state it, from data sheets
 GIGABYTES = {
     "B200": 180,
     "H200": 141,
@@ -50,7 +50,7 @@ GIGABYTES = {
 
 
 def memory_of(device_name: str) -> int | None:
-    """A GPU's memory, GB: as its name says, such as A100-SXM4-40GB, or by the table; None if neither knows."""
+    """A GPU's memory in GB, from its name (A100-SXM4-40GB) or the table; None if it is in neither."""
     if said := re.search(r"(\d+) ?GB", device_name):
         return int(said[1])
     return next((size for part, size in GIGABYTES.items() if is_device(part, device_name)), None)
@@ -60,13 +60,13 @@ GEMM_SIZE = {"cuda": 8192, "cpu": 768}
 
 
 def best_flops(device: torch.device) -> float:
-    """FLOP/s of ``device`` at best: of its data sheet where it is a known GPU, else measured."""
+    """Peak FLOP/s of ``device``: from the data sheet for known GPUs, else measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return peak_flops(name) or gemm(device)
 
 
 def gemm(device: torch.device, rounds: int = 5) -> float:
-    """FLOP/s of a square matrix product, bfloat16 on GPUs and float32 on CPUs: the best of some."""
+    """FLOP/s of a square matrix product, bfloat16 on GPUs and float32 on CPUs: the best of several."""
     size = GEMM_SIZE[device.type]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

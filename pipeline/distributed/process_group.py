@@ -19,30 +19,30 @@ from pipeline.model.cpu import keep_freed_memory
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Settings of accelerate that a shell may export: they would change what is computed, or call DeepSpeed
+# accelerate's variables that a shell may export: they would change the computation, or call DeepSpeed
 ACCELERATE = (
     "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP",
     "ACCELERATE_USE_MEGATRON_LM",
 )  # fmt: skip
-TIMEOUT = datetime.timedelta(minutes=10)  # of one collective: longer than any evaluation's skew between ranks
+TIMEOUT = datetime.timedelta(minutes=10)  # for one collective: longer than any skew between ranks in evaluation
 
 
 def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
     """Join the process group (nccl on GPUs, gloo on CPUs) through DeepSpeed; return this rank's device.
 
-    ``timeout``: of the ranks' meeting, and of each collective after it.
+    ``timeout``: for the rendezvous, and for each later collective.
     """
     device = local_device(ranks.local_rank)
-    if device.type == "cuda":  # DeepSpeed takes LOCAL_RANK for its device's index
+    if device.type == "cuda":  # DeepSpeed uses LOCAL_RANK as the device index
         os.environ |= export_variables(dataclasses.replace(ranks, local_rank=device.index), os.environ)
     else:
         os.environ |= export_variables(ranks, os.environ)
     if device.type == "cpu":
         keep_freed_memory()
-    from pipeline.engine import internals  # evaluation needs this module, but no DeepSpeed
+    from pipeline.engine import internals  # imported here: evaluation needs this module but not DeepSpeed
 
     internals.compile_no_operators()
-    # DeepSpeed clones the data-parallel group with torch's default of 30 minutes, whatever timeout it is given.
+    # DeepSpeed clones the data-parallel group with torch's default timeout of 30 minutes, ignoring the one it is given.
     torch.distributed.distributed_c10d.default_pg_timeout = timeout
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -50,7 +50,7 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
             internals.deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
     except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
         raise RuntimeError(
-            f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {os.environ['MASTER_ADDR']}:"
+            f"rank {ranks.rank} of {ranks.world_size} could not reach the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT): they did not start, or the port is taken"
         ) from error
     if device.type == "cuda":
@@ -60,7 +60,7 @@ def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """The ranks' meeting waits in C++, where no Python handler runs: a signal ends it, as there is nothing to save."""
+    """Let signals end the rendezvous: it waits in C++, where no Python handler runs, and there is nothing to save."""
     before = {
         number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     }
@@ -68,15 +68,15 @@ def _ended_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # one that Python did not install
+            if handler is not None:  # None: not installed by Python
                 signal.signal(number, handler)
 
 
 def local_device(local_rank: int) -> torch.device:
     """The GPU of this rank, or the CPU if there is none.
 
-    A site may show each task all GPUs of its node, or only its own, as device 0 and on (srun --gpus-per-task,
-    --gpu-bind, cgroups, CUDA_VISIBLE_DEVICES): :func:`check_devices` then finds ranks that share one.
+    A task may see all GPUs of its node, or only its own as device 0 (srun --gpus-per-task, --gpu-bind, cgroups,
+    CUDA_VISIBLE_DEVICES). :func:`check_devices` finds ranks that share a GPU.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -86,7 +86,7 @@ def local_device(local_rank: int) -> torch.device:
 
 
 def identity(device: torch.device) -> str:
-    """The GPU's own name, which no other has: its UUID, or that of the MIG slice that CUDA_VISIBLE_DEVICES names."""
+    """The GPU's unique identity: its UUID, or that of the MIG slice that CUDA_VISIBLE_DEVICES names."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if device.index < len(named) and named[device.index].startswith("MIG-"):
         return named[device.index]
@@ -94,13 +94,13 @@ def identity(device: torch.device) -> str:
 
 
 def check_devices(ranks: Ranks, store: Any, device: str) -> None:
-    """Raises UserError on the ranks whose GPU another rank has too. Every rank calls it with its own GPU's identity."""
+    """Raise UserError on ranks that share a GPU. Every rank calls it with its own GPU's identity."""
     store.set(f"gpu/{ranks.rank}", device)
     devices = [store.get(f"gpu/{rank}").decode() for rank in range(ranks.world_size)]
     same = [rank for rank, other in enumerate(devices) if other == device]
     if len(same) > 1:
         raise UserError(
-            f"ranks {', '.join(map(str, same))} have one GPU ({device}): start one task per GPU "
+            f"ranks {', '.join(map(str, same))} share one GPU ({device}): start one task per GPU "
             "(--ntasks-per-node = --gpus-per-node)"
         )
 
@@ -123,8 +123,8 @@ def make_accelerator() -> "Accelerator":
     ranks = ranks_from_environment(os.environ)
     if ranks.launcher == "slurm" and ranks.world_size > 1:
         raise UserError(
-            f"srun started {ranks.world_size} tasks, and each would do everything alone: start one task, or accelerate "
-            "launch as slurm/evaluate.sh does"
+            f"srun started {ranks.world_size} tasks, and each would do all of the work: start one task, or use "
+            "accelerate launch as slurm/evaluate.sh does"
         )
     alone = ranks.world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
     for name in (*ACCELERATE, *(("RANK", "WORLD_SIZE", "LOCAL_RANK") if alone else ())):
@@ -132,11 +132,11 @@ def make_accelerator() -> "Accelerator":
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         keep_freed_memory()
-    # Without cpu=True, processes on CPUs don't find one another; alone, it only makes accelerate warn about threads.
+    # Without cpu=True, CPU processes don't find one another. With a single process it only makes accelerate warn.
     several = ranks.world_size > 1
     return Accelerator(cpu=several and on_cpu)
 
 
 def sum_over_processes(accelerator: "Accelerator", sums: torch.Tensor) -> torch.Tensor:
-    """``sums`` added up over the processes, on this one's device; collective."""
+    """``sums`` summed over the processes, on this process's device; collective."""
     return accelerator.reduce(sums.to(accelerator.device), reduction="sum")  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
-"""Who am I among the ranks: the variables of srun, torchrun, accelerate or deepspeed -> rank, world size, local rank.
+"""Rank, world size and local rank from the variables of srun, torchrun, accelerate or deepspeed.
 
-Without a launcher a process is alone: rank 0 of 1, whatever MASTER_ADDR and MASTER_PORT its shell still exports.
+Without a launcher it is a single process: rank 0 of 1, even if the shell exports MASTER_ADDR and MASTER_PORT.
 """
 
 import os
@@ -11,9 +11,9 @@ from typing import Literal
 
 from pipeline.core.errors import UserError
 
-# Launchers that start processes without RANK and WORLD_SIZE: their variables of the rank and the number of processes.
-# The first that is there decides. OMPI: mpirun of Open MPI, IBM's jsrun. MV2: MVAPICH. PMI: mpirun of MPICH and Intel,
-# Cray's, and srun --mpi=pmi2. PMIx tells no number
+# Launchers that don't set RANK and WORLD_SIZE: their variables for rank and number of processes. The first that is set
+# decides. OMPI: Open MPI's mpirun, IBM's jsrun. MV2: MVAPICH. PMI: mpirun of MPICH, Intel and Cray, srun --mpi=pmi2.
+# PMIx states no number of processes
 MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
@@ -21,22 +21,22 @@ MPI = (
     ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
     ("PMIX_RANK", ""),
 )
-MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # of torchrun and accelerate, of deepspeed: their processes bear them
+MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # set in processes of torchrun and accelerate, and of deepspeed
 
 
 @dataclass(frozen=True)
 class Ranks:
     rank: int
     world_size: int
-    local_rank: int  # on this node: the index of its device, where a task sees all of the node's
-    launcher: Literal["torchrun", "slurm", "alone"]  # accelerate and deepspeed set torchrun's variables
+    local_rank: int  # on this node: the device index, if a task sees all of the node's devices
+    launcher: Literal["torchrun", "slurm", "alone"]  # accelerate and deepspeed count as torchrun
 
 
 def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
-    """Read the launcher's variables. Raises UserError if they are incomplete, contradict, or are only mpirun's.
+    """Read the launcher's variables. Raises UserError if they are incomplete, inconsistent, or only mpirun's.
 
     torchrun's come first, so that torchrun inside a Slurm allocation works. Slurm's count only inside a step of srun:
-    the batch script and an interactive shell carry SLURM_NTASKS too, but run one process.
+    the batch script and an interactive shell have SLURM_NTASKS too, but run one process.
     """
     step = None
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
@@ -49,7 +49,7 @@ def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
         ranks = step or Ranks(0, 1, 0, "alone")
     if not 0 <= ranks.rank < ranks.world_size:
         raise UserError(
-            f"rank {ranks.rank} is not below the world size {ranks.world_size}: the launcher's variables contradict"
+            f"rank {ranks.rank} is not below the world size {ranks.world_size}: check the launcher's variables"
         )
     if not any(mark in environment for mark in MARKS):
         if step is not None:
@@ -59,7 +59,7 @@ def ranks_from_environment(environment: Mapping[str, str]) -> Ranks:
 
 
 def _check_step(ranks: Ranks, step: Ranks) -> None:
-    """Raises UserError if RANK and WORLD_SIZE can't be those of a task of srun: they are left over from a shell."""
+    """Raise UserError if RANK and WORLD_SIZE contradict srun's variables: they are left over in the shell."""
     per_task, rest = divmod(ranks.world_size, step.world_size)
     if rest or ranks.rank // per_task != step.rank:
         raise UserError(
@@ -70,9 +70,9 @@ def _check_step(ranks: Ranks, step: Ranks) -> None:
 
 
 def _check_mpi(environment: Mapping[str, str], ranks: Ranks) -> None:
-    """Raises UserError if mpirun has started several processes and ``ranks`` are others than it says.
+    """Raise UserError if mpirun has started several processes and its numbers differ from ``ranks``.
 
-    srun sets some of its variables too, and a script between mpirun and us may have set RANK and WORLD_SIZE from them.
+    srun sets some of mpirun's variables too, and a script started by mpirun may have set RANK and WORLD_SIZE from them.
     """
     for rank, size in MPI:
         if rank not in environment:
@@ -82,7 +82,7 @@ def _check_mpi(environment: Mapping[str, str], ranks: Ranks) -> None:
         if said[1] != "1" and said != (str(ranks.rank), str(ranks.world_size)):
             raise UserError(
                 f"this is process {said[0]} of {said[1]} of an MPI launcher such as mpirun ({rank}), and each would "
-                "train or evaluate everything alone: start the ranks with srun, torchrun or accelerate launch instead "
+                "do all of the work: start the ranks with srun, torchrun or accelerate launch instead "
                 f"(or unset {rank} to run one process)"
             )
         return
@@ -99,9 +99,9 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
 
 
 def export_variables(ranks: Ranks, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that torch and DeepSpeed read, for any launcher (DeepSpeed falls back to MPI without them).
+    """Set the variables that torch and DeepSpeed read, for any launcher (DeepSpeed falls back to MPI without them).
 
-    One process needs no meeting point: it takes a free port of its own, unless torchrun's agent listens for it.
+    A single process takes a free port of its own, unless torchrun's agent listens for it.
     """
     elastic = ranks.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" in environment
     if ranks.world_size == 1 and not elastic:
@@ -119,7 +119,7 @@ def export_variables(ranks: Ranks, environment: Mapping[str, str]) -> dict[str, 
         "LOCAL_RANK": str(ranks.local_rank),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
-        # torch would take the port for that of torchrun's agent, and open none
+        # else torch would assume that torchrun's agent listens on the port, and not open it
         "TORCHELASTIC_USE_AGENT_STORE": environment.get("TORCHELASTIC_USE_AGENT_STORE", "False")
         if elastic
         else "False",

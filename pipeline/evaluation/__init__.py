@@ -1,4 +1,4 @@
-"""How good a model is: accuracy, confusion between classes, k-NN and linear probes of features.
+"""Evaluation: accuracy, confusion between classes, k-NN and linear probes of features.
 
 Stored results belong to pipeline.runs.evaluations, comparing runs to pipeline.compare. Read accuracy.py first.
 """

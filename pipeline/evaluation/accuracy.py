@@ -53,8 +53,8 @@ def evaluate(
     """Run ``forward`` over the split; collective. ``reduce`` sums a float64 tensor over the ranks,
     ``observe`` gets each batch of this rank with its logits_BC.
 
-    Each rank calls ``forward`` equally often, on an empty image where its samples have run out: under ZeRO-3 a forward
-    pass is itself collective.
+    Each rank calls ``forward`` the same number of times, with an empty image when its samples have run out: under
+    ZeRO-3 a forward pass is collective.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # samples, top-1 hits, top-5 hits, loss
     batches = eval_batches(
@@ -79,15 +79,15 @@ def evaluate(
         sums += torch.stack([*counts(logits_BC, labels_B), loss_of(loss, logits_BC, labels_B).double() * len(labels_B)])
     samples, top1, top5, total_loss = reduce(sums).tolist()
     if samples != len(split):
-        raise RuntimeError(f"{samples:.0f} samples were evaluated, and the split has {len(split)}")
+        raise RuntimeError(f"{samples:.0f} samples were evaluated, but the split has {len(split)}")
     return Result(int(samples), top1 / samples, top5 / samples, total_loss / samples)
 
 
 def counts(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Number of samples, of labels ranked first and among the first five (or all classes), in float64.
+    """Number of samples, of labels ranked first, and of labels among the first five (or all classes), in float64.
 
-    A label's rank is the number of classes with a higher logit, or an equal one and a lower index: ties don't flatter.
-    Nor does a logit that is no number: it is nobody's first.
+    A label's rank is the number of classes with a higher logit, or an equal logit and a lower index, so ties don't
+    raise the accuracy. A sample with a NaN logit counts as wrong.
     """
     own_B1 = logits_BC.gather(1, labels_B[:, None])
     index_C = torch.arange(logits_BC.shape[1], device=logits_BC.device)

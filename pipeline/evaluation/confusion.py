@@ -1,4 +1,4 @@
-"""What an evaluation counts beside top-1 and top-5: which classes are taken for which, and ImageNet-ReaL's labels."""
+"""Further counts of an evaluation: confusion between classes, and accuracy by ImageNet-ReaL's labels."""
 
 import csv
 import re
@@ -18,23 +18,23 @@ from pipeline.loader.batches import Batch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 2000  # of a confusion matrix: 32 MB
-MOST_NAMED = 30  # classes that a plot names, with figures in its cells
-VALIDATION_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")  # of real.json's entries, in order, from 1
+MOST_CLASSES = 2000  # in a confusion matrix: 32 MB
+MOST_NAMED = 30  # classes up to which a plot has names, and numbers in its cells
+VALIDATION_KEY = re.compile(r"ILSVRC2012_val_(\d{8})")  # real.json has one entry per number, in order, from 1
 
 
 class Tally:
-    """Counts of one rank; :meth:`reduce` adds up all ranks'. C classes."""
+    """Counts of one rank; :meth:`reduce` sums over the ranks. C classes."""
 
     def __init__(self, classes: int, device: torch.device, real: Mapping[int, frozenset[int]] | None = None) -> None:
         if classes > MOST_CLASSES:
-            raise UserError(f"a table of {classes} x {classes} classes is of no use: leave out --out")
+            raise UserError(f"--out: a table of {classes} x {classes} classes is too large: leave out --out")
         self.confusion_CC = torch.zeros(classes, classes, dtype=torch.float64, device=device)  # [label, prediction]
         self._real = real
         self._counts = torch.zeros(2, dtype=torch.float64, device=device)  # ReaL: samples with labels, hits
 
     def see(self, logits_BC: torch.Tensor, batch: Batch) -> None:
-        sound_B = ~logits_BC.isnan().any(1)  # as evaluate counts: no number is no answer
+        sound_B = ~logits_BC.isnan().any(1)  # as in evaluate: a NaN logit counts as wrong
         predicted_B = logits_BC.argmax(1)
         classes = len(self.confusion_CC)
         pairs_B = (batch.labels_B.to(predicted_B.device) * classes + predicted_B)[sound_B]
@@ -57,13 +57,13 @@ class Tally:
 
 
 def read_real(path: Path, keys: Sequence[str]) -> dict[int, frozenset[int]]:
-    """By row of a split with these keys, the labels of google-research/reassessed-imagenet's real.json.
+    """Labels from google-research/reassessed-imagenet's real.json for each row of a split with these keys.
 
-    Raises UserError where the split isn't ImageNet-2012's validation set.
+    Raises UserError if the split isn't ImageNet-2012's validation set.
     """
     content = read_json_list(path, "give --real reassessed-imagenet's real.json")
     if not all(isinstance(entry, list) for entry in content):
-        raise UserError(f"--real {str(path)!r} is no list of lists of classes: name reassessed-imagenet's real.json")
+        raise UserError(f"--real {str(path)!r} is not a list of lists of classes: name reassessed-imagenet's real.json")
     labels = {}
     for row, key in enumerate(keys):
         match = VALIDATION_KEY.fullmatch(key.rsplit("/", 1)[-1])
@@ -74,7 +74,7 @@ def read_real(path: Path, keys: Sequence[str]) -> dict[int, frozenset[int]]:
 
 
 def per_class(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """One row per class, the worst first: samples, top-1 and the class it is most often mistaken for."""
+    """One row per class, the worst first: samples, top-1 and the class most often predicted instead."""
     rows = []
     for index, (counts_C, names) in enumerate(zip(confusion_CC, classes, strict=True)):
         samples, hits = int(counts_C.sum()), int(counts_C[index])
@@ -98,7 +98,7 @@ def per_class(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, 
 def write(
     folder: Path, confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]], ending: str = "png"
 ) -> None:
-    """Write FOLDER/per_class.csv and the plot FOLDER/confusion.png (or .svg, .pdf, by ``ending``)."""
+    """Write FOLDER/per_class.csv and the plot FOLDER/confusion.png (or .svg, .pdf: ``ending``)."""
     from pipeline.core import plotting  # slow to import
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def write(
 
 
 def draw_confusion(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[str, str]]) -> "Figure":
-    """The confusion matrix in colours; up to MOST_NAMED classes with names, counts and percentages of the class."""
+    """The confusion matrix as a heat map; up to MOST_NAMED classes with names, counts and percentages of the class."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -136,13 +136,13 @@ def draw_confusion(confusion_CC: NDArray[np.float64], classes: Sequence[Mapping[
                 ha="center",
                 va="center",
                 fontsize=8 if len(classes) <= 15 else 6,
-                color="black" if share > 0.6 else "white",  # viridis is dark below and light above
+                color="black" if share > 0.6 else "white",  # viridis is dark for low values and light for high ones
             )
     figure.colorbar(image, format=PercentFormatter(1.0))
     return figure
 
 
 def _percentage(share: float) -> str:
-    """Whole per cent; never 100 % for less than all, nor 0 % for more than none."""
+    """Whole percent; 100 % only for all, 0 % only for none."""
     percent = 100 * share
     return "<1%" if percent < 1 else ">99%" if 99 < percent < 100 else f"{percent:.0f}%"

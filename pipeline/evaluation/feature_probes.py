@@ -16,10 +16,10 @@ from pipeline.loader.batches import eval_batches
 from pipeline.model.preprocess import normalise
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 
-NEIGHBOURS = 20  # DINO's best number of neighbours, as the next one (arXiv 2104.14294, section 3.2 and appendix)
+NEIGHBOURS = 20  # DINO's best values of this and the next (arXiv 2104.14294, section 3.2 and appendix)
 TEMPERATURE = 0.07
 RIDGE = 1e-2  # times the features' mean variance
-CHUNK = 1024  # samples compared, or summed in float64, at once
+CHUNK = 1024  # samples compared, or summed in float64, at a time
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def extract(
 ) -> torch.Tensor:
     """The class token's features of every sample, float32, in row order; zeros for the samples of other ranks.
 
-    ``advance`` gets the number of images done by all ranks.
+    ``advance`` is called with the number of images done by all ranks.
     """
     model.eval()
     dtype = next(model.parameters()).dtype
@@ -58,11 +58,11 @@ def extract(
 
 
 def check_features(z_ND: torch.Tensor, z_MD: torch.Tensor, labels_N: torch.Tensor, probe: str, option: str) -> None:
-    """Raises UserError if the features are non-finite, or if there is a single class. ``option``: names the dataset."""
+    """Raise UserError if features are non-finite, or if there is one class. ``option``: the dataset's, for messages."""
     if not (z_ND.isfinite().all() and z_MD.isfinite().all()):
         raise UserError("MODEL's features are non-finite: its training has diverged; name another checkpoint")
     if len(set(labels_N.tolist())) < 2:
-        raise UserError(f"{probe} tells classes apart, and {option} has one: name a dataset of several classes")
+        raise UserError(f"{probe} needs several classes, but {option} has one: name another dataset")
 
 
 def choose_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def linear_probe(z_ND: torch.Tensor, labels_N: torch.Tensor, z_MD: torch.Tensor,
         gram_DD += centred_BD.T @ centred_BD
         by_class_CD.index_add_(0, labels_B, centred_BD)
     gram_DD.diagonal().add_(RIDGE * gram_DD.diagonal().mean())
-    # centred features times targets of -1 and 1: twice the class's sum, as all sums together are zero
+    # centred features times targets of -1 and 1: twice the class's sum, as the sum over all classes is zero
     weight_DC = torch.linalg.solve(gram_DD, 2.0 * by_class_CD.T)
     offset_C = 2.0 * torch.bincount(labels_N, minlength=classes).double() / len(labels_N) - 1.0
     scores = [((z_BD.double() - mean_D) @ weight_DC + offset_C).argmax(1) for z_BD in torch.split(z_MD, CHUNK)]

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features, trained by SGD as DINO's linear evaluation (arXiv 2104.14294).
+"""A linear classifier on frozen features, trained with SGD like DINO's linear evaluation (arXiv 2104.14294).
 
 From DINO: SGD with momentum 0.9 and no weight decay, 100 epochs of batches of 1,024, a cosine schedule to zero,
 learning rates per 256 samples, weights from N(0, 0.01). Unlike DINO's, the training images are not augmented: features
@@ -15,12 +15,12 @@ EPOCHS = 100
 BATCH = 1024
 MOMENTUM = 0.9
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # per 256 samples; DINO's default is the first
-HELD_OUT = 10  # one of so many training samples chooses the learning rate
-STD = 0.01  # of the initial weights
+HELD_OUT = 10  # one in this many training samples is held out to choose the learning rate
+STD = 0.01  # standard deviation of the initial weights
 
 
 def train_heads(z_ND: Tensor, labels_N: Tensor, classes: int, rates: Sequence[float]) -> list[nn.Linear]:
-    """One classifier per learning rate, all from the same weights and on the same batches."""
+    """One classifier per learning rate, with the same initial weights and batches."""
     generator = torch.Generator().manual_seed(0)
     weight_CD = STD * torch.randn(classes, z_ND.shape[1], generator=generator)
     heads = []
@@ -49,7 +49,7 @@ def train_heads(z_ND: Tensor, labels_N: Tensor, classes: int, rates: Sequence[fl
 
 @torch.no_grad()
 def right(head: nn.Linear, z_MD: Tensor, labels_M: Tensor) -> float:
-    """Share of the samples whose class has the largest logit."""
+    """Fraction of the samples whose class has the largest logit."""
     return float((head(z_MD).argmax(1) == labels_M).double().mean())
 
 

@@ -1,8 +1,8 @@
 /* Antialiased bicubic resizing of a box of an RGB image, as Pillow defines it: first along the rows, then along the columns,
- * each with Keys' kernel (a = -1/2), widened by the scale when shrinking, renormalised at the image's border and its result
- * cut off at 0 and 255. Within one grey level of Pillow, which rounds to 8 bits in between.
+ * each with Keys' kernel (a = -1/2), widened by the scale when shrinking, renormalised at the image's border, and clipped to
+ * 0 to 255. Within one grey level of Pillow, which rounds to 8 bits between the two passes.
  *
- * Fixed point: pixels have 6 fraction bits, taps 14, and products 5, rounded. Written as loops over LANES
+ * Fixed point: pixels have 6 fraction bits, taps 14, and rounded products 5. Written as loops over LANES
  * neighbours of 16 bits, which compilers turn into vector instructions. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -10,12 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 32           /* values that are summed side by side */
-#define ROWS (LANES / 4)   /* rows that are resized side by side: a pixel is red, green, blue and a value that is not used */
+#define LANES 32           /* values that are summed in parallel */
+#define ROWS (LANES / 4)   /* rows that are resized in parallel: a pixel is red, green, blue and an unused value */
 #define WHITE (255 << 5)
-#define ONE (1 << 14)      /* a tap of 1; at the image's border there are larger ones, and negative ones */
+#define ONE (1 << 14)      /* a tap of 1; taps can be larger at the image's border, and negative */
 
-/* One version for AVX2 beside the plain one, chosen when the module is loaded, where the compiler can do that. */
+/* If the compiler supports it: a second version for AVX2, selected when the module is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
 #if __has_attribute(target_clones)
 #define FAST __attribute__((target_clones("avx2", "default")))
@@ -26,7 +26,7 @@
 #endif
 
 typedef struct {
-  size_t first, count; /* pixels that a pixel of the result is made of */
+  size_t first, count; /* input pixels that contribute to an output pixel */
   int16_t *taps;
 } Window;
 
@@ -36,7 +36,7 @@ static double keys(double x) {
   return x < 1 ? near : x < 2 ? far : 0;
 }
 
-/* The windows of `length` pixels made of those from `low` to `high` among `size`. NULL: no memory. */
+/* The windows of `length` output pixels, made of the input from `low` to `high` out of `size` pixels. NULL: no memory. */
 static Window *make_windows(int size, double low, double high, int length) {
   double scale = (high - low) / length, wide = scale > 1 ? scale : 1, reach = 2 * wide;
   int most = (int)(2 * reach) + 3;
@@ -52,17 +52,17 @@ static Window *make_windows(int size, double low, double high, int length) {
     int count = last - first;
     for (int k = 0; k < count; k++) sum += weights[k] = keys((first + k - centre + 0.5) / wide);
     for (int k = 0; k < count; k++) {
-      taps[k] = (int16_t)((int)(weights[k] / sum * ONE + ONE + 0.5) - ONE); /* rounded: a cast cuts off towards 0 */
+      taps[k] = (int16_t)((int)(weights[k] / sum * ONE + ONE + 0.5) - ONE); /* rounds: a cast alone truncates towards 0 */
       left -= taps[k];
       if (taps[k] > taps[largest]) largest = k;
     }
-    taps[largest] = (int16_t)(taps[largest] + left); /* they add up to 1 */
+    taps[largest] = (int16_t)(taps[largest] + left); /* so that they add up to 1 */
     windows[i] = (Window){(size_t)first, (size_t)count, taps};
   }
   return windows;
 }
 
-/* LANES sums of values that lie `stride` apart, with 5 fraction bits, cut off at black and white. */
+/* LANES sums of values that are `stride` apart, with 5 fraction bits, clipped to black and white. */
 static inline void weigh(const int16_t *restrict values, size_t stride, const int16_t *restrict taps, size_t count,
                          int16_t *restrict sums) {
   int16_t sum[LANES];
@@ -92,13 +92,13 @@ FAST static void resize_rows(const Py_buffer *image, size_t first, size_t count,
       int16_t sums[LANES];
       weigh(block + (columns[x].first - from) * LANES, LANES, columns[x].taps, columns[x].count, sums);
       for (int lane = 0; lane < LANES; lane++) sums[lane] = (int16_t)(sums[lane] * 2); /* 6 fraction bits */
-      for (size_t r = 0; r < ROWS; r++) /* the fourth value is written over by the next pixel's first */
+      for (size_t r = 0; r < ROWS; r++) /* the next pixel's first value overwrites the fourth */
         memcpy(resized + (top + r) * stride + 3 * x, sums + 4 * r, 4 * sizeof *sums);
     }
   }
 }
 
-/* The rows of the result, of those of `resized`, the first of which is row `first` of the image. */
+/* The output rows, from those in `resized`, the first of which is row `first` of the image. */
 FAST static void resize_columns(const int16_t *resized, size_t first, size_t stride, const Window *rows, const Py_buffer *out,
                                 uint8_t *row) {
   for (Py_ssize_t y = 0; y < out->shape[0]; y++) {
@@ -161,7 +161,7 @@ static PyObject *resize(PyObject *module, PyObject *args) {
   }
   PyBuffer_Release(&image);
   PyBuffer_Release(&out);
-  if (!sound) return PyErr_Format(PyExc_ValueError, "no RGB images of 8 bits, or the box is outside the image");
+  if (!sound) return PyErr_Format(PyExc_ValueError, "not RGB images of 8 bits, or the box is outside the image");
   if (!done) return PyErr_NoMemory();
   Py_RETURN_NONE;
 }

@@ -1,23 +1,23 @@
-/* Decode a region of a JPEG with libjpeg-turbo: only the blocks that the region needs are transformed and coloured.
+/* Decode a region of a JPEG with libjpeg-turbo: only the blocks that the region needs are transformed to RGB.
  *
  * decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)
  * is_sound(jpeg) -> bool
  * library() -> str
  *
  * decode writes RGB, uint8, HWC into the writable buffer `out`. The region is in pixels of the image scaled by
- * 1/denominator (1, 2, 4 or 8). What is written is larger than the region: the result says where the region begins in it,
- * how long its rows are in pixels, and whether _huffman.h read the JPEG. The margin is what makes the region's pixels those of a full decode: chroma
- * upsampling looks one sample beyond, and at the border of what is decoded there is nothing to see.
+ * 1/denominator (1, 2, 4 or 8). The output is larger than the region: the result states where the region begins in it, its
+ * row length in pixels, and whether _huffman.h read the JPEG. With this margin the region's pixels equal those of a full
+ * decode: chroma upsampling uses the neighbouring samples, which are missing at the border of the decoded area.
  *
- * The Huffman codes are read by _huffman.h, and libjpeg-turbo does the rest. Of a JPEG with restart markers
- * (data_prep.shard --restart), those outside the region aren't read at all.
+ * _huffman.h reads the Huffman codes; libjpeg-turbo does everything else. If a JPEG has restart markers
+ * (data_prep.shard --restart), codes outside the region aren't read at all.
  *
- * is_sound reads all Huffman codes and decodes nothing. Image data that are odd in any way aren't sound, nor are those that need
- * libjpeg-turbo's own reader (progressive JPEGs), be they damaged or not. Odd headers don't count: the pixels are the same.
+ * is_sound reads all Huffman codes and decodes nothing. It is false for unusual image data, and for all that need
+ * libjpeg-turbo's own reader (progressive JPEGs), damaged or not. Unusual headers don't matter: the pixels are the same.
  *
- * library is the path of the file that holds libjpeg-turbo's code: pipeline/jpeg.py checks its version before it uses the rest.
+ * library returns the path of libjpeg-turbo's library: pipeline/imaging/jpeg.py checks its version before any other call.
  *
- * decode raises ValueError where the bytes are no JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
+ * decode raises ValueError if the bytes are not a JPEG that libjpeg-turbo can decode to RGB. The GIL is released.
  */
 
 #define _GNU_SOURCE /* dladdr */
@@ -37,9 +37,9 @@
 #endif
 
 #define MARGIN 4 /* pixels; two samples of halved chroma */
-#define ODD 2    /* as setjmp's result: libjpeg-turbo's own reader must judge */
+#define ODD 2    /* as setjmp's result: libjpeg-turbo's own reader must decode */
 
-/* Warnings: decoded all the same, unless the bytes end inside the header, where libjpeg-turbo would make up the rest of it. */
+/* Decode despite warnings, unless the bytes end inside the header, which libjpeg-turbo would then invent. */
 static void on_message(j_common_ptr info, int level) {
   if (level >= 0) return;
   info->err->num_warnings++;
@@ -50,20 +50,20 @@ typedef struct {
   JDIMENSION top, left, height, width;
 } Region;
 
-/* The Huffman-coded data of a JPEG in one scan, read in place of libjpeg-turbo's own reader. */
+/* The Huffman-coded data of a JPEG in one scan, read instead of by libjpeg-turbo's own reader. */
 typedef struct {
-  size_t start, end; /* in the bytes, without the zeros that are stuffed behind each 0xFF; both 0: not needed */
+  size_t start, end; /* in `bytes`, without the zeros stuffed after each 0xFF; both 0: not needed */
 } Interval;
 
 typedef struct {
   HuffmanTable dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
-  unsigned char *bytes; /* of the intervals that are needed; to be freed, with the intervals behind them */
+  unsigned char *bytes; /* of the needed intervals, followed by the intervals themselves; freed together */
   Interval *intervals;
   int in_use;
-  JDIMENSION interval_size, interval; /* in MCUs (blocks of all components); the one that is being read */
-  unsigned char ending;               /* the marker behind the last interval; 0: none */
+  JDIMENSION interval_size, interval; /* in MCUs (blocks of all components); the current one */
+  unsigned char ending;               /* the marker after the last interval; 0: none */
   JDIMENSION first_row, last_row, first_column, last_column; /* MCUs that are needed */
-  JDIMENSION row, column, number, next; /* of the MCU that libjpeg-turbo asks for; the next one in the bytes */
+  JDIMENSION row, column, number, next; /* of the MCU that libjpeg-turbo requests; the next one in the bytes */
   struct {
     const HuffmanTable *dc, *ac;
     int *previous;
@@ -89,8 +89,8 @@ static int is_needed(const Scan *scan, JDIMENSION from, JDIMENSION until, JDIMEN
   return row != last_row || (from % a_row <= scan->last_column && (until - 1) % a_row >= scan->first_column);
 }
 
-/* Find the intervals between restart markers (all is one where there are none) up to `last`, and copy those that are
- * needed. Returns whether the markers are as they should be. */
+/* Find the intervals between restart markers (a single one if there are none) up to `last`, and copy the needed ones.
+ * Returns whether the markers are valid. */
 static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIMENSION last, JDIMENSION a_row) {
   const unsigned char *end = at + size;
   unsigned char *out = scan->bytes + 1; /* no interval begins at 0 */
@@ -103,7 +103,7 @@ static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIM
       if (needed) memcpy(out, at, (size_t)(stop - at)), out += stop - at;
       at = stop;
       if (!found) break;
-      marker = at < end ? *at++ : 0xFF; /* a marker whose end is missing */
+      marker = at < end ? *at++ : 0xFF; /* an incomplete marker */
     }
     if (needed) {
       if (marker) out--; /* its 0xFF */
@@ -116,11 +116,11 @@ static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIM
   return 1;
 }
 
-/* Prepare `scan` for libjpeg-turbo, about to decode rows `top` to `bottom` and columns `left` to `right`, in pixels of the
- * result, to call read_mcu. Returns whether the JPEG is one that can be read so: it must be baseline, in one scan. */
+/* Prepare `scan` so that libjpeg-turbo calls read_mcu while it decodes rows `top` to `bottom` and columns `left` to
+ * `right`, in output pixels. Returns whether this reader supports the JPEG: it must be baseline, in one scan. */
 static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSION bottom, JDIMENSION left, JDIMENSION right) {
   if (jpeg->progressive_mode || jpeg->arith_code || jpeg->data_precision != 8) return 0;
-  /* Some phones write 0 for the last coefficient (Se), which says nothing in a baseline JPEG. Lossless ones have Ss > 0. */
+  /* Some phones write 0 for the last coefficient (Se), which has no meaning in a baseline JPEG. Lossless ones have Ss > 0. */
   if (jpeg->Ss || (jpeg->Se && jpeg->Se != DCTSIZE2 - 1) || jpeg->Ah || jpeg->Al) return 0;
   if (jpeg->comps_in_scan != jpeg->num_components) return 0;
   for (int k = 0; k < jpeg->comps_in_scan; k++) {
@@ -137,9 +137,9 @@ static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSI
     scan->blocks[k].previous = &scan->previous[jpeg->MCU_membership[k]];
   }
   JDIMENSION a_row = jpeg->MCUs_per_row, rows = jpeg->MCU_rows_in_scan, side = DCTSIZE / jpeg->scale_denom;
-  JDIMENSION width = side, height = side; /* of an MCU, in pixels of the result */
+  JDIMENSION width = side, height = side; /* of an MCU, in output pixels */
   if (jpeg->comps_in_scan > 1) width *= (JDIMENSION)jpeg->max_h_samp_factor, height *= (JDIMENSION)jpeg->max_v_samp_factor;
-  /* one more at each side, as upsampling looks beyond */
+  /* one more at each side, as upsampling uses the neighbours */
   scan->first_row = top / height ? top / height - 1 : 0;
   scan->first_column = left / width ? left / width - 1 : 0;
   scan->last_row = (bottom - 1) / height + 1 < rows ? (bottom - 1) / height + 1 : rows - 1;
@@ -148,7 +148,7 @@ static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSI
   JDIMENSION last = (scan->last_row * a_row + scan->last_column) / scan->interval_size;
 
   size_t size = jpeg->src->bytes_in_buffer, count = last + 1;
-  if (count > size / 2 + 1) return 0; /* there can't be so many markers */
+  if (count > size / 2 + 1) return 0; /* there can't be that many markers */
   size_t room = (size + 1 + PADDING + sizeof(Interval)) / sizeof(Interval) * sizeof(Interval);
   scan->bytes = malloc(room + count * sizeof(Interval));
   if (!scan->bytes) return 0;
@@ -165,12 +165,12 @@ static void begin_interval(Scan *scan, JDIMENSION interval) {
   memset(scan->previous, 0, sizeof scan->previous);
 }
 
-/* How many bits of the interval are left; negative where more than that have been taken. */
+/* The number of bits left in the interval; negative if more than its bits were taken. */
 static int64_t bits_left(const Scan *scan) {
   return ((int64_t)scan->intervals[scan->interval].end - (scan->reader.at - scan->bytes)) * 8 + scan->reader.count;
 }
 
-/* The next MCU's blocks; into `blocks` unless it is NULL. Returns whether all was as it should be. */
+/* Read the next MCU's blocks; into `blocks` unless it is NULL. Returns whether the data were valid. */
 static inline int read_blocks(Scan *scan, JBLOCKROW *blocks) {
   BitReader reader = scan->reader;
   for (int k = 0; k < scan->block_count; k++)
@@ -181,7 +181,7 @@ static inline int read_blocks(Scan *scan, JBLOCKROW *blocks) {
   return bits_left(scan) >= 0;
 }
 
-/* Called by libjpeg-turbo for each MCU in turn; blocks that aren't needed stay zero. What is odd ends the decoding. */
+/* Called by libjpeg-turbo for each MCU in turn; blocks that aren't needed stay zero. Unusual data end the decoding. */
 static boolean read_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
   Scan *scan = jpeg->client_data;
   JDIMENSION number = scan->number++, row = scan->row, column = scan->column++;
@@ -196,8 +196,8 @@ static boolean read_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
   return TRUE;
 }
 
-/* Returns 0; FAILED with errors->message set; or ODD, if there is a `scan` to read with. `shift` and `stride` place the
- * region in `out`. */
+/* Returns 0; FAILED with errors->message set; or ODD, which needs a `scan`. `shift` and `stride` locate the region in
+ * `out`. */
 static int read_region(const Py_buffer *data, int denominator, Region region, Py_buffer *out, ErrorManager *errors, Scan *scan,
                        JDIMENSION *shift_rows, JDIMENSION *shift_columns, JDIMENSION *stride) {
   struct jpeg_decompress_struct jpeg;
@@ -228,7 +228,7 @@ static int read_region(const Py_buffer *data, int denominator, Region region, Py
   if (bottom > jpeg.output_height) bottom = jpeg.output_height;
 
   JDIMENSION width = right - left;
-  if (width < jpeg.output_width) jpeg_crop_scanline(&jpeg, &left, &width); /* moves left to a border of blocks */
+  if (width < jpeg.output_width) jpeg_crop_scanline(&jpeg, &left, &width); /* moves `left` to a block's edge */
   if ((Py_ssize_t)(bottom - top) * width * 3 > out->len) {
     snprintf(errors->message, sizeof errors->message, "out is too small");
     longjmp(errors->escape, FAILED);
@@ -261,14 +261,14 @@ static int check(const Py_buffer *data, ErrorManager *errors, Scan *scan) {
     jpeg_mem_src(&jpeg, data->buf, (unsigned long)data->len);
     jpeg_read_header(&jpeg, TRUE);
     if (jpeg_has_multiple_scans(&jpeg)) longjmp(errors->escape, ODD); /* all of them would be read */
-    jpeg.out_color_space = JCS_RGB; /* as when decoding: fails for CMYK */
+    jpeg.out_color_space = JCS_RGB; /* as for decoding: fails for CMYK */
     jpeg_start_decompress(&jpeg);
     JDIMENSION count = jpeg.MCUs_per_row * jpeg.MCU_rows_in_scan, done = 0;
     int good = take_over(scan, &jpeg, 0, jpeg.output_height, 0, jpeg.output_width) && scan->ending == 0xD9;
     for (JDIMENSION interval = 0; good && done < count; interval++) {
       begin_interval(scan, interval);
       for (JDIMENSION k = 0; good && k < scan->interval_size && done < count; k++, done++) good = read_blocks(scan, NULL);
-      if (bits_left(scan) >= 8) good = 0; /* the last byte is filled up */
+      if (bits_left(scan) >= 8) good = 0; /* the last byte is padded */
     }
     sound = good;
   }
@@ -341,8 +341,8 @@ static PyObject *decode(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS,
      "decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)"},
-    {"library", library, METH_NOARGS, "library() -> path of the file that holds libjpeg-turbo, \"\" if unknown"},
-    {"is_sound", is_sound, METH_O, "is_sound(jpeg) -> whether every code of it is as it should be"},
+    {"library", library, METH_NOARGS, "library() -> path of libjpeg-turbo's library, \"\" if unknown"},
+    {"is_sound", is_sound, METH_O, "is_sound(jpeg) -> whether all of its Huffman codes are valid"},
     {NULL, NULL, 0, NULL},
 };
 

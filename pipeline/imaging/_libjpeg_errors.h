@@ -1,10 +1,10 @@
-/* libjpeg's errors, brought back to where the work was begun instead of ending the process. */
+/* libjpeg's errors, returned to the caller with longjmp instead of ending the process. */
 
 #include <setjmp.h>
 #include <stdio.h>
 #include <jpeglib.h>
 
-#define FAILED 1 /* as setjmp's result: errors->message says why */
+#define FAILED 1 /* as setjmp's result: errors->message has the reason */
 
 typedef struct {
   struct jpeg_error_mgr base;
@@ -18,7 +18,7 @@ static void on_error(j_common_ptr info) {
   longjmp(errors->escape, FAILED);
 }
 
-/* `on_message` is told of warnings, whose level is below 0, and of traces. */
+/* `on_message` receives warnings, whose level is below 0, and traces. */
 static struct jpeg_error_mgr *use_errors(ErrorManager *errors, void (*on_message)(j_common_ptr info, int level)) {
   jpeg_std_error(&errors->base);
   errors->base.error_exit = on_error;

@@ -1,4 +1,4 @@
-"""Attention roll-out (Abnar & Zuidema, arXiv 2005.00928): which patches the class token's answer draws on.
+"""Attention roll-out (Abnar & Zuidema, arXiv 2005.00928): how much each patch contributes to the class token.
 
 Letters of the shape suffixes: B batch, N heads, Q queries (all tokens, or the class token alone in the last block),
 L tokens (the class token first), K width of a head, G patches along a side, H W pixels, C channels.
@@ -18,12 +18,12 @@ from torch import Tensor
 from pipeline.imaging.jpeg import Image
 from pipeline.model.vit import Attention, Block, QueryKeyValue, VisionTransformer
 
-Map = npt.NDArray[np.float32]  # GG or HW, of shares that sum to one
+Map = npt.NDArray[np.float32]  # GG or HW, shares that sum to one
 
 
 @torch.inference_mode()
 def attentions(model: VisionTransformer, x_BCHW: Tensor) -> list[Tensor]:
-    """The attention weights of each block, A_BNQL, rows summing to one; computed from its queries and keys."""
+    """The attention weights of each block, A_BNQL, whose rows sum to one; computed from queries and keys."""
     found: list[Tensor] = []
 
     def hook(qkv: QueryKeyValue, inputs: tuple[Tensor, int], _: Any) -> None:
@@ -48,9 +48,9 @@ def attentions(model: VisionTransformer, x_BCHW: Tensor) -> list[Tensor]:
 
 
 def rollout(attention: Sequence[Tensor], registers: int = 0) -> Tensor:
-    """The class token's share of each patch, BGG, summing to one.
+    """Each patch's share in the class token, BGG, summing to one.
 
-    Equation 1 of the paper: heads averaged, half of each token's stream its own (the residual), multiplied through.
+    Equation 1 of the paper: heads are averaged, mixed half and half with the identity (the residual), and multiplied.
     """
     batch, _, _, tokens = attention[0].shape
     share_BLL = torch.eye(tokens, dtype=torch.float64).expand(batch, -1, -1)
@@ -64,8 +64,8 @@ def rollout(attention: Sequence[Tensor], registers: int = 0) -> Tensor:
 
 
 def draw(image_HWC: Image, map_GG: Map, title: str, answers: Sequence[tuple[str, float]], path: Path) -> None:
-    """A PNG: the image as the model sees it, where it looks, and its answers (name, probability)."""
-    from matplotlib.figure import Figure  # slow to import, and few look at pictures
+    """Write a PNG with the model's input image, its attention roll-out, and its predictions (name, probability)."""
+    from matplotlib.figure import Figure  # slow to import and rarely needed
 
     from pipeline.core import plotting
 

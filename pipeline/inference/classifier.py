@@ -23,13 +23,13 @@ from pipeline.model.vit import VisionTransformer
 
 @dataclass(frozen=True)
 class Classifier:
-    """``forward`` on ``device`` in ``dtype``, and what to do before and after it."""
+    """``forward`` on ``device`` in ``dtype``, with its pre- and postprocessing."""
 
     known: Description
     forward: Forward
     device: torch.device
     dtype: torch.dtype
-    model: VisionTransformer | None  # what forward is; None where it is a graph (ONNX, torch.export)
+    model: VisionTransformer | None  # the module behind forward; None for a graph (ONNX, torch.export)
 
     @torch.inference_mode()
     def classify(self, images_BHWC: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ def open_classifier(
         )
     if not (graph.parent / DESCRIPTION).is_file():
         raise UserError(
-            f"MODEL {str(graph)!r} has no {DESCRIPTION} beside it, which names its classes: name a folder that "
-            "jobs.export wrote"
+            f"MODEL {str(graph)!r} has no {DESCRIPTION} beside it, which names its classes: name a folder written "
+            "by vit export"
         )
     known = trained_model.read_description(graph.parent)
     if graph.suffix == ".onnx":
@@ -72,11 +72,11 @@ def open_classifier(
             f"MODEL {str(graph)!r} is a torch.export archive, which can run any code when it is loaded: name the run, "
             "or an export to safetensors, timm, huggingface, npz or onnx; or add --trust-code if you trust the file"
         )
-    print(f"warning: --trust-code: {str(graph)!r} may run any code that it holds", file=sys.stderr, flush=True)
-    cpu = torch.device("cpu")  # where the graph was traced
+    print(f"warning: --trust-code: {str(graph)!r} may run any code that it contains", file=sys.stderr, flush=True)
+    cpu = torch.device("cpu")  # the graph was traced there
     return Classifier(known, exporting.open_torch(graph, known), cpu, dtype, None)
 
 
 def with_classes(classifier: Classifier, classes: tuple[Named, ...]) -> Classifier:
-    """The same with other names for its classes."""
+    """The same classifier with other class names."""
     return replace(classifier, known=replace(classifier.known, classes=classes))

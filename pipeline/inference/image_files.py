@@ -38,19 +38,19 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 class Picture(NamedTuple):
-    """Where the bytes of an image are."""
+    """The location of an image's bytes."""
 
-    name: str  # for people: the file, or ``TAR/member``
+    name: str  # shown to users: the file, or ``TAR/member``
     file: Path
     offset: int = 0
     size: int = -1  # bytes; -1: to the end of the file
-    error: str = ""  # why it can't be read, where that was found already
+    error: str = ""  # why it can't be read, if already known
     deflated: bool = False  # the bytes are a raw deflate stream, as in a zip
     border: int = 0  # pixels cut off each side first
 
 
 class PictureBatch(NamedTuple):
-    """Consecutive images, without those that can't be read. Indices are those in the list of images."""
+    """Consecutive images, without unreadable ones. Indices refer to the list of images."""
 
     images_BHWC: torch.Tensor  # uint8
     kept: list[int]  # index of each image
@@ -67,7 +67,7 @@ def find(inputs: Sequence[Path]) -> list[Picture]:
         found = list(_in_folder(path) if path.is_dir() else _in_file(path))
         if not found:
             raise UserError(
-                f"IMAGE {str(path)!r} holds no images ({', '.join(sorted(READABLE_ENDINGS))}): name another place"
+                f"IMAGE {str(path)!r} contains no images ({', '.join(sorted(READABLE_ENDINGS))}): name another path"
             )
         pictures += found
     return pictures
@@ -76,7 +76,7 @@ def find(inputs: Sequence[Path]) -> list[Picture]:
 def _in_folder(folder: Path) -> Iterator[Picture]:
     for path, folders, files in os.walk(folder, followlinks=True):
         above = {parent.resolve() for parent in (Path(path), *Path(path).parents) if parent.is_relative_to(folder)}
-        folders[:] = sorted(name for name in folders if Path(path, name).resolve() not in above)  # links to them
+        folders[:] = sorted(name for name in folders if Path(path, name).resolve() not in above)  # no link to a parent
         for name in sorted(files):
             file = Path(path, name)
             if name.startswith("."):
@@ -84,17 +84,17 @@ def _in_folder(folder: Path) -> Iterator[Picture]:
             if file.suffix == ".tar":
                 try:
                     yield from _in_tar(file)
-                except (OSError, tarfile.TarError) as error:  # one of many: it is named as a bad picture is
+                except (OSError, tarfile.TarError) as error:  # one of many: reported like an unreadable image
                     yield Picture(printable(str(file)), file, error=f"it can't be read as a tar ({error})")
             elif ending(file.name) in READABLE_ENDINGS:
                 yield from _in_file(file)
 
 
 def _in_file(file: Path) -> Iterator[Picture]:
-    """A file that is no tar is taken for an image, whatever its ending: reading it will tell."""
+    """Whether a file is a tar. Any other file counts as an image, whatever its extension."""
     if file.suffix != ".tar":
         if file.name.endswith((".tar.gz", ".tgz")):
-            raise UserError(f"IMAGE {str(file)!r} is compressed, so its images can't be found: gunzip it first")
+            raise UserError(f"IMAGE {str(file)!r} is compressed, so its images can't be listed: decompress it first")
         yield Picture(printable(str(file)), file)
         return
     try:
@@ -104,7 +104,7 @@ def _in_file(file: Path) -> Iterator[Picture]:
 
 
 def _in_tar(file: Path) -> Iterator[Picture]:
-    """Raises OSError or TarError, also after the first images."""
+    """The images in a tar. Raises OSError or TarError, possibly after the first images."""
     with tarfile.open(file, "r:") as tar:
         for member in tar:
             name = Path(member.name)
@@ -114,7 +114,7 @@ def _in_tar(file: Path) -> Iterator[Picture]:
 
 
 def read(picture: Picture) -> bytes:
-    """Raises OSError, and ValueError where the picture was found to be none."""
+    """An image's bytes. Raises OSError, and ValueError if it is known to be unreadable."""
     if picture.error:
         raise ValueError(picture.error)
 
@@ -133,19 +133,19 @@ def read(picture: Picture) -> bytes:
 
 
 def prepared(data: bytes, size: int, resize: str, border: int = 0, *, upright: bool = False) -> Image:
-    """The image that the model sees, as in evaluation. Raises ValueError if the bytes can't be decoded whole.
+    """The model's input image, as in evaluation. Raises ValueError if the bytes can't be decoded completely.
 
-    ``upright``: turned first as its EXIF orientation says, as images of a dataset made with --upright are.
+    ``upright``: rotate by the EXIF orientation first, like the images of a dataset made with --upright.
     """
     if data[:2] != b"\xff\xd8" or border:
         return _by_pillow(data, size, resize, border, upright=upright)
     try:
         jpegs.size(data)
-    except ValueError:  # CMYK or odd chroma sampling, which evaluation never meets: data_prep.shard recodes such
+    except ValueError:  # CMYK or unusual chroma sampling: not in datasets, since data_prep.shard re-encodes such images
         return _by_pillow(data, size, resize, upright=upright)
     if defect := jpegs.defect(data):
         raise ValueError(
-            "the JPEG is cut short: its image data end early"
+            "the JPEG is truncated: its image data end early"
             if jpegs.is_cut(defect)
             else f"the JPEG is damaged: {defect}"
         )
@@ -165,12 +165,12 @@ def _orientation(data: bytes) -> int:
 def _by_pillow(data: bytes, size: int, resize: str, border: int = 0, *, upright: bool) -> Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata in pictures that it reads well
+            warnings.simplefilter("ignore")  # about odd metadata in readable images
             with Pillow.open(io.BytesIO(data)) as image:
                 jpegs.check_size(image.height, image.width)
                 pixels_HWC = np.asarray(to_rgb(ImageOps.exif_transpose(image) if upright else image))
     except Exception as error:  # Pillow's decoders raise many types on damaged bytes
-        reason = "it is no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = "Pillow does not recognise it as an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(reason) from None
     if border:
         pixels_HWC = np.ascontiguousarray(pixels_HWC[border:-border, border:-border])
@@ -195,7 +195,7 @@ Filled = tuple[int, list[int], list[tuple[int, str]]]  # slot, and as in Picture
 
 @dataclass(frozen=True)
 class PictureBatches(Dataset[Filled]):
-    """Item (k, slot): the k-th batch of this rank, which has the rank-th of every ``world_size``."""
+    """Item (k, slot): the k-th batch of this rank, which gets the rank-th of every ``world_size`` batches."""
 
     pictures: Sequence[Picture]
     batch: int
@@ -235,8 +235,8 @@ def batches(
     world_size: int,
     upright: bool = False,
 ) -> Iterator[PictureBatch]:
-    """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: in this process."""
-    batch = min(batch, len(pictures))  # no room for pictures that don't exist
+    """This rank's batches: the rank-th of every ``world_size``, in order. ``workers`` 0: decode in this process."""
+    batch = min(batch, len(pictures))  # else memory would be reserved for images that don't exist
     indices = range(len(range(rank, -(-len(pictures) // batch), world_size)))
     slots = slots_for(indices, workers, batch, size)
     items = PictureBatches(pictures, batch, rank, world_size, size, resize, upright, slots)

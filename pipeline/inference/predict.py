@@ -12,8 +12,8 @@ from pipeline.inference.image_files import Picture, PictureBatch, batches
 from pipeline.inference.predictions import Answer
 from pipeline.model.preprocess import normalise
 
-LONGEST_STEM = 200  # bytes of an image's name in the name of its roll-out: file systems take 255 in all
-LONGEST_TITLE = 100  # characters of it above the roll-out
+LONGEST_STEM = 200  # bytes of an image's name in its roll-out's file name: file systems allow 255 in all
+LONGEST_TITLE = 100  # characters of the name in the plot's title
 
 
 def predictions(
@@ -26,7 +26,7 @@ def predictions(
     workers: int,
     rollouts: Path | None = None,
 ) -> Iterator[list[Answer]]:
-    """The answers in the order of the images, one list per round of batches; collective over the processes.
+    """The predictions in the order of the images, one list per round of batches; collective over the processes.
 
     ``top``: classes per image; ``rollouts``: folder for the attention roll-outs. Raises UserError if the model's
     outputs are non-finite.
@@ -50,7 +50,7 @@ def predictions(
 def classify(
     classifier: Classifier, pictures: Sequence[Picture], batch: PictureBatch, top: int, rollouts: Path | None = None
 ) -> list[Answer]:
-    """Answers of one batch in order, those of unreadable images among them; draws the roll-outs."""
+    """Predictions for one batch in order, including unreadable images; draws the roll-outs."""
     answers = {place: Answer(pictures[place].name, error=reason) for place, reason in batch.bad}
     if batch.kept:
         classes_BK, probabilities_BK = classifier.classify(batch.images_BHWC, top)
@@ -64,7 +64,7 @@ def classify(
 
 
 def draw_rollouts(folder: Path, classifier: Classifier, batch: PictureBatch, answers: dict[int, Answer]) -> None:
-    """Write ``000012-name.png`` for image 12; a very long name is cut, and stays unique by its number."""
+    """Write ``000012-name.png`` for image 12; a very long name is cut, and the number keeps it unique."""
     assert classifier.model is not None
     x_BCHW = normalise(batch.images_BHWC.to(classifier.device), classifier.dtype, classifier.known.model)
     maps_BGG = rollout(attentions(classifier.model, x_BCHW), classifier.known.model.registers).numpy()

@@ -1,6 +1,6 @@
-"""A model's predictions as rows, for the terminal, CSV and Parquet, written as they come.
+"""A model's predictions as rows, for the terminal, CSV and Parquet, written incrementally.
 
-A row: image, error ("" where there is none), then index_1, wnid_1, name_1, probability_1 ... of the likeliest classes.
+A row: image, error ("" if there is none), then index_1, wnid_1, name_1, probability_1 ... of the likeliest classes.
 """
 
 import csv
@@ -53,7 +53,7 @@ def schema(top: int) -> pa.Schema:
 
 
 class Files:
-    """--csv ("-": the standard output) and --parquet; files are written aside and renamed at a good end.
+    """--csv ("-": the standard output) and --parquet; files are written under temporary names and renamed at the end.
 
     Use as a context manager.
     """

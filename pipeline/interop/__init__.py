@@ -1,4 +1,4 @@
-"""Models in and out: official .npz, timm, transformers, ONNX, and our own exports.
+"""Importing and exporting models: official .npz, timm, transformers, ONNX, and our own format.
 
-Other projects' names and layouts stay in here; the rest of the library sees our names only. Read load.py first.
+Other projects' names and layouts are used only here; all other packages use ours. Read load.py first.
 """

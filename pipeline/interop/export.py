@@ -1,4 +1,4 @@
-"""Writing a trained model in the forms that others load, and running what was written.
+"""Writing a trained model in the formats of other tools, and running the result.
 
 Shapes: B batch, C image channels (of an image) or classes (of logits), H W pixels.
 """
@@ -28,7 +28,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Forward = Callable[[Tensor], Tensor]  # x_BCHW, normalised -> logits_BC
 
 OPSET = 20  # ONNX's; the first with a Gelu operator
-_TRACED = 2  # images of the batch that a graph is traced with; its size stays free
+_TRACED = 2  # batch size for tracing; the graph accepts any
 
 
 def write(folder: Path, form: Format, trained: Trained) -> None:
@@ -48,7 +48,7 @@ def write(folder: Path, form: Format, trained: Trained) -> None:
         write_onnx(folder / "model.onnx", build(trained))
     else:
         write_torch(folder / "model.pt2", build(trained))
-    average = {"average": True} if trained.average else {}  # for people: to load it, there is no difference
+    average = {"average": True} if trained.average else {}  # information for readers: loading ignores it
     write_json(folder / native.DESCRIPTION, describe(known, form) | average)
 
 
@@ -60,7 +60,7 @@ def build(trained: Trained) -> VisionTransformer:
 
 
 def read_back(folder: Path, form: Format, known: Description) -> Forward:
-    """What was written, as a function. The description's own way of preparing images must be in it, too."""
+    """The exported model as a function. Checks that it states the same image geometry as the description."""
     if form == "onnx":
         return open_onnx(folder / "model.onnx", known, torch.device("cpu"))
     if form == "torch":
@@ -75,9 +75,9 @@ def read_back(folder: Path, form: Format, known: Description) -> Forward:
 
 @torch.inference_mode()
 def difference(one: Forward, other: Forward, size: int) -> tuple[float, float]:
-    """The largest difference of a logit on noise, for batches of one and of three, and the largest logit.
+    """The largest logit difference on random input, for batches of one and of three, and the largest logit.
 
-    Raises UserError where ``one`` gives no numbers; where ``other`` does, the difference is infinite.
+    Raises UserError if ``one`` gives non-finite logits. If only ``other`` does, the difference is infinite.
     """
     generator = torch.Generator().manual_seed(0)
     largest = logit = 0.0
@@ -85,24 +85,22 @@ def difference(one: Forward, other: Forward, size: int) -> tuple[float, float]:
         x_BCHW = torch.rand(batch, 3, size, size, generator=generator) * 2 - 1
         logits_BC = one(x_BCHW)
         if not logits_BC.isfinite().all():
-            raise UserError(
-                "MODEL's logits are no finite numbers: its training has diverged, name an earlier checkpoint"
-            )
+            raise UserError("MODEL's logits are non-finite: its training has diverged, name an earlier checkpoint")
         largest = max(largest, float((logits_BC - other(x_BCHW)).abs().nan_to_num(nan=math.inf).max()))
         logit = max(logit, float(logits_BC.abs().max()))
     return largest, logit
 
 
 def write_onnx(path: Path, model: VisionTransformer) -> None:
-    """``images`` -> ``logits``, any batch size, in one file. Raises UserError where the packages are missing."""
+    """Write ``images`` -> ``logits``, any batch size, as one file. Raises UserError if packages are missing."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"--format onnx needs {error.name!r}: pip install 'vit-pipeline[export]'") from error
     with warnings.catch_warnings():
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it looks for torchvision, which nothing here needs
-        warnings.simplefilter("ignore")  # torch's exporter uses what torch itself deprecates
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its warning that torchvision is missing
+        warnings.simplefilter("ignore")  # torch's exporter calls functions that torch deprecates
         program = torch.onnx.export(
             model,
             (_example(model),),
@@ -121,9 +119,9 @@ def write_onnx(path: Path, model: VisionTransformer) -> None:
 
 
 def open_onnx(path: Path, known: Description, device: torch.device) -> Forward:
-    """Run by onnxruntime, on the GPU where ``device`` and the installed package have one. Raises UserError.
+    """The graph as a function, run by onnxruntime; on the GPU if ``device`` and the package support it.
 
-    ``known``: what the model.json beside it says, whose sizes must be the graph's.
+    ``known``: the model.json beside it, whose sizes must be the graph's. Raises UserError.
     """
     try:
         import onnxruntime
@@ -154,20 +152,21 @@ def open_onnx(path: Path, known: Description, device: torch.device) -> Forward:
 
 
 def write_torch(path: Path, model: VisionTransformer) -> None:
-    """torch.export's archive, any batch size: what AOTInductor, ExecuTorch and torch's C++ runtime load."""
+    """Write torch.export's archive, any batch size, for AOTInductor, ExecuTorch and torch's C++ runtime."""
     program = torch.export.export(model, (_example(model),), dynamic_shapes=_any_batch())
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the paths of this machine
-    archive = io.BytesIO()  # torch aborts the process where the disk that it writes to is full
+    archive = io.BytesIO()  # in memory: torch aborts the process if the disk is full
     torch.export.save(program, archive)
     path.write_bytes(archive.getbuffer())
     flush(path)
 
 
 def open_torch(path: Path, known: Description) -> Forward:
-    """Run by torch. The archive can run code while it is loaded, and nothing in it shows whether it does: only for
-    files that this program wrote, or that somebody trusts. Raises UserError when it is no archive of torch.export, or
-    of other sizes than ``known``, what the model.json beside it says.
+    """The graph as a function, run by torch. ``known``: the model.json beside it, whose sizes must be the graph's.
+
+    An archive can run code while it is loaded, which can't be detected: load only files that this program wrote or
+    that the user trusts. Raises UserError if it is not a torch.export archive or has other sizes.
     """
     try:
         program = torch.export.load(path)
@@ -187,7 +186,7 @@ def open_torch(path: Path, known: Description) -> Forward:
 
 def _other_sizes(path: Path, inputs: object, outputs: object, known: Description) -> UserError:
     return UserError(
-        f"{str(path)!r} has inputs {inputs} and outputs {outputs}, but {native.DESCRIPTION} beside it describes images "
+        f"{str(path)!r} has inputs {inputs} and outputs {outputs}, but {native.DESCRIPTION} beside it states images "
         f"of {known.model.image_size} pixels and {len(known.classes)} classes: export the model again"
     )
 

@@ -35,10 +35,10 @@ _BLOCK = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-_ATTENTION = ("query", "key", "value")  # ours are one matrix
+_ATTENTION = ("query", "key", "value")  # one matrix in our state
 
 
-# DINOv2's names in a layer -> ViT's.
+# DINOv2's names within a layer -> ViT's
 _DINOV2 = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -46,13 +46,19 @@ _DINOV2 = {
     "mlp.fc2": "output.dense",
 }
 _PREFIXES = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.")
-TRUNKS = ("vit_mae", "vit_msn", "deit", "dinov2", "dinov2_with_registers")  # other model types, as parents only
+TRUNKS = (
+    "vit_mae",
+    "vit_msn",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+)  # accepted as parents only
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
-# Fields of config.json that change the function, and the values that ours has
+# Fields of config.json that change the function, and the values that our model implements
 _SETTINGS: dict[str, list[Any]] = {
     "qkv_bias": [True], "num_channels": [3], "pooler_act": ["tanh", None], "use_swiglu_ffn": [False],
 }  # fmt: skip
-# Fields of preprocessor_config.json that are read below, or mean nothing for RGB images as we decode them
+# Fields of preprocessor_config.json that are read below, or have no effect on RGB images as we decode them
 _PREPROCESSOR = {
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std", "do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class",
@@ -64,16 +70,16 @@ _PREPROCESSOR = {
 def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """Configuration, float32 state with our names, {"format", "classes", "labels", "loss", "resize"}. Raises UserError.
 
-    Reads ViTForImageClassification and ViTModel, whose pooler is our pre_logits layer. ``trunk``: only what a
-    fine-tuning starts from, without head, classes and geometry; then also ViT-MAE, and DINOv2 of our sizes.
+    Reads ViTForImageClassification and ViTModel, whose pooler is our pre_logits layer. ``trunk``: only the weights
+    that fine-tuning starts from, without head, classes and geometry; also accepts ViT-MAE, and DINOv2 of our sizes.
     """
     source = str(folder / SETTINGS)
     settings = read_config(folder)
     kind = str(settings["model_type"])
     if kind != "vit" and not trunk:
         raise UserError(
-            f"{source!r} has model_type {kind!r}, whose head sees something else than the class token, or which has "
-            "none: it can be a --parent; otherwise choose a ViTForImageClassification"
+            f"{source!r} has model_type {kind!r}, which has no head on the class token: use it as a --parent, or "
+            "choose a ViTForImageClassification"
         )
     refuse_unknown({name: settings[name] for name in _SETTINGS if name in settings}, _SETTINGS, "a", source)
     theirs = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
@@ -81,12 +87,12 @@ def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, T
         state = _to_state(_vit_names(theirs), int(settings["num_hidden_layers"]), str(folder), trunk=trunk)
         heads = int(settings["num_attention_heads"])
     except KeyError as error:
-        raise UserError(f"{str(folder)!r} lacks {error}: it holds no ViT of transformers") from None
+        raise UserError(f"{str(folder)!r} has no {error}: it is not a transformers ViT folder") from None
     activation = str(settings.get("hidden_act", "gelu"))
     gelu = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu_fast": "tanh"}.get(activation)
     if gelu is None:
         raise UserError(
-            f"{source!r} has activation {activation!r} (hidden_act), which is no GELU: choose a ViT as published"
+            f"{source!r} has activation {activation!r} (hidden_act), which is not a GELU: choose a ViT as published"
         )
     preprocessor = folder / "preprocessor_config.json"
     inputs = read_object(preprocessor) if preprocessor.is_file() else {}
@@ -110,7 +116,7 @@ def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, T
 
 
 def _vit_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of transformers' ViT, without the prefix, for those of its relatives."""
+    """Rename the tensors of related models to those of transformers' ViT, without prefix."""
     named = {}
     for name, tensor in theirs.items():
         name = next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)  # noqa: PLW2901
@@ -120,10 +126,10 @@ def _vit_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _normalisation(inputs: Mapping[str, Any], source: str) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of pixels from 0 to 1, with the rescaling of 0 to 255 worked in."""
+    """Mean and standard deviation for pixels from 0 to 1, including the rescaling from 0 to 255."""
     refuse_unknown({name: value for name, value in inputs.items() if name not in _PREPROCESSOR}, {}, "a", source)
     factor = inputs.get("rescale_factor", 1 / 255) if inputs.get("do_rescale", True) else 1.0
-    if not isinstance(factor, (int, float)) or not 1e-6 <= factor <= 1e3:  # else float32 overflows
+    if not isinstance(factor, (int, float)) or not 1e-6 <= factor <= 1e3:  # beyond these limits float32 overflows
         raise UserError(
             f"{source!r} has rescale_factor {factor!r}: it must be a number from 1e-06 to 1000, such as 1/255"
         )
@@ -139,9 +145,9 @@ def _normalisation(inputs: Mapping[str, Any], source: str) -> tuple[Triple, Trip
 
 
 def _resize(inputs: Mapping[str, Any], image_size: int, source: str) -> str:
-    """The name of the geometry (eval_geometry). A size of one number is a square, as ViT's processor."""
+    """The name of the geometry (eval_geometry). A size of one number means a square, as in ViT's processor."""
     if inputs.get("do_resize") is False:
-        raise UserError(f"{source!r} has do_resize false, and our images come in any size: set do_resize true")
+        raise UserError(f"{source!r} has do_resize false, but input images have any size: set do_resize true")
     resample = inputs.get("resample", 2)
     interpolation = _RESAMPLE.get(resample, resample) if isinstance(resample, int) else str(resample)
     size = inputs.get("size", image_size)
@@ -153,9 +159,7 @@ def _resize(inputs: Mapping[str, Any], image_size: int, source: str) -> str:
     resized = side(size if short is None else short, "size", source)
     if not inputs.get("do_center_crop"):
         if short is not None:
-            raise UserError(
-                f"{source!r} has size {size!r} without do_center_crop, which gives images that aren't square"
-            )
+            raise UserError(f"{source!r} has size {size!r} without do_center_crop, so images would not be square")
         check_size(resized, image_size, "size", source)
         return name_of(None, str(interpolation), image_size, source)
     crop = inputs.get("crop_size", image_size)
@@ -163,26 +167,26 @@ def _resize(inputs: Mapping[str, Any], image_size: int, source: str) -> str:
     check_size(side(crop, "crop_size", source), image_size, "crop_size", source)
     if short is None and resized != image_size:
         raise UserError(
-            f"{source!r} squashes images to {resized} x {resized} and cuts out the middle {image_size}: only a crop of "
-            "the short side is supported (shortest_edge)"
+            f"{source!r} squashes images to {resized} x {resized} and then crops the middle {image_size}: only crops "
+            "after resizing the short side are supported (shortest_edge)"
         )
     return name_of(image_size / resized if short is not None else None, str(interpolation), image_size, source)
 
 
 def _outputs(settings: Mapping[str, Any], classes: int, source: str) -> dict[str, Any]:
-    """The classes' names, and which loss the head was trained with."""
+    """The class names, and the loss that the head was trained with."""
     problem = settings.get("problem_type")
     losses = {None: "softmax", "single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
     if problem not in losses or (problem is None and classes == 1):
         raise UserError(
-            f"{source!r} has problem_type {problem!r} with {classes} outputs, which is a regression or unknown: only "
-            "classifiers are supported"
+            f"{source!r} has problem_type {problem!r} with {classes} outputs, which is a regression or unknown: "
+            "choose a classifier"
         )
     number = settings.get("num_labels")
     if classes and number not in (None, classes):
-        raise UserError(f"{source!r} has num_labels {number!r}, and the head has {classes}: correct num_labels")
+        raise UserError(f"{source!r} has num_labels {number!r}, but the head has {classes}: correct num_labels")
     labels = labels_of(settings.get("id2label") if classes else None, classes, "id2label", source)
-    if labels == [f"LABEL_{index}" for index in range(classes)]:  # what transformers writes when nobody named them
+    if labels == [f"LABEL_{index}" for index in range(classes)]:  # transformers' default names
         labels = None
     return {"labels": labels, "loss": losses[problem]}
 
@@ -198,12 +202,12 @@ def write(
 ) -> None:
     """Write a folder that ``AutoModelForImageClassification.from_pretrained(FOLDER)`` loads. Raises UserError.
 
-    ``resize``: what the run does to evaluation images (pipeline.loader.transforms.eval_image), in transformers' words.
+    ``resize``: the run's evaluation geometry (pipeline.loader.transforms.eval_image), written in transformers' terms.
     """
     if config.pre_logits:
         raise UserError(
-            "model.pre_logits True has no place in transformers' ViTForImageClassification: export to npz, onnx or "
-            "safetensors, or fine-tune first (fine-tuning removes the layer)"
+            "model.pre_logits True is not supported by transformers' ViTForImageClassification: export to npz, onnx "
+            "or safetensors, or fine-tune first (fine-tuning removes the layer)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     sizes = ARCHITECTURES[config.variant]
@@ -257,7 +261,7 @@ def _preprocessor(config: ModelConfig, resize: str) -> dict[str, Any]:
 
 
 def _to_state(theirs: dict[str, Tensor], depth: int, source: str, *, trunk: bool) -> dict[str, Tensor]:
-    """Our names. Raises KeyError for a tensor that is missing, UserError for one that would be dropped silently."""
+    """The state with our names. Raises KeyError for a missing tensor, UserError for one that would be ignored."""
     state = {}
     for ours, name in _TOP.items():
         for ending in ("",) if ours in ("cls_token", "pos_embed") else (".weight", ".bias"):
@@ -274,14 +278,14 @@ def _to_state(theirs: dict[str, Tensor], depth: int, source: str, *, trunk: bool
                 state[f"blocks.{index}.ls{number}.gamma"] = theirs.pop(f"{layer}.layer_scale{number}.lambda1")
     if "embeddings.register_tokens" in theirs:
         state["reg_token"] = theirs.pop("embeddings.register_tokens")
-    # ViTForImageClassification has no pooler, and ignores one in its file
+    # ViTForImageClassification has no pooler and ignores one in its file
     ours, name = ("head", "classifier") if "classifier.weight" in theirs else ("pre_logits.fc", "pooler.dense")
     if f"{name}.weight" in theirs and not trunk:
         state |= {f"{ours}{ending}": theirs.pop(f"{name}{ending}") for ending in (".weight", ".bias")}
     dropped = ("pooler.", "embeddings.mask_token", *(("classifier.", "decoder.", "head.") if trunk else ()))
     if unknown := [name for name in sorted(theirs) if not name.startswith(dropped)]:
         raise UserError(
-            f"{source!r} has tensor {unknown[0]!r} ({len(unknown)} such), which a published ViT lacks: choose another"
+            f"{source!r} has {len(unknown)} tensors that a published ViT lacks, such as {unknown[0]!r}: choose another"
         )
     return state
 

@@ -1,4 +1,4 @@
-"""What another project's files say about a model's inputs and classes: read, or refused in one line. Pure."""
+"""Reading what other projects' files state about a model's inputs and classes. Pure."""
 
 import math
 import re
@@ -8,15 +8,15 @@ from typing import Any
 from pipeline.core.errors import UserError
 
 Triple = tuple[float, float, float]
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)  # timm's IMAGENET_DEFAULT_MEAN, torchvision's and DeiT's
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)  # timm's IMAGENET_DEFAULT_MEAN, also of torchvision and DeiT
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 _IMAGENET = re.compile(r"imagenet[-_ ]?(1k|2012)|in1k", re.IGNORECASE)
 
-LARGEST = 1e3  # of a mean or deviation of pixels from 0 to 1: beyond it, float32 has no digits left for the pixels
+LARGEST = 1e3  # limit of mean and deviation for pixels from 0 to 1: beyond it float32 has too few digits
 
 
 def triple(value: Any, name: str, source: str) -> Triple:
-    """Mean or standard deviation per channel, from three numbers, or one for all. Raises UserError."""
+    """Mean or standard deviation per channel, from three numbers or one for all channels. Raises UserError."""
     values = [value] * 3 if isinstance(value, (int, float)) and not isinstance(value, bool) else value
     if (
         not isinstance(values, Sequence)
@@ -33,45 +33,45 @@ def triple(value: Any, name: str, source: str) -> Triple:
 
 
 def side(value: Any, name: str, source: str) -> int:
-    """Pixels of a square, from a number, [height, width] or [channels, height, width]. Raises UserError."""
+    """Side of a square in pixels, from a number, [height, width] or [channels, height, width]. Raises UserError."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(values) == 3:
         if values[0] != 3:
-            raise UserError(f"{source!r} has {name} {value!r}, which is not of three channels: choose an RGB model")
+            raise UserError(f"{source!r} has {name} {value!r}, which has not three channels: choose an RGB model")
         values = values[1:]
     if not 1 <= len(values) <= 2 or not all(type(one) is int and one > 0 for one in values):
-        raise UserError(f"{source!r} has {name} {value!r}, which is not a size in pixels")
+        raise UserError(f"{source!r} has {name} {value!r}, which is not a size in pixels: correct it")
     if values[0] != values[-1]:
         raise UserError(f"{source!r} has {name} {value!r}: only square images are supported; choose a square model")
     return int(values[0])
 
 
 def check_size(stated: int, image_size: int, name: str, source: str) -> None:
-    """Raises UserError when the stated size is not that of the position embedding."""
+    """Raise UserError if the stated size is not that of the position embedding."""
     if stated != image_size:
         raise UserError(
-            f"{source!r} has {name} {stated}, and its position embedding is for {image_size} x {image_size} pixels: "
+            f"{source!r} has {name} {stated}, but its position embedding is for {image_size} x {image_size} pixels: "
             "correct the file, or choose another model"
         )
 
 
 def labels_of(names: Any, classes: int, field: str, source: str) -> list[str] | None:
-    """Class names in index order, from a list or a mapping of indices; None without any. Raises UserError."""
+    """Class names in index order, from a list or a mapping by index; None if there are none. Raises UserError."""
     if not names:
         return None
     if isinstance(names, Mapping):
         by_index = {str(index): name for index, name in names.items()}
         if by_index.keys() != {str(index) for index in range(classes)}:
             raise UserError(
-                f"{source!r} has {field} of {len(names)} classes, and the head has {classes}, from 0 to {classes - 1}: "
-                f"correct or remove {field}"
+                f"{source!r} has {field} for {len(names)} classes, but the head has {classes}, "
+                f"from 0 to {classes - 1}: correct or remove {field}"
             )
         names = [by_index[str(index)] for index in range(classes)]
     if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
         raise UserError(f"{source!r} has {field} that are not names: correct or remove {field}")
     if len(names) != classes:
         raise UserError(
-            f"{source!r} has {len(names)} {field}, and the head has {classes} classes: correct or remove {field}"
+            f"{source!r} has {len(names)} {field}, but the head has {classes} classes: correct or remove {field}"
         )
     return [str(name) for name in names]
 
@@ -82,11 +82,11 @@ def says_imagenet(*words: object) -> bool:
 
 
 def refuse_unknown(fields: Mapping[str, Any], defaults: Mapping[str, Sequence[Any]], what: str, source: str) -> None:
-    """Raises UserError for a field with a value that isn't among its ``defaults`` (no entry: any is refused)."""
+    """Raise UserError if a field's value isn't among its ``defaults`` (a field without an entry is always refused)."""
     for name, value in fields.items():
         known = defaults.get(name)
         if known is None and value in (None, False):
-            continue  # a switch that is off
+            continue  # switched off
         if known is None or value not in known:
             shown = name if name.isidentifier() else repr(name)
             raise UserError(

@@ -1,4 +1,4 @@
-"""Other projects' checkpoint formats, told apart by what the path holds."""
+"""Loading other projects' checkpoint formats; the path's content decides which."""
 
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]
 
 
 KINDS = (
-    "a run folder, a checkpoint in it, an official .npz or .pth, a timm or transformers folder, or a folder that "
-    "jobs.export wrote"
+    "a run folder, a checkpoint in it, an official .npz or .pth, a timm or transformers folder, or a folder written "
+    "by vit export"
 )
 
 
 def load_weights(path: Path, *, trunk: bool = False) -> Weights:
     """The model in an official .npz file, a facebookresearch .pth, a timm or transformers folder or an export of ours.
 
-    Returns the configuration that gives that project's logits, the float32 weights with our names, and what else is
-    known: "format", "classes" (0: no head), and if the format has them "labels", "descriptions", "loss", "resize" and
-    "imagenet" (it says that its classes are ImageNet-1K's). ``trunk``: only what a fine-tuning starts from; more
-    models can be that than can be evaluated. Raises UserError.
+    Returns the configuration that gives that project's logits, the float32 weights with our names, and further facts:
+    "format", "classes" (0: no head), and if the format has them "labels", "descriptions", "loss", "resize" and
+    "imagenet" (whether it states that its classes are ImageNet-1K's). ``trunk``: only the weights that fine-tuning
+    starts from, which accepts more models than evaluation does. Raises UserError.
     """
     try:
         if path.is_dir():
@@ -44,13 +44,14 @@ def load_weights(path: Path, *, trunk: bool = False) -> Weights:
         AttributeError,
         IndexError,
         OverflowError,
-    ) as error:  # a field of another kind or shape
+    ) as error:  # a field with an unexpected type or shape
         raise UserError(
-            f"{str(path)!r} can't be understood ({type(error).__name__}: {error}): it isn't as its project writes it"
+            f"{str(path)!r} can't be read ({type(error).__name__}: {error}): it differs from its project's format; "
+            "download it again"
         ) from error
     if not path.exists():
         raise UserError(f"{str(path)!r} does not exist: name {KINDS}")
-    raise UserError(f"{str(path)!r} is no .npz or .pth file: name {KINDS}")
+    raise UserError(f"{str(path)!r} is not a .npz or .pth file: name {KINDS}")
 
 
 def _load_folder(path: Path, *, trunk: bool) -> Weights:
@@ -70,7 +71,7 @@ def _load_folder(path: Path, *, trunk: bool) -> Weights:
         return native.read(path)
     if any((path / name).exists() for name in GRAPHS):
         raise UserError(
-            f"{str(path)!r} holds a compiled graph, whose weights can't be taken out again: name the run or another "
+            f"{str(path)!r} holds a compiled graph, from which weights can't be read: name the run or another "
             "export of it"
         )
     raise UserError(f"{str(path)!r} has no config.json, model.npz or {native.DESCRIPTION}: name {KINDS}")

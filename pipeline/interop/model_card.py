@@ -1,4 +1,4 @@
-"""README.md of an exported model: how to use it, results, data, lineage, recipe. Names no path of a machine. Pure."""
+"""README.md of an exported model: usage, results, data, lineage, recipe. Contains no local paths. Pure."""
 
 import json
 from collections.abc import Container, Mapping, Sequence
@@ -13,7 +13,7 @@ from pipeline.interop.trained_model import AVERAGED, Trained, geometry_in_words,
 from pipeline.loader.eval_geometry import geometry
 from pipeline.runs.suite_results import Result
 
-_LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # as the model hub names them
+_LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # the Hugging Face hub's names
 
 _USE = {
     "timm": """import timm
@@ -68,7 +68,7 @@ image = image.crop((left, top, left + side, top + side))
 """
 
 
-# the hub's names of datasets, for model-index; another set has its own name
+# the hub's dataset names for model-index; other sets keep their own name
 _DATASETS = {
     "val": "imagenet-1k", "real": "imagenet-real", "v2": "imagenet-v2-matched-frequency",
     "v2-threshold": "imagenet-v2-threshold0.7", "v2-top": "imagenet-v2-top-images", "a": "imagenet-a",
@@ -77,20 +77,20 @@ _DATASETS = {
 
 
 def card(model: Trained, form: str, suite: Sequence[Result] = ()) -> str:
-    """``suite``: results of jobs.suite with these very weights."""
+    """The card's Markdown. ``suite``: results of vit suite for exactly these weights."""
     known = model.description
     size = known.model.image_size
     title = f"ViT {known.model.variant}, {len(known.classes):,} classes"
     probabilities = (
         "a softmax of the logits"
         if known.loss == "softmax"
-        else "a sigmoid of each logit (the model was trained with one binary decision a class)"
+        else "a sigmoid of each logit (the model was trained with one binary decision per class)"
     )
-    # of a run that kept a running average both were evaluated: those of these weights come first
+    # runs with a running average have metrics of both weights: those of the exported weights come first
     names = sorted(model.metrics, key=lambda name: (name.startswith(AVERAGED) != model.average, name))
     results = "".join(f"- {name}: {model.metrics[name]:.4f}\n" for name in names)
     lineage = _named(model.parent, ("run_dir", "weights"))
-    weights = "The weights are the running average of the run's (`train.average`), not its last ones."
+    weights = "These are the running average of the run's weights (`train.average`), not the last step's weights."
     parts = [
         f"---\n{front_matter(title, form, suite)}---",
         f"# {title}",
@@ -111,7 +111,7 @@ def card(model: Trained, form: str, suite: Sequence[Result] = ()) -> str:
 
 
 def front_matter(title: str, form: str, suite: Sequence[Result]) -> str:
-    """The card's YAML for the model hub: library, task, and each result of a whole set in ``model-index``."""
+    """The card's YAML for the Hugging Face hub: library, task, and in ``model-index`` each result on a complete set."""
     content: dict[str, Any] = {"library_name": _LIBRARY[form]} if form in _LIBRARY else {}
     content |= {"pipeline_tag": "image-classification", "tags": ["vision-transformer"]}
     results = [
@@ -147,7 +147,7 @@ def _table(suite: Sequence[Result]) -> str:
 
 
 def use(form: str, model: ModelConfig, resize: str) -> str:
-    """Python that loads and runs an export; FOLDER and IMAGE are the reader's."""
+    """Python code that loads and runs an export; the reader fills in FOLDER and IMAGE."""
     how = geometry(resize)
     crop = "" if how.crop is None else _CROP.replace("SHARE", f"{how.crop:g}")
     pixels = "np.asarray(image, np.float32)"
@@ -165,7 +165,7 @@ def _json(content: Any) -> str:
 
 
 def _named(tree: Mapping[str, Any], fields: Container[str], prefix: str = "") -> dict[str, Any]:
-    """``tree`` with the last part of a path instead of the path, in the named fields."""
+    """``tree`` with paths in the named fields shortened to their last part."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
         field = prefix + key

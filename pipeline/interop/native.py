@@ -1,6 +1,6 @@
 """Our own folder of weights: ``model.safetensors`` under our names, and ``model.json`` with the configuration.
 
-Any configuration has its place in it, pre_logits and other GELUs included, and nothing in it can run code.
+It can hold every configuration, including pre_logits and other GELUs, and nothing in it can run code.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from pipeline.core.tensor_files import save_tensors
 from pipeline.interop.read_files import read_tensors
 from pipeline.model.state_dict import check_tensors
 
-DESCRIPTION = "model.json"  # in each folder that jobs.export writes: pipeline.interop.trained_model
+DESCRIPTION = "model.json"  # in each folder that jobs.export writes; see pipeline.interop.trained_model
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
@@ -31,6 +31,6 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
 
 
 def write(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the weights; ``model.json`` is pipeline.interop.trained_model's."""
+    """Write the weights; pipeline.interop.trained_model writes ``model.json``."""
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     save_tensors(tensors, folder / "model.safetensors")

@@ -43,7 +43,7 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
         state = _to_state(arrays)
         heads = arrays["Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"].shape[1]
     except KeyError as error:
-        raise UserError(f"{str(path)!r} has no array {error}: it is no official ViT file") from None
+        raise UserError(f"{str(path)!r} has no array {error}: it is not an official ViT file") from None
     config, classes = model_config(state, heads=heads, source=str(path))
     _check_arrays(arrays, _to_arrays(state, heads), str(path))
     return config, state, {"format": "npz", "classes": classes, "imagenet": says_imagenet(path.name, path.parent.name)}
@@ -63,8 +63,8 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     except ValueError as error:
         if "pickle" not in str(error):
             raise UserError(f"{str(path)!r} can't be read as .npz ({error}): download it again") from error
-        raise UserError(  # numpy's own words are to load it all the same
-            f"{str(path)!r} holds pickled objects, which could run code and are not loaded: save it "
+        raise UserError(  # numpy's message recommends loading it anyway
+            f"{str(path)!r} contains pickled objects, which can run code and are not loaded: save it "
             "again with arrays of numbers only"
         ) from None
     except (OSError, EOFError, zipfile.BadZipFile) as error:
@@ -72,14 +72,14 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _decoded(array: NDArray[Any]) -> np.ndarray[Any, np.dtype[Any]]:
-    """float32. big_vision stores bfloat16, which numpy only knows as two opaque bytes: the upper half of a float32."""
+    """Convert to float32. big_vision's bfloat16 is two opaque bytes to numpy: the upper half of a float32."""
     if array.dtype == np.dtype("V2"):
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
 
 
 def _published_names(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    for prefix in ("opt/target/", "params/"):  # beside which there may be an optimizer's state
+    for prefix in ("opt/target/", "params/"):  # the file may also contain optimizer state
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         arrays = own or arrays
     current = any("/MultiHeadDotProductAttention_0/" in name for name in arrays)
@@ -89,7 +89,7 @@ def _published_names(arrays: Arrays) -> dict[str, NDArray[Any]]:
         if match and current:
             name = f"Transformer/encoderblock_{match[1]}/{_PUBLISHED.get(match[2], match[2])}/{match[3]}"  # noqa: PLW2901
         renamed[name] = array
-    for name in ("pos_embedding", "Transformer/pos_embedding"):  # big_vision, today and before 2022
+    for name in ("pos_embedding", "Transformer/pos_embedding"):  # big_vision since 2022, and before
         if name in renamed:
             renamed["Transformer/posembed_input/pos_embedding"] = renamed.pop(name)
     return renamed
@@ -137,11 +137,13 @@ def _norm(arrays: Arrays, theirs: str, ours: str) -> dict[str, NDArray[Any]]:
 
 
 def _check_arrays(arrays: Arrays, expected: Arrays, source: str) -> None:
-    """Raises UserError where a file's arrays aren't those that its state is written as: reshaping would hide it."""
+    """Raise UserError if the file has other arrays or shapes than its state would be written with.
+
+    Reshaping to our layout would hide such differences.
+    """
     if unknown := sorted(arrays.keys() - expected.keys()):
         raise UserError(
-            f"{source!r} doesn't hold a ViT as published: {len(unknown)} arrays unknown {unknown[:2]}; choose another "
-            "file"
+            f"{source!r} is not a ViT as published: {len(unknown)} unknown arrays {unknown[:2]}; choose another file"
         )
     for name, array in arrays.items():
         if array.shape != expected[name].shape:
@@ -152,7 +154,7 @@ def _check_arrays(arrays: Arrays, expected: Arrays, source: str) -> None:
 
 
 def _to_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, NDArray[Any]]:
-    """The arrays of a published file, as views of the state where they can be."""
+    """The arrays of a published file, as views of the state if possible."""
     tensors = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
     arrays: dict[str, NDArray[Any]] = {
         "cls": tensors["cls_token"],

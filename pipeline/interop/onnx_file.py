@@ -1,4 +1,4 @@
-"""What an ONNX file from elsewhere may not do before onnxruntime opens it: load libraries, or read files elsewhere."""
+"""Checks of an untrusted ONNX file before onnxruntime opens it: no libraries, no files outside its folder."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -6,17 +6,17 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 
-# Operators that onnxruntime has built in: the standard's, and its own. EPContext, one of these, loads a compiled file.
+# Domains of onnxruntime's built-in operators. EPContext, one of these operators, loads a compiled file.
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _LOADS_FILES = ("EPContext",)
 
 
 def check_onnx(path: Path) -> None:
-    """Raises UserError for custom operators, and for external data with a path that leaves the file's folder."""
+    """Raise UserError for custom operators, and for external data outside the file's folder."""
     try:
         import onnx
     except ImportError as error:
-        raise UserError("an .onnx model needs onnx to be checked: pip install 'vit-pipeline[export]'") from error
+        raise UserError("an .onnx model needs onnx, to check it: pip install 'vit-pipeline[export]'") from error
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's classes have no public base
@@ -27,7 +27,7 @@ def check_onnx(path: Path) -> None:
         if kind == "NodeProto" and (message.op_type in _LOADS_FILES or message.domain not in (*_DOMAINS, *own)):
             operator = f"{message.domain}::{message.op_type}"
             raise UserError(
-                f"{str(path)!r} has operator {operator!r}, which needs a library of its own "
+                f"{str(path)!r} has operator {operator!r}, which needs a custom library "
                 "and could run code: export the model with standard operators"
             )
         if kind == "TensorProto":
@@ -37,7 +37,7 @@ def check_onnx(path: Path) -> None:
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """Each node and tensor of a model, subgraphs, functions and attributes included."""
+    """Each node and tensor of a model, including subgraphs, functions and attributes."""
     if message.DESCRIPTOR.name in ("NodeProto", "TensorProto"):
         yield message
     for field, value in message.ListFields():
@@ -52,5 +52,6 @@ def _check_location(path: Path, location: str) -> None:
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
     if absolute or ".." in parts or not (folder / location).resolve().is_relative_to(folder):
         raise UserError(
-            f"{str(path)!r} keeps data in {location!r}, outside its own folder: choose a model whose data lie beside it"
+            f"{str(path)!r} keeps data in {location!r}, outside its own folder: choose a model with its data "
+            "in the same folder"
         )

@@ -1,8 +1,8 @@
 """facebookresearch's checkpoints (DeiT, DeiT III, MAE): a .pth file with the weights under "model", in timm's names.
 
-Such a file says nothing about inputs; what is filled in is the code that its projects evaluate with: the exact GELU,
-epsilon 1e-6, ImageNet's mean and standard deviation, bicubic resizing with a crop ratio of 1.0 (DeiT III, which has
-LayerScale) or 7/8.
+Such a file doesn't state how inputs are prepared. The values here are those of its projects' evaluation code: the exact
+GELU, epsilon 1e-6, ImageNet's mean and standard deviation, bicubic resizing with a crop ratio of 1.0 (DeiT III, which
+has LayerScale) or 7/8.
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ from pipeline.model.state_dict import model_config
 
 ENDINGS = (".pth", ".pt")
 _HEADS = ("head.", "fc_norm.")
-_MAE = ("decoder_", "mask_token")  # what MAE's pretraining has beside its encoder
+_MAE = ("decoder_", "mask_token")  # parts of MAE's pretraining model outside its encoder
 
 
 def read(path: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """Configuration, float32 state with our names, {"format", "classes", "resize", "imagenet"}. Raises UserError.
 
-    ``trunk``: only what a fine-tuning starts from, without the head or MAE's decoder.
+    ``trunk``: only the weights that fine-tuning starts from, without the head or MAE's decoder.
     """
     theirs = read_tensors(path.parent, (path.name,), key="model")
     state = {

@@ -21,14 +21,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises UserError."""
+    """Read a file with one JSON object. Raises UserError."""
     return read_json(path, "download it again, or name another timm or transformers folder")
 
 
 def read_tensors(folder: Path, names: Sequence[str], *, key: str = "") -> dict[str, Tensor]:
-    """The float32 tensors of the first file of ``names`` that is there, in one or several parts. Raises UserError.
+    """The float32 tensors of the first of ``names`` that exists, in one or several parts. Raises UserError.
 
-    ``key``: take what a pickled file has under this key, if it has it.
+    ``key``: in a pickled file, take the value of this key if present.
     """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None and (index := folder / "model.safetensors.index.json").is_file():
@@ -37,7 +37,9 @@ def read_tensors(folder: Path, names: Sequence[str], *, key: str = "") -> dict[s
             raise UserError(f"{str(index)!r} has no weight_map of files beside it: download it again")
         missing = next((part for part in parts if not (folder / part).is_file()), None)
         if missing is not None:
-            raise UserError(f"{str(folder / missing)!r}, which {index.name} names, is missing: download it beside it")
+            raise UserError(
+                f"{str(folder / missing)!r}, which {index.name} lists, is missing: download it into this folder"
+            )
         return {name: tensor for part in parts for name, tensor in read_tensors(folder, [part]).items()}
     if path is None:
         raise UserError(f"{str(folder)!r} has no {' or '.join(names)}: download the weights beside config.json")
@@ -47,9 +49,9 @@ def read_tensors(folder: Path, names: Sequence[str], *, key: str = "") -> dict[s
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text recommends to load it all the same
+    except pickle.UnpicklingError as error:  # torch's message recommends loading it anyway
         raise UserError(
-            f"{str(path)!r} is damaged, or pickled with more than tensors, which could run code and is not loaded: "
+            f"{str(path)!r} is damaged, or pickled with more than tensors, which can run code and is not loaded: "
             "download it again, or save the model's tensors as model.safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
@@ -58,7 +60,7 @@ def read_tensors(folder: Path, names: Sequence[str], *, key: str = "") -> dict[s
         tensors = tensors[key]
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(
-            f"{str(path)!r} holds more than tensors, as a training's checkpoint does: save the model's alone"
+            f"{str(path)!r} holds more than tensors, as training checkpoints do: save only the model's tensors"
         )
     if any(tensor.dtype in (torch.int8, torch.uint8) for tensor in tensors.values()):
         raise UserError(f"{str(path)!r} holds quantized weights: choose the model in float32, float16 or bfloat16")

@@ -1,4 +1,4 @@
-"""timm's model folders (``config.json`` + ``model.safetensors``, what ``create_model("local-dir:FOLDER")`` loads).
+"""timm's model folders (``config.json`` + ``model.safetensors``), which ``create_model("local-dir:FOLDER")`` loads.
 
 Our parameter names are timm's, so only the configuration is translated.
 """
@@ -32,7 +32,7 @@ from pipeline.loader.eval_geometry import NAMES, geometry, name_of
 from pipeline.model.state_dict import model_config
 from pipeline.model.vit import ARCHITECTURES
 
-# timm's entry points that build our variants. The tiny model is B/16's with other sizes.
+# timm's entry points for our variants. The tiny model uses B/16's with other sizes.
 ENTRY_POINTS = {
     "b16": "vit_base_patch16_224",
     "b32": "vit_base_patch32_224",
@@ -41,7 +41,7 @@ ENTRY_POINTS = {
     "tiny": "vit_base_patch16_224",
 }
 _ARCHITECTURE = re.compile(r"(vit|deit|deit3)_(base|large)_patch(16|32)_\d+(_in21k|_dino|_sam|_mae)?")
-# Values of model_args that don't change the function, or that the tensors show too.
+# Values of model_args that don't change the function, or that the tensors also show.
 _ANY = {
     "img_size", "patch_size", "embed_dim", "depth", "mlp_ratio", "num_classes", "drop_rate", "proj_drop_rate",
     "pos_drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate", "dynamic_img_size", "dynamic_img_pad",
@@ -58,9 +58,9 @@ _CROP = 0.875
 def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """Configuration, float32 state, {"format", "classes", "labels", "descriptions", "resize", "imagenet"}.
 
-    Reads pretrained_cfg nested, and flat as timm 0.5 and 0.6 wrote it. ``trunk``: only what a fine-tuning starts from,
-    without head, classes and geometry. What isn't given has timm's default: the exact GELU, ImageNet's mean and
-    standard deviation, a bicubic resize with a crop of 7/8. Raises UserError.
+    Reads pretrained_cfg nested, and flat as timm 0.5 and 0.6 wrote it. ``trunk``: only the weights that fine-tuning
+    starts from, without head, classes and geometry. Missing values have timm's defaults: the exact GELU, ImageNet's
+    mean and standard deviation, a bicubic resize with a crop of 7/8. Raises UserError.
     """
     source = str(folder / SETTINGS)
     settings = read_config(folder)
@@ -79,17 +79,18 @@ def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, T
     registers = arguments.pop("reg_tokens", 0)
     if gelu is None:
         raise UserError(
-            f"{source!r} has model_args act_layer {settings['model_args']['act_layer']!r}, which is no GELU"
+            f"{source!r} has model_args act_layer {settings['model_args']['act_layer']!r}, which is not a GELU: "
+            "choose a ViT as published"
         )
     if pooling != "token" and not trunk:
         raise UserError(
-            f"{source!r} has model_args global_pool {pooling!r}: choose a ViT whose head sees the class token"
+            f"{source!r} has model_args global_pool {pooling!r}: choose a ViT with its head on the class token"
         )
     refuse_unknown({k: v for k, v in arguments.items() if k not in _ANY}, _ARGUMENTS, "model_args", source)
     state = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
     if trunk:
         state = {name: t for name, t in state.items() if not name.startswith(("head.", "fc_norm.", "pre_logits."))}
-        if "norm.weight" not in state:  # average pooling has its norm after it, which is dropped with the head
+        if "norm.weight" not in state:  # with average pooling the norm belongs to the head, which is dropped
             raise UserError(
                 f"{str(folder)!r} has no tensor norm.weight (global_pool {pooling!r}): choose another parent"
             )
@@ -120,7 +121,7 @@ def read(folder: Path, *, trunk: bool = False) -> tuple[ModelConfig, dict[str, T
 
 
 def _take_out_positions_of(registers: int, state: dict[str, Tensor]) -> None:
-    """Add the registers' entries of the position embedding, which timm has and we don't, to the registers, in place."""
+    """Add timm's position embeddings of the registers, which we don't have, to the registers, in place."""
     entries = state["pos_embed"]
     state["reg_token"] = state["reg_token"] + entries[:, 1 : 1 + registers]
     state["pos_embed"] = torch.cat([entries[:, :1], entries[:, 1 + registers :]], dim=1)
@@ -134,7 +135,7 @@ def _labels(settings: Mapping[str, Any], pretrained: Mapping[str, Any], classes:
     }
     number = settings.get("num_classes", pretrained.get("num_classes", classes))
     if classes and number != classes:
-        raise UserError(f"{source!r} has num_classes {number!r}, and the head has {classes}: correct num_classes")
+        raise UserError(f"{source!r} has num_classes {number!r}, but the head has {classes}: correct num_classes")
     field = "label_names" if "label_names" in stated else "labels"
     labels = labels_of(stated.get(field), classes, field, source)
     texts = settings.get("label_descriptions") or pretrained.get("label_descriptions") or {}
@@ -143,7 +144,7 @@ def _labels(settings: Mapping[str, Any], pretrained: Mapping[str, Any], classes:
 
 
 def _resize(pretrained: Mapping[str, Any], config: ModelConfig, source: str) -> dict[str, str]:
-    """timm.data.create_transform's evaluation: short side to floor(size / crop_pct), then the middle; or squashed."""
+    """Geometry of timm.data.create_transform: short side to floor(size / crop_pct), then a center crop; or squash."""
     mode = pretrained.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise UserError(f"{source!r} has crop_mode {mode!r}: only center and squash are supported")
@@ -169,22 +170,22 @@ def write(
 ) -> None:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads. Raises UserError.
 
-    ``resize``: what the run does to evaluation images (pipeline.loader.transforms.eval_image), in timm's words.
+    ``resize``: the run's evaluation geometry (pipeline.loader.transforms.eval_image), written in timm's terms.
     """
     if config.pre_logits:
         raise UserError(
-            "model.pre_logits True has no place in timm's ViT: export to npz, onnx or safetensors, or fine-tune first "
-            "(fine-tuning removes the layer)"
+            "model.pre_logits True is not supported by timm's ViT: export to npz, onnx or safetensors, or fine-tune "
+            "first (fine-tuning removes the layer)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     sizes = ARCHITECTURES[config.variant]
     classes = len(state["head.bias"])
     how = geometry(resize)
     crop_pct = how.crop or 1.0
-    if how.crop and resize not in NAMES:  # half a pixel more than the short side, which timm rounds down
+    if how.crop and resize not in NAMES:  # half a pixel is added, as timm rounds the short side down
         crop_pct = config.image_size / (how.short_side(config.image_size) + 0.5)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    if config.registers and config.class_position:  # timm has an entry for each register too: zeros
+    if config.registers and config.class_position:  # timm has position embeddings for registers too: zeros
         first, patches = tensors["pos_embed"][:, :1], tensors["pos_embed"][:, 1:]
         tensors["pos_embed"] = torch.cat([first, torch.zeros_like(tensors["reg_token"]), patches], dim=1)
     structure = {"init_values": config.layer_scale or None, "no_embed_class": not config.class_position}
@@ -211,7 +212,7 @@ def write(
             "input_size": size,
             "fixed_input_size": True,
             "interpolation": how.interpolation,
-            # squash: a direct resize to the square; center: short side to size / crop_pct, then the middle
+            # squash: resize directly to the square; center: short side to size / crop_pct, then a center crop
             "crop_pct": crop_pct,
             "crop_mode": "center" if how.crop else "squash",
             "mean": list(config.mean),

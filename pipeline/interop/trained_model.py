@@ -1,7 +1,7 @@
-"""A trained model, from wherever it lies: a run, a checkpoint, an export of ours, or somebody else's weights.
+"""A trained model from any source: a run, a checkpoint, an export of ours, or published weights.
 
-Each folder that jobs.export writes holds ``model.json``: the model's configuration, its classes, and what must be done
-to images before and to logits after it. Formats that say so themselves (timm, transformers) are read without it.
+Each folder that jobs.export writes contains ``model.json``: the model's configuration, its classes, and how images are
+prepared and logits interpreted. Formats that state this themselves (timm, transformers) are read without it.
 """
 
 from collections.abc import Mapping
@@ -23,32 +23,32 @@ from pipeline.loader.eval_geometry import geometry
 from pipeline.runs.folder import CLASSES, FACTS, META, is_run
 
 Loss = Literal["softmax", "sigmoid"]
-_OF_WEIGHTS = ("variant", "image_size", "pre_logits")  # of the configuration: what the weights themselves show
-_STRUCTURE = ("layer_scale", "class_position", "registers")  # what an export may have worked into other tensors
-_SAID = {  # of the configuration: what the files of other projects state beside the weights
+_OF_WEIGHTS = ("variant", "image_size", "pre_logits")  # configuration fields that the weights themselves show
+_STRUCTURE = ("layer_scale", "class_position", "registers")  # fields that an export may have merged into other tensors
+_SAID = {  # configuration fields that other projects' files state beside the weights
     "timm": ("mean", "std", "gelu"),
     "huggingface": ("mean", "std", "gelu", "norm_eps"),
 }
-AVERAGED = "eval_average/"  # of the names of the running average's metrics
+AVERAGED = "eval_average/"  # prefix of the running average's metrics
 
 
 @dataclass(frozen=True)
 class Named:
     """A class of the head."""
 
-    wnid: str  # the class's folder where it isn't WordNet's; "" where nobody knows
+    wnid: str  # the class's folder name if it isn't a WordNet class; "" if unknown
     name: str
 
 
 @dataclass(frozen=True)
 class Description:
-    """What one must know to use a model beside its weights: model.json."""
+    """What is needed to use a model in addition to its weights: model.json."""
 
     model: ModelConfig
     classes: tuple[Named, ...]  # in index order
-    loss: Loss = "softmax"  # sigmoid: a probability a class, which don't sum to one
-    resize: str = "square"  # of images, before the model: pipeline.loader.transforms.eval_image
-    upright: bool = False  # images are first turned as their EXIF orientation says (data_prep.shard --upright)
+    loss: Loss = "softmax"  # sigmoid: independent probabilities per class, which don't sum to one
+    resize: str = "square"  # geometry of input images: pipeline.loader.transforms.eval_image
+    upright: bool = False  # rotate images by their EXIF orientation first (data_prep.shard --upright)
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,16 @@ class Trained:
     weights: Mapping[str, Tensor]  # float32, with our names
     step: int = 0
     dataset_digest: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)  # of an evaluation at this very step
-    config: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # pipeline.config.schema.to_dict of the run, {} where unknown
+    metrics: Mapping[str, float] = field(default_factory=dict)  # from an evaluation at exactly this step
+    config: Mapping[str, Any] = field(default_factory=dict)  # pipeline.config.schema.to_dict of the run, {} if unknown
     parent: Mapping[str, Any] = field(default_factory=dict)  # lineage
-    average: bool = False  # the weights are the running average of a run's, not its last ones
+    average: bool = False  # the weights are the run's running average, not the last step's
 
 
 def load(path: Path, *, average: bool = False) -> Trained:
-    """Raises UserError where there is no model, or its weights can't be had (ONNX, torch.export).
+    """Load a trained model. Raises UserError if there is none, or its weights can't be read (ONNX, torch.export).
 
-    ``average``: a run's running average of the weights.
+    ``average``: take the run's running average of the weights.
     """
     if is_run_or_checkpoint(path):
         return _load_run(path, average=average)
@@ -78,17 +76,17 @@ def load(path: Path, *, average: bool = False) -> Trained:
     if not path.exists():
         raise UserError(f"MODEL {str(path)!r} does not exist: name {KINDS}")
     if average:
-        raise UserError(f"--average needs a run that was trained with --train.average: {str(path)!r} is no run")
+        raise UserError(f"--average needs a run that was trained with --train.average: {str(path)!r} is not a run")
     config, weights, facts = load_weights(path)
     classes = int(facts["classes"])
     if not classes:
         raise UserError(f"{str(path)!r} has no head: fine-tune it first, with --parent {path}")
     place = path if path.is_dir() else path.parent
-    if (path.is_dir() or path.stem == "model") and (place / DESCRIPTION).is_file():  # not of another file beside it
+    if (path.is_dir() or path.stem == "model") and (place / DESCRIPTION).is_file():  # else it belongs to another file
         description = read_description(place)
         if len(description.classes) != classes:
             raise UserError(
-                f"{str(place / DESCRIPTION)!r} names {len(description.classes)} classes, the weights have {classes}: "
+                f"{str(place / DESCRIPTION)!r} has {len(description.classes)} classes, but the weights have {classes}: "
                 "export the model again"
             )
         _check_description(description, config, facts, place)
@@ -103,13 +101,13 @@ def load(path: Path, *, average: bool = False) -> Trained:
 
 
 def published_classes(classes: int, *, imagenet: bool) -> list[str] | None:
-    """The wnids of a head whose file leaves them out: an ImageNet-21K head by its size, ImageNet-1K's if it says so."""
+    """The wnids of a head whose file omits them: ImageNet-21K's by the head's size, ImageNet-1K's if it is stated."""
     choice = {21843: "google21k", 21841: "fall11", 1000: "imagenet1k" if imagenet else ""}.get(classes)
     return listed(choice) if choice else None
 
 
 def _check_description(described: Description, config: ModelConfig, facts: Mapping[str, Any], place: Path) -> None:
-    """Raises UserError where another program has since saved another model beside our model.json."""
+    """Raise UserError if another program has saved another model beside our model.json since."""
     wnids = [entry.wnid or str(index) for index, entry in enumerate(described.classes)]
     names = [entry.name for entry in described.classes]
     differing = [name for name in _OF_WEIGHTS if getattr(described.model, name) != getattr(config, name)]
@@ -119,13 +117,13 @@ def _check_description(described: Description, config: ModelConfig, facts: Mappi
     differing += ["classes"] if facts.get("labels") not in (None, wnids, names) else []
     if differing:
         raise UserError(
-            f"{str(place / DESCRIPTION)!r} is of another model than lies beside it (other {', '.join(differing)}): "
-            f"remove {DESCRIPTION}, or export the model again"
+            f"{str(place / DESCRIPTION)!r} belongs to another model than the one beside it "
+            f"(other {', '.join(differing)}): remove {DESCRIPTION}, or export the model again"
         )
 
 
 def is_run_or_checkpoint(path: Path) -> bool:
-    """A run folder, also one without checkpoints, or a checkpoint's folder in it."""
+    """Whether ``path`` is a run folder (also without checkpoints), or a checkpoint's folder in one."""
     return is_run(path) or checkpoint.is_checkpoint(path)
 
 
@@ -139,7 +137,7 @@ def _load_run(path: Path, *, average: bool) -> Trained:
     classes = tuple(from_file(Named, entry, run_dir / CLASSES, remedy) for entry in entries)
     if len(classes) != meta.classes:
         raise UserError(
-            f"{str(run_dir / CLASSES)!r} names {len(classes)} classes, the checkpoint has {meta.classes}: put back a "
+            f"{str(run_dir / CLASSES)!r} has {len(classes)} classes, but the checkpoint has {meta.classes}: put back a "
             "copy of it"
         )
     facts = read_json(run_dir / FACTS, remedy)
@@ -149,12 +147,12 @@ def _load_run(path: Path, *, average: bool) -> Trained:
 
 
 def trained_upright(facts: Mapping[str, Any]) -> bool:
-    """Whether run.json says that the training images were stored upright, in any of its datasets."""
+    """Whether run.json states for any of its datasets that the images were stored upright."""
     return any(part.get("upright") for part in facts.get("datasets", ()) if part.get("context") == "train")
 
 
 def read_description(folder: Path) -> Description:
-    """Of model.json. Raises UserError."""
+    """Read model.json. Raises UserError."""
     path = folder / DESCRIPTION
     content = read_json(path, "export the model again")
     named = {field.name: content[field.name] for field in fields(Description) if field.name in content}
@@ -167,7 +165,7 @@ def read_description(folder: Path) -> Description:
 
 
 def describe(description: Description, form: str) -> dict[str, Any]:
-    """model.json: the description, and in words what a program without ours must do to images."""
+    """Content of model.json: the description, and image preparation in words for other programs."""
     size = description.model.image_size
     return {
         "format": form,
@@ -176,7 +174,7 @@ def describe(description: Description, form: str) -> dict[str, Any]:
             "shape": ["batch", 3, size, size],
             "dtype": "float32",
             "channels": "RGB",
-            "geometry": ("turn as the EXIF orientation says, " if description.upright else "")
+            "geometry": ("rotate as the EXIF orientation states, " if description.upright else "")
             + geometry_in_words(description.resize, size),
             "scaling": scaling_in_words(description.model),
         },
@@ -194,7 +192,7 @@ def geometry_in_words(resize: str, size: int) -> str:
     if how.crop is None:
         return f"resize to {size} x {size}, {how.interpolation}"
     share = "7/8 of " if how.crop == 0.875 else "" if how.crop == 1 else f"{how.crop:g} of "
-    return f"cut out the middle square of {share}the short side, resize it to {size} x {size}, {how.interpolation}"
+    return f"center-crop a square of {share}the short side, resize it to {size} x {size}, {how.interpolation}"
 
 
 def scaling_in_words(model: ModelConfig) -> str:

@@ -28,7 +28,7 @@ from pipeline.loader.workers import load, slots_for
 
 Item = TypeVar("Item")
 ANNOUNCE = 1.0  # seconds between announcements of the shards that come next
-_STAND_INS = 20  # damaged replacements in a row after which the dataset counts as broken
+_STAND_INS = 20  # damaged replacements in a row before the dataset counts as broken
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TrainMicroBatches(Dataset[Loaded]):
             jpeg = self.split.read(row)
 
     def _announce(self, positions: Ints) -> None:
-        """Announce the shards that this process is about to need, at most every ANNOUNCE seconds."""
+        """Announce the shards that this process will need next, at most every ANNOUNCE seconds."""
         if time.monotonic() > self.announced[0] + ANNOUNCE:
             self.split.soon(self.order.shards_near(positions))
             self.announced[0] = time.monotonic()
@@ -198,7 +198,7 @@ def train_batches(
         yield _batch(loaded, slots)
     if broken:
         raise UserError(
-            f"data.train {split.name!r}: {_STAND_INS + 1} samples don't decode, one after another, such as {broken}: "
+            f"data.train {split.name!r}: {_STAND_INS + 1} consecutive samples can't be decoded, such as {broken}: "
             "check the dataset with python -m data_prep.verify"
         )
 
@@ -224,14 +224,13 @@ def eval_batches(
     for loaded in load(items, indices, slots, workers):
         if loaded.damaged:
             raise UserError(
-                f"{split.name}: {loaded.damaged[0]}. Find all such samples with data_prep.verify and make the dataset "
-                "again"
+                f"{split.name}: {loaded.damaged[0]}. Find all such samples with vit verify and make the dataset again"
             )
         yield _batch(loaded, slots)
 
 
 def _damage_of(split: JoinedSplit, row: int, jpeg: bytes, use: Callable[[bytes], object]) -> Damage | None:
-    """``use`` a sample's JPEG, or a sound copy if it can't be decoded; returns the damage if there is no sound copy."""
+    """``use`` a sample's JPEG, or an intact copy if it can't be decoded; returns the damage if there is none."""
     try:
         use(split.whole(row, jpeg))
     except ValueError as error:
@@ -248,7 +247,7 @@ def _damage(split: JoinedSplit, row: int, jpeg: bytes, error: ValueError) -> Dam
     else:
         reason = "undecodable" if jpeg.startswith(b"\xff\xd8") else "no_jpeg"
     cached = split.cached(row)
-    doubt = f"; it was read from the cache: delete {str(cached)!r} where the dataset itself is sound" if cached else ""
+    doubt = f"; it was read from the cache: delete {str(cached)!r} if the dataset itself is sound" if cached else ""
     return Damage(row, *split.place(row), reason, f"{error}{doubt}")
 
 

@@ -50,11 +50,11 @@ def geometry(name: str) -> Geometry:
 
 
 def name_of(crop: float | None, interpolation: str, size: int, source: str) -> str:
-    """The name of a geometry that another project's file states. Raises UserError when it can't be honoured."""
+    """The name of a geometry that another project's file states. Raises UserError if it is not supported."""
     if interpolation not in ("bilinear", "bicubic"):
         raise UserError(
-            f"{source!r} resizes images by {interpolation!r}: only bilinear and bicubic are supported; change it there "
-            "if the model doesn't depend on it"
+            f"{source!r} resizes images by {interpolation!r}: only bilinear and bicubic are supported; change it "
+            "in the file if the model doesn't depend on it"
         )
     if crop is None:
         return "square" if interpolation == "bilinear" else "square-bicubic"

@@ -106,7 +106,7 @@ def sampling(samples: Sequence[tuple[int, ...]], seed: int, weights: Sequence[fl
         return Order(tuple(size for sizes in samples for size in sizes), seed)
     if len(weights) != len(samples):
         raise UserError(
-            f"data.weights has {len(weights)} numbers and data.train {len(samples)} datasets: give one for each"
+            f"data.weights has {len(weights)} numbers but data.train has {len(samples)} datasets: give one per dataset"
         )
     return Mixture(tuple(Order(sizes, seed) for sizes in samples), shares(weights))
 
@@ -117,8 +117,8 @@ def shares(weights: Sequence[float]) -> tuple[int, ...]:
     exact = [weight / total * BLOCK if total > 0 else 0.0 for weight in weights]
     if not all(np.isfinite(weights)) or min(exact) < 1:
         raise UserError(
-            f"data.weights {' '.join(map(str, weights))}: each must be at least 1/{BLOCK} of their sum: leave out the "
-            "dataset of a smaller one"
+            f"data.weights {' '.join(map(str, weights))}: each must be at least 1/{BLOCK} of their sum: remove "
+            "datasets with a smaller weight"
         )
     result = [int(part) for part in exact]
     by_remainder = sorted(range(len(exact)), key=lambda number: result[number] - exact[number])

@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719) as AugReg trained with it: 16 operations on an HWC uint8 RGB image.
+"""RandAugment (arXiv 1909.13719) as used by AugReg: 16 operations on an HWC uint8 RGB image.
 
 The operations and constants are those of TensorFlow's EfficientNet code, which big_vision uses
 (big_vision/pp/autoaugment.py), its contrast towards a wrong mean included, because the published models saw it.

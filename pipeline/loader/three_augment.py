@@ -1,4 +1,4 @@
-"""3-Augment and colour jitter as DeiT III trains with them (arXiv 2204.07118, section 3; facebookresearch/deit,
+"""3-Augment and colour jitter as used by DeiT III (arXiv 2204.07118, section 3; facebookresearch/deit,
 augment.py), on an HWC uint8 RGB image, in place.
 
 Done by OpenCV, several times faster than Pillow, which the source uses. Each operation is within one grey level of its
@@ -12,7 +12,7 @@ from pipeline.imaging.jpeg import Image
 from pipeline.loader.splitmix import Draws
 
 RADIUS = (0.1, 2.0)  # standard deviation of the blur, pixels, whatever the size of the image
-REACH = 3.5  # standard deviations that the blur reaches: what lies beyond adds a tenth of a grey level at most
+REACH = 3.5  # radius of the blur in standard deviations: pixels beyond it add at most a tenth of a grey level
 RED, GREEN, BLUE = LUMA = 0.299, 0.587, 0.114  # ITU-R 601
 
 

@@ -1,4 +1,4 @@
-"""timm's RandAugment rand-m9-mstd0.5-inc1, with which DeiT fine-tunes, on an HWC uint8 RGB image.
+"""timm's RandAugment rand-m9-mstd0.5-inc1, which DeiT uses for fine-tuning, on an HWC uint8 RGB image.
 
 randaugment.py is AugReg's. This one differs: operations grow stronger with the magnitude (inc1), each is applied
 with probability 1/2, the magnitude is drawn anew for each (mean 9, standard deviation 0.5, cut to 0 to 10), geometry is

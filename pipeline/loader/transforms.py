@@ -36,7 +36,7 @@ class Augment(NamedTuple):
     mixup: float  # alpha; applied to the batch by pipeline.train.mixup
 
 
-AUGREG = {  # its settings (arXiv 2106.10270, section 3)
+AUGREG = {  # AugReg's settings (arXiv 2106.10270, section 3)
     "light1": Augment(2, 0, 0.0),
     "light2": Augment(2, 10, 0.2),
     "medium1": Augment(2, 15, 0.2),
@@ -61,7 +61,7 @@ class TrainTransform:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __call__(self, jpeg: bytes, seed: int, out: Image) -> None:
-        """Write the image into ``out``, size x size x 3. Raises ValueError where the bytes are no JPEG."""
+        """Write the image into ``out``, size x size x 3. Raises ValueError if the bytes are not a JPEG."""
         draws = Draws(seed)
         height, width = jpegs.size(jpeg)
         if self.crop == "simple":

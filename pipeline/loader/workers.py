@@ -19,7 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.loader.shared_memory import Slots
 
 Item = TypeVar("Item")
-_AHEAD = 2  # batches that each worker prepares before they are asked for; more would not fit the processor's cache
+_AHEAD = 2  # batches that each worker prepares in advance; more would not fit into the CPU cache
 
 
 def slots_for(indices: range, workers: int, batch: int, size: int) -> Slots:
@@ -36,12 +36,12 @@ def load(
     ignoring: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT),
     setting: str = "data.workers",
 ) -> Iterator[Item]:
-    """The items of ``indices``, each with a slot, in order, made in ``workers`` processes that leave with this one.
+    """The items of ``indices``, each with a slot, in order, made in ``workers`` processes that exit with this one.
 
     With no workers they are made in this process.
 
-    ``ignoring``: signals that are for this process to decide; by default Slurm's and Ctrl-C, which reach every process
-    of a task.
+    ``ignoring``: signals that only this process handles; by default Slurm's and Ctrl-C, which reach every process of a
+    task.
     ``setting``: where the number of workers was set, for the message of the RuntimeError when one of them dies.
     A UserError of a worker is raised as it is.
     """
@@ -58,7 +58,7 @@ def load(
         worker_init_fn=partial(_start_worker, ignoring),
         multiprocessing_context="fork" if workers and len(indices) else None,  # what Slots needs
         prefetch_factor=_AHEAD if workers and len(indices) else None,
-        generator=torch.Generator(),  # its own: from torch's, a start of the loader would take what dropout draws
+        generator=torch.Generator(),  # not torch's: starting the loader must not change what dropout draws
     )
     others = multiprocessing.active_children()
     with _deaths_of_workers(setting):
@@ -77,12 +77,12 @@ def load(
             try:
                 raise item
             finally:
-                del item  # or the error holds this frame and the frame the error, and both the workers
+                del item  # else the error and this frame would form a cycle that keeps the workers alive
         yield item
 
 
 class _UserErrorsToo(Dataset[Any]):
-    """A dataset's items, and as items the UserErrors: torch would make a traceback of them."""
+    """A dataset whose UserErrors are returned as items: torch would turn them into tracebacks."""
 
     def __init__(self, items: Dataset[Any]):
         self._items = items
@@ -94,22 +94,23 @@ class _UserErrorsToo(Dataset[Any]):
             return error
 
 
-_waiting = False  # for a loader worker, just now
+_waiting = False  # whether this process is waiting for a loader worker
 _former: Callable[[int, FrameType | None], Any]  # handler of SIGCHLD
 
 
 @contextmanager
 def _deaths_of_workers(setting: str) -> Iterator[None]:
-    """While waiting for a worker: report a worker's death with its probable cause and the remedy."""
+    """Report a worker's death while waiting for one, with its probable cause and the remedy."""
     global _waiting  # noqa: PLW0603
     _waiting = True
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):  # else it is what a worker raised
+        if "DataLoader worker (pid" not in str(error):  # else a worker raised it
             raise
         raise RuntimeError(
-            f"a loader worker has died ({error}). Mostly the node ran out of memory: lower {setting} or ask for more"
+            f"a data loader worker died ({error}), most likely because memory ran out: lower {setting} or "
+            "request more memory"
         ) from error
     finally:
         _waiting = False
@@ -146,6 +147,6 @@ def _start_worker(ignoring: Sequence[signal.Signals], worker: int) -> None:  # n
 
 @atexit.register
 def _end_workers() -> None:
-    """Runs before multiprocessing's own exit handler, which would send SIGTERM to the workers and wait for ever."""
+    """Runs before multiprocessing's exit handler, which would send SIGTERM to the workers and wait forever."""
     for child in multiprocessing.active_children():
         child.kill()

@@ -1,6 +1,7 @@
-"""What a run will take: memory of a GPU by part, checkpoint size. Pure arithmetic over a configuration.
+"""What a run needs: GPU memory by part, checkpoint size. Pure arithmetic on a configuration.
 
-Memory is an estimate from what has to be kept: allocator slack, libraries (about 1 GB) and NCCL's buffers come on top.
+Memory is estimated from the tensors that must be kept. Allocator overhead, libraries (about 1 GB) and NCCL's buffers
+are not included.
 """
 
 from dataclasses import dataclass
@@ -12,20 +13,20 @@ from pipeline.engine.state_keys import MOMENTS
 from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size
 
 BYTES = {"float32": 4, "bfloat16": 2}
-BUCKET = 500_000_000  # elements of DeepSpeed's buffer for reducing gradients (reduce_bucket_size), at most the model's
+BUCKET = 500_000_000  # elements of DeepSpeed's gradient buffer (reduce_bucket_size), at most the model's size
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a GPU."""
+    """Bytes per GPU."""
 
-    parameters: float  # in the compute type
+    parameters: float  # weights in the compute type
     gradients: float
-    master: float  # float32 weights of their own, where the optimizer has them
-    moments: float  # of the optimizer, the running average included
-    buckets: float  # of the gradients' reduction
+    master: float  # float32 master weights, if the optimizer has them
+    moments: float  # optimizer moments and the running average
+    buckets: float  # buffers for reducing gradients
     activations: float
-    host: float  # bytes a rank in the host's memory instead, by offloading
+    host: float  # bytes per rank in host memory instead, with offloading
 
     @property
     def total(self) -> float:
@@ -58,21 +59,22 @@ def memory(config: RunConfig, classes: int, ranks: int) -> Memory:
 
 
 def activations(config: RunConfig, classes: int) -> float:
-    """Bytes that one micro-batch's forward pass keeps for the backward pass, the attention being a fused one.
+    """Bytes that one micro-batch's forward pass keeps for the backward pass, with fused attention.
 
-    A block keeps, a token: the inputs and outputs of both norms (4 D), q, k and v (3 D), the attention's output by head
-    and in a row (2 D), the MLP before and after its GELU (2 M). The last block keeps what the class token needs.
+    A block keeps per token: inputs and outputs of both norms (4 D), q, k and v (3 D), the attention's output before and
+    after the heads are joined (2 D), and the MLP before and after its GELU (2 M). The last block keeps what the class
+    token needs.
     """
     sizes, element = ARCHITECTURES[config.model.variant], BYTES[config.train.dtype]
     tokens = grid_size(config.model) ** 2 + 1
     block = tokens * (9 * sizes.width + 2 * sizes.mlp)
-    last = tokens * 2 * sizes.width + 2 * sizes.heads * sizes.width  # its first norm's input and output; D a head
+    last = tokens * 2 * sizes.width + 2 * sizes.heads * sizes.width  # the first norm's input and output; D per head
     blocks = (sizes.depth - 1) * block + last
-    dropout = config.model.dropout > 0  # a mask of a byte a number, of each block and of the first one's input
+    dropout = config.model.dropout > 0  # a mask of one byte per number, for each block and the first block's input
     masks = dropout * tokens * (2 * sizes.width + sizes.mlp)
     dropped = (sizes.depth - 1) * masks + dropout * tokens * sizes.width
     if config.model.activation_checkpointing:
-        blocks = sizes.depth * tokens * sizes.width + block  # each block's input, and one block at work
+        blocks = sizes.depth * tokens * sizes.width + block  # each block's input, and one block in progress
         dropped = masks
     pixels = 3 * config.model.image_size**2
     image = element * (blocks + pixels) + dropped + 4 * 3 * classes  # logits, their float32 copy and its gradient
@@ -80,6 +82,6 @@ def activations(config: RunConfig, classes: int) -> float:
 
 
 def checkpoint_bytes(config: RunConfig, classes: int) -> int:
-    """Float32 weights and moments, whatever the number of ranks."""
+    """Bytes of float32 weights and moments; the same for any number of ranks."""
     tensors = 1 + len(MOMENTS[config.optim.kind]) + (config.train.average > 0)
     return 4 * tensors * count_parameters(config, classes)

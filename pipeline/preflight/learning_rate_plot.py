@@ -13,7 +13,7 @@ from pipeline.core.errors import UserError
 
 
 def draw(config: RunConfig, steps: int, path: Path) -> None:
-    """The learning rate of a run of ``steps`` as a PNG. Raises UserError when it can't be written."""
+    """Plot the learning rate of a run of ``steps`` as a PNG. Raises UserError if it can't be written."""
     at = [min(steps - 1, round(steps * point / 999)) for point in range(1000)]
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.plot(at, [learning_rate(config.schedule, config.optim.lr, step, steps) for step in at])

@@ -21,12 +21,12 @@ from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import train_transform
 
 REDUCE_BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
-# The ranks add up whole numbers whose sum stays below 2^24 for up to 16,384 ranks: float32 then holds every partial sum
-# exactly, in whatever order it is made
+# The ranks sum integers whose total stays below 2^24 for up to 16,384 ranks, so that float32 represents every partial
+# sum exactly, in any order
 REDUCE_LARGEST, REDUCE_FACTORS = 100, 10
 WRITE_BYTES = 64 << 20
 LOADER_SECONDS = 3.0
-LOADER_BATCH = 16  # images: small, so that the batches under way at the start and the end weigh little
+LOADER_BATCH = 16  # images: small, so that batches in flight at the start and the end matter little
 
 
 def code_digest() -> str:
@@ -39,20 +39,20 @@ def code_digest() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Of every installed package, and of Python."""
+    """Versions of every installed package, and of Python."""
     versions = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
     return versions | {"python": platform.python_version()}
 
 
 def cpus_of_this_rank(local_ranks: int) -> int:
-    """CPUs for this rank: those it is bound to, or its share where Slurm binds no task and all see the node's."""
+    """CPUs for this rank: those it is bound to, or its share of the node's if Slurm doesn't bind tasks."""
     visible = len(os.sched_getaffinity(0))
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
     return min(visible, asked) if asked else max(visible // local_ranks, 1)
 
 
 def clock_skew(rounds: int = 5) -> float:
-    """This clock minus rank 0's, seconds: the smallest of some tries, as a slow barrier exit can only add to it."""
+    """This clock minus rank 0's, seconds: the smallest of several tries, since a slow barrier only adds to it."""
     if torch.distributed.get_world_size() == 1:
         return 0.0
     best = float("inf")
@@ -66,7 +66,7 @@ def clock_skew(rounds: int = 5) -> float:
 
 
 def all_reduce(device: torch.device, rounds: int = 3) -> tuple[bool, float]:
-    """Whether the sum over all ranks is exact, and the bus bandwidth, bytes/s (2 (n - 1) / n of the size a rank)."""
+    """Whether the sum over all ranks is exact, and the bus bandwidth, bytes/s (size per rank times 2 (n - 1) / n)."""
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     base = torch.arange(REDUCE_BYTES[device.type] // 4, device=device, dtype=torch.float32) % REDUCE_LARGEST
     expected = base * sum(map(reduce_factor, range(world)))
@@ -86,9 +86,9 @@ def reduce_factor(rank: int) -> int:
 
 
 def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:
-    """Whether rank 0's file is seen here, what went wrong, bytes/s written (first rank of a node), seconds to open.
+    """Whether rank 0's file is visible here, the error, bytes/s written (first rank of a node), seconds to open.
 
-    Collective. Leaves nothing behind.
+    Collective. Removes its files.
     """
     fault, seen, rate, opening = "", False, 0.0, 0.0
     mark = folder / ".doctor-mark"
@@ -102,7 +102,7 @@ def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:
     except OSError as error:
         fault = f"{folder} cannot be written: {error.strerror}"
     torch.distributed.barrier()
-    deadline = time.monotonic() + 5  # NFS clients may remember for seconds that a file wasn't there
+    deadline = time.monotonic() + 5  # NFS clients may cache for seconds that a file doesn't exist
     while not seen and not fault:
         began = time.perf_counter()
         seen = _content(mark) == token[0]
@@ -119,7 +119,7 @@ def shared_folder(folder: Path, ranks: Ranks) -> tuple[bool, str, float, float]:
             own.unlink()
     torch.distributed.barrier()
     if ranks.rank == 0:
-        with contextlib.suppress(OSError):  # what could not be written
+        with contextlib.suppress(OSError):  # a file that could not be written
             mark.unlink()
     return seen, fault, rate, opening
 
@@ -143,10 +143,10 @@ def _write(path: Path) -> float:
 
 
 def loader_speed(split: JoinedSplit, config: RunConfig, ranks: Ranks, seconds: float = LOADER_SECONDS) -> float:
-    """Images/s of this rank's loader: ``config``'s own training images, from the tars to what goes to the device.
+    """Images/s of this rank's loader on ``config``'s training images, from the tars to the batch for the device.
 
-    Counted from batch to batch once each worker has delivered its first, so that neither their start nor what they
-    had ready counts.
+    Measured after each worker has delivered its first batch, so that neither their startup nor prefetched batches
+    count.
     """
     batch = min(config.train.micro_batch, LOADER_BATCH)
     batches = train_batches(
@@ -159,7 +159,7 @@ def loader_speed(split: JoinedSplit, config: RunConfig, ranks: Ranks, seconds: f
         world_size=ranks.world_size,
         workers=config.data.workers,
         start_step=0,
-        stop_step=1_000_000,  # never reached in the time
+        stop_step=1_000_000,  # not reached in the time
         weights=config.data.weights,
     )
     for _ in range(max(config.data.workers, 1)):
@@ -172,7 +172,7 @@ def loader_speed(split: JoinedSplit, config: RunConfig, ranks: Ranks, seconds: f
 
 
 def free_space(folder: Path) -> tuple[int, int]:
-    """Bytes and inodes that a user may still take on the file system of ``folder``; -1 where inodes aren't counted."""
+    """Bytes and inodes available to the user on the file system of ``folder``; -1 if inodes aren't counted."""
     while not folder.exists():
         folder = folder.parent
     facts = os.statvfs(folder)

@@ -1,4 +1,4 @@
-"""What a run takes on a cluster: steps, memory, checkpoints, hours, by arithmetic over its configuration alone."""
+"""What a run needs on a cluster: steps, memory, checkpoints, hours, by arithmetic on its configuration alone."""
 
 import contextlib
 import dataclasses
@@ -15,14 +15,14 @@ from pipeline.model.flops import forward_macs, train_flops, training_hours
 from pipeline.preflight import estimates
 from pipeline.preflight.verdicts import Demand
 
-FITS = 0.9  # of a GPU's memory: the rest is for libraries, buffers and the allocator
+FITS = 0.9  # usable fraction of a GPU's memory: libraries, buffers and the allocator need the remainder
 
 
 def make_plan(config: RunConfig, *, nodes: int, gpus_per_node: int, device: str, mfu: float) -> dict[str, Any]:
-    """What a run takes, as JSON values; ``device``: a GPU by a part of its name, ``mfu``: fraction of its peak.
+    """What a run needs, as JSON values; ``device``: a GPU by a part of its name, ``mfu``: fraction of its peak.
 
-    Without data.train, the samples and classes are ImageNet's. ``remedy`` says what to change if the run doesn't fit
-    into the GPU's memory; empty if it does. Raises UserError for what can't be run at all.
+    Without data.train, the samples and classes are ImageNet's. ``remedy`` is the option to change if the run doesn't
+    fit into the GPU's memory, else empty. Raises UserError for a configuration that can't run at all.
     """
     fields.check_ranges(config)
     samples, classes = IMAGENET[config.stage].images, IMAGENET[config.stage].classes
@@ -82,9 +82,9 @@ def remedy(config: RunConfig, ranks: int, total: float, activations: float, room
 
 
 def needed(plan: RunConfig, ranks: int) -> Demand:
-    """What a run on ``ranks`` ranks asks of a cluster."""
+    """What a run on ``ranks`` ranks needs from a cluster."""
     classes = IMAGENET[plan.stage].classes
-    with contextlib.suppress(UserError):  # rank 0 doesn't see the data set: the loader's verdict says so
+    with contextlib.suppress(UserError):  # rank 0 can't read the dataset: the loader's verdict reports it
         classes = open_info(plan.data.train[0]).classes if plan.data.train else classes
     kept = plan.checkpoint.keep_last + plan.checkpoint.keep_best + 1
     return Demand(
@@ -92,6 +92,6 @@ def needed(plan: RunConfig, ranks: int) -> Demand:
         workers=plan.data.workers,
         checkpoint_bytes=estimates.checkpoint_bytes(plan, classes),
         checkpoints=kept,
-        files=kept * (ranks + 2) + ranks,  # a checkpoint: a folder, meta.json and a file a rank
+        files=kept * (ranks + 2) + ranks,  # per checkpoint: a folder, meta.json and one file per rank
         flops_per_image=train_flops(plan.model, classes),
     )

@@ -1,4 +1,4 @@
-"""jobs.doctor's facts: the ranks meet, each takes the measurements, and rank 0 gets all of them."""
+"""jobs.doctor's facts: the ranks connect, each takes the measurements, and rank 0 gathers them."""
 
 import datetime
 import os
@@ -26,7 +26,7 @@ RENDEZVOUS_LIMIT = datetime.timedelta(minutes=2)
 def measure(folder: Path, plan: RunConfig | None) -> list[Facts] | None:
     """Every rank's facts, on rank 0; None elsewhere. Collective.
 
-    ``folder``: where runs go; ``plan``: the run whose loader is measured. Raises UserError if the ranks don't meet.
+    ``folder``: where runs go; ``plan``: the run whose loader is measured. Raises UserError if the ranks can't connect.
     """
     ranks = ranks_from_environment(os.environ)
     data = open_data(plan) if plan and plan.data.train else ""
@@ -42,9 +42,9 @@ def measure(folder: Path, plan: RunConfig | None) -> list[Facts] | None:
             raise
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"rank {ranks.rank} on {socket.gethostname()} did not meet the other {ranks.world_size - 1} rank(s) at "
-            f"{place} ({str(error).splitlines()[0]}): see that all nodes reach that address, by GLOO_SOCKET_IFNAME or "
-            "NCCL_SOCKET_IFNAME in slurm/env.sh, and that no firewall is between them"
+            f"rank {ranks.rank} on {socket.gethostname()} could not connect to the other {ranks.world_size - 1} rank(s)"
+            f" at {place} ({str(error).splitlines()[0]}): check that all nodes can reach this address "
+            "(GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME in slurm/env.sh), and that no firewall is in between"
         ) from error
     rendezvous = time.perf_counter() - began
 
@@ -56,7 +56,7 @@ def measure(folder: Path, plan: RunConfig | None) -> list[Facts] | None:
     seen, fault, write, opening = measurements.shared_folder(folder, ranks)
     free_bytes, free_inodes = measurements.free_space(folder)
     gemm = devices.gemm(device)
-    torch.distributed.barrier()  # the loaders are measured while all of them load
+    torch.distributed.barrier()  # measure all loaders at the same time
     facts = Facts(
         rank=ranks.rank,
         host=socket.gethostname(),
@@ -89,7 +89,7 @@ def measure(folder: Path, plan: RunConfig | None) -> list[Facts] | None:
 
 
 def open_data(plan: RunConfig) -> JoinedSplit | UserError:
-    """The training data as this rank sees them, or why it doesn't: the other ranks wait for it in either case."""
+    """The training data as this rank sees them, or the error, which must not stop the collective."""
     try:
         cache = make_cache(plan.data.cache, plan.data.cache_gb)
         return open_split(plan.data.train, plan.data.train_split, choice=chosen(plan.data), cache=cache)

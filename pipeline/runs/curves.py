@@ -44,7 +44,7 @@ def series(lines: Sequence[Line], name: str, against: str = "step") -> tuple[lis
 
 
 def draw_run(lines: Sequence[Line], path: Path) -> None:
-    """One run's curves, 900 pixels wide: MLflow shows them in the run's description as they are."""
+    """One run's curves, 900 pixels wide, for the run's description in MLflow."""
     names = [name for name in RUN_CURVES if series(lines, name)[0]]
     columns = 3
     rows = -(-len(names) // columns)
@@ -78,7 +78,7 @@ def _plain(axes: Any, title: str, below: str) -> None:
 
 
 def limit_share(axes: Any) -> None:
-    """A y axis in per cent, never below 0 or above 100."""
+    """A y axis in percent, within 0 to 100."""
     axes.yaxis.set_major_formatter(_per_cent)
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(0.0, bottom), min(1.0, top))

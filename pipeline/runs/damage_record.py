@@ -1,6 +1,6 @@
-"""RUN/damage.tsv: each time that a sample didn't decode and another one replaced it. Kept and counted by rank 0.
+"""RUN/damage.tsv: each damaged sample that was replaced by another one. Written by rank 0.
 
-A resumed run repeats the steps since its checkpoint; what they met counts once. Imports no torch.
+A resumed run repeats the steps since its checkpoint; damage in repeated steps counts once. Imports no torch.
 """
 
 from collections import Counter
@@ -9,11 +9,11 @@ from pathlib import Path
 from pipeline.loader.damage import Damage
 from pipeline.runs.folder import DAMAGE
 
-_NAMED = 5  # shards in a summary
+_NAMED = 5  # shards named in a summary
 
 
 class Damages:
-    """What a run has met up to ``step``, of all ranks."""
+    """The damage that all ranks of a run have met up to ``step``."""
 
     def __init__(self, run_dir: Path, step: int):
         self._path = run_dir / DAMAGE
@@ -25,7 +25,7 @@ class Damages:
                 self._met[int(at), int(sample)] = Damage(int(sample), shard, int(offset), reason, detail)
 
     def see(self, step: int, found: list[Damage]) -> list[Damage]:
-        """Record what ``step`` has met; returns the samples that are met for the first time."""
+        """Record the damage of ``step``; returns the samples that are new."""
         known = self.samples
         with self._path.open("a", encoding="utf-8") as file:
             for item in found:
@@ -47,7 +47,7 @@ class Damages:
         }
 
     def summary(self) -> str:
-        """One line by reason and shard; empty if there was none."""
+        """One line with counts by reason and shard; empty if there was no damage."""
         samples = self.samples.values()
         if not samples:
             return ""
@@ -56,6 +56,6 @@ class Damages:
         worst = ", ".join(f"{shard} {count}" for shard, count in shards[:_NAMED])
         more = f" and {len(shards) - _NAMED} more shards" if len(shards) > _NAMED else ""
         return (
-            f"{len(samples)} samples don't decode, met {len(self._met)} times: "
+            f"{len(samples)} samples can't be decoded, replaced {len(self._met)} times: "
             f"{', '.join(f'{count} {reason}' for reason, count in reasons)}; in {worst}{more}"
         )

@@ -1,6 +1,6 @@
-"""Evaluations of a finished or running run that are kept with it: RUN/evaluations/, and from there in MLflow.
+"""Evaluations stored with a run: in RUN/evaluations/, and from there in MLflow.
 
-``evaluations.jsonl`` has a line an evaluation, as metrics.jsonl a line a step; ``evaluations/NAME/`` the files.
+``evaluations.jsonl`` has one line per evaluation, in the format of metrics.jsonl; ``evaluations/NAME/`` has the files.
 """
 
 import errno
@@ -18,25 +18,25 @@ from pipeline.runs.records import Line
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run folder of ``RUN/checkpoints/step-...``. Raises UserError where that isn't one."""
+    """The run folder of ``RUN/checkpoints/step-...``. Raises UserError if it isn't one."""
     run_dir = checkpoint.absolute().parent.parent
     if not (run_dir / RECORD).is_file():
-        raise UserError(f"--log keeps the result with the run, and MODEL {str(checkpoint)!r} lies in no run folder")
+        raise UserError(f"--log stores the result in the run folder, but MODEL {str(checkpoint)!r} is not in one")
     return run_dir
 
 
 def name_of(dataset: str, split: str, *, average: bool) -> str:
-    """What the evaluation is called in MLflow."""
+    """The evaluation's name in MLflow."""
     return mlflow_name(f"{dataset}-{split}{'-average' if average else ''}")
 
 
 def mlflow_name(text: str) -> str:
-    """``text`` in the characters that MLflow takes in a part of a metric's name, and that suit a folder's."""
+    """``text`` limited to characters that are valid in MLflow's metric names and in folder names."""
     return re.sub(r"[^\w.-]", "_", text)
 
 
 def keep(run_dir: Path, name: str, step: int, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-    """Write down the scores of the checkpoint of ``step``; a later evaluation under this name replaces the files."""
+    """Record the scores of the checkpoint of ``step``; a later evaluation with this name replaces the files."""
     folder = run_dir / EVALUATIONS / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", {**facts, **scores})

@@ -1,11 +1,11 @@
-"""The run folder: the names of its files, which stand here alone, and what a start reads and writes in it.
+"""The run folder: the names of its files, which are defined only here, and what startup reads and writes.
 
-- ``config.json``: pipeline.config.schema.to_dict of the run, as it first started (anew if no checkpoint was kept).
-- ``run.json``: what the configuration resolved to: steps, classes, digests of the datasets, parent, code, packages.
+- ``config.json``: pipeline.config.schema.to_dict of the run, at the first start (rewritten if no checkpoint exists).
+- ``run.json``: facts resolved from it: steps, classes, digests of the datasets, parent, code, packages.
 - ``classes.json``: the class map, ``[{"wnid": ..., "name": ...}, ...]`` in index order.
 - ``status.json``: state (running, stopped, finished, failed), step, steps, attempt and the latest metrics.
 
-The modules named below document what the other files hold.
+The modules named below document the other files.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ FACTS = "run.json"
 CLASSES = "classes.json"
 STATUS = "status.json"
 CHECKPOINTS = "checkpoints"  # step-00001000/ and so on: pipeline.checkpoint.format
-META = "meta.json"  # of a checkpoint: the mark of a complete one
+META = "meta.json"  # in a checkpoint's folder: marks it as complete
 RECORD = "tracking.json"  # records.py, as the next two
 METRICS = "metrics.jsonl"
-SYSTEM = "system.jsonl"  # the same lines, of the machine instead of the model; step counts the samples taken
-EVALUATION_LINES = "evaluations.jsonl"  # the same lines, of jobs.evaluate
-EVALUATIONS = "evaluations"  # a folder for each: evaluations.py
+SYSTEM = "system.jsonl"  # the same format with metrics of the machine; step counts the measurements
+EVALUATION_LINES = "evaluations.jsonl"  # the same format, written by jobs.evaluate
+EVALUATIONS = "evaluations"  # one folder per evaluation: evaluations.py
 LEDGER = "ledger.txt"  # sample_ledger.py
 DAMAGE = "damage.tsv"  # damage_record.py
 OWNER = "owner.json"  # ownership.py
 CODE = "code"  # packages and uncommitted changes, by attempt: provenance.py
 PROFILE = "profile"  # pipeline.train.profiler
 NONFINITE = "nonfinite"  # batches of non-finite steps: pipeline.train.anomalies
-MLFLOW = "mlflow.json"  # what MLflow has of it: pipeline.tracking.sync, as the next three
+MLFLOW = "mlflow.json"  # what MLflow has received: pipeline.tracking.sync, as the next three
 MLFLOW_LOCK = ".mlflow.lock"
 MLFLOW_LOG = "mlflow.log"
 CURVES = "curves.png"
@@ -49,21 +49,21 @@ _DEFAULTS = flatten(to_dict(RunConfig()))
 
 
 def is_run(path: Path) -> bool:
-    """Whether ``path`` is a run folder: a training has started in it, or Slurm has tried to start one.
+    """Whether ``path`` is a run folder: training has started in it, or Slurm has tried to start it.
 
-    Models of other programs have a config.json too, and a sweep's folder has a tracking.json.
+    Other programs' models also have a config.json, and a sweep's folder has a tracking.json.
     """
     return (path / FACTS).is_file() or (path / CHECKPOINTS).is_dir() or (path / SLURM_STARTS).is_file()
 
 
 def complete(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first. A folder of another name, such as a copy, is none."""
+    """The complete checkpoints of a run, oldest first. Folders with other names, such as copies, don't count."""
     paths = [path.parent for path in (run_dir / CHECKPOINTS).glob(f"step-*/{META}")]
     return sorted((path for path in paths if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """By its folder's name."""
+    """The step in a checkpoint's folder name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -91,16 +91,16 @@ def write_status(run_dir: Path, status: Status) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """A run folder as a start finds it. Each of its files is read at most once, when it is first asked for.
+    """A run folder as found at startup. Each file is read at most once, on first access.
 
-    Open it once and pass it on; open it anew to see what has been written since.
+    Open it once and pass it on; open it again to see later changes.
     """
 
     path: Path
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """config.json; None before the first start. Raises UserError if it is damaged, as the next ones do."""
+        """config.json; None before the first start. Raises UserError if it is damaged, as do the next ones."""
         return self._read(CONFIG)
 
     @cached_property
@@ -114,14 +114,14 @@ class RunFolder:
 
     @cached_property
     def checkpoints(self) -> list[Path]:
-        """The complete ones, oldest first."""
+        """The complete checkpoints, oldest first."""
         return complete(self.path)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         return read_json(self.path / name) if (self.path / name).is_file() else None
 
     def check_config(self, config: RunConfig) -> None:
-        """Raises UserError with the difference if ``config`` can't resume the run that the folder holds."""
+        """Raise UserError with the difference if the run in the folder can't be resumed with ``config``."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir {str(self.path)!r} is not a folder: name a new or an existing run folder")
         check_can_make(self.path, "--run-dir")
@@ -133,31 +133,31 @@ class RunFolder:
             )
         if self.config is None:
             return
-        # a field that the run's version didn't have yet stood for what is now its default
+        # a field that the run's version didn't have yet has its default value
         old, new = flatten(to_dict(RunConfig())) | flatten(self.config), flatten(to_dict(config))
         free = fields.FREE | {key for key in fields.INHERITED if new[key] == _DEFAULTS[key]}
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in free]
         if changed:
             difference = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
             raise UserError(
-                f"--run-dir {str(self.path)!r} holds a run with another configuration ({difference}): "
-                "give the old values to resume it, or another --run-dir to start anew"
+                f"--run-dir {str(self.path)!r} contains a run with another configuration ({difference}): "
+                "give the old values to resume it, or another --run-dir for a new run"
             )
 
     def check_facts(self, facts: dict[str, Any]) -> None:
-        """Raises UserError if the dataset or the classes are not those that the run started with."""
+        """Raise UserError if the dataset or the classes differ from those that the run started with."""
         for key, value in facts.items():
             old = (self.facts or {}).get(key, value)
             if old != value:
                 raise UserError(
                     f"{key} was {old!r} when the run in {str(self.path)!r} started and is {value!r} now: "
-                    "resume with the data it started with, or start anew in another --run-dir"
+                    "resume with the original data, or start a new run in another --run-dir"
                 )
 
     def as_begun(self, config: RunConfig) -> RunConfig:
-        """``config`` with the parent that the run began from: once it has a checkpoint, it looks at no other.
+        """``config`` with the parent that the run started from: a run with a checkpoint reads no other weights.
 
-        Also with the input normalisation that the run inherited from it.
+        The input normalisation that the run inherited from the parent is restored too.
         """
         if not self.checkpoints or self.config is None:
             return config
@@ -172,9 +172,9 @@ class RunFolder:
     def write_fixed(
         self, config: RunConfig, facts: dict[str, Any], classes: list[dict[str, str]], *, resumed: bool
     ) -> dict[str, Any]:
-        """Write the fixed files at the first start; return what run.json holds. Rank 0 only.
+        """Write the fixed files at the first start; return the content of run.json. Rank 0 only.
 
-        If nothing is ``resumed``, earlier starts left nothing, and what they wrote of their parent and code is void.
+        Unless ``resumed``, earlier starts left no checkpoint, and their records of parent and code are replaced.
         """
         if resumed and self.facts is not None:
             return self.facts
@@ -186,6 +186,6 @@ class RunFolder:
 
 
 def retuned(config: RunConfig, before: dict[str, Any]) -> list[str]:
-    """What this start changes of the configuration ``before`` (to_dict's) that changes what is learned, in words."""
+    """Changes from the configuration ``before`` (from to_dict) that affect what is learned, as text."""
     old, new = flatten(before), flatten(to_dict(config))
     return [f"{name} {old[name]} -> {new[name]}" for name in sorted(fields.RETUNED) if old.get(name) != new[name]]

@@ -1,7 +1,7 @@
-"""Where a run's time went, over all its starts. Pure.
+"""How a run's time was spent, over all its attempts. Pure.
 
-Each line of metrics.jsonl carries the attempt's seconds by part so far (``seconds/<part>``). What a later attempt did
-again, or what a rollback has undone, counts as redone, not as training.
+Each line of metrics.jsonl has the attempt's seconds by part so far (``seconds/<part>``). Steps that a later attempt
+repeated, or that a roll-back undid, count as redone, not as training.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ PARTS = ("training", "data", "evaluation", "checkpoint")
 
 
 def account(lines: Iterable[Line], attempts: Sequence[Attempt]) -> dict[str, float]:
-    """Seconds of training, data, evaluation, checkpoint, redone and other (starts, stops), of all attempts together."""
+    """Seconds of training, data, evaluation, checkpoint, redone and other (starts, stops), over all attempts."""
     limits = last_steps(attempts)
     total = dict.fromkeys((*PARTS, "redone", "other"), 0.0)
     by_attempt: dict[int, list[Line]] = {attempt.number: [] for attempt in attempts}
@@ -38,7 +38,7 @@ def account(lines: Iterable[Line], attempts: Sequence[Attempt]) -> dict[str, flo
 
 
 def summary(total: dict[str, float]) -> str:
-    """``time: training 91 %, data 2 %, ...``: parts of at least half a per cent."""
+    """``time: training 91 %, data 2 %, ...``: parts of at least half a percent."""
     whole = sum(total.values()) or 1.0
     parts = [f"{name} {seconds / whole:.0%}" for name, seconds in total.items() if seconds / whole >= 0.005]
     return f"time: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""Where every run and every other job of a campaign stands: from their folders and Slurm's queue."""
+"""The state of every run and other job of a campaign, from their folders and Slurm's queue."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ class StatusRow:
     """One run, or one job of a campaign that is not a training run."""
 
     name: str
-    state: str  # of the run folder: running, stopped, finished, failed; of Slurm: pending; or dead, done, not submitted
+    state: (
+        str  # from the run folder: running, stopped, finished, failed; from Slurm: pending; dead, done, not submitted
+    )
     step: int = 0
     steps: int = 0
     eta: float | None = None  # seconds
@@ -29,10 +31,8 @@ class StatusRow:
 
 
 def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[StatusRow]:
-    """A row for each stage of a campaign and each run, in the folders' order. Raises UserError for a missing folder."""
-    rows: dict[
-        Path, StatusRow
-    ] = {}  # by the run's or the job's file, wherever it was reached from: it may be in two folders
+    """One row per stage of a campaign and per run, in the folders' order. Raises UserError for a missing folder."""
+    rows: dict[Path, StatusRow] = {}  # by the path of the run or job file, which may be found through two folders
     for folder in folders:
         check_local(folder, "FOLDER")
         if not folder.is_dir() and (waiting := jobs_of(folder.name, queue)):  # its first job is pending
@@ -40,7 +40,7 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
             continue
         if not folder.is_dir():
             raise UserError(
-                f"FOLDER {str(folder)!r} does not exist or is no folder: name a run folder or a campaign's folder"
+                f"FOLDER {str(folder)!r} does not exist or is not a folder: name a run folder or a campaign's folder"
             )
         inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
         for path in inside:
@@ -54,7 +54,9 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
             if is_run(path):
                 run = path.resolve()
                 rows[run] = (run_row if path == folder else _row)(run, queue, now)
-    if any(folder.is_dir() and not is_run(folder) for folder in folders) or not folders:  # not of one run alone
+    if (
+        any(folder.is_dir() and not is_run(folder) for folder in folders) or not folders
+    ):  # not if a single run was named
         seen = {row.job for row in rows.values()}
         names = {job.run for job in queue.values() if job.run and job.array not in seen}
         names -= {run.name for run in rows}
@@ -63,29 +65,29 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
 
 
 def _waiting_row(name: str, jobs: Mapping[str, QueuedJob], seen: Collection[str] = ()) -> StatusRow:
-    """A training job whose run folder isn't there yet; an array's tasks are one row."""
+    """A training job whose run folder doesn't exist yet; an array's tasks share one row."""
     job, queued = next((item for item in jobs.items() if item[1].array not in seen), next(iter(jobs.items())))
     state = "starting" if queued.state == "RUNNING" else queued.state.lower()
     return StatusRow(name, state, job=queued.array or job, note=_note(queued))
 
 
 def stage_row(job_file: Path, queue: Mapping[str, QueuedJob]) -> StatusRow:
-    """A stage of a campaign that is no training run, or one that hasn't started.
+    """A stage of a campaign that is not a training run, or that hasn't started.
 
-    ``job_file``: the job's id, then a line for each folder that the stage makes.
+    ``job_file``: the job's id, then one line per folder that the stage writes.
     """
     job, *results = job_file.read_text(encoding="utf-8").splitlines()
     name = f"{job_file.parent.name}/{job_file.stem}"
     tasks = [queued for queued_id, queued in queue.items() if job in (queued_id, queued.array)]
     if tasks:
-        queued = next((task for task in tasks if task.state == "RUNNING"), tasks[0])  # it speaks for its array
+        queued = next((task for task in tasks if task.state == "RUNNING"), tasks[0])  # represents its array
         return StatusRow(name, queued.state.lower(), job=job, note=_note(queued))
     done = job_file.with_suffix(".done").exists() or any((Path(path) / "dataset.json").exists() for path in results)
     return StatusRow(name, "done" if done else "ended", job=job)
 
 
 def _row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
-    """A damaged run's row says so, and hides no other run's."""
+    """The run's row. A damaged run gets a row with the error, so that the other runs are still shown."""
     try:
         return run_row(run, queue, now)
     except UserError as error:
@@ -125,7 +127,7 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
 
 
 def run_state(status: Status | None, queued: QueuedJob | None, *, alive: bool) -> str:
-    """What the run folder says, put right by what Slurm knows: a folder says "running" for ever if its node dies."""
+    """The state in the run folder, corrected by Slurm: a folder's state stays "running" if its node dies."""
     if status and status.state == "finished":
         return "finished"
     if queued and queued.state != "RUNNING":

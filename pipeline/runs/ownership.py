@@ -1,8 +1,8 @@
 """One writer per run: the newest attempt owns the run folder, and an older one stops before it writes again.
 
-When Slurm loses sight of a node (its slurmd killed, its network cut) it starts the job anew elsewhere while the old
-ranks live on for up to a minute. Both would write the same checkpoints. ``owner.json`` names the attempt that started
-last; rank 0 reads it before each write. What remains is the moment between that look and the rename after it.
+When Slurm loses contact with a node (slurmd killed, network down), it restarts the job elsewhere while the old ranks
+run on for up to a minute. Both would write the same checkpoints. ``owner.json`` names the attempt that started last;
+rank 0 reads it before each write. Only the moment between this check and the rename after it stays unprotected.
 """
 
 import os
@@ -18,7 +18,7 @@ from pipeline.runs.folder import OWNER
 
 
 class FencedError(RuntimeError):
-    """A later attempt has taken the run folder over: this one must not write to it any more."""
+    """A later attempt has taken over the run folder: this one must not write to it any more."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Owner:
 
     token: str  # random: identifies this attempt
     job: str  # Slurm's job id; empty without Slurm
-    restart: int  # SLURM_RESTART_COUNT: how often Slurm has started this job anew
-    in_job_restart: int  # IN_JOB_RESTART: how often slurm/launch.sh has started the ranks anew since then
+    restart: int  # SLURM_RESTART_COUNT: number of times that Slurm has restarted this job
+    in_job_restart: int  # IN_JOB_RESTART: number of times that slurm/launch.sh has restarted the ranks since then
     host: str
     pid: int
-    started: str  # the process's start time in clock ticks since boot, so that a reused pid isn't taken for it
+    started: str  # the process's start time in clock ticks since boot, to recognise a reused pid
 
     @property
     def start(self) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class Fence:
         return current is not None and current.token == self.owner.token
 
     def check(self) -> None:
-        """Raises FencedError where a later attempt has started."""
+        """Raise FencedError if a later attempt has started."""
         if not self.holds():
             raise FencedError(
                 f"{self.run_dir} now belongs to another attempt ({read_owner(self.run_dir)}): this one "
@@ -61,8 +61,8 @@ class Fence:
 def claim(run_dir: Path, environment: Mapping[str, str]) -> Fence:
     """Make this process the run folder's owner. Call once, on rank 0 alone, before anything is written.
 
-    Raises FencedError where a later restart of the same Slurm job owns it, and UserError where its owner is a process
-    that still runs on this host.
+    Raises FencedError if a later restart of the same Slurm job owns it, and UserError if its owner is a process that
+    still runs on this host.
     """
     mine = Owner(
         token=secrets.token_hex(8),
@@ -93,16 +93,16 @@ def claim(run_dir: Path, environment: Mapping[str, str]) -> Fence:
 
 
 def read_owner(run_dir: Path) -> Owner | None:
-    """owner.json, or None where there is none."""
+    """Content of owner.json, or None if there is none."""
     path = run_dir / OWNER
     try:
         return Owner(**read_json(path)) if path.is_file() else None
     except TypeError as error:
-        raise UserError(f"{str(path)!r} is damaged ({error}): delete it, where no process trains this run") from error
+        raise UserError(f"{str(path)!r} is damaged ({error}): delete it if no process is training this run") from error
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat; empty where there is no such process (or no /proc)."""
+    """Field 22 of /proc/PID/stat; empty if there is no such process (or no /proc)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, packages, machine, job. What is written down holds no secrets."""
+"""The origin of a run: code, packages, machine, job. Recorded without secrets."""
 
 import hashlib
 import importlib.metadata
@@ -36,10 +36,10 @@ def git_diff(source: Path) -> str:
 
 
 def write_code(folder: Path, attempt: int) -> list[Path]:
-    """Write down what code an attempt runs: its uncommitted changes, as a patch for its commit, and all packages.
+    """Record the code of an attempt: uncommitted changes as a patch for its commit, and all packages.
 
-    Returns the files: ``packages-<attempt>.txt`` (for ``pip install -r``), and ``changes-<attempt>.diff`` where there
-    are any; files that git doesn't know are named in its head, not copied.
+    Returns the files: ``packages-<attempt>.txt`` (for ``pip install -r``), and ``changes-<attempt>.diff`` if there are
+    changes; untracked files are listed at its top, not copied.
     """
     folder.mkdir(parents=True, exist_ok=True)
     packages = folder / f"packages-{attempt}.txt"
@@ -70,13 +70,13 @@ def describe_place(devices: int) -> dict[str, str]:
         "fewer_nodes": os.environ.get("FEWER_NODES", ""),  # of slurm/nodes.sh: "4 of 8 nodes"
         "partition": os.environ.get("SLURM_JOB_PARTITION", ""),
         "devices": f"{devices} x {_device_name()}",
-        "commit": commit,  # ends in -dirty where tracked files have uncommitted changes
+        "commit": commit,  # ends in -dirty if tracked files have uncommitted changes
     }
     return {name: value for name, value in place.items() if value}
 
 
 def _device_name() -> str:
-    torch = sys.modules.get("torch")  # the training has it; nothing else should wait for its import
+    torch = sys.modules.get("torch")  # training has imported it; nothing else should wait for the import
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return "CPU process"

@@ -1,9 +1,9 @@
-"""The run folder's side of tracking, the truth that MLflow gets a copy of. Imports neither torch nor mlflow.
+"""The run folder's tracking records, of which MLflow gets a copy. Imports neither torch nor mlflow.
 
-- ``metrics.jsonl``: one JSON object a line: step, samples, time (unix seconds), attempt, and metrics by name.
-- ``tracking.json``: :class:`Record`: what MLflow is to know beside metrics, and how each attempt went.
+- ``metrics.jsonl``: one JSON object per line: step, samples, time (unix seconds), attempt, and metrics by name.
+- ``tracking.json``: :class:`Record`: what MLflow gets besides metrics, and the state of each attempt.
 
-Numbers that JSON lacks are strings: "nan", "inf", "-inf".
+Numbers that JSON lacks are written as strings: "nan", "inf", "-inf".
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from pipeline.core.files import read_json, write_json
 from pipeline.runs.folder import LEDGER, METRICS, RECORD, STATUS, SYSTEM
 
 SILENCE = 300.0  # seconds without a write after which a run on another host counts as dead
-# system.jsonl grows every 10 s, beside a sync to MLflow alone; ledger.txt with each step; status.json with each save
+# system.jsonl grows every 10 s, but only while a sync to MLflow runs; ledger.txt with each step; status.json per save
 SIGNS = (METRICS, SYSTEM, LEDGER, STATUS)
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names
@@ -46,7 +46,7 @@ class Attempt:
     """One start of the run."""
 
     number: int
-    start_step: int  # it goes on after this step
+    start_step: int  # the attempt continues after this step
     started: float  # unix seconds
     pid: int
     place: dict[str, str]  # host, Slurm job, nodes, devices
@@ -58,12 +58,14 @@ class Attempt:
 class Record:
     """tracking.json."""
 
-    key: str  # random; finds the run again on any MLflow server
+    key: str  # random; identifies the run on any MLflow server
     experiment: str
     name: str
     params: dict[str, Any]
     tags: dict[str, str]
-    artifacts: list[list[str]] = field(default_factory=list)  # [path, folder]; a path in the run folder relative to it
+    artifacts: list[list[str]] = field(
+        default_factory=list
+    )  # [path, folder]; paths in the run folder are relative to it
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -84,7 +86,7 @@ def write_record(run_dir: Path, record: Record) -> None:
 
 
 def to_json(line: Line) -> bytes:
-    """With the newline."""
+    """The line as JSON, including the newline."""
     head = {"step": line.step, "samples": line.samples, "time": round(line.time, 3), "attempt": line.attempt}
     values = {name: value if math.isfinite(value) else str(value) for name, value in line.metrics.items()}
     return (json.dumps(head | values) + "\n").encode()
@@ -97,9 +99,9 @@ def from_json(text: bytes) -> Line:
 
 
 def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
-    """The whole lines from ``offset`` (bytes) on, and the offset after them. A line still being written is left.
+    """The complete lines from ``offset`` (bytes) on, and the offset after them. A partly written line is not read.
 
-    Raises UserError where a whole line is no :class:`Line`, as after a power cut on some file systems.
+    Raises UserError if a complete line is not a :class:`Line`, as after a power cut on some file systems.
     """
     try:
         with path.open("rb") as file:
@@ -121,7 +123,7 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
 
 
 def last_steps(attempts: Iterable[Attempt]) -> dict[int, float]:
-    """By attempt, the last step that counts: what lies above it was done again by a later attempt (or will be)."""
+    """By attempt, the last step that counts: a later attempt has repeated the steps above it (or will)."""
     limits: dict[int, float] = {}
     limit = math.inf
     for attempt in sorted(attempts, key=lambda attempt: attempt.number, reverse=True):
@@ -131,13 +133,13 @@ def last_steps(attempts: Iterable[Attempt]) -> dict[int, float]:
 
 
 def effective(lines: Iterable[Line], attempts: Iterable[Attempt]) -> list[Line]:
-    """The lines that count: each step as it was done last."""
+    """The lines that count: the last line of each step."""
     limits = last_steps(attempts)
     return [line for line in lines if line.step <= limits.get(line.attempt, math.inf)]
 
 
 class Appender:
-    """Appends whole lines to a file. A full disk delays them: they wait in memory and go first once there is room."""
+    """Appends complete lines to a file. If the disk is full they wait in memory, and are written first later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -145,10 +147,10 @@ class Appender:
         self.fault = ""  # why lines wait
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._end = _whole_lines(self._file)
-        os.ftruncate(self._file, self._end)  # a line that a crash tore was never acknowledged
+        os.ftruncate(self._file, self._end)  # a partial line from a crash was never acknowledged
 
     def append(self, line: bytes) -> bool:
-        """False where the line has to wait."""
+        """Append a line; returns False if it has to wait."""
         self.waiting.append(line)
         return self.flush()
 
@@ -185,7 +187,7 @@ def _whole_lines(descriptor: int) -> int:
 
 
 def alive(run_dir: Path, attempt: Attempt) -> bool:
-    """Whether the attempt is still going on: by its process on this host, by the files it writes on another."""
+    """Whether the attempt is still running: judged by its process on this host, by its files on another host."""
     if attempt.state != "RUNNING":
         return False
     if attempt.place.get("host") == socket.gethostname():
@@ -198,9 +200,9 @@ def alive(run_dir: Path, attempt: Attempt) -> bool:
 
 
 def close_dead(record: Record, lines: Sequence[Line]) -> Record:
-    """``record`` with the attempts that never said how they ended marked FAILED; their last line tells when.
+    """``record`` with attempts that died without recording their end marked FAILED at the time of their last line.
 
-    ``lines``: those of metrics.jsonl.
+    ``lines``: from metrics.jsonl.
     """
     attempts = []
     for attempt in record.attempts:

@@ -1,4 +1,4 @@
-"""The sample ledger of a run: RUN/ledger.txt, one line an optimizer step: step (from 1) and the hash of its samples.
+"""The sample ledger of a run: RUN/ledger.txt, one line per optimizer step: step (from 1) and hash of its samples.
 
 A resumed run repeats the steps since its checkpoint, so a step may have several lines; they must agree. Imports no
 torch.
@@ -24,22 +24,22 @@ _CHUNK = 1 << 20  # positions at a time
 
 @dataclass(frozen=True)
 class Audit:
-    """What a ledger proves."""
+    """The result of checking a ledger."""
 
     steps: int  # distinct steps that were recorded
-    repeated: int  # lines of steps that were done again after a resume
-    missing: list[int]  # steps without a line, before the last
-    wrong: list[int]  # steps whose samples weren't those of the order
-    epochs: list[int]  # of each data set that has its own: whole ones in which each sample came exactly once
-    samples: list[int]  # of an epoch of each
+    repeated: int  # lines of steps that were repeated after a resume
+    missing: list[int]  # steps before the last that have no line
+    wrong: list[int]  # steps whose samples differ from the order
+    epochs: list[int]  # per dataset with its own order: complete epochs in which each sample occurred exactly once
+    samples: list[int]  # samples per epoch of each
 
 
 @contextmanager
 def appending(run_dir: Path, *, wanted: bool = True) -> Iterator[Callable[[int, int], object]]:
-    """Yields what appends a step's line, at once; nothing where it isn't ``wanted``.
+    """Yield a function that appends a step's line immediately, or does nothing unless ``wanted``.
 
-    The file stays open: a network file system sends a file to its server when it is closed. A line that a crash tore is
-    cut off first; on a full disk lines wait in memory.
+    The file stays open, since a network file system sends a file to its server when it is closed. A partial line from a
+    crash is removed first. If the disk is full, lines wait in memory.
     """
     if not wanted:
         yield lambda step, value: None  # noqa: ARG005
@@ -54,7 +54,7 @@ def appending(run_dir: Path, *, wanted: bool = True) -> Iterator[Callable[[int, 
 
 
 def read(run_dir: Path) -> list[tuple[int, int]]:
-    """(step, hash) as written; a line that a crash cut off is left out."""
+    """(step, hash) of each line; a partial line from a crash is skipped."""
     found = []
     for line in (run_dir / LEDGER).read_text(encoding="utf-8").splitlines(keepends=True):
         step, _, value = line.partition(" ")
@@ -64,13 +64,13 @@ def read(run_dir: Path) -> list[tuple[int, int]]:
 
 
 def audit(lines: list[tuple[int, int]], order: Order | Mixture, global_batch: int) -> Audit:
-    """Compare with the order, and count each sample of every epoch that the steps cover whole."""
+    """Compare with the order, and count each sample of every epoch that the steps cover completely."""
     steps = sorted({step for step, _ in lines})
     last = steps[-1] if steps else 0
     expected = dict(enumerate(_hashes(order, global_batch, last), start=1))
     wrong = sorted({step for step, value in lines if expected.get(step) != value})
     missing = sorted(set(range(1, last + 1)) - set(steps))
-    sound = min([last + 1, *missing, *wrong]) - 1  # steps up to the first hole
+    sound = min([last + 1, *missing, *wrong]) - 1  # steps up to the first gap
     orders = order.orders if isinstance(order, Mixture) else (order,)
     epochs = order.whole_epochs(sound * global_batch)
     for part, count in zip(orders, epochs, strict=True):
@@ -81,12 +81,12 @@ def audit(lines: list[tuple[int, int]], order: Order | Mixture, global_batch: in
 
 
 def each_once(order: Order, epoch: int) -> bool:
-    """Whether an epoch of the order holds each sample exactly once."""
+    """Whether an epoch of the order contains each sample exactly once."""
     seen = np.zeros(order.samples, bool)
     for start in range(0, order.samples, _CHUNK):
         positions = np.arange(start, min(start + _CHUNK, order.samples), dtype=np.int64) + epoch * order.samples
         seen[order.rows(positions)[1]] = True
-    return bool(seen.all())  # as many positions as samples: all seen is each once
+    return bool(seen.all())  # there are as many positions as samples, so if all are seen, each is seen once
 
 
 def _hashes(order: Order | Mixture, global_batch: int, steps: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Results of jobs.suite, a file per set, so that an interrupted suite continues where it was.
+"""Results of jobs.suite, one file per set, so that an interrupted suite can continue.
 
 ``FOLDER/suite-<set>/result.json``; a run's folder is RUN/evaluations. Results of the running average of the weights lie
 beside those of the last weights, in ``suite-<set>-average``.
@@ -13,7 +13,7 @@ import xxhash
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 
-PREFIX = "suite-"  # of the folders
+PREFIX = "suite-"  # of folder names
 AVERAGE, PARTIAL = "-average", "-partial"  # after a set's name
 
 
@@ -22,16 +22,16 @@ class Result:
     """One set's result."""
 
     name: str  # of the set
-    title: str  # the set's name for people
+    title: str  # the set's display name
     scores: dict[str, float]  # top1, top5 (fractions), samples; ImageNet-C: mce and top1 of each corruption
-    key: str  # of the model and the images: a result of others is not taken for theirs
+    key: str  # identifies model and images, so that a result is only reused for the same ones
     partial: bool = False  # images were missing from the download
-    step: int | None = None  # of the run's checkpoint
-    average: bool = False  # of the running average of the run's weights
+    step: int | None = None  # step of the run's checkpoint
+    average: bool = False  # whether the weights are the run's running average
 
 
 def result_key(model: Path, images: list[str], **settings: Any) -> str:
-    """Changes with the model's files, the names and sizes of the images, and the settings."""
+    """A digest of the model's files, the names and sizes of the images, and the settings."""
     digest = xxhash.xxh3_128()
     files = [model] if model.is_file() else sorted(path for path in model.iterdir() if path.is_file())
     for file in files:
@@ -57,14 +57,14 @@ def metrics(result: Result) -> dict[str, float]:
 
 
 def read(folder: Path, name: str, key: str, *, average: bool) -> Result | None:
-    """The result that was kept for this model and these images; ``None`` if there is none."""
+    """The stored result for this model and these images; ``None`` if there is none."""
     path = path_of(folder, name, average=average)
     kept = _read(path) if path.is_file() else None
     return kept if kept is not None and kept.key == key else None
 
 
 def read_all(folder: Path) -> list[Result]:
-    """Every whole set's result in ``folder``, by name; ImageNet-C's corruptions, which are parts of one, are left out.
+    """Every complete set's result in ``folder``, by name, without the single corruptions of ImageNet-C.
 
     Raises UserError if a file is damaged.
     """

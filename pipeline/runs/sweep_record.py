@@ -1,7 +1,7 @@
-"""A sweep: runs that differ in a setting, shown in MLflow under a run of its own, which says which of them is best.
+"""A sweep: runs that differ in a setting, grouped in MLflow under a parent run that names the best of them.
 
-The sweep's folder holds what a run's does for tracking (``tracking.json``, ``metrics.jsonl``), so that it reaches
-MLflow as runs do; a line of metrics a run, in place of a line a step. ``sweep.csv`` is the same for people.
+The sweep's folder has a run's tracking files (``tracking.json``, ``metrics.jsonl``), so that it is sent to MLflow like
+a run, with one line of metrics per run instead of per step. ``sweep.csv`` has the same data for users.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from pipeline.runs.folder import CONFIG, METRICS, RECORD
 from pipeline.runs.records import Attempt, Line, Record
 
 TABLE = "sweep.csv"
-STAGE = "sweep"  # what MLflow's tag "stage" says of it
+STAGE = "sweep"  # value of MLflow's tag "stage"
 
 
 def start(folder: Path, *, experiment: str, tags: Mapping[str, str]) -> None:
-    """Make the sweep's record where there is none; the runs of a job array may all try. ``tags``: those of its runs."""
+    """Create the sweep's record if there is none; all runs of a job array may call it. ``tags``: those of its runs."""
     folder.mkdir(parents=True, exist_ok=True)
     if records.read_record(folder) is not None:
         return
@@ -44,7 +44,7 @@ def start(folder: Path, *, experiment: str, tags: Mapping[str, str]) -> None:
     )
     aside = folder / f".{record.key}.json"
     write_json(aside, dataclasses.asdict(record))
-    with contextlib.suppress(FileExistsError):  # another was first
+    with contextlib.suppress(FileExistsError):  # another run created it
         os.link(aside, folder / RECORD)
     aside.unlink()
 
@@ -55,17 +55,17 @@ def is_sweep(folder: Path) -> bool:
 
 
 def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) -> None:
-    """Write down how the runs did: the score of each by the metric ``by``, None where it failed.
+    """Record the runs' scores by the metric ``by``; None for a run that failed.
 
-    May be called again: MLflow then shows the later values. Raises UserError where ``folder`` is a run's.
+    May be called again: MLflow then shows the later values. Raises UserError if ``folder`` is a run's.
     """
     record = records.read_record(folder)
     first = records.read_record(next(iter(scores)))
-    if record is None and first is not None:  # none of the runs knew that they were a sweep
+    if record is None and first is not None:  # the runs were started without --sweep
         start(folder, experiment=first.experiment, tags=first.tags)
         record = records.read_record(folder)
     if record is None or record.tags.get("stage") != STAGE:
-        raise UserError(f"--sweep {str(folder)!r} is a run's folder: name another one, which the sweep is to have")
+        raise UserError(f"--sweep {str(folder)!r} is a run's folder: name another folder for the sweep")
     attempts = record.attempts
     if attempts[-1].state != "RUNNING":
         attempts = [*attempts, _attempt(len(attempts) + 1)]
@@ -97,9 +97,9 @@ def end(folder: Path, scores: Mapping[Path, float | None], best: Path, by: str) 
 
 
 def note(folder: Path) -> str:
-    """Its description in Markdown: the table."""
+    """The sweep's description in Markdown: a table of its runs."""
     if not (folder / TABLE).is_file():
-        return "A sweep that is going on: its runs stand under it."
+        return "A sweep in progress: its runs are listed under it."
     with (folder / TABLE).open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     lines = [head, ["---"] * len(head), *rows]
@@ -111,6 +111,6 @@ def _attempt(number: int) -> Attempt:
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the settings in which they are not all alike."""
+    """Names of the settings that differ between the runs."""
     names = sorted({name for config in configs for name in config} - OWN)
     return [name for name in names if len({json.dumps(config.get(name)) for config in configs}) > 1]

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run beside its metrics: parameters, tags, data sets, a description. Imports no mlflow."""
+"""What MLflow gets besides metrics: parameters, tags, datasets, a description. Imports no mlflow."""
 
 import dataclasses
 import getpass
@@ -45,7 +45,7 @@ class Description:
 
 
 def of_run(run_dir: Path, record: Record, uri: str) -> Description:
-    """As the server at ``uri`` (without password) is to have it."""
+    """The tags for the server at ``uri`` (without password)."""
     config, run = read_json(run_dir / CONFIG), read_json(run_dir / FACTS)
     code = run.get("code", {})
     params = {**record.params, **{f"run.{key}": run[key] for key in ("steps", "samples", "classes") if key in run}}
@@ -79,12 +79,12 @@ def clean_name(name: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is none yet."""
+    """Empty if there is none yet."""
     return files.read_json(path) if path.is_file() else {}
 
 
 def recipe_changes(config: dict[str, Any]) -> str:
-    """``optim.lr 0.001 -> 0.0003; ...``: what the run learns differently from the published recipe."""
+    """``optim.lr 0.001 -> 0.0003; ...``: the settings in which the run differs from the published recipe."""
     recipes = RECIPES.get(config.get("stage", ""), {})
     if config.get("recipe") not in recipes:
         return ""
@@ -95,7 +95,7 @@ def recipe_changes(config: dict[str, Any]) -> str:
 
 
 def attempt_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
-    """One tag an attempt, and which steps were done again."""
+    """One tag per attempt, with the steps that were repeated."""
     tags = {"attempts": str(len(attempts))}
     limits = records.last_steps(attempts)
     for attempt in attempts:
@@ -117,14 +117,14 @@ def fewer_nodes_tag(attempts: Sequence[Attempt]) -> dict[str, str]:
 
 
 def kept_checkpoints(run_dir: Path) -> list[str]:
-    """Folder names of the complete ones, oldest first. MLflow gets no copy: they stay where they are."""
+    """Folder names of the complete checkpoints, oldest first. MLflow gets the names, not the files."""
     return [path.name for path in complete(run_dir)]
 
 
 def parent_run_id(tags: dict[str, str], uri: str) -> str:
     """The MLflow run of the sweep that this run belongs to; empty if there is none on the same server.
 
-    A fine-tune has no parent here: MLflow would hide it, the result, in the collapsed row of its pretrain run.
+    A fine-tune has no parent here: MLflow would hide it in the collapsed row of its pretrain run.
     """
     sent = read_json(Path(tags["sweep_dir"]) / MLFLOW) if "sweep_dir" in tags else {}
     return str(sent["run_id"]) if sent.get("uri") == uri else ""
@@ -152,7 +152,7 @@ def note(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, stat
     table = "\n".join(f"| {name}&nbsp;&nbsp; | {text.replace('|', '/')} |" for name, text in rows if text)
     # The description is shown at /#/experiments/...: this address is relative to the server's root.
     picture = f"![curves](get-artifact?path={CURVES}&run_uuid={run_id})\n\n" if lines else ""
-    # MLflow shows the first lines, the rest at a click
+    # MLflow shows the first lines; a click expands the others
     return f"{' · '.join([f'**{state.lower()}**', *figures])}\n\n{picture}| | |\n|---|---|\n{table}\n"
 
 
@@ -172,7 +172,7 @@ def _shown(name: str, value: float) -> str:
 
 
 def _datasets(run: dict[str, Any]) -> list[Dataset]:
-    """Those that run.json names (pipeline.train.setup)."""
+    """The datasets in run.json (pipeline.train.setup)."""
     found = []
     for item in run.get("datasets", ()):
         profile = dict(item)
@@ -182,14 +182,14 @@ def _datasets(run: dict[str, Any]) -> list[Dataset]:
 
 
 def dataset_inputs(datasets: Sequence[Dataset]) -> list[Any]:
-    """MLflow's entities."""
+    """The datasets as MLflow's entities."""
     from mlflow.entities import Dataset as Entity
     from mlflow.entities import DatasetInput, InputTag
 
     found = []
     for dataset in datasets:
         kind = dataset.source.partition("://")[0].replace("https", "http") if "://" in dataset.source else "local"
-        source = {"url" if kind == "http" else "uri": without_secrets(dataset.source)}  # MLflow's own forms
+        source = {"url" if kind == "http" else "uri": without_secrets(dataset.source)}  # MLflow's names
         entity = Entity(
             dataset.name,
             dataset.digest,
@@ -204,5 +204,5 @@ def dataset_inputs(datasets: Sequence[Dataset]) -> list[Any]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container user without a name
         return ""

@@ -1,4 +1,4 @@
-"""Pure: lines of metrics.jsonl -> the values that MLflow gets. Imports no mlflow."""
+"""From lines of metrics.jsonl to the values for MLflow. Pure; imports no mlflow."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pipeline.runs.records import Line
 
 @dataclass(frozen=True)
 class Point:
-    """One value in MLflow, which stores each (name, value, milliseconds, step) of a run once."""
+    """One value for MLflow, which stores each (name, value, milliseconds, step) of a run once."""
 
     name: str
     value: float
@@ -19,9 +19,9 @@ class Point:
 def points(lines: Iterable[Line], done_again: Iterable[Line]) -> list[Point]:
     """The values of ``lines``, in order.
 
-    MLflow can't replace a value: of several at one step it takes the one with the latest time. A step that was done
-    again mostly gives the very same values (resuming is exact): those keep the time of ``done_again``, the superseded
-    lines of earlier attempts, so that MLflow has them once. Only what differs, such as the speed, is there twice.
+    MLflow can't replace a value: of several at one step it uses the one with the latest time. A repeated step mostly
+    gives the same values (resuming is exact). These keep the time of ``done_again``, the superseded lines of earlier
+    attempts, so that MLflow stores them once. Only values that differ, such as the speed, are stored twice.
     """
     earlier = {
         (line.step, line.attempt, name): (value, line.time)

@@ -1,4 +1,4 @@
-"""The model as MLflow loads it: image bytes in, the likeliest classes out. MLflow runs this file to load the model.
+"""The MLflow model: image bytes in, the likeliest classes out. MLflow runs this file to load the model.
 
 Shapes: B batch, C classes, H height, W width, K classes returned.
 """
@@ -21,7 +21,7 @@ CHUNK = 64  # images per forward pass
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
-    """Artifacts: ``model``, a folder of weights and model.json as jobs.export writes it with --format safetensors."""
+    """Artifacts: ``model``, a folder with weights and model.json, from jobs.export with --format safetensors."""
 
     def load_context(self, context: Any) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,9 +32,12 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,m
         that jobs.predict reads. Raises MlflowException if an image can't be decoded (with the row's number, from 0),
         and if the model's outputs are non-finite.
 
-        Returns the columns class, wnid, name, probability, each a list of the five likeliest classes (or all there
-        are), likeliest first. Probabilities are a softmax's, or independent ones if the model was trained with
-        sigmoid cross-entropy.
+        Any format that jobs.predict reads. Raises MlflowException with the row number (from 0) if an image can't be
+        decoded.
+
+        Returns the columns class, wnid, name, probability, each a list for the five likeliest classes (fewer if the
+        model has fewer), likeliest first. Probabilities are from a softmax, or independent if the model was trained
+        with sigmoid cross-entropy.
         """
         known = self.classifier.known
         images = []

@@ -1,4 +1,4 @@
-"""A finished run's model in MLflow: loadable by mlflow.pyfunc, in the registry, the best one called ``champion``."""
+"""Register a finished run's model in MLflow: loadable by mlflow.pyfunc; the best one has the alias ``champion``."""
 
 import hashlib
 import os
@@ -14,27 +14,29 @@ from pipeline.runs.records import Line, Record
 from pipeline.tracking.description import read_json
 
 CHAMPION = "champion"
-REQUIREMENTS = (  # what pyfunc_model.py imports, in pipeline as well
+REQUIREMENTS = (  # what pyfunc_model.py imports, directly and through pipeline
     "torch", "numpy", "pandas", "safetensors", "simplejpeg", "opencv-python-headless", "pillow", "xxhash",
 )  # fmt: skip
 
 
 def log_model(run_dir: Path, record: Record, lines: Sequence[Line], run_id: str, uri: str) -> str | None:
-    """Log the newest checkpoint's model to the run and register it. Returns MLflow's model id, None without checkpoint.
+    """Log the newest checkpoint's model to the run and register it. Returns MLflow's model id; None if no checkpoint.
 
-    Calling it again after a crash registers no second version of the same run.
+    Calling it again after a crash does not register a second version for the run.
     """
     if not complete(run_dir):
         return None
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process only copies weights: the GPUs are the training's
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process only copies weights: the GPUs belong to training
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import mlflow
 
     client = mlflow.MlflowClient(uri)
     name = registered_name(run_dir, record)
-    found = client.search_model_versions(f"run_id = '{run_id}'")  # a name may hold a quote, which filters can't
+    found = client.search_model_versions(
+        f"run_id = '{run_id}'"
+    )  # not by name: it may contain a quote, which filters don't support
     versions = [version for version in found if version.name == name]
-    if versions:  # registered by a sync that was killed, perhaps before its tags
+    if versions:  # registered by a sync that was killed, perhaps before setting the tags
         model_id, version = str(versions[0].model_id), versions[0].version
     else:
         mlflow.set_tracking_uri(uri)
@@ -68,9 +70,9 @@ def _register(mlflow: Any, run_dir: Path, run_id: str, name: str) -> tuple[str, 
 
 
 def model_parts(run_dir: Path, folder: Path) -> dict[str, Any]:
-    """Write the newest checkpoint's model to ``folder``, which must not exist; return the arguments of MLflow's
-    pyfunc.log_model and save_model that make a model of it. The package's whole code goes with the weights, so that
-    the model loads on machines that don't have this project. Raises UserError."""
+    """Write the newest checkpoint's model to ``folder``, which must not exist; return the arguments for MLflow's
+    pyfunc.log_model and save_model. The package's code is included, so that the model loads on machines without this
+    project. Raises UserError."""
     from pipeline.interop import export, trained_model
 
     trained = trained_model.load(run_dir)
@@ -88,7 +90,7 @@ def model_parts(run_dir: Path, folder: Path) -> dict[str, Any]:
 
 def registered_name(run_dir: Path, record: Record) -> str:
     """``vit-b16-finetune-flowers-1f0c9a2b``: the experiment, variant, stage, training data, and a digest of the classes
-    and the evaluation data. So all versions under one name know the same classes and have comparable accuracies."""
+    and the evaluation data. So all versions of one model have the same classes and comparable accuracies."""
     config, run = read_json(run_dir / CONFIG), read_json(run_dir / FACTS)
     names = [part["name"].rpartition("/")[0] for part in run.get("datasets", ()) if part["context"] == "train"]
     judged = hashlib.sha256(f"{run.get('classes_digest', '')} {run.get('eval_digest', '')}".encode()).hexdigest()[:8]
@@ -97,7 +99,7 @@ def registered_name(run_dir: Path, record: Record) -> str:
 
 
 def _is_better(client: Any, name: str, top1: float) -> bool:
-    """Whether ``top1`` beats the champion's; true if there is no champion yet."""
+    """Whether ``top1`` is higher than the champion's; True if there is no champion yet."""
     from mlflow.exceptions import MlflowException
 
     try:

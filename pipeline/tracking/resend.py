@@ -1,4 +1,4 @@
-"""Sending a run folder to MLflow after its training: what an outage, a crash or a later command has left to send."""
+"""Sending a run folder to MLflow after training: what is missing after an outage, a crash or a later command."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def resend_all(folders: Sequence[Path]) -> int:
-    """Send each run, and print what was done; returns how many could not be sent.
+    """Send each run and print the result; returns the number of runs that could not be sent.
 
     Raises the UserError of a damaged run if it is the only one.
     """
@@ -31,7 +31,7 @@ def resend_all(folders: Sequence[Path]) -> int:
                 raise
             failed += 1
             logger.error("%s: not sent: %s", run_dir, error)
-        except Exception as error:  # whatever the server or its client raise
+        except Exception as error:  # any error of the server or its client
             failed += 1
             uri = without_secrets(client.tracking_uri(run_dir))
             logger.error("%s: not sent, MLflow at %s: %s", run_dir, uri, client.reason(error))
@@ -39,10 +39,10 @@ def resend_all(folders: Sequence[Path]) -> int:
 
 
 def resend(run_dir: Path) -> str:
-    """Send one run; returns what was done, in words."""
+    """Send one run; returns the result as text."""
     with sync.locked(run_dir) as mine:
         if not mine:
-            return "its training is syncing it now"
+            return "skipped: its training is syncing it now"
         record = records.read_record(run_dir)
         assert record is not None
         died = record.attempts[-1].state == "RUNNING" and not records.alive(run_dir, record.attempts[-1])
@@ -56,22 +56,25 @@ def resend(run_dir: Path) -> str:
         assert sent is not None
         if before and before.uri == sent.uri and before.run_id != sent.run_id:
             logger.info(
-                "%s: MLflow at %s no longer has run %s: a new one gets everything", run_dir, sent.uri, before.run_id
+                "%s: MLflow at %s no longer has run %s: sending everything to a new one",
+                run_dir,
+                sent.uri,
+                before.run_id,
             )
         state = record.attempts[-1].state.lower()
         for name in sync.missing_artifacts(run_dir, record, sent) if state != "running" else ():
-            logger.warning("%s: %s should be sent with the run, and no longer exists", run_dir, name)
+            logger.warning("%s: %s should be sent with the run, but no longer exists", run_dir, name)
         return f"{count:,} values sent, {state}{' (it died)' if died else ''}, MLflow run {sent.run_id} at {sent.uri}"
 
 
 def send(folder: Path) -> None:
-    """Send what a command has added to a run's folder, unless MLflow is off; a failure costs one warning."""
+    """Send what a command has added to a run folder, unless MLflow is off; a failure only logs a warning."""
     if os.environ.get(OFF) == "off":
         return
     client.quiet_environment()
     try:
         resend(folder)
-    except Exception as error:  # whatever the server or its client raise
+    except Exception as error:  # any error of the server or its client
         logger.warning(
-            "%s is not sent to MLflow (%s): run python -m jobs.sync %s", folder, client.reason(error), folder
+            "%s was not sent to MLflow (%s): run python -m jobs.sync %s", folder, client.reason(error), folder
         )

@@ -1,8 +1,8 @@
 """python -m pipeline.tracking.sync RUN [--follow]: copy a run folder's tracking to MLflow, each value exactly once.
 
-Idempotent: MLflow stores a value once for each (run, name, step, timestamp, value), so sending a line again, after a
-crash or a lost answer, changes nothing; the run is found again by the key in tracking.json. ``RUN/mlflow.json`` keeps
-what has been sent only to save work. With ``--follow`` it runs beside a training, started by pipeline.tracking.tracker.
+Idempotent: MLflow stores a value once for each (run, name, step, timestamp, value), so sending a line again after a
+crash or a lost response changes nothing. The run is identified by the key in tracking.json. ``RUN/mlflow.json`` records
+what has been sent, only to save work. With ``--follow`` it runs during training, started by pipeline.tracking.tracker.
 """
 
 import contextlib
@@ -35,31 +35,33 @@ from pipeline.tracking.system_metrics import Sampler
 from pipeline.tracking.view import EXPERIMENT_TAGS, VIEW_TAG
 
 KEY_TAG = "run_key"
-INTERVAL = 5.0  # seconds between two passes beside a training
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries against a server that fails
-BATCH = 1000  # values a call: MLflow's limit (MAX_METRICS_PER_BATCH)
+INTERVAL = 5.0  # seconds between two passes during training
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts while the server fails
+BATCH = 1000  # values per call: MLflow's limit (MAX_METRICS_PER_BATCH)
 TEXTS = (".json", ".txt", ".diff")
-SENT_FILES = (METRICS, SYSTEM, EVALUATION_LINES)  # of lines
-PARAMS = 100  # parameters or tags a call: MLflow's limit
+SENT_FILES = (METRICS, SYSTEM, EVALUATION_LINES)  # files of lines
+PARAMS = 100  # parameters or tags per call: MLflow's limit
 
 
 @dataclass
 class Sent:
-    """mlflow.json: which MLflow run this is, and how far it has got."""
+    """mlflow.json: the MLflow run, and what has been sent to it."""
 
-    uri: str  # of the server, without password
+    uri: str  # the server, without password
     run_id: str
     experiment_id: str
-    offsets: dict[str, int] = field(default_factory=dict)  # bytes, by file of lines
-    described: str = ""  # digest of what parameters and tags were made from
-    artifacts: dict[str, str] = field(default_factory=dict)  # path, as in Record -> size and time of what was sent
+    offsets: dict[str, int] = field(default_factory=dict)  # bytes sent, by file of lines
+    described: str = ""  # digest of the source of parameters and tags
+    artifacts: dict[str, str] = field(
+        default_factory=dict
+    )  # path, as in Record -> size and modification time of the sent file
     model_id: str = ""
-    closed: int = 0  # the attempt whose end MLflow knows
+    closed: int = 0  # the latest attempt whose end was sent
 
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[bool]:
-    """Whether this process is the only one that syncs the run; true if the file system has no locks."""
+    """Whether this process is the only one syncing the run; True if the file system has no locks."""
     with (run_dir / MLFLOW_LOCK).open("w", encoding="utf-8") as file:
         yield try_lock(file.fileno(), run_dir / MLFLOW_LOCK) is not Lock.TAKEN
 
@@ -70,14 +72,14 @@ def read_sent(run_dir: Path) -> Sent | None:
 
 
 def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
-    """One pass: send everything that MLflow lacks. Returns the number of values sent; raises what MLflow raises.
+    """Send everything that MLflow lacks, once. Returns the number of values sent; raises what MLflow raises.
 
-    ``died``: the last attempt is known to be dead though it never said so. ``ask``: whether the server still has what
-    mlflow.json says that it has; where it lost the run, a new one gets everything.
+    ``died``: the last attempt is known to be dead without having recorded its end. ``ask``: check that the server
+    still has the run in mlflow.json; if it lost the run, everything is sent to a new one.
     """
     record = records.read_record(run_dir)
     if record is None:
-        raise UserError(f"{str(run_dir)!r} has no {RECORD}: it is no run folder, or its training never started")
+        raise UserError(f"{str(run_dir)!r} has no {RECORD}: it is not a run folder, or its training never started")
     uri = tracking_uri(run_dir)
     check_writable(uri)
     client = open_client(uri)
@@ -92,7 +94,9 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
         sent.closed = 0
     count = sum(_send_lines(client, run_dir, record, sent, name) for name in SENT_FILES)
     state = "FAILED" if died else record.attempts[-1].state
-    if _describe(client, run_dir, record, sent) and state == "RUNNING":  # at a start, and where a checkpoint is new
+    if (
+        _describe(client, run_dir, record, sent) and state == "RUNNING"
+    ):  # at startup, and when there is a new checkpoint
         _illustrate(client, run_dir, record, sent, state)
     _send_artifacts(client, run_dir, record, sent)
     if state != "RUNNING" and sent.closed != record.attempts[-1].number:
@@ -101,9 +105,9 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
 
 
 def _sync_sweep(record: Record, uri: str, *, new: bool) -> None:
-    """Send the sweep that a run belongs to, where this server doesn't have it yet: the run is to stand under it.
+    """Send the sweep that a run belongs to, if this server doesn't have it yet: the run is shown under it.
 
-    ``new``: nor has it the run, as after its database was lost, whatever the sweep's mlflow.json says.
+    ``new``: the server doesn't have the run either, as after its database was lost; the sweep's mlflow.json is ignored.
     """
     folder = Path(record.tags.get("sweep_dir", ""))
     if "sweep_dir" not in record.tags or not (folder / RECORD).is_file():
@@ -116,7 +120,7 @@ def _sync_sweep(record: Record, uri: str, *, new: bool) -> None:
 
 
 def _is_there(client: Any, run_dir: Path, sent: Sent) -> bool:
-    """Whether the server has the run: not after its database was lost. Raises UserError where it is deleted."""
+    """Whether the server has the run; False after its database was lost. Raises UserError if the run is deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -147,13 +151,13 @@ def _find_or_create(client: Any, run_dir: Path, record: Record, uri: str) -> Sen
     experiment = client.get_experiment_by_name(record.experiment)
     if experiment is None:
         location = None
-        if uri.startswith("sqlite:"):  # MLflow's default is relative to whatever folder it was started in
+        if uri.startswith("sqlite:"):  # MLflow's default depends on the current folder
             location = (run_dir.absolute().parent / "mlartifacts" / record.key[:8]).as_uri()
         experiment_id = client.create_experiment(record.experiment, artifact_location=location, tags=EXPERIMENT_TAGS)
     else:
         _refuse_deleted(experiment, uri)
         experiment_id = experiment.experiment_id
-        if VIEW_TAG not in experiment.tags:  # made by hand, or by another program
+        if VIEW_TAG not in experiment.tags:  # created by hand, or by another program
             client.set_experiment_tag(experiment_id, VIEW_TAG, EXPERIMENT_TAGS[VIEW_TAG])
     found = client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{record.key}'", max_results=1)
     run = found[0] if found else None
@@ -195,7 +199,7 @@ def _done_again(path: Path, record: Record) -> list[records.Line]:
 
 
 def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> bool:
-    """Send parameters, tags and data sets where they changed; whether they did."""
+    """Send parameters, tags and datasets if they changed; returns whether they did."""
     from mlflow.entities import Param, RunTag
 
     wanted = describe.of_run(run_dir, record, sent.uri)
@@ -206,7 +210,7 @@ def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> bool:
     for start in range(0, len(params), PARAMS):
         client.log_batch(sent.run_id, params=params[start : start + PARAMS])
     tags = [RunTag(name, value) for name, value in wanted.tags.items()]
-    # A parameter of MLflow can't be changed: what a resumed run changed (workers, say) is a tag.
+    # MLflow's parameters are immutable: what a resumed run changed (for example workers) becomes a tag.
     tags += [
         RunTag(f"changed.{name}", f"{known[name]} -> {value}")
         for name, value in wanted.params.items()
@@ -240,7 +244,7 @@ def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> N
 
 
 def missing_artifacts(run_dir: Path, record: Record, sent: Sent) -> list[str]:
-    """What should have been sent, wasn't, and is not there any more."""
+    """Files that should have been sent, weren't, and no longer exist."""
     return [
         name
         for name, _ in record.artifacts
@@ -250,7 +254,7 @@ def missing_artifacts(run_dir: Path, record: Record, sent: Sent) -> list[str]:
 
 @contextlib.contextmanager
 def _without_secrets(file: Path) -> Iterator[Path]:
-    """The file, or a copy where it holds a password, as of a data set's URL: more people see the server."""
+    """The file, or a redacted copy if it contains a password (in a dataset's URL): more people see the server."""
     text = file.read_text(errors="replace", encoding="utf-8") if file.suffix in TEXTS else ""
     if text == without_secrets(text):
         yield file
@@ -262,11 +266,11 @@ def _without_secrets(file: Path) -> Iterator[Path]:
 
 
 def _illustrate(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> list[Line]:
-    """Send the description with the curves so far; returns the lines that count."""
+    """Send the description with the current curves; returns the lines that count."""
     from pipeline.runs.curves import draw_run  # matplotlib
 
     lines = records.effective(records.read_lines(run_dir / METRICS)[0], record.attempts)
-    if lines and not is_sweep(run_dir):  # a sweep's lines are no curve
+    if lines and not is_sweep(run_dir):  # a sweep's lines don't form a curve
         draw_run(lines, run_dir / CURVES)
         client.log_artifact(sent.run_id, str(run_dir / CURVES))
     client.set_tag(sent.run_id, "mlflow.note.content", describe.note(run_dir, record, lines, sent.run_id, state))
@@ -288,13 +292,13 @@ def _close(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -
 
 
 def _save(run_dir: Path, sent: Sent) -> None:
-    # A full disk costs sending some values again, which is harmless: it must not stop the sync.
+    # On a full disk some values are sent again later, which is harmless: it must not stop the sync.
     with contextlib.suppress(OSError):
         write_json(run_dir / MLFLOW, dataclasses.asdict(sent))
 
 
 def follow(run_dir: Path, say: Callable[[str], None]) -> int:
-    """Sync until the training says it ends (a line on stdin: seconds left) or has died. Returns the exit code."""
+    """Sync until training announces its end (a line on stdin: seconds left) or has died. Returns the exit code."""
     parent = os.getppid()
     sampler = Sampler(run_dir)
     deadline, died, pause, problem, refused = float("inf"), False, INTERVAL, "not yet", False
@@ -309,12 +313,12 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
                         say(f"MLflow is up to date ({count} values sent)")
                     problem, pause, refused = "", INTERVAL, False
                     backoff.reset()
-                except Exception as error:  # whatever MLflow does, the training's figures are safe; try again
+                except Exception as error:  # the metrics are safe in the run folder: retry after any error
                     text = reason(error)
                     if text != problem:
-                        say(f"not sent to MLflow, trying on: {text}")
+                        say(f"not sent to MLflow, retrying: {text}")
                     problem, pause = text, backoff.next() or LONGEST_PAUSE
-                    refused = isinstance(error, UserError)  # for somebody to mend, which no job waits for
+                    refused = isinstance(error, UserError)  # needs a user's action: don't wait for it at the end
                 due = time.monotonic() + pause
                 if deadline < float("inf") and (not problem or refused or time.monotonic() > deadline):
                     return 1 if problem else 0
@@ -325,7 +329,7 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
                 if words or died:
                     patience = float(words[0]) if words else 30.0
                     deadline, due = time.monotonic() + patience, time.monotonic()
-                    signal.alarm(int(patience) + 10)  # a call that hangs must not keep this process for ever
+                    signal.alarm(int(patience) + 10)  # a hanging call must not keep this process alive
             else:
                 due = min(due, time.monotonic() + 1.0)
             sampler.sample_if_due()
@@ -333,7 +337,7 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
 
 @contextlib.contextmanager
 def _lock_in_time(run_dir: Path) -> Iterator[None]:
-    """The lock, or after ten seconds without it: the sync of an attempt that has just ended may still hold it."""
+    """Acquire the lock for up to ten seconds: the sync of an attempt that just ended may still hold it."""
     with (run_dir / MLFLOW_LOCK).open("w", encoding="utf-8") as file:
         with contextlib.suppress(UserError):
             wait_for_lock(file.fileno(), run_dir / MLFLOW_LOCK, seconds=10.0)
@@ -346,10 +350,14 @@ def main() -> int:
     quiet_environment()
 
     def say(text: str) -> None:
-        with contextlib.suppress(OSError):  # on the run's disk, which may be full until somebody makes room
+        with contextlib.suppress(OSError):  # the run's disk may be full
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # they mean the training; it tells us how it ends
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # they are meant for training, which tells us its end
         signal.signal(number, signal.SIG_IGN)
     return follow(run_dir, say)
 

@@ -1,7 +1,7 @@
-"""Tracking a run: metrics go to the run folder at once, and from there to MLflow by a process of their own.
+"""Tracking a run: metrics are written to the run folder at once, and a separate process sends them to MLflow.
 
-Training never waits for MLflow and never fails from it: this module doesn't even import it. ``pipeline.tracking.sync``
-runs beside the training, follows the folder, and survives servers that are down, slow or broken; ``jobs.sync`` sends
+Training never waits for MLflow and never fails because of it: this module doesn't import it. ``pipeline.tracking.sync``
+runs during training, follows the folder, and copes with servers that are down, slow or broken; ``jobs.sync`` sends
 what it could not.
 """
 
@@ -23,17 +23,17 @@ from pipeline.tracking.view import how_to_look
 
 logger = logging.getLogger(__name__)
 
-OFF = "VIT_MLFLOW"  # environment variable: "off" leaves everything to jobs.sync
+OFF = "VIT_MLFLOW"  # environment variable: "off" sends nothing; jobs.sync can do it later
 PATIENCE = {"FINISHED": 120.0, "FAILED": 10.0, "KILLED": 10.0}  # seconds that close() waits for the last sync
 
 
 class Tracker:
-    """Of one attempt of a run, on rank 0 alone. Made by :func:`open_tracker`."""
+    """Tracks one attempt of a run, on rank 0 only. Created by :func:`open_tracker`."""
 
     def __init__(
         self, run_dir: Path, record: Record, lines: Sequence[Line], *, devices: int, epoch_samples: int
     ) -> None:
-        """``lines``: those of metrics.jsonl so far."""
+        """``lines``: the existing lines of metrics.jsonl."""
         self.run_dir = run_dir
         self._record = record
         self._attempt = record.attempts[-1]
@@ -41,7 +41,7 @@ class Tracker:
         self._epoch_samples = epoch_samples
         self._file = records.Appender(run_dir / METRICS)
         self._spent = max((line.metrics.get("progress/device_hours", 0.0) for line in lines), default=0.0)
-        self._useful = 0.0  # device-hours in steps that count
+        self._useful = 0.0  # device-hours spent on steps that count
         if standing := records.effective(lines, record.attempts):
             metrics = standing[-1].metrics
             self._useful = metrics.get("progress/device_hours", 0.0) * metrics.get("progress/goodput", 0.0)
@@ -50,25 +50,25 @@ class Tracker:
         self._warned = False
 
     def log(self, step: int, samples: int, metrics: dict[str, float]) -> None:
-        """Append one line to metrics.jsonl, with the run's progress added. Never raises, never waits for MLflow."""
+        """Append one line to metrics.jsonl and add the run's progress. Never raises, never waits for MLflow."""
         now = time.time()
         line = Line(step, samples, now, self._attempt.number, metrics | self._progress(step, samples, now, metrics))
         if not self._file.append(records.to_json(line)) and not self._warned:
             self._warned = True
             logger.warning(
-                "%s can't be written (%s): its lines wait in memory until there is room again",
+                "%s can't be written (%s): its lines are kept in memory until there is room",
                 self._file.path,
                 self._file.fault,
             )
         elif self._warned and not self._file.waiting:
             self._warned = False
-            logger.info("%s is written again, nothing is lost", self._file.path)
+            logger.info("%s can be written again, nothing was lost", self._file.path)
 
     def _progress(self, step: int, samples: int, now: float, metrics: dict[str, float]) -> dict[str, float]:
-        """What any curve can be drawn against, beside the step.
+        """The x values for curves, besides the step.
 
-        Goodput is the share of the device time since the run's first start that went into steps that count: not into
-        starting, evaluation, checkpoints, or steps that a later attempt did again.
+        Goodput is the share of the device time since the run's first start that was spent on steps that count, not on
+        startup, evaluation, checkpoints, or steps that a later attempt repeated.
         """
         hours = self._spent + self._devices * (now - self._attempt.started) / 3600
         if "speed/step_seconds" in metrics:
@@ -84,13 +84,13 @@ class Tracker:
         return progress
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Have a file (or a folder's files) copied to the run's artifacts."""
+        """Copy a file (or a folder's files) to the run's artifacts."""
         entry = [_artifact(path, self.run_dir), folder]
         if entry not in self._record.artifacts:
             self._save(dataclasses.replace(self._record, artifacts=[*self._record.artifacts, entry]))
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """End the attempt and wait a bounded time for the last sync; what it didn't send, ``jobs.sync`` will."""
+        """End the attempt and wait a limited time for the last sync; ``jobs.sync`` can send what it did not."""
         self._attempt = dataclasses.replace(self._attempt, state=status, ended=time.time())
         self._save(dataclasses.replace(self._record, attempts=[*self._record.attempts[:-1], self._attempt]))
         self._file.close()
@@ -119,11 +119,11 @@ def open_tracker(
     devices: int = 1,
     epoch_samples: int = 0,
 ) -> Tracker:
-    """Start tracking an attempt of the run in ``run_dir``, which goes on after ``start_step``. Rank 0 only.
+    """Start tracking an attempt of the run in ``run_dir``, which continues after ``start_step``. Rank 0 only.
 
-    The run folder keeps the identity of the MLflow run, so that a resumed run goes on in the same one; lines of earlier
-    attempts with a step above ``start_step`` are superseded and marked. ``devices`` (ranks) scales the device-hours,
-    ``epoch_samples`` is the size of the training split.
+    The run folder keeps the identity of the MLflow run, so that a resumed run continues in the same one; earlier
+    attempts' lines with a step above ``start_step`` are superseded and marked. ``devices`` (number of ranks) scales the
+    device-hours, ``epoch_samples`` is the size of the training split.
 
     The MLflow server is ``MLFLOW_TRACKING_URI``, or the file ``mlflow.db`` beside the run folder.
     """
@@ -147,15 +147,15 @@ def open_tracker(
 
 
 def _artifact(path: Path, run_dir: Path) -> str:
-    """As tracking.json names it: what lies in the run folder moves with that."""
+    """The path for tracking.json: relative if it is in the run folder, which may be moved."""
     path, run_dir = path.absolute(), run_dir.absolute()
     return str(path.relative_to(run_dir) if path.is_relative_to(run_dir) else path)
 
 
 def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:
-    """A process, not a thread: importing and running MLflow would hold the interpreter's lock for seconds.
+    """Start the sync process; a thread would hold the interpreter's lock for seconds while it imports and runs MLflow.
 
-    In a session of its own: signals meant for the training (Ctrl-C, Slurm's) leave it time for the last sync.
+    It has its own session, so that signals for training (Ctrl-C, Slurm's) leave it time for the last sync.
     """
     command = [sys.executable, "-m", "pipeline.tracking.sync", str(run_dir.absolute()), "--follow"]
     try:
@@ -174,7 +174,7 @@ def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) 
         sync.stdin.write(f"{patience}\n".encode())
         sync.stdin.close()
     except OSError:
-        pass  # it has ended already; its exit code says how
+        pass  # it has ended already; see its exit code
     try:
         code = sync.wait(patience + 5.0)
     except subprocess.TimeoutExpired:
@@ -182,7 +182,7 @@ def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) 
         code = sync.wait()
     if code != 0:
         logger.warning(
-            "MLflow has not got everything of %s yet (see %s); it is safe in the run folder: python -m jobs.sync %s",
+            "MLflow does not have everything from %s yet (see %s); the run folder does: run python -m jobs.sync %s",
             run_dir,
             run_dir / MLFLOW_LOG,
             run_dir,

@@ -1,4 +1,4 @@
-"""Where and how MLflow's pages show an experiment: its address, its columns and its order. Imports no mlflow."""
+"""How MLflow's pages show an experiment: address, columns and order. Imports no mlflow."""
 
 import json
 import shlex
@@ -9,7 +9,7 @@ from pipeline.core.secrets import without_secrets
 from pipeline.runs.folder import MLFLOW
 from pipeline.tracking.description import read_json
 
-NAME = "vit"  # of the shared view: MLflow finds it in the experiment's tags by this key in the address
+NAME = "vit"  # the shared view's key: the address refers to the view in the experiment's tags by it
 COLUMNS = (
     "metrics.`eval/top1`", "metrics.`eval/loss`", "metrics.`train/loss`", "metrics.`progress/epochs`",
     "metrics.`progress/device_hours`", "metrics.`speed/images_per_second`", "params.`recipe`", "attributes.`Dataset`",
@@ -22,18 +22,18 @@ EXPERIMENT_TAGS = {
     "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
     VIEW_TAG: json.dumps(VIEW),
 }
-LOCAL = "http://127.0.0.1:5000"  # what ``mlflow ui`` listens at
+LOCAL = "http://127.0.0.1:5000"  # default address of ``mlflow ui``
 
 
 def address(uri: str, experiment_id: str) -> str:
-    """The page that lists an experiment's runs, best first. MLflow opens in its GenAI mode unless the address asks for
-    training, and shows no metric unless it names a view."""
+    """The page that lists an experiment's runs, best first. Without these parameters MLflow opens in its GenAI mode
+    and shows no metric."""
     base = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL
     return f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={NAME}"
 
 
 def how_to_look(run_dir: Path) -> str:
-    """The address, after the command that serves it if the run went to a file. Empty for a run that was not sent."""
+    """The page's address, with the command to serve it if the run is in a file. Empty for a run that was not sent."""
     sent = read_json(run_dir / MLFLOW)
     if not sent:
         return ""

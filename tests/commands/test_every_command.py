@@ -118,7 +118,7 @@ def test_a_url_for_a_path(
     monkeypatch.chdir(tmp_path)
     for words in URLS[module]:
         line = mistake(capsys, monkeypatch, module, *filled(words, tmp_path))
-        assert any(f"'{word}' is no path" in line for word in words), line
+        assert any(f"'{word}' is not a path" in line for word in words), line
         assert not list(tmp_path.iterdir())
 
 

@@ -69,7 +69,7 @@ def test_the_held_out_split_decides_and_a_rate_that_diverges_is_left_out(swept: 
     ]
     assert [row[2:] for row in rows] == [[str(scores[runs[0]]), ""], [str(scores[runs[1]]), "best"], ["failed", ""]]
     assert sweep_record.is_sweep(folder)
-    assert find_run_folders([folder.parent]) == sorted(runs), "a sweep is no run to compare"
+    assert find_run_folders([folder.parent]) == sorted(runs), "a sweep is not a run to compare"
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

@@ -1,4 +1,4 @@
-"""The curves of a comparison, as they are drawn, for readers who see fewer colours, and for prints in grey.
+"""The colours of a comparison's curves, for colour-blind readers and for greyscale prints.
 
 How others see a colour is simulated by Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation
 of Color Vision Deficiency", IEEE TVCG 15 (2009), 1291-1298: their matrices of severity 1.0, on linear RGB. Distances
@@ -42,7 +42,7 @@ XYZ = np.array(
 
 
 def lab(colour: str, seen_by: str) -> Floats:
-    """CIELAB of ``#rrggbb``."""
+    """The CIELAB coordinates of ``#rrggbb``."""
     srgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     xyz = XYZ @ np.clip(np.array(SEEN_BY[seen_by]) @ linear, 0, 1) / XYZ.sum(1)

@@ -1,4 +1,4 @@
-"""Runs side by side: what becomes a row, what it says, and every form it can be written in."""
+"""Runs side by side: which runs share a row, what a row shows, and every output format."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ from tests.helpers.runs import read_runs, write_run
 
 @pytest.fixture
 def family(tmp_path: Path) -> Path:
-    """A pretrain run, fine-tuned with three seeds and with another rate; and a worse one without children."""
+    """A pretrain run, fine-tuned with three seeds and with another rate; and a worse one without fine-tunes."""
     runs = tmp_path / "runs"
     parent = write_run(runs / "b16", top1=0.5, team="vision")
     for seed, top1 in enumerate((0.84, 0.85, 0.86)):
@@ -164,7 +164,7 @@ EVAL = {"context": "eval", "digest": "1" * 32}
 @pytest.mark.parametrize(
     ("one", "other", "together"),
     [
-        ({}, {"parent": {"weights": "B_16.npz"}}, False),  # scratch beside published weights
+        ({}, {"parent": {"weights": "B_16.npz"}}, False),  # scratch against published weights
         ({"parent": {"weights": "a/B_16.npz"}}, {"parent": {"weights": "b/B_16.npz"}}, False),
         ({"parent": {"weights": "a", "digest": "7"}}, {"parent": {"weights": "b", "digest": "7"}}, True),
         ({"parent": {"run_dir": "/x", "step": 1}}, {"parent": {"run_dir": "/x", "step": 2}}, False),
@@ -173,7 +173,7 @@ EVAL = {"context": "eval", "digest": "1" * 32}
         ({"eval_digest": "1" * 32}, {"eval_digest": "2" * 32}, False),
         ({"eval_digest": "1" * 32}, {"datasets": [EVAL]}, True),
         ({"datasets": [EVAL]}, {"datasets": [EVAL | {"digest": "2" * 32}]}, False),
-        ({"data.eval": "photos"}, {"data.eval": "sketches"}, False),  # no digest: all that is known
+        ({"data.eval": "photos"}, {"data.eval": "sketches"}, False),  # without digests the names decide
         ({"data.eval": "photos", "datasets": [EVAL]}, {"data.eval": "moved/photos", "datasets": [EVAL]}, True),
     ],
 )
@@ -419,11 +419,11 @@ def test_two_hundred_runs_on_a_server(tmp_path: Path, server: Server) -> None:
     assert (tmp_path / "out" / "compare.html").stat().st_size < 4_000_000
 
 
-def test_a_damaged_run_is_left_out_aloud(family: Path) -> None:
+def test_a_damaged_run_is_skipped_with_a_warning(family: Path) -> None:
     (family / "ft-fast" / METRICS).write_bytes(b"rubbish\n" + (family / "ft-fast" / METRICS).read_bytes())
     done = compare(family, "--json")
     assert done.returncode == 0, done.stderr
-    assert "warning: ft-fast is left out: " in done.stderr
+    assert "warning: ft-fast is skipped: " in done.stderr
     assert len(json.loads(done.stdout)) == 3
     done = compare(family / "ft-fast", "--json")
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""compare.html in a real browser: what it shows, what its controls do, and that foreign names stay text."""
+"""compare.html in a real browser: what it shows, what its controls do, and that untrusted names stay text."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of nine rows: a pretrain run of a hostile name, its fine-tune over two seeds, and seven others."""
+    """A page of nine rows: a pretrain run with a hostile name, its fine-tune over two seeds, and seven others."""
     folder = tmp_path_factory.mktemp("page")
     parent = write_run(folder / "runs" / "parent", top1=0.5)
     facts = json.loads((parent / "run.json").read_text())
@@ -69,13 +69,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names(browser: Browser) -> list[str]:
-    """Of the rows that the table shows, in order."""
+    """Names of the rows that the table shows, in order."""
     lines = "[...document.querySelectorAll('.results tbody tr')]"
     return list(browser.run(f"return {lines}.filter(line => !line.hidden).map(line => line.cells[0].textContent)"))
 
 
 def ink(browser: Browser) -> list[int]:
-    """How many pixels of each chart's canvas are painted."""
+    """The number of painted pixels on each chart's canvas."""
     return list(
         browser.run("""return [...document.querySelectorAll("#charts canvas")].map(canvas => {
         const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -86,7 +86,7 @@ def ink(browser: Browser) -> list[int]:
 def test_the_page_in_chromium(written: Path, browser: Browser, tmp_path: Path) -> None:
     browser.resize(1280, 1000)
     browser.open(written.as_uri())
-    # whole, quiet, and without any other file; foreign names are text
+    # complete, no errors in the console, no other file loaded; untrusted names are text
     assert browser.run("return document.title") == f"Runs {HOSTILE}"
     assert browser.run("return performance.getEntriesByType('resource').length") == 0
     assert browser.run("return document.querySelectorAll('img, script:not([type])').length") == 2, "uPlot's and ours"
@@ -99,7 +99,7 @@ def test_the_page_in_chromium(written: Path, browser: Browser, tmp_path: Path) -
     before = ink(browser)
     assert min(before) > 2000
 
-    # the axis of a share ends at 100 %, also while it is smoothed or logarithmic
+    # the axis of a percentage ends at 100 %, also if smoothed or logarithmic
     scale = "return [charts[0].plot.scales.y.min, charts[0].plot.scales.y.max]"
     low, high = browser.run(scale)
     assert 0 <= low < high <= 1
@@ -124,7 +124,7 @@ def test_the_page_in_chromium(written: Path, browser: Browser, tmp_path: Path) -
     assert browser.run("return charts[0].curves.map(c => c.name)") == ["other-7"]
     browser.run("document.getElementById('filter').value = ''; state.filter = ''; setHidden([])")
 
-    # smoothing keeps the first value, and lies between the values
+    # smoothing keeps the first value and stays within the range of the values
     raw = browser.run("return charts[1].curves[0].ys")
     browser.run("const s = document.getElementById('smoothing'); s.value = 0.9; s.dispatchEvent(new Event('input'))")
     smoothed = browser.run("return charts[1].curves[0].ys")
@@ -155,14 +155,14 @@ def test_the_page_in_chromium(written: Path, browser: Browser, tmp_path: Path) -
     browser.click("#zoomed")
     assert browser.run("return state.zoom") is None
 
-    # the keyboard alone: reach a chart, read the next value
+    # with the keyboard alone: reach a chart, read the next value
     browser.run("charts[0].host.focus()")
     browser.type("#charts .chart", "\ue014\ue014")  # arrow right, twice
     assert re.search(r", hours since .*: [\d.]+%$", browser.run("return charts[0].spoken.textContent"))
     controls = "[...document.querySelectorAll('button, input, select, summary, .chart')]"
     assert browser.run(f"return {controls}.every(each => each.tabIndex >= 0)")
 
-    # a telephone, in the dark: nothing wider than the window, other colours
+    # a phone in dark mode: nothing wider than the window, dark colours
     browser.run("document.getElementById('all').click()")
     paper = browser.run("return getComputedStyle(document.body).backgroundColor")
     browser.resize(400, 800)
@@ -209,7 +209,7 @@ def test_the_published_course_of_a_fine_tuning_lies_behind_its_curve(browser: Br
         return count"""
     assert browser.run(painted) > 300
 
-    # the other axes: where a published epoch has no place there is none
+    # the other axes: no published curve on an axis that its epochs can't be converted to
     for axis, first in (("samples", 5 * 1_281_167), ("step", 5 * 1_281_167 / 2048), ("hours", None)):
         browser.run(
             "const [select, axis] = [document.getElementById('axis'), arguments[0]]; select.value = axis; "
@@ -221,7 +221,7 @@ def test_the_published_course_of_a_fine_tuning_lies_behind_its_curve(browser: Br
     assert browser.run("return document.querySelector('.references')") is None
     browser.run("document.getElementById('axis').value = state.axis = 'epochs'; update()")
 
-    # smoothing leaves it as it was published, the keyboard reads it, and it goes with its last row
+    # smoothing leaves the published curve unchanged, the keyboard reads it, and it disappears with its last row
     browser.run("state.smoothing = 0.9; update()")
     assert browser.run(grey + "return grey[0].ys[0]") == pytest.approx(0.83445)
     browser.run("charts[0].host.focus()")
@@ -251,7 +251,7 @@ def test_without_javascript_the_figures_are_there(written: Path) -> None:
 
 
 def test_the_pages_policy_lets_nothing_else_run(written: Path, browser: Browser, tmp_path: Path) -> None:
-    """A script that got into the page all the same doesn't run, nor is anything loaded."""
+    """A script that is injected into the page doesn't run, and nothing is loaded."""
     broken = tmp_path / "broken.html"
     foreign = "<script>document.title='caught'</script><img src=x.png>"
     broken.write_text(written.read_text().replace("<h1>", f"{foreign}<h1>"))

@@ -125,7 +125,7 @@ def test_of_a_link_that_cannot_be_made_its_own_name_is_told(tmp_path: Path, caps
 
 def test_a_link_to_nowhere_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(UserError, match=f"--out '{tmp_path}/link' can't be made: '{tmp_path}/link' is no folder"):
+    with pytest.raises(UserError, match=f"--out '{tmp_path}/link' can't be created: '{tmp_path}/link' is not a"):
         check_can_make(tmp_path / "link", "--out")
 
 

@@ -76,7 +76,7 @@ def test_waiting_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     ):
         raise AssertionError
     assert [record.getMessage() for record in caplog.records] == [
-        f"waiting for another process, which holds {str(tmp_path / 'lock')!r}"
+        f"waiting for another process that holds the lock of {str(tmp_path / 'lock')!r}"
     ]
 
 

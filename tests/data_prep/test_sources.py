@@ -118,7 +118,7 @@ def test_the_audit_of_indexed_tars_is_a_list_that_shard_takes(photos: list[bytes
     out = shard_into(folder, tmp_path / "out", "--exclude", gone, "--workers", 1)
     assert keys(out) == {"00001/0", "00001/1", "00001/2"}
     gone.write_text("3\n")
-    with pytest.raises(UserError, match="none of the 1 keys of --exclude names an image"):
+    with pytest.raises(UserError, match="none of the 1 keys in --exclude is an image"):
         shard_into(folder, tmp_path / "other", "--exclude", gone, "--workers", 1)
 
 
@@ -257,13 +257,13 @@ def test_a_link_to_a_folder_above_is_no_class(photos: list[bytes], tmp_path: Pat
     (source / "again").symlink_to("a")  # another class's folder may well be linked
     assert wnids(shard_into(source, tmp_path / "out", "--workers", 1)) == ["a", "again", "b"]
     (source / "loop").symlink_to(".")
-    with pytest.raises(UserError, match=r"loop' is a link to a folder that it lies in"):
+    with pytest.raises(UserError, match=r"loop' is a link to a folder that contains it"):
         shard_into(source, tmp_path / "other", "--workers", 1)
 
 
 def test_an_image_is_no_input(photos: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photos[0])
-    with pytest.raises(UserError, match=r"photo\.jpg' is no tar .*a folder of images for each class"):
+    with pytest.raises(UserError, match=r"photo\.jpg' is not a tar .*one folder of images per class"):
         shard_into(tmp_path / "photo.jpg", tmp_path / "out", "--workers", 1)
 
 

@@ -139,7 +139,7 @@ def test_ranks_of_one_gpu_are_refused() -> None:
     for rank, device in ((0, "GPU-a"), (2, "GPU-a"), (1, "GPU-b")):
         store.set(f"gpu/{rank}", device)
     check_devices(Ranks(1, 3, 1, "slurm"), store, "GPU-b")
-    with pytest.raises(UserError, match="ranks 0, 2 have one GPU"):
+    with pytest.raises(UserError, match="ranks 0, 2 share one GPU"):
         check_devices(Ranks(2, 3, 2, "slurm"), store, "GPU-a")
 
 

@@ -213,7 +213,7 @@ def test_results_are_kept_with_the_run_and_shown_by_mlflow(
     assert client.get_run(sent.run_id).info.status == "FINISHED"
     alone = trained.parent / "alone" / "checkpoints"
     shutil.copytree(trained / "checkpoints", alone)
-    with pytest.raises(UserError, match="lies in no run folder"):
+    with pytest.raises(UserError, match="is not in one"):
         evaluate(monkeypatch, capsys, next(alone.iterdir()), *words[1:])
 
 

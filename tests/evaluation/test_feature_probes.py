@@ -113,5 +113,5 @@ def test_features_that_no_probe_can_judge_are_refused() -> None:
     z_ND, labels_N = clusters(1, 2)
     with pytest.raises(UserError, match="features are non-finite"):
         feature_probes.check_features(z_ND * math.nan, z_ND, labels_N, "a probe", "--features")
-    with pytest.raises(UserError, match="a probe tells classes apart, and --features has one"):
+    with pytest.raises(UserError, match="a probe needs several classes, but --features has one"):
         feature_probes.check_features(z_ND, z_ND, labels_N * 0, "a probe", "--features")

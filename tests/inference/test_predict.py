@@ -326,7 +326,7 @@ def broken_graph(folder: Path, photos: Path) -> tuple[object, ...]:
         (lambda folder, photos: (folder / "nowhere", photos), ["MODEL", "nowhere", "does not exist"]),
         (lambda _, photos: (photos, photos), ["config.json", "jobs.export"]),
         (lambda folder, _: (folder / "run", folder / "none.jpg"), ["IMAGE", "none.jpg", "does not exist"]),
-        (lambda folder, _: (folder / "run", folder / "empty"), ["IMAGE", "holds no images", "jpg"]),
+        (lambda folder, _: (folder / "run", folder / "empty"), ["IMAGE", "contains no images", "jpg"]),
         (lambda folder, _: (folder / "run",), ["IMAGE"]),
         (lambda folder, photos: (folder / "run", photos, "--batch", 0), ["--batch 0", "at least 1"]),
         (lambda folder, photos: (folder / "run", photos, "--top", "many"), ["--top", "many"]),

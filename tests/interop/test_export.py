@@ -116,7 +116,7 @@ def test_the_card_tells_results_data_lineage_and_recipe_and_no_path(
     make_run(tmp_path / "run", ModelConfig("tiny", 32), resize="central")
     run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "safetensors")
     text = (tmp_path / "out" / "README.md").read_text()
-    for part in ("eval/top1: 0.5000", "digest-of-data", '"the-parent"', "7 steps", '"mine"', "middle square of 7/8"):
+    for part in ("eval/top1: 0.5000", "digest-of-data", '"the-parent"', "7 steps", '"mine"', "square of 7/8"):
         assert part in text
     assert "/" not in text.split("## Lineage")[1]
 
@@ -292,7 +292,7 @@ def other_file(run: Path) -> Path:
         (cut_weights, ["no complete checkpoint"]),
         (lose_classes, ["classes.json", "run folder as training left it"]),
         (folder_of_text, ["text", "config.json"]),
-        (other_file, ["model.bin", "no .npz"]),
+        (other_file, ["model.bin", "not a .npz"]),
     ],
 )
 def test_models_that_are_none(

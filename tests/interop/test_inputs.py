@@ -376,7 +376,7 @@ def test_deit3_and_registers_in_the_formats_that_have_room(tmp_path: Path, form:
 
 
 def test_parents_of_other_kinds(written: Path, tmp_path: Path) -> None:
-    """ViT-MAE with its decoder, DINOv2's names with LayerScale and registers; what has no place names its tensor."""
+    """ViT-MAE with its decoder, DINOv2's names with LayerScale and registers; an unsupported tensor is named."""
     theirs = load_file(written / "hf" / "model.safetensors")
     expected = load_weights(written / "hf")[1]
 

@@ -111,7 +111,7 @@ def test_a_shard_that_was_cut_off_is_damage_and_one_with_nothing_left_is_the_end
             assert batch.step == step
             assert len(batch.damaged) >= 21
             assert not batch.images_BHWC.any()
-        with pytest.raises(UserError, match=r"^data\.train '.*': 21 samples don't decode, one after another"):
+        with pytest.raises(UserError, match=r"^data\.train '.*': 21 consecutive samples can't be decoded"):
             next(reader)
     for child in multiprocessing.active_children():
         if child not in others:  # the worker, which the traceback keeps
@@ -137,7 +137,7 @@ def test_a_run_counts_what_is_damaged_by_reason_and_shard_over_all_ranks_and_res
     for step, sample, shard, offset, _, _ in lines:
         assert (shard, int(offset)) == split.place(int(sample))
         assert f"warning: step {step}: {split.where(int(sample))}: " in done.output or int(step) > steps - 2  # again
-    summary = f"3 samples don't decode, met {len(lines)} times: "
+    summary = f"3 samples can't be decoded, replaced {len(lines)} times: "
     assert summary in done.output
     metrics = records.read_lines(run / METRICS)[0][-1].metrics
     assert metrics["damage/samples"] == 3
@@ -155,7 +155,7 @@ def test_past_the_budget_of_all_ranks_a_run_stops_and_says_why(
     ends = run_ranks(2, ("-m", *job(tmp_path / "run", split.folder, *options, 1)), tmp_path / "log", 60, code=2)
     for rank in ends:
         (error,) = [line for line in rank.output.splitlines() if " error: " in line]
-        assert "2 samples don't decode, met 2 times: 2 no_jpeg" in error
+        assert "2 samples can't be decoded, replaced 2 times: 2 no_jpeg" in error
         assert "data.damage_budget allows 1" in error
         assert "train-0" in error
     run_ranks(2, ("-m", *job(tmp_path / "run2", split.folder, *options, 2)), tmp_path / "log2", 60)
@@ -191,6 +191,6 @@ def test_a_killed_worker_ends_the_reader_and_nothing_else(digits: Path, busy: bo
     killed, *elsewhere, said = done.stdout.splitlines()
     assert elsewhere == ["elsewhere"] * busy
     pid = killed.removeprefix("killed ")
-    assert re.fullmatch(rf"a loader worker has died \(.*{pid}.*\)\. Mostly .* lower data\.workers .*", said)
+    assert re.fullmatch(rf"a data loader worker died \(.*{pid}.*\), most likely .* lower data\.workers .*", said)
     assert done.stderr.splitlines()[-1] == "ValueError: something else, while workers are there"
     assert "DataLoader worker" not in done.stderr

@@ -182,7 +182,7 @@ def test_trained_weights(
     assert known.metrics["eval/top1"] > 0.3, "it has learned nothing"
     config, run = known.description.model, learned
     if config.pre_logits and form not in WITH_PRE_LOGITS:
-        pytest.skip(f"{form} has no place for pre_logits: tests/interop/test_export.py has its refusal")
+        pytest.skip(f"{form} doesn't support pre_logits: tests/interop/test_export.py tests the error")
     if size != config.image_size:
         grid = size // ARCHITECTURES[config.variant].patch
         weights = dict(known.weights) | {"pos_embed": resize_pos_embed(known.weights["pos_embed"], grid)}

@@ -82,7 +82,7 @@ def test_gpus_that_torch_does_not_see() -> None:
     blind = [dataclasses.replace(fact, device="cpu", device_name="CPU", bus=2e9) for fact in four()]
     verdict = next(verdict for verdict in judge(blind, NEED) if verdict.check == "devices")
     assert (verdict.state, verdict.hosts) == ("fail", ("node1", "node2"))
-    assert "Slurm gave 2 GPU(s) a node, and torch sees none" in verdict.figure
+    assert "Slurm gave 2 GPU(s) per node, but torch sees none" in verdict.figure
     without = [dataclasses.replace(fact, gpus_given=0) for fact in blind]
     assert {verdict.state for verdict in judge(without, NEED)} == {"ok"}
 
@@ -171,7 +171,7 @@ def test_two_ranks_measure_themselves(digits: Path, tmp_path: Path) -> None:
     for check in ("ranks", "code", "packages", "all-reduce", "shared folder", "space"):
         assert found[check]["state"] == "ok", found[check]
     assert "2 rank(s) on 1 node(s)" in found["ranks"]["figure"]
-    assert re.match(r"[\d,]+ img/s a rank, about [\d,]+ needed by pretrain tiny", found["loader"]["figure"])
+    assert re.match(r"[\d,]+ img/s per rank, about [\d,]+ needed by pretrain tiny", found["loader"]["figure"])
     assert "1 loader worker(s)" in found["CPUs"]["figure"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == []  # nothing is left behind
 

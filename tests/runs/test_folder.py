@@ -95,7 +95,7 @@ def test_what_is_a_run(tmp_path: Path) -> None:
     assert [path for path in folders if is_run_or_checkpoint(path)] == runs
     assert [row.name for row in collect([tmp_path / "runs"], {}, 0.0)] == ["a", "saved", "waiting"]
     assert find_run_folders([tmp_path / "runs"]) == [run]  # the others have nothing to compare
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         find_run_folders([sweep])
 
 

@@ -99,7 +99,7 @@ def test_a_silent_slurm_is_told(
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert read_queue() == {}
-    assert "squeue failed (Unable to contact slurm controller): what follows is" in caplog.text
+    assert "squeue failed (Unable to contact slurm controller): the state below" in caplog.text
 
 
 def test_the_queue_keeps_jobs_that_have_not_ended() -> None:

@@ -259,9 +259,9 @@ def test_a_folder_that_was_moved_and_a_server_that_lost_or_deleted_the_run(
     (runs / "mlflow.db").unlink()
     (runs / "moved" / "config.json").unlink()
     text = jobs_sync(runs / "moved", uri="")
-    assert f"no longer has run {first.info.run_id}: a new one gets everything" in text
+    assert f"no longer has run {first.info.run_id}: sending everything to a new one" in text
     assert "warning: " in text
-    assert "config.json should be sent with the run, and no longer exists" in text
+    assert "config.json should be sent with the run, but no longer exists" in text
     (runs / "mlflow.db").rename(tmp_path / "new.db")  # this process still has the lost file open under its name
     client = MlflowClient(f"sqlite:///{tmp_path / 'new.db'}")
     assert on_server(client, only_run(client, runs / "moved").info.run_id) == in_folder(runs / "moved")
@@ -293,7 +293,7 @@ def test_a_database_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / ".mlflow.db.lock").unlink()
     for others in (tmp_path / "mlflow.db", tmp_path):
         monkeypatch.setattr("os.access", lambda path, _, others=others: Path(path) != others)
-        with pytest.raises(UserError, match=f"the right to write to '{others}', or set MLFLOW_TRACKING_URI"):
+        with pytest.raises(UserError, match=f"write permission for '{others}', or set MLFLOW_TRACKING_URI"):
             mlflow_sync.sync(run_dir)
     assert mlflow_client.open_client(uri).search_experiments()
     assert not (tmp_path / ".mlflow.db.lock").exists()

@@ -297,7 +297,7 @@ def test_an_evaluation_that_fails_at_the_end_costs_no_training(digits: Path, tmp
         file.write(bytes(int(held_out.size[0])))
     command = job(run, data, "--data.eval-split", "val", "--train.eval-batch", 64, "--checkpoint.every", 0, steps=4)
     (failed,) = run_ranks(1, ("-m", *command), tmp_path / "log", code=2)
-    assert "Find all such samples with data_prep.verify" in failed.output
+    assert "Find all such samples with vit verify" in failed.output
     assert [path.name for path in checkpoint.complete(run)] == ["step-00000004"]
     assert not checkpoint.read_meta(checkpoint.complete(run)[-1]).metrics
     tar.write_bytes(sound)
