@@ -1,8 +1,8 @@
-"""How long training waits for a checkpoint in the background, against one that it waits for to the end.
+"""How long training waits for a background checkpoint, compared with a blocking one.
 
 python -m benchmarks.bench_checkpoint [--variant b32] [--batch 4] [--rounds 3]
-One rank, ZeRO-1: weights and both moments of AdamW, float32. After each save comes a step, which waits before it
-changes the weights for the copy to be done; that wait counts. The copy also slows the step down: printed beside it.
+One rank, ZeRO-1: weights and both moments of AdamW, float32. The step after each save waits for the copy to finish
+before it changes the weights; this wait is measured. The copy also slows down the step, which is printed too.
 """
 
 import argparse
@@ -84,14 +84,14 @@ def main() -> None:
             entry["bytes"] for entry in checkpoint.read_meta(checkpoint.complete(config.run_dir)[-1]).files.values()
         )
         print(f"# {size / 1e9:.2f} GB; waits {waits}, whole saves {whole}, forward and backward {steps}")
-        wait, save = (statistics.median(values[1:]) for values in (waits, whole))  # the first makes the buffers
+        wait, save = (statistics.median(values[1:]) for values in (waits, whole))  # the first allocates the buffers
         report = {
             "claim": f"training waits for a background checkpoint of {arguments.variant}",
             "ours": round(wait, 3),
             "peer": round(save, 3),
             "limit": 0.05,
             "ratio": round(wait / save, 4),
-            "unit": "seconds, against a save that is waited for",
+            "unit": "seconds, against a blocking save",
             "machine": f"{device.type}, 1 rank",
         }
         print(json.dumps(report))

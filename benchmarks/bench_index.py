@@ -1,9 +1,9 @@
-"""data_prep.index beside `tar tf` on WebDataset tars; and a plan and an index of ImageNet-21K's 14.2 million rows.
+"""data_prep.index against `tar tf` on WebDataset tars; and a plan and an index of ImageNet-21K's 14.2 million rows.
 
 python -m benchmarks.bench_index [--samples 500000] [--rounds 3] [--rows 0] [--folder FOLDER]
-The tars hold real headers and .cls members; their images are holes of about 107 KB, as nobody reads them. `tar tf`
-reads one tar after another, ours with a worker a core: its start is included. --rows 14200000 (10 GB of disk, minutes)
-plans a source of headers alone and writes the index of that many samples, with the memory that each process took.
+The tars contain real headers and .cls members; their images are sparse holes of about 107 KB, since they are not read.
+`tar tf` reads one tar after another, ours uses one worker per core, startup included. --rows 14200000 (10 GB of disk,
+minutes) plans a source of headers only and writes the index of that many samples, and reports each process's memory.
 """
 
 import argparse

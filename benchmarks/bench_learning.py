@@ -1,12 +1,12 @@
-"""Does it learn like timm's? The same loop, dataset and schedule; a contender differs by the parts that are timm's.
+"""Accuracy against timm: the same loop, dataset and schedule, with single parts replaced by timm's.
 
 python -m benchmarks.bench_learning [--recipe tiny] [--data DATASET [--eval DATASET]] [--epochs 10] [--seeds 3]
 Without --data: scikit-learn's digits. Prints each seed's held-out top-1, then a JSON line per contender with the means.
 
---recipe tiny: the model alone is timm's, started as the paper starts its models (our weights), or by timm itself.
+--recipe tiny: only the model is timm's, initialised as in the paper (our weights) or by timm.
 --recipe deit3: DeiT III's ingredients on the tiny model, from the same weights: LayerScale and no position for the
-class token, CutMix, 3-Augment with colour jitter, LAMB; each is timm's in turn, then all. Without stochastic depth.
-timm's 3-Augment comes after our crop and flip. It and Mixup need torchvision, whose colour jitter timm uses.
+class token, CutMix, 3-Augment with colour jitter, LAMB; each is replaced in turn, then all. Without stochastic depth.
+timm's 3-Augment runs after our crop and flip. It and Mixup need torchvision, whose colour jitter timm uses.
 """
 
 import argparse

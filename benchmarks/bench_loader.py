@@ -1,10 +1,10 @@
-"""Images a second from JPEG shards to batches: this loader, its peers, and the limit of decoding whole images.
+"""Images per second from JPEG shards to batches: this loader, its peers, and the limit of decoding whole images.
 
 python -m benchmarks.bench_loader [--photos TAR_OF_TARS] [--images 1000] [--rounds 5] [--restart]
     [--readers ours,webdataset,...]
-Every reader has two workers and makes crops of 224 px with flips; all take turns in one run. Without --photos,
-scikit-learn's two photographs are encoded again in many crops. The limit is twice a bare single-process loop of header,
-whole decode, crop and resize. Peers that aren't installed are named. A profile of this loader's parts follows.
+Every reader has two workers and makes crops of 224 px with flips; all alternate in one run. Without --photos, many
+crops of scikit-learn's two photographs are re-encoded. The limit is twice a bare single-process loop of header, whole
+decode, crop and resize. Peers that aren't installed are listed. A profile of this loader's parts follows.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def ours(split: JoinedSplit, transform: TrainTransform, images: int) -> Iterator
 
 
 def bare(split: JoinedSplit, images: int) -> float:
-    """Images a second of one process: header, crop, whole decode, resize; the bytes are in memory."""
+    """Images per second of one process: header, crop, whole decode, resize; the bytes are in memory."""
     files = [split.read(row) for row in range(len(split))]
     draws = Draws(0)
     out = np.empty((SIZE, SIZE, 3), np.uint8)
@@ -136,7 +136,7 @@ def bare(split: JoinedSplit, images: int) -> float:
 
 
 def rate(reader: Reader, images: int) -> float:
-    """Images a second between the first batch, when the workers run, and the last."""
+    """Images per second from the first batch, when the workers are running, to the last."""
     batches = iter(reader())
     next(batches)
     started = time.perf_counter()
@@ -182,7 +182,7 @@ def cpu(batches: Iterator[Any]) -> float:
 
 
 def profile(split: JoinedSplit, images: int) -> None:
-    """CPU time of decoding and resizing in the workers, and the rest of all CPU time, in microseconds an image."""
+    """CPU time of decoding and resizing in the workers, and all other CPU time, in microseconds per image."""
     inside = np.frombuffer(mmap.mmap(-1, 8 * WORKERS), np.float64)  # seconds, by worker
     whole = (transforms.decode_box, cv2.resize)
     transforms.decode_box, cv2.resize = (timed(function, inside) for function in whole)
@@ -193,21 +193,21 @@ def profile(split: JoinedSplit, images: int) -> None:
         decoded.append(inside.sum())
     transforms.decode_box, cv2.resize = whole
     all_us, inner_us = (1e6 * (more - less) / (3 * images) for less, more in (spent, decoded))
-    print(f"# CPU an image: {all_us:.0f} us, of which decode and resize {inner_us:.0f} us")
+    print(f"# CPU per image: {all_us:.0f} us, of which decode and resize {inner_us:.0f} us")
     report = {
         "claim": "loader, CPU time outside decode and resize (target at most 0.1)",
         "ours": round(all_us - inner_us, 1),
         "peer": round(inner_us, 1),
         "limit": 0.1,
         "ratio": round(1 - inner_us / all_us, 3),
-        "unit": "us an image",
+        "unit": "us per image",
         "machine": f"{os.cpu_count()} cores",
     }
     print(json.dumps(report))
 
 
 def timed(function: Callable[..., Any], inside: npt.NDArray[np.float64]) -> Callable[..., Any]:
-    """``function``, which adds its CPU seconds to its loader worker's place."""
+    """``function``, which also adds its CPU seconds to its loader worker's sum."""
 
     def call(*args: Any, **options: Any) -> Any:
         began = time.process_time()

@@ -1,12 +1,12 @@
-"""What the training loop costs over bare steps, and what is lost where loader and steps run side by side.
+"""Overhead of the training loop over bare steps, and the loss when loader and steps run concurrently.
 
 python -m benchmarks.bench_loop [--steps 100] [--rounds 5] [--photos TAR_OF_TARS]
 Bare steps (the same engine: forward, backward, step) and the real loop (learning rate, seeds, table of ranks, checks,
-metrics, run folder) take turns; waiting for data is left out. The cost is absolute, so it is put against a step of
-100 ms, a short one for a GPU.
+metrics, run folder) alternate; waiting for data is excluded. The overhead is absolute, so it is compared with a step of
+100 ms, which is short for a GPU.
 
-Then the real loop reads photographs with a worker process, and its model does nothing but wait, as for a GPU: once
-longer and once shorter than the loader needs for a batch. The aim is the speed of the slower of the two.
+Then the real loop reads photographs with a worker process, and its model only waits, as for a GPU: once longer and once
+shorter than the loader needs per batch. The target is the speed of the slower of the two.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["VIT_MLFLOW"] = "off"  # a process of its own; here it would only disturb the measurement
+os.environ["VIT_MLFLOW"] = "off"  # a separate process that would disturb the measurement
 
 import torch
 
@@ -59,15 +59,15 @@ def main() -> None:
         run.saver.finish()
         if run.tracker is not None:
             run.tracker.close("FINISHED")
-    cost = min(ours) - min(bare)  # others may use the machine
-    print(f"# bare {[round(1000 * x, 2) for x in bare]} ms, loop {[round(1000 * x, 2) for x in ours]} ms a step")
+    cost = min(ours) - min(bare)  # minima, since others may use the machine
+    print(f"# bare {[round(1000 * x, 2) for x in bare]} ms, loop {[round(1000 * x, 2) for x in ours]} ms per step")
     report = {
         "claim": "cost of the training loop over bare steps",
         "ours": round(1000 * cost, 3),
         "peer": 0.0,
         "limit": 1000 * REFERENCE * 0.01,
         "ratio": round(cost / REFERENCE, 5),
-        "unit": "ms a step; the ratio is of a step of 100 ms",
+        "unit": "ms per step; the ratio is relative to a step of 100 ms",
         "machine": "1 thread, 1 rank",
     }
     print(json.dumps(report))
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def together(photos: Path, folder: Path, share: float, rounds: int) -> None:
-    """The real loop with a loader, its steps waiting ``share`` of the time that the loader needs for a batch alone."""
+    """The real loop with a loader; each step waits ``share`` times as long as the loader alone needs per batch."""
     run = begin(folder, photos, 10_000, batch=64, workers=1)
     progress, stop = Progress(0, {}), StopRequest()
 
@@ -105,7 +105,7 @@ def together(photos: Path, folder: Path, share: float, rounds: int) -> None:
     slower = max(statistics.median(alone), statistics.median(step))
     print(
         f"# loader alone {[round(1000 * x, 1) for x in alone]}, steps alone {[round(1000 * x, 1) for x in step]}, "
-        f"both {[round(1000 * x, 1) for x in both]} ms a batch of 64"
+        f"both {[round(1000 * x, 1) for x in both]} ms per batch of 64"
     )
     report = {
         "claim": f"loader and steps together, against the slower, {'steps' if share > 1 else 'loader'} (target 0.98)",
@@ -121,14 +121,14 @@ def together(photos: Path, folder: Path, share: float, rounds: int) -> None:
 
 
 def waited_for(seconds: float, x_BCHW: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """Logits after ``seconds`` in which this process computes nothing; every parameter has a gradient, of zero."""
+    """Logits after ``seconds`` without computation; every parameter has a gradient of zero."""
     time.sleep(seconds)
     zero = torch.stack([parameter.sum() for parameter in model.parameters()]).sum() * 0
     return x_BCHW.new_zeros(len(x_BCHW), model.classes) + zero
 
 
 def each(seconds: Callable[[int], float]) -> float:
-    """Seconds a batch, without what a start takes: ``seconds`` says how long some batches take."""
+    """Seconds per batch without startup; ``seconds`` returns the time for a number of batches."""
     return (seconds(60) - seconds(20)) / 40
 
 
@@ -147,7 +147,7 @@ def begin(scratch: Path, data: Path, steps: int, *, batch: int = BATCH, workers:
 
 
 def go_on(run: Run, progress: Progress, stop: StopRequest, steps: int) -> tuple[float, float]:
-    """Seconds of the real loop without the checkpoint at its end, and of waiting for data among them."""
+    """Seconds of the real loop without the final checkpoint, and the part spent waiting for data."""
     until = dataclasses.replace(
         run, start_step=progress.step, job=dataclasses.replace(run.job, steps=progress.step + steps)
     )
@@ -161,7 +161,7 @@ def go_on(run: Run, progress: Progress, stop: StopRequest, steps: int) -> tuple[
 
 
 def bare_steps(run: Run, steps: int, batch: int = BATCH) -> float:
-    """Seconds a step of the same engine and nothing else, on one batch of the same size."""
+    """Seconds per step of the same engine alone, on one batch of the same size."""
     images = torch.zeros(batch, 16, 16, 3, dtype=torch.uint8)
     labels = torch.zeros(batch, dtype=torch.int64)
     engine = run.engine

@@ -1,11 +1,11 @@
-"""A day of the sample order of 1,024 ranks over ImageNet-21K, simulated; what opening and seeking 14 M samples cost.
+"""A simulated day of the sample order of 1,024 ranks over ImageNet-21K; the cost of opening and seeking 14 M samples.
 
 python -m benchmarks.bench_order [--rate 300] [--index FOLDER]
-No image is read. A day is 86,400 s of 1,024 ranks at --rate images/s each. Of every epoch in it: the windows of all
-lanes lie end to end from the first sample to the last, and the shards are permuted; of the first, a middle and the
-last: every rank's every micro-batch is asked for as its loader would ask, and each sample comes exactly once. Then the
-run is resumed at random steps on other numbers of ranks. Without --index an index of 14,197,122 rows is made first
-(half a minute). The limits are the project's own aims: 2 s, 200 MB, 10 ms.
+No image is read. A day is 86,400 s of 1,024 ranks at --rate images/s each. Checks for every epoch: the windows of all
+lanes cover the samples without gaps or overlap, and the shards are permuted. For the first, a middle and the last
+epoch: every micro-batch of every rank is requested as by its loader, and each sample occurs exactly once. Then the run
+is resumed at random steps on other numbers of ranks. Without --index, an index of 14,197,122 rows is created first
+(half a minute). The limits are the project's targets: 2 s, 200 MB, 10 ms.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def memory(what):
     return next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith(what))
 
 folder, samples, shard = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+Path("/proc/self/clear_refs").write_text("5")  # reset the peak
 before, began = memory("VmRSS"), time.perf_counter()
 rows = read_rows(folder, "train", samples, "digest")
 order = Order((shard,) * (samples // shard) + (samples % shard,), 0)
@@ -100,10 +100,10 @@ def check_structure(order: Order, epoch: int) -> None:
 
 
 def check_each_once(order: Order, epoch: int) -> None:
-    """The steps that hold the epoch, a rank after the other."""
+    """The steps of the epoch, one rank after another."""
     first, last = epoch * SAMPLES // GLOBAL_BATCH, ((epoch + 1) * SAMPLES - 1) // GLOBAL_BATCH
     count = np.zeros(SAMPLES, np.int8)
-    for start in range(first, last + 1, 64):  # as many steps at once as memory likes
+    for start in range(first, last + 1, 64):  # steps per block, limited by memory
         steps = range(start, min(start + 64, last + 1))
         positions = np.concatenate([rank_positions(step, rank, RANKS) for step in steps for rank in range(RANKS)])
         epochs, rows = order.rows(positions)
@@ -117,7 +117,7 @@ def rank_positions(step: int, rank: int, world: int) -> np.ndarray:
 
 
 def check_resumes(order: Order, epochs: int) -> int:
-    """Random steps by 8 to 2,048 ranks hold the samples of the same steps by 1,024."""
+    """Random steps on 8 to 2,048 ranks have the same samples as on 1,024."""
     random = np.random.default_rng(0)
     steps = random.integers(epochs * SAMPLES // GLOBAL_BATCH, size=100).tolist()
     for step in steps:
@@ -129,7 +129,7 @@ def check_resumes(order: Order, epochs: int) -> int:
 
 
 def seek(order: Order, epochs: int) -> None:
-    """A rank's micro-batch of 64 at a random step of the day: what the first batch after a resume asks for."""
+    """A rank's micro-batch of 64 at a random step of the day: what the first batch after a resume requests."""
     random, walls, cpus = np.random.default_rng(1), [], []
     for _ in range(SEEKS):
         start = int(random.integers(epochs * SAMPLES))
@@ -143,7 +143,7 @@ def seek(order: Order, epochs: int) -> None:
 
 
 def opening(folder: Path, cache: Path) -> None:
-    """In a process of its own each time: first without the cached records, then with them."""
+    """In a new process each time: first without the cached records, then with them."""
     for name in ("first time", "cached"):
         done = subprocess.run(
             [sys.executable, "-c", OPEN, str(folder), str(SAMPLES), str(SHARD)],

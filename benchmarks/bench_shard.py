@@ -1,15 +1,14 @@
-"""data_prep.shard beside webdataset.ShardWriter, cp and a bare decode loop: the same images, by turns, warm page cache.
+"""data_prep.shard against webdataset.ShardWriter, cp and a bare decode loop: same images, alternating, warm page cache.
 
 python -m benchmarks.bench_shard [--photos TAR|FOLDER] [--gigabytes 1.0] [--rounds 3] [--folder FOLDER]
 The images: --photos (JPEGs of a tar, a tar of tars or a folder), else crops of scikit-learn's photographs. They are
-repeated to --gigabytes as a tar of tars, like fall11_whole.tar, and as loose files for ShardWriter (names of the same
-few files, which takes no more memory, and is to its advantage); and to a twentieth of that, so that the start of the
-commands (Python, imports) can be told from their speed. Each writes until the bytes are on disk: ours waits for that
-itself, the others are followed by a sync of their files. Before each, free memory is filled with the page cache of a
-file of holes, which is how it is on a machine at work: a virtual machine's host takes free memory back, and to get it
-again costs a second a gigabyte, which would fall to whoever comes first. Shards have 1,024 images: a release has
-thousands of shards, so that no worker is idle at the end. The fastest round of each counts, as others may use the
-machine. --folder /dev/shm takes the disk out.
+repeated to --gigabytes as a tar of tars, like fall11_whole.tar, and as loose files for ShardWriter (links to the same
+few files, which is to its advantage, since they stay cached); and to a twentieth of that, to separate the startup of
+the commands (Python, imports) from their speed. Each writes until the bytes are on disk: ours does so itself, the
+others are followed by a sync of their files. Before each, free memory is filled with the page cache of a sparse file,
+as on a busy machine: a virtual machine's host reclaims free memory, and getting it back costs a second per gigabyte,
+which the first command would pay. Shards have 1,024 images: a release has thousands of shards, so that no worker is
+idle at the end. The fastest round of each counts, as others may use the machine. --folder /dev/shm excludes the disk.
 """
 
 import argparse
@@ -32,9 +31,9 @@ import simplejpeg
 from data_prep.writing.tar_writer import header
 
 CORES = len(os.sched_getaffinity(0))
-PER_CLASS = 100  # images of a class's tar
+PER_CLASS = 100  # images per class tar
 SPARE_MEMORY = 1 << 30  # bytes
-HOLES = 1 << 42  # bytes of a file of holes, read from its beginning to wherever memory ends
+HOLES = 1 << 42  # bytes of a sparse file, which is read until memory is full
 
 SHARD_WRITER = """
 import sys
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def photos(path: Path | None) -> list[bytes]:
-    """JPEGs of a folder, a tar or a tar of tars; 200 crops of scikit-learn's photographs where there is no path."""
+    """JPEGs of a folder, a tar or a tar of tars; without a path, 200 crops of scikit-learn's photographs."""
     if path is None:
         return crops(200)
     if path.is_dir():
@@ -124,7 +123,7 @@ def measure(folder: Path, jpegs: list[bytes], size: int, rounds: int) -> None:
     sources = {"all": lay_out(folder / "all", jpegs, size), "few": lay_out(folder / "few", jpegs, size // 20)}
     subprocess.run(["sync"], check=True)
     seconds: dict[tuple[str, str], list[float]] = {}
-    with tempfile.TemporaryFile(dir="/var/tmp", buffering=0) as holes:  # on a disk: elsewhere holes take no page cache
+    with tempfile.TemporaryFile(dir="/var/tmp", buffering=0) as holes:  # on a disk: in tmpfs, holes take no page cache
         holes.truncate(HOLES)
         for _ in range(rounds):
             for which, (whole, loose, _) in sources.items():
@@ -159,7 +158,7 @@ def measure(folder: Path, jpegs: list[bytes], size: int, rounds: int) -> None:
 
 
 def fill_memory(holes: BinaryIO) -> None:
-    """Read on in the file, as much as memory is free but for a little, which the kernel would reclaim at once."""
+    """Read on in the file until almost all memory is used; the kernel would reclaim more at once."""
     for _ in range(max(0, free_memory() - SPARE_MEMORY) >> 20):
         holes.read(1 << 20)
 

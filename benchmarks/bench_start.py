@@ -1,8 +1,8 @@
-"""Where a training process's seconds go from its start to the end of its first step, against those of its imports.
+"""Time of a training process from its start to the end of its first step, by part, against its imports.
 
 python -m benchmarks.bench_start [--rounds 3]
-One rank, the tiny model on scikit-learn's digits, ZeRO-1, a new process a round; the fastest counts. The imports
-include torch._dynamo's, which torch makes at the first optimizer, whether anything is compiled or not.
+One rank, the tiny model on scikit-learn's digits, ZeRO-1, a new process per round; the fastest counts. The imports
+include torch._dynamo, which torch imports with the first optimizer even if nothing is compiled.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PARTS = ("imports", "data and checks", "group, engine and records", "first step"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", type=Path, help="internal: the folder of the data set")
+    parser.add_argument("--child", type=Path, help="internal: the dataset's folder")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(start(arguments.child)))
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def start(scratch: Path) -> dict[str, list[float]]:
-    """Seconds by part, by the wall and by this process's CPU."""
+    """Seconds by part: wall clock, and CPU time of this process."""
     import psutil
 
     marks = [(psutil.Process().create_time(), 0.0)]

@@ -1,8 +1,8 @@
-"""A training step (forward, backward, AdamW) of our ViT beside timm's and transformers', in one process, by turns.
+"""A training step (forward, backward, AdamW) of our ViT against timm's and transformers', alternating in one process.
 
 python -m benchmarks.bench_step [--variants b32 b16] [--dtypes float32 bfloat16] [--batch 16] [--rounds 3] [--compile]
-Each round times one step of each; the fastest counts, as others may use the machine. The share of torch's own matrix
-product says how much is left.
+Each round times one step of each; the fastest counts, as others may use the machine. The fraction of the speed of
+torch's matrix product shows how much could still be gained.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def synchronise() -> None:
 
 
 def gemm(dtype: torch.dtype) -> float:
-    """FLOP/s of torch's square matrix product, the best of some."""
+    """FLOP/s of torch's square matrix product, the best of several."""
     a, b = (torch.randn(GEMM, GEMM, device=DEVICE).to(dtype) for _ in range(2))
     return 2 * GEMM**3 / min(timed(lambda: a @ b) for _ in range(5))
 

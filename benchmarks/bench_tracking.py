@@ -1,8 +1,8 @@
-"""What logging costs a training of 20 steps a second, against mlflow.log_metrics and accelerate's tracker.
+"""Overhead of logging at 20 steps per second, against mlflow.log_metrics and accelerate's tracker.
 
 python -m benchmarks.bench_tracking [--steps 400] [--rounds 3]
-The step is a pause of 50 ms; each line has the metrics that a training logs, at every step. Ours runs with its sync to
-sqlite beside it, the peers write to sqlite themselves. The figure is the share of the step's time that the call took.
+A step is a pause of 50 ms; every step logs the metrics of a training run. Ours runs with its sync process to sqlite,
+the peers write to sqlite themselves. The result is the call's share of the step time.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
             found["ours"].append(ours(Path(scratch) / "run", arguments.steps))
             found["mlflow.log_metrics"].append(straight(f"straight-{turn}", arguments.steps))
             found["accelerate"].append(accelerate(f"accelerate-{turn}", scratch, arguments.steps))
-    print("# shares of a 50 ms step, by round:", {name: [f"{value:.3%}" for value in found[name]] for name in found})
+    print("# share of a 50 ms step, by round:", {name: [f"{value:.3%}" for value in found[name]] for name in found})
     own = statistics.median(found["ours"])
     for name in ("mlflow.log_metrics", "accelerate"):
         peer_share = statistics.median(found[name])

@@ -1,8 +1,8 @@
-"""Training from JPEG shards beside its limits, the loader alone and the step alone, and beside timm under accelerate.
+"""Training from JPEG shards against its limits (the loader alone, the step alone) and against timm under accelerate.
 
 python -m benchmarks.bench_train [--variants l16 b16] [--photos TAR_OF_TARS] [--micro-batch 256] [--passes 4] [--eager]
-On GPUs the recipes at 224 px in bfloat16, elsewhere tiny in float32, which shows that it runs.
-Each part runs in a process of its own, as rank 0 of 1, for --seconds after its warm-up; the parts take turns for
+On GPUs the recipes at 224 px in bfloat16; on CPUs tiny in float32, which only shows that it runs.
+Each part runs in a separate process, as rank 0 of 1, for --seconds after its warm-up; the parts alternate for
 --rounds. timm's model trains the same crops from our loader, in bfloat16 by accelerate's autocast, with fused AdamW.
 MFU counts the work that is done; "whole" counts the last block's work for all tokens too, as published figures do.
 """
@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ["VIT_MLFLOW"] = "off"  # a process of its own; here it would only disturb the measurement
+os.environ["VIT_MLFLOW"] = "off"  # a separate process that would disturb the measurement
 
 import torch
 import torch.nn.functional as F
@@ -56,14 +56,14 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["l16", "b16"] if on_gpu else ["tiny"])
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--micro-batch", type=int, default=256 if on_gpu else 16)
-    parser.add_argument("--passes", type=int, default=4, help="micro-batches an optimizer step")
+    parser.add_argument("--passes", type=int, default=4, help="micro-batches per optimizer step")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--augment", default="none")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if on_gpu else 1)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--parts", nargs="+", default=list(PARTS))
-    parser.add_argument("--eager", action="store_true", help="without torch.compile, both")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile, for both")
     parser.add_argument("--only", nargs=3, metavar=("PART", "VARIANT", "DATA"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -116,7 +116,7 @@ def claim(text: str, ours: float, peer: float, limit: float, unit: str) -> None:
 
 
 def measure_part(part: str, variant: str, data: Path, arguments: argparse.Namespace) -> None:
-    """Print the part's images a second."""
+    """Print the part's images per second."""
     with tempfile.TemporaryDirectory() as scratch:
         config = configure(variant, data, arguments, Path(scratch) / "run")
         report = {"train": train_part, "step": step_part, "loader": loader_part, "timm": timm_part}[part](
@@ -155,7 +155,7 @@ def configure(variant: str, data: Path, arguments: argparse.Namespace, run_dir: 
 
 
 def train_part(config: RunConfig, seconds: float) -> dict[str, float]:
-    """The command itself, read from its metrics and ended when its time is over."""
+    """Run the command itself, read its metrics, and end it when its time is over."""
     changed = flatten(to_dict(config))
     recipe = flatten(to_dict(PRETRAIN[config.recipe].config))
     options = [(name, str(value)) for name, value in changed.items() if value != recipe[name] and name != DATA]
@@ -166,7 +166,7 @@ def train_part(config: RunConfig, seconds: float) -> dict[str, float]:
             if process.poll() is not None:
                 raise RuntimeError(f"jobs.pretrain has ended with exit code {process.returncode}")
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)  # nothing is wanted of its end, a checkpoint
+        os.killpg(process.pid, signal.SIGKILL)  # its final checkpoint isn't needed
     steps = lines[-1].step - lines[0].step
     return {
         "rate": steps * config.train.global_batch / (lines[-1].time - lines[0].time),
@@ -184,7 +184,7 @@ def laps(config: RunConfig) -> list[Line]:
 
 
 def step_part(config: RunConfig, seconds: float) -> dict[str, float]:
-    """The same engine on one micro-batch that lies on the device: forward, loss, backward, update."""
+    """The same engine on one micro-batch on the device: forward, loss, backward, update."""
     run = start(config, prepare(config))
     engine, size, micro = run.engine, config.model.image_size, config.train.micro_batch
     images = torch.randint(256, (micro, size, size, 3), dtype=torch.uint8, device=DEVICE)
@@ -252,14 +252,14 @@ def loader(config: RunConfig) -> Iterator[Batch]:
 
 
 def rate(step: Callable[[], Any], seconds: float, *, warm_up: int = WARM_UP) -> float:
-    """Calls a second, once warm."""
+    """Calls per second after warm-up."""
     for _ in range(warm_up):
         step()
     synchronise()
     began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         step()
-        synchronise()  # the training loop does it too
+        synchronise()  # as the training loop does
         calls += 1
     return calls / (time.perf_counter() - began)
 

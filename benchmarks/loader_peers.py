@@ -1,5 +1,5 @@
 """The peers of bench_loader.py, each with its usual image transforms: a function of (split, size, batch, workers) that
-makes a function that starts the reader. One that isn't installed raises ImportError.
+returns a function that starts the reader. A peer that isn't installed raises ImportError.
 """
 
 import io
@@ -65,7 +65,7 @@ def dali(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
 
     index = Path(tempfile.mkdtemp())
     paths = []
-    for item in split.shards:  # DALI's own index, from ours: it needs no second look at the tars
+    for item in split.shards:  # DALI's index, derived from ours without reading the tars again
         rows = np.flatnonzero(split.parts[0].shard == item.shard)
         lines = [f"jpg {split.parts[0].offset[row]} {split.parts[0].size[row]} {row}.jpg" for row in rows.tolist()]
         lines.insert(0, f"v1.2 {len(rows)}")
@@ -95,7 +95,7 @@ def dali(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
 
 
 def streaming(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
-    # its vision part isn't used here, and wants torchvision with the very torch that is installed
+    # its vision part isn't used, and requires a torchvision that matches the installed torch
     sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
     from streaming import MDSWriter, StreamingDataset
 
@@ -145,7 +145,7 @@ def spdl(split: JoinedSplit, size: int, batch: int, workers: int) -> Reader:
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 
-    spdl.io.demux_image(split.read(0))  # raises where FFmpeg's libraries are missing
+    spdl.io.demux_image(split.read(0))  # raises if FFmpeg's libraries are missing
 
     def rows() -> Iterator[list[int]]:
         generator = np.random.default_rng(0)

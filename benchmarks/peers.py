@@ -10,16 +10,16 @@ _TORCHVISION_OPS = ("nms", "qnms")  # what torchvision looks up while it is impo
 
 
 def import_peer(name: str) -> ModuleType:
-    """``timm`` or ``transformers``. Raises ImportError where it isn't installed."""
+    """``timm`` or ``transformers``. Raises ImportError if it isn't installed."""
     _make_torchvision_importable()
     return importlib.import_module(name)
 
 
 @cache
 def _make_torchvision_importable() -> None:
-    """Declare the operators without which a torchvision built for another torch (CUDA beside CPU) fails to import.
+    """Declare the operators without which a torchvision built for another torch (CUDA with CPU) fails to import.
 
-    They do nothing: no ViT uses them. A torchvision that works is left alone.
+    They do nothing: no ViT uses them. A working torchvision is not changed.
     """
     try:
         importlib.import_module("torchvision")
@@ -31,7 +31,7 @@ def _make_torchvision_importable() -> None:
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         _keep.append(library)  # the declarations live as long as it does
     except ImportError:
-        pass  # timm will say so itself
+        pass  # timm reports it
 
 
 _keep: list[torch.library.Library] = []

@@ -1,10 +1,10 @@
 """Every benchmark, one after another, and one table of their claims: ours, the peer, the limit, the ratio.
 
 python -m benchmarks.run_all [--quick] [--only step shard ...] [--out work/bench] [--scripts FOLDER] [--timeout 3600]
-Each script prints a JSON object a line: claim, ours, peer, limit, ratio, unit, machine. What it could not measure, such
-as a peer that isn't installed, stands below the table, and so does a script that failed (exit code 1). The table goes
-to OUT/bench.md, each script's whole output to OUT/<script>.log. Nothing else should run on the machine meanwhile.
---quick shows in minutes that all of them run: small settings, whose figures are no measurement.
+Each script prints one JSON object per line: claim, ours, peer, limit, ratio, unit, machine. Below the table are listed
+the peers that could not be measured, for example because they aren't installed, and scripts that failed (exit code 1).
+The table is written to OUT/bench.md, each script's output to OUT/<script>.log. Nothing else should run on the machine.
+--quick only shows, within minutes, that all of them run: its settings are too small for measurements.
 """
 
 import argparse
@@ -39,7 +39,7 @@ COLUMNS = ("claim", "ours", "peer", "limit", "ratio", "unit")
 
 @dataclass
 class Outcome:
-    """Of one script."""
+    """The outcome of one script."""
 
     name: str
     seconds: float = 0.0
@@ -50,11 +50,11 @@ class Outcome:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small settings: minutes, and no measurement")
+    parser.add_argument("--quick", action="store_true", help="small settings: takes minutes, measures nothing")
     parser.add_argument("--only", nargs="+", default=[], help="names of scripts, without bench_")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "work" / "bench")
     parser.add_argument("--scripts", type=Path, default=REPOSITORY / "benchmarks")
-    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds a script may take")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="most seconds per script")
     arguments = parser.parse_args()
     scripts = {path.stem.removeprefix("bench_"): path for path in sorted(arguments.scripts.glob("bench_*.py"))}
     unknown = [name for name in arguments.only if name not in scripts]
@@ -66,14 +66,14 @@ def main() -> int:
         if not arguments.only or name in arguments.only:
             options = QUICK.get(name, "").split() if arguments.quick else []
             outcomes.append(run(name, [str(path), *options], arguments.out / f"{path.stem}.log", arguments.timeout))
-            # as far as it goes: the next may take an hour
+            # after each script: the next may take an hour
             (arguments.out / "bench.md").write_text(table(outcomes, quick=arguments.quick), encoding="utf-8")
     print(table(outcomes, quick=arguments.quick))
     return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 
 def run(name: str, script: list[str], log: Path, timeout: float) -> Outcome:
-    """One script, with its options, in a process of its own, its output shown and kept in ``log``."""
+    """Run one script with its options in a separate process; its output is shown and written to ``log``."""
     print(f"== {name} {' '.join(script[1:])}", flush=True)
     outcome, began = Outcome(name), time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -115,7 +115,7 @@ def claims(lines: list[str]) -> list[dict[str, Any]]:
 
 
 def table(outcomes: list[Outcome], *, quick: bool) -> str:
-    """Markdown: a row a claim, then what was not measured."""
+    """Markdown: one row per claim, then what was not measured."""
     today = datetime.datetime.now(datetime.UTC).date()
     how = ", --quick: small settings, no measurement" if quick else ""
     lines = [f"Benchmarks, {today}, {machine()}{how}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# Variables of a user's shell, of a surrounding job or of a site's modules that would change what our own commands do.
+# Unset variables from the user's shell, a surrounding job or the site's modules that would change our commands.
 # Sourced by launch.sh, submit.sh and submit_all.sh, which call clean_shell before env.sh and clean_slurm after it.
 
-clean_shell() { # before env.sh, which may set any of these anew
-  # cd prints what it finds by CDPATH; old greps obey GREP_OPTIONS; POSIXLY_CORRECT changes GNU's tools, and bash, which then
-  # has no process substitution before 5.1. SHELLOPTS of a surrounding bash may be exported.
+clean_shell() { # before env.sh, which may set any of these again
+  # cd prints folders found through CDPATH; old greps read GREP_OPTIONS; POSIXLY_CORRECT changes GNU tools, and bash, which
+  # before 5.1 then has no process substitution. A surrounding bash may have exported SHELLOPTS.
   unset CDPATH GLOBIGNORE GREP_OPTIONS GREP_COLOR GREP_COLORS POSIXLY_CORRECT
   set +o posix +o noglob +o noclobber
-  # Options of srun that a surrounding job or step hands down (sbatch in salloc, or a shard array's merge), or that a
-  # shell sets. Without these, a step has all memory and GPUs of its job, every variable, our log and our time limit.
+  # srun options inherited from a surrounding job or step (sbatch in salloc, or a shard array's merge) or set in the shell.
+  # Without them, a step gets all memory and GPUs of its job, every variable, our log and our time limit.
   unset "${!SRUN_@}" "${!SLURM_STEP@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" SLURM_CLUSTERS \
     SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK \
     SLURM_CPUS_PER_GPU SLURM_GRES SLURM_GRES_FLAGS SLURM_TRES_PER_TASK SLURM_CORE_SPEC SLURM_THREAD_SPEC SLURM_HOSTFILE \
@@ -19,11 +19,11 @@ clean_shell() { # before env.sh, which may set any of these anew
     SLURM_TASK_EPILOG SLURM_TEST_EXEC SLURM_MULTI_PROG
 }
 
-clean_slurm() { # after env.sh, as modules set some of these: filters, formats and exit codes of Slurm's commands
+clean_slurm() { # after env.sh, since modules set some of these: filters, formats and exit codes of Slurm's commands
   unset "${!SQUEUE_@}" "${!SINFO_@}" "${!SCONTROL_@}" SLURM_TIME_FORMAT SLURM_BITSTR_LEN SLURM_EXIT_ERROR SLURM_EXIT_IMMEDIATE
 }
 
-sbatch_variables() { # those that name more than where a job goes: sizes, signals, arrays, which are each script's own
+sbatch_variables() { # all except those that choose where a job runs: sizes, signals and arrays are set by each script
   local name
   for name in "${!SBATCH_@}"; do
     case $name in
@@ -34,15 +34,15 @@ sbatch_variables() { # those that name more than where a job goes: sizes, signal
   done
 }
 
-ignore_sbatch_variables() { # an array of pretrainings, an sbatch that waits: of every job, whatever its script says
+ignore_sbatch_variables() { # they would change every job, for example make each one an array, or make sbatch wait
   local variable
   for variable in $(sbatch_variables); do
-    echo "warning: $variable='${!variable}' is ignored here: give sbatch's options on the command line"
+    echo "warning: $variable='${!variable}' is ignored: give sbatch's options on the command line"
     unset "$variable"
   done
 }
 
-require_site_fields() { # env.sh may be a site's own, from before a field was added
+require_site_fields() { # a site's env.sh may be older than a field
   local field
   for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX CPU_PARTITION GPUS_PER_NODE \
     CPUS_PER_GPU WHOLE_NODES MEMORY_PER_NODE GPU_REQUEST GPU_TYPE TIME_LIMIT PRETRAIN_NODES FINETUNE_NODES SPARES \

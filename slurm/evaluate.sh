@@ -19,7 +19,7 @@ source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
 
 [ "$RANKS" != 0 ] || no_gpus
 rendezvous
-several=() # accelerate starts one process, whatever --num_processes says, unless it is told that they are several
+several=() # without --multi_gpu accelerate starts one process, whatever --num_processes is
 [ "$RANKS" = 1 ] || several=(--multi_gpu)
 command_job python -m accelerate.commands.launch "${several[@]}" --num_processes "$RANKS" --num_machines 1 --mixed_precision no \
   --dynamo_backend no --main_process_port "$MASTER_PORT" -m jobs.evaluate "$@"

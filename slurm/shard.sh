@@ -1,9 +1,9 @@
 #!/bin/bash
-# Make a data set from raw images: an array of tasks, then one that merges what they made.
+# Make a dataset from raw images: an array of tasks, then one job that merges their shards.
 #   sbatch slurm/shard.sh fall11_whole.tar work/shards/in21k
 #   sbatch --array=0-63 slurm/shard.sh ILSVRC2012_img_train.tar work/shards/in1k --val-fraction 0.01
-#   TASKS=64 sbatch --array=3,7 slurm/shard.sh ILSVRC2012_img_train.tar work/shards/in1k --val-fraction 0.01 # failed ones again
-# Any number of tasks makes the same bytes. A task that is killed starts again and goes on where it was.
+#   TASKS=64 sbatch --array=3,7 slurm/shard.sh ILSVRC2012_img_train.tar work/shards/in1k --val-fraction 0.01 # repeat failed tasks
+# The result does not depend on the number of tasks. A task that is killed is requeued and continues.
 #SBATCH --job-name=shard
 #SBATCH --array=0-15
 #SBATCH --cpus-per-task=16
@@ -21,12 +21,12 @@ if [[ " $* " == *" --finalize "* ]]; then
   command_job python -m data_prep.shard "$@"
 fi
 if [ -z "${TASKS:-}" ] && [ "${SLURM_ARRAY_TASK_MIN:?}-$((SLURM_ARRAY_TASK_MAX + 1))" != "0-$SLURM_ARRAY_TASK_COUNT" ]; then
-  say "error: --array is not 0-N, so that the number of tasks can't be told: name all with --array=0-N, or some of N again" \
+  say "error: --array is not 0-N, so the number of tasks is unknown: submit all with --array=0-N, or repeat some of N" \
     "with TASKS=N sbatch --array=..."
   exit 2
 fi
 TASKS=${TASKS:-$SLURM_ARRAY_TASK_COUNT}
-# The first task asks for the merge, once; FINALIZE=no leaves that to somebody else (submit_all.sh)
+# The first task submits the merge, once; with FINALIZE=no the caller does (submit_all.sh)
 if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ "$RESTART" = 0 ] && [ "${FINALIZE:-yes}" = yes ]; then
   merge=(sbatch --job-name="$SLURM_JOB_NAME-finalize" --array=0 --partition="$SLURM_JOB_PARTITION"
     --cpus-per-task="$SLURM_CPUS_PER_TASK" --time="$(squeue -h --all -j "$SLURM_JOB_ID" -o %l | head -n 1)"
@@ -34,7 +34,7 @@ if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ "$RESTART" = 0 ] &&
     "${memory[@]}")
   if ! "${merge[@]}" --dependency="afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes \
     "$REPO/slurm/shard.sh" "$@" --finalize; then
-    say "error: sbatch refused the merge (above), so this task was not begun. By hand, one after the other:" \
+    say "error: sbatch refused the merge (above), so this task was not started. Run by hand, in this order:" \
       "$(printf '%q ' env TASKS="$TASKS" FINALIZE=no sbatch --array="$SLURM_ARRAY_TASK_ID" "$REPO/slurm/shard.sh" "$@")" \
       "and, once all tasks are done, $(printf '%q ' "${merge[@]}" "$REPO/slurm/shard.sh" "$@" --finalize)"
     exit 1

@@ -28,7 +28,7 @@ def raw_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits(raw_digits: Path) -> Path:
-    """A data set of them: splits train and val (a quarter), shards of 256 samples. Read only."""
+    """A dataset of them: splits train and val (a quarter), shards of 256 samples. Read only."""
     folder = raw_digits.parent / "digits"
     arguments = [raw_digits, folder, "--val-fraction", 0.25, "--samples-per-shard", 256, "--workers", 1]
     assert shard.main([str(argument) for argument in arguments]) == 0

@@ -6,8 +6,8 @@ import numpy.typing as npt
 
 from pipeline.imaging.jpeg import decode_small
 
-SIDE = 32  # pixels of the picture that is hashed
-FLATTEST = 2.0  # grey levels of standard deviation; flatter pictures all look alike and get no hash
+SIDE = 32  # side of the hashed image, pixels
+FLATTEST = 2.0  # standard deviation in grey levels; flatter images all look alike and get no hash
 
 
 def thumbnail(jpeg: bytes) -> npt.NDArray[np.float32]:

@@ -225,7 +225,7 @@ def _recode(data: bytes, kind: str, options: ImageOptions) -> tuple[bytes, int]:
     from pipeline.imaging.rgb import to_rgb
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL warns of odd metadata in pictures that it reads well
+        warnings.simplefilter("ignore")  # PIL warns about odd metadata in readable images
         try:
             with Image.open(io.BytesIO(data), formats=[kind]) as image:
                 _check_size(image.width, image.height, options.min_side)

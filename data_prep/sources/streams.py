@@ -130,7 +130,7 @@ def _from_url(url: str) -> Iterator[bytes]:
             system, path = url_to_fs(url, **_settings(url))
             with system.open(path, "rb", block_size=blocks) as file:
                 if size and file.size and size != file.size:  # some servers don't state the size
-                    raise UserError(f"INPUT {url!r} had {size} bytes and has {file.size}: it changed while it was read: run again")
+                    raise UserError(f"INPUT {url!r} had {size} bytes and has {file.size}: it changed while it was read")
                 size = size or file.size
                 if blocks and file.size is not None:
                     file.seek(at)

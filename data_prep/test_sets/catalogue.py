@@ -21,7 +21,7 @@ class TestSet:
     title: str
     images: tuple[int, ...]  # number of images in a complete download; the first is the number that papers state
     downloads: tuple[str, ...]  # names of files or folders, as globs
-    get: str  # where to download it to download it
+    get: str  # where to download it
     labels: Labels = "wnid"  # what tells an image's class: its folder's name, its own number, ...
     border: int = 0  # pixels cut off each side before anything else
 

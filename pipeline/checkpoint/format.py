@@ -85,7 +85,7 @@ def read_meta(checkpoint: Path) -> Meta:
     except (UserError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{str(checkpoint)!r} is not a complete checkpoint ({error}): name another one") from error
     if meta.format_version != FORMAT_VERSION:
-        raise UserError(f"{str(path)!r} has format_version {meta.format_version}, but this code reads {FORMAT_VERSION}: use the version that wrote it")
+        raise UserError(f"{str(path)!r} has format_version {meta.format_version}, this code reads {FORMAT_VERSION}")
     return meta
 
 

@@ -62,7 +62,7 @@ def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:
         status = read_status(run)
         if status is None or status.state in ("running", "stopped"):
             state = status.state if status else "not started"
-            raise UserError(f"RUN {str(run)!r} is not finished ({state}): start it again to resume it, or remove it from the list")
+            raise UserError(f"RUN {str(run)!r} is not finished ({state}): start it again to resume it, or leave it out")
         if status.state == "finished" and metric not in status.metrics:
             raise UserError(
                 f"RUN {str(run)!r} has no metric --by {metric!r} (it has {', '.join(sorted(status.metrics))}): "
@@ -79,7 +79,7 @@ def best(scores: Mapping[Path, float | None], metric: str) -> Path:
     """
     finished = {run: score for run, score in scores.items() if score is not None and math.isfinite(score)}
     if not finished:
-        raise UserError(f"RUN: none of the {len(scores)} runs finished, so none can be chosen by {metric}: see their logs")
+        raise UserError(f"RUN: none of the {len(scores)} runs finished, so none is best by {metric}: see their logs")
     sign = -1 if metric.endswith("loss") else 1
     return max(finished, key=lambda run: sign * finished[run])
 

@@ -1,4 +1,4 @@
-"""matplotlib with names of runs, classes and files in its pictures: they are text, whatever letters they have."""
+"""matplotlib set up so that names of runs, classes and files are drawn as plain text, whatever characters they have."""
 
 import warnings
 from contextlib import nullcontext

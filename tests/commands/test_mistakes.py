@@ -223,11 +223,11 @@ CASES = [(module, *case) for module, cases in MISTAKES.items() for case in cases
 def places(
     trained: Path, digits: Path, seven_digits: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """What the arguments stand for: a finished run, data sets, and each of them with one file that is wrong."""
+    """The paths behind the placeholders: a finished run, datasets, and copies of them with one wrong file each."""
     room = tmp_path_factory.mktemp("mistakes")
 
     def run_with(name: str, file: str, content: str | None) -> Path:
-        """The finished run, one of its files another one, or gone."""
+        """A copy of the finished run with one file replaced or removed."""
         folder = room / name
         shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints"))
         (folder / "checkpoints").symlink_to(trained / "checkpoints")
@@ -301,7 +301,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_a_start_says_that_the_fast_decoder_was_not_built(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, digits: Path, tmp_path: Path
 ) -> None:
-    """Without libjpeg-turbo's headers the installation leaves it out, and only the speed would tell."""
+    """Without libjpeg-turbo's headers the installation skips it, and only the speed would show it."""
     monkeypatch.setattr(jpeg, "HAS_REGION_DECODER", False)
     recipe = PRETRAIN_RECIPES["tiny"].config
     for decode in ("region", "full"):

@@ -84,7 +84,7 @@ def make(form: str, images: Images, parent: Path) -> Path:
 
 
 def contents(dataset: Path) -> dict[str, bytes]:
-    """File name -> bytes of everything that a finished data set holds."""
+    """File name -> bytes of everything in a finished dataset."""
     return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.rglob("*")) if path.is_file()}
 
 
@@ -102,7 +102,7 @@ def write_webdataset(images: Images, folder: Path, pattern: str = "shard-%03d.ta
 
 
 def recoded(jpeg: bytes, kind: str, mode: str = "RGB") -> bytes:
-    """The same picture in another format."""
+    """The same image in another format."""
     buffer = io.BytesIO()
     image = Image.open(io.BytesIO(jpeg))
     image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)

@@ -1,4 +1,4 @@
-"""verify, index, report and audit on finished data sets."""
+"""verify, index, report and audit on finished datasets."""
 
 import errno
 import gc
@@ -30,7 +30,7 @@ from tests.data_prep.releases import Images, class_tar
 
 @pytest.fixture(scope="session")
 def finished(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set with both splits and some rejects. Read only."""
+    """A dataset with both splits and some rejects. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     broken = {**images["n15075141"], "n15075141_cut.JPEG": next(iter(images["n01440764"].values()))[:700]}
     source = releases.make("tar of tars", {**images, "n15075141": broken}, folder)
@@ -257,7 +257,7 @@ def test_a_page_of_tars_made_elsewhere_shows_which_images_are_broken(images: Ima
 
 
 def near_duplicates(photos: list[bytes]) -> dict[str, bytes]:
-    """The same picture smaller, compressed harder, brighter."""
+    """The same image smaller, compressed more, brighter."""
     pixels = simplejpeg.decode_jpeg(photos[0])
     small = cv2.resize(pixels, (pixels.shape[1] * 3 // 4, pixels.shape[0] * 3 // 4), interpolation=cv2.INTER_AREA)
     bright = cv2.convertScaleAbs(pixels, alpha=1.05, beta=6)

@@ -29,7 +29,7 @@ WNID = WNIDS[0]
 
 
 def ycck(jpeg: bytes) -> bytes:
-    """The same picture as Adobe's YCCK JPEG: CMYK inverted, its colours turned to luma and chroma."""
+    """The same image as Adobe's YCCK JPEG: inverted CMYK, with the colours converted to luma and chroma."""
     cmyk_HWC = 255 - np.asarray(Image.open(io.BytesIO(jpeg)).convert("CMYK"))
     encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(cmyk_HWC), 95, "CMYK", "420")
     assert encoded[encoded.index(b"Adobe\0d") + 11] == 2  # transform 2: YCCK
@@ -63,7 +63,7 @@ def png_bomb() -> bytes:
 
 
 def unusual_sampling() -> bytes:
-    """A sound grey picture of 24 x 8 pixels, luma three times as wide as chroma: TurboJPEG doesn't know that."""
+    """A valid grey image of 24 x 8 pixels with luma three times as wide as chroma, which TurboJPEG doesn't support."""
 
     def segment(marker: int, payload: bytes) -> bytes:
         return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2) + payload

@@ -1,4 +1,4 @@
-"""Bad input to each command that works on finished data sets: one line that names it, exit code 2, no traceback.
+"""Bad input to each command that works on finished datasets: one line that names it, exit code 2, no traceback.
 
 Those of data_prep.shard are in test_shard.py and test_remote.py.
 """

@@ -1,4 +1,4 @@
-"""Miniatures of the ImageNet releases, and of data sets that others wrote: classes, splits and names come out right."""
+"""Miniatures of the ImageNet releases, and of datasets from other tools: classes, splits and names come out right."""
 
 import gc
 import hashlib

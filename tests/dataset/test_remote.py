@@ -276,7 +276,7 @@ def test_what_is_missing_is_named_at_the_start(digits: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def copied(digits: Path, tmp_path: Path) -> Path:
-    """A data set whose files may be replaced."""
+    """A dataset whose files may be replaced."""
     return Path(shutil.copytree(digits, tmp_path / "copied"))
 
 

@@ -179,7 +179,7 @@ def test_the_table_agrees_with_the_accuracy(
     assert hits / 451 == pytest.approx(result["top1"], abs=1e-5)
     averaged = evaluate(monkeypatch, capsys, trained, "--data", digits, "--average", "--workers", 0)
     assert averaged["loss"] != result["loss"]
-    (tmp_path / "full" / "confusion.png").mkdir(parents=True)  # a picture that can't be written costs no numbers
+    (tmp_path / "full" / "confusion.png").mkdir(parents=True)  # a plot that can't be written doesn't lose the numbers
     with pytest.raises(IsADirectoryError):
         evaluate(monkeypatch, capsys, trained, "--data", digits, "--out", tmp_path / "full", "--workers", 0)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result

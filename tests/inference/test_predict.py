@@ -1,4 +1,4 @@
-"""jobs.predict: the answers of every kind of model and picture, the files, the roll-out, and what is refused."""
+"""jobs.predict: predictions of every kind of model and image, output files, the roll-out, and refused inputs."""
 
 import csv
 import io

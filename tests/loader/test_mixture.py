@@ -1,4 +1,4 @@
-"""Several data sets by weight, and parts of data sets: as mathematics, and on real shards."""
+"""Several datasets by weight, and parts of datasets: the arithmetic, and on real shards."""
 
 import hashlib
 from pathlib import Path
@@ -173,7 +173,7 @@ def test_near_shards_are_those_that_the_next_positions_take_from() -> None:
 
 @pytest.fixture(scope="module")
 def both(digits: Path) -> JoinedSplit:
-    """The same data set twice: its shards lie in two places as far as the loader knows."""
+    """The same dataset twice: for the loader, its shards are in two places."""
     return open_split([str(digits), str(digits)], "train")
 
 

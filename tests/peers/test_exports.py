@@ -1,4 +1,4 @@
-"""What jobs.export writes, run by the projects it is for, from a picture's file to logits."""
+"""Exports of jobs.export, run by the projects they are for, from an image file to logits."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Two real ranks that are stopped, requeued and finish: metrics, lineage, data sets, and the model in the registry."""
+"""Two real ranks that are stopped, requeued and finish: metrics, lineage, datasets, and the model in the registry."""
 
 import io
 import json

@@ -19,7 +19,7 @@ from tests.helpers.jobs import audit
 from tests.helpers.jobs import job as training_job
 from tests.helpers.ranks import Ranks, run_ranks
 
-STEPS, GLOBAL_BATCH = 20, 32  # 404 samples, 30 % of the data set: an epoch and a half
+STEPS, GLOBAL_BATCH = 20, 32  # 404 samples, 30 % of the dataset: an epoch and a half
 
 
 def job(folder: Path, name: str, data: Path, *options: object) -> tuple[object, ...]:
