@@ -18,6 +18,7 @@ from pipeline.config.schema import USUAL_MFU, RunConfig, warmup_steps
 from pipeline.core import arguments as words
 from pipeline.core import cli, errors, results, terminal
 from pipeline.core.errors import UserError
+from pipeline.core.units import duration
 
 DESCRIPTION = """Estimate a run's steps, memory per GPU, FLOPs, checkpoint sizes and hours, without GPU or data.
 
@@ -120,7 +121,7 @@ def show(config: PlanConfig, plan: dict[str, Any]) -> None:
         ("forward pass per image", f"{plan['forward_gmacs']:.2f} GMACs ({plan['published_gmacs']:.2f} as published)"),
         ("training per image", f"{plan['train_gflops_per_image']:.1f} GFLOPs"),
         (f"speed at {config.mfu:.0%} MFU", f"{plan['images_per_second_per_gpu']:,.0f} img/s per GPU"),
-        ("time", f"{plan['hours']:,.1f} h, {plan['gpu_hours']:,.0f} GPU-hours"),
+        ("time", f"{duration(3600 * plan['hours'])}, {plan['gpu_hours']:,.3g} GPU-hours"),
         ("checkpoint", f"{gigabytes(plan['checkpoint_bytes'])}, {gigabytes(plan['checkpoints_bytes'])} for all kept"),
         *((f"memory: {name}", gigabytes(size)) for name, size in plan["memory_bytes"].items() if size),
         ("memory per GPU", f"{gigabytes(plan['memory_total_bytes'])} of {gigabytes(plan['device_bytes'])}"),

@@ -145,7 +145,7 @@ def prepared(data: bytes, size: int, resize: str, border: int = 0, *, upright: b
         return _by_pillow(data, size, resize, upright=upright)
     if defect := jpegs.defect(data):
         raise ValueError(
-            "the JPEG is truncated: its image data end early"
+            "the JPEG is cut short: its image data end early"
             if jpegs.is_cut(defect)
             else f"the JPEG is damaged: {defect}"
         )

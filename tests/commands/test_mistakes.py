@@ -140,7 +140,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ],
     "jobs.compare": [
         ((), ("RUN folders", "--experiment")),
-        (("{file}",), ("RUN", "jobs.finetune")),
+        (("{file}",), ("RUN", "vit finetune")),
         (("{empty}",), ("contains no run", "vit pretrain")),
         (("{run}", "--csv", "--json"), ("--latex", "choose one")),
         (("{run}", "--recipe", "l16"), ("--recipe 'l16'", "the recipes are pretrain tiny")),

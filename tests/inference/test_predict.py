@@ -148,7 +148,7 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     assert bad == {"1.jpg", "cut.jpg", "empty.jpeg", "junk.tar", "text.png"}
     assert "can't be read as a tar" in by_name["junk.tar"]["error"]
     assert "cut short" in by_name["cut.jpg"]["error"]
-    assert "no image" in by_name["text.png"]["error"]
+    assert "not recognise" in by_name["text.png"]["error"]
     for row in table:
         assert (row["index_1"] is None) == bool(row["error"])
     same = ("index_1", "probability_1")
@@ -213,7 +213,7 @@ def test_every_batch_has_its_own_pictures(tmp_path: Path, photos: Path, workers:
         for number, batch in enumerate(own):
             places = range((number * world_size + rank) * 3, min((number * world_size + rank) * 3 + 3, len(listed)))
             assert sorted([*batch.kept, *(place for place, _ in batch.bad)]) == list(places)
-            assert all("no image" in reason for _, reason in batch.bad)
+            assert all("not recognise" in reason for _, reason in batch.bad)
             bad += [place for place, _ in batch.bad]
             found |= dict(zip(batch.kept, batch.images_BHWC, strict=True))
     assert sorted(bad) == list(range(7, 40, 8))
@@ -324,7 +324,7 @@ def broken_graph(folder: Path, photos: Path) -> tuple[object, ...]:
     ("arguments", "parts"),
     [
         (lambda folder, photos: (folder / "nowhere", photos), ["MODEL", "nowhere", "does not exist"]),
-        (lambda _, photos: (photos, photos), ["config.json", "jobs.export"]),
+        (lambda _, photos: (photos, photos), ["config.json", "vit export"]),
         (lambda folder, _: (folder / "run", folder / "none.jpg"), ["IMAGE", "none.jpg", "does not exist"]),
         (lambda folder, _: (folder / "run", folder / "empty"), ["IMAGE", "contains no images", "jpg"]),
         (lambda folder, _: (folder / "run",), ["IMAGE"]),
@@ -337,7 +337,7 @@ def broken_graph(folder: Path, photos: Path) -> tuple[object, ...]:
         (lambda folder, photos: (folder / "run", photos, "--tpo", 3), ["--tpo", "--top"]),
         (graph_without_names, ["model.onnx", "no model.json beside it"]),
         (broken_graph, ["model.onnx", "can't be read", "export it again"]),
-        (compressed, ["photos.tar.gz", "compressed", "gunzip"]),
+        (compressed, ["photos.tar.gz", "compressed", "decompress it"]),
         (no_tar, ["photos.tar", "can't be read as a tar"]),
         (all_bad, ["none of the 1 images could be read"]),
     ],

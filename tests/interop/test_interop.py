@@ -152,7 +152,7 @@ def test_bfloat16_arrays_are_read(example: Example, tmp_path: Path) -> None:
         (lambda arrays: arrays.pop("cls"), "no array 'cls'"),
         (lambda arrays: arrays.update({"cls": arrays["cls"][..., :-1]}), "of shape"),
         (lambda arrays: arrays.update({"head/kernel": np.array([{}], dtype=object)}), "contains pickled objects"),
-        (lambda arrays: arrays.update({"MAPHead_0/probe": arrays["cls"]}), "1 arrays unknown ['MAPHead_0/probe']"),
+        (lambda arrays: arrays.update({"MAPHead_0/probe": arrays["cls"]}), "1 unknown arrays ['MAPHead_0/probe']"),
         (lambda arrays: arrays.update({KEY: arrays[KEY].transpose(0, 2, 1)}), f"{KEY} of shape [128, 32, 4] instead"),
     ],
 )
@@ -215,7 +215,7 @@ def test_what_transformers_own_saving_adds_is_read(tmp_path: Path) -> None:
         (0, "config.json", lambda it: it.update(label_names=["a"]), "1 label_names"),
         (0, "config.json", lambda it: it.update(label_descriptions=["a"]), "differs from its project's format"),
         (0, "config.json", lambda it: it.update(model_args=["a"]), "differs from its project's format"),
-        (1, "config.json", lambda it: it.update(id2label={"1": "a", "2": "b", "3": "c"}), "id2label of 3"),
+        (1, "config.json", lambda it: it.update(id2label={"1": "a", "2": "b", "3": "c"}), "id2label for 3"),
         (1, "config.json", lambda it: it.update(layer_norm_eps=None), "differs from its project's format"),
         (1, "preprocessor_config.json", lambda it: it.update(do_resize=False), "do_resize false"),
         (1, "preprocessor_config.json", lambda it: it.update(image_mean=[0.4, 0.4]), "image_mean"),

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 from jobs.vit import COMMANDS
 from pipeline.config.recipes import FINETUNE
 from pipeline.interop import npz
+from tests.data_prep import releases
 from tests.helpers.launch import environment
 from tests.helpers.models import random_model
 from tests.helpers.quick_python import executable
@@ -21,12 +23,36 @@ from tests.helpers.quick_python import executable
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 # what a reader with the tests' little time and no photographs sets instead of the page's first block
-SETTINGS = "RECIPE=tiny\nPARENT=tiny.npz\nSTEPS=60\nBATCH=32\nMICRO=32\n"
+SETTINGS = "RECIPE=tiny\nPARENT=tiny.npz\nSTEPS=60\nBATCH=32\nMICRO=16\nGPUS=2\n"
 PER_CLASS = 40
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
+def script_of(page: str, settings: str) -> str:
+    """The page's commands in order, with ``settings`` in place of its first block, which sets the same variables."""
+    text = (REPOSITORY / "docs" / "tutorials" / page).read_text()
+    first, *commands = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    assert [line.split("=")[0] for line in first.splitlines()] == [line.split("=")[0] for line in settings.splitlines()]
+    shown = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    assert not re.findall(r"^    (?:vit|python|torchrun|sbatch|srun) .*$", shown, re.M), "commands that no test runs"
+    return "set -eu\n" + settings + "".join(commands)
+
+
+def run_script(script: str, folder: Path, *, timeout: int = 240, **variables: str) -> str:
+    """Run a page's script in ``folder`` as in an activated environment; its standard output."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "vit").write_text('#!/bin/sh\nexec python -m jobs.vit "$@"\n')
+    (programs / "vit").chmod(0o755)
+    file = folder / "commands.sh"  # a file, since the rehearsal's pkill looks at command lines
+    file.write_text(script)
+    # python starts quickly; torchrun is in the second folder
+    path = f"{programs}:{executable().parent}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(
+        ["bash", str(file)], cwd=folder, env=environment(PATH=path, PYTHONPATH=str(REPOSITORY), **variables),
+        capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture
@@ -48,18 +74,10 @@ def desk(tmp_path: Path, raw_digits: Path) -> Path:
 
 
 def test_the_tutorial_on_own_images_does_what_it_says(desk: Path) -> None:
-    first, *rest = blocks(REPOSITORY / "docs" / "tutorials" / "own_images.md")
-    assert [line.split("=")[0] for line in first.splitlines()] == [line.split("=")[0] for line in SETTINGS.split()]
-    script = "set -eu\n" + SETTINGS + "".join(rest)
-    path = f"{executable().parent}:/usr/bin:/bin"  # python is ours, as in an activated environment
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=desk, env=environment(PATH=path, PYTHONPATH=str(REPOSITORY)),
-        capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    output = run_script(script_of("own_images.md", SETTINGS), desk)
     assert (desk / "shards" / "photos" / "report.html").stat().st_size > 10_000
     assert (desk / "evaluation" / "confusion.png").is_file()
-    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    results = [json.loads(line) for line in output.splitlines() if line.startswith('{"')]
     (evaluated,) = [result for result in results if "top1" in result]
     samples = json.loads((desk / "shards" / "photos" / "dataset.json").read_text())["samples"]
     assert samples["train"] + samples["val"] == 10 * PER_CLASS
@@ -73,29 +91,48 @@ def test_the_tutorial_on_own_images_does_what_it_says(desk: Path) -> None:
     assert len(list((desk / "looks").glob("*.png"))) == 10
     again = json.loads((desk / "runs" / "photos-2" / "run.json").read_text())
     assert Path(again["parent"]["run_dir"]).name == "photos"
-    assert "photos-2" in done.stdout
+    assert "photos-2" in output
 
 
 def test_the_rehearsal_does_what_it_says(tmp_path: Path, raw_digits: Path) -> None:
-    first, *rest = blocks(REPOSITORY / "docs" / "tutorials" / "rehearse_campaign.md")
     settings = "RAW=raw\nSTEPS=40\nFINETUNE_STEPS=12\nWAIT=9\n"
-    assert [line.split("=")[0] for line in first.splitlines()] == [line.split("=")[0] for line in settings.split()]
     (tmp_path / "raw").mkdir()
     for name in ("seven", "ten"):
         (tmp_path / "raw" / f"{name}_whole.tar").symlink_to(raw_digits)
-    script = tmp_path / "commands.sh"  # a file: the page's pkill looks at command lines
-    path = f"{executable().parent}:{Path(sys.executable).parent}:/usr/bin:/bin"  # torchrun's place is the second
-    script.write_text("set -eu\n" + settings + "".join(rest))
-    done = subprocess.run(
-        ["bash", str(script)], cwd=tmp_path, env=environment(PATH=path, PYTHONPATH=str(REPOSITORY)),
-        capture_output=True, text=True, check=False, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_script(script_of("rehearse_campaign.md", settings), tmp_path, timeout=280)
     runs = tmp_path / "work" / "rehearsal" / "runs"
     assert json.loads((runs / "pretrain" / "status.json").read_text())["state"] == "finished"
     assert (runs / "finetune" / "best").is_symlink()
     assert (tmp_path / "work" / "rehearsal" / "compare" / "compare.html").is_file()
     assert (tmp_path / "work" / "rehearsal" / "model" / "model.json").is_file()
+
+
+def test_the_cluster_tutorial_does_what_it_says(digits: Path, raw_digits: Path, trained: Path, tmp_path: Path) -> None:
+    """The jobs with --dry-run; the commands between them on small datasets and finished runs in the jobs' places."""
+    work = tmp_path / "work"
+    for name in ("in21k", "in1k"):
+        shutil.copytree(digits, work / "shards" / name)
+    for name in ("pretrain-tiny", "finetune-tiny-lr0.01"):
+        shutil.copytree(trained, work / "runs" / name)
+    (work / "campaigns" / "tiny").mkdir(parents=True)
+    (work / "campaigns" / "tiny" / "best").symlink_to("../../runs/finetune-tiny-lr0.01")
+    with tarfile.open(raw_digits) as whole, tarfile.open(tmp_path / "val.tar", "w") as val:
+        with tarfile.open(fileobj=whole.extractfile(whole.getmembers()[0])) as inner:
+            for number, member in enumerate(inner.getmembers()[:4], 1):
+                data = inner.extractfile(member).read()  # type: ignore[union-attr]
+                releases.add(val, f"ILSVRC2012_val_{number:08d}.JPEG", data)
+    releases.devkit(tmp_path / "devkit.tar.gz", wnids := list(releases.WNIDS[:2]), wnids * 2)
+    settings = f"RECIPE=tiny\nRAW_21K={raw_digits}\nRAW_1K={raw_digits}\nRAW_VAL=val.tar\nDEVKIT=devkit.tar.gz\n"
+    script = script_of("tars_to_table.md", settings + "LOOK=--dry-run\n")
+    output = run_script(script, tmp_path, VIT_WORK=str(work), VIT_MLFLOW="off")
+    submitted = [line for line in output.splitlines() if line.startswith("sbatch ")]
+    jobs = [Path(word).stem for line in submitted for word in line.split() if word.endswith(".sh")]
+    assert jobs[:5] == ["shard", "shard", "pretrain", "finetune", "evaluate"]
+    assert jobs[-1] == "evaluate"
+    assert len(jobs) > 6, "and those of the campaign"
+    assert json.loads((work / "shards" / "in1k-val" / "dataset.json").read_text())["samples"] == {"val": 4}
+    assert (work / "compare" / "compare.html").is_file()
+    assert (work / "model" / "model.json").is_file()
 
 
 def test_the_reference_names_every_environment_variable_of_ours() -> None:

@@ -163,10 +163,10 @@ def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
     )
     command = f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {folder}/launch.sh; echo went on"
     done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
+    assert (done.returncode, done.stdout) == (2, f"error: {folder}/env.sh does not set IN1K: restore that line\n")
     for command in (f"{folder}/submit_all.sh tiny", f"{folder}/submit.sh pretrain tiny"):
         done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
-        assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh sets no IN1K: put that line back\n")
+        assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh does not set IN1K: restore that line\n")
 
 
 def test_a_job_that_was_submitted_from_another_job(tmp_path: Path) -> None:
