@@ -26,7 +26,7 @@ SPARES=${SPARES:-0}                        # nodes that a pretraining gets on to
 # 2. Folders that every node sees under the same path.
 WORK=${VIT_WORK:-$REPO/work}
 RUNS=${RUNS:-$WORK/runs}           # run folders: checkpoints, metrics, logs
-IN21K=${IN21K:-$WORK/shards/in21k} # data sets, made by slurm/shard.sh
+IN21K=${IN21K:-$WORK/shards/in21k} # datasets, made by slurm/shard.sh
 IN1K=${IN1K:-$WORK/shards/in1k}
 
 # 3. Python: the repository's virtual environment where there is one. Load modules here too.
@@ -36,7 +36,7 @@ IN1K=${IN1K:-$WORK/shards/in1k}
 # 4. A container, where Python lives in one: apptainer for a .sif, else what pyxis (enroot) takes: a .sqsh or the name of
 #    a registry's image. The image holds the packages of constraints.txt, bash and procps; the code comes from REPO.
 CONTAINER=${CONTAINER:-}                            # /images/vit.sif, /images/vit.sqsh, nvcr.io#nvidia/pytorch:25.08-py3
-CONTAINER_PATHS=${CONTAINER_PATHS:-$REPO:$WORK:$PWD} # seen inside under the same paths; add those of your data sets
+CONTAINER_PATHS=${CONTAINER_PATHS:-$REPO:$WORK:$PWD} # seen inside under the same paths; add those of your datasets
 SRUN_OPTIONS=() # of each srun
 RANK_PREFIX=()  # before each rank's command
 mounts=$(tr : '\n' <<<"$CONTAINER_PATHS" | sort -u | sed 's/.*/&:&/' | paste -sd,)

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Rehearse a pretraining with the tiny ViT on a small data set, before you spend GPU hours.
-#   sbatch slurm/pretrain_tiny.sh                                    # data set IN21K, run folder RUNS/<job name>: see env.sh
+# Rehearse a pretraining with the tiny ViT on a small dataset, before you spend GPU hours.
+#   sbatch slurm/pretrain_tiny.sh                                    # dataset IN21K, run folder RUNS/<job name>: see env.sh
 #   sbatch --nodes=2 slurm/pretrain_tiny.sh --optim.lr 3e-4
 #   sbatch --job-name=tiny-seed1 slurm/pretrain_tiny.sh --train.seed 1 # a second run beside the first
 # Any number of nodes gives the same run; sbatch's options come before the script, the recipe's fields after it.

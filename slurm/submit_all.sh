@@ -162,7 +162,7 @@ sized() { # KIND NAME MORE: sets OPTIONS to sbatch's for a stage: the site's siz
   OPTIONS=(--job-name="$2" "${OPTIONS[@]}" "${words[@]}")
 }
 
-prepare() { # DATA INPUT OUTPUT ARGUMENTS...: shard, merge and verify one data set
+prepare() { # DATA INPUT OUTPUT ARGUMENTS...: shard, merge and verify one dataset
   local folder=$campaigns/data-$1 input=$2 output=$3 arguments
   read -ra arguments <<<"${more[shard]:-} ${more[shard-$1]:-}"
   arguments=("${@:4}" "${arguments[@]}")

@@ -5,6 +5,7 @@ Imports neither torch nor DeepSpeed, so that ``--help`` is fast.
 
 import contextlib
 import errno
+import inspect
 import io
 import json
 import locale
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from tyro import _strings
 
 from pipeline.core import arguments, log, results
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
@@ -58,8 +60,9 @@ def run(main: Callable[[], int | None]) -> None:
         code = main()
     except UserError as error:
         _wait_for_turn()
-        logger.error("%s", error)
-        _tell_torchrun(" ".join(str(error).split()))
+        message = as_called(str(error))
+        logger.error("%s", message)
+        _tell_torchrun(" ".join(message.split()))
         code = EXIT_USER
     except BrokenPipeError:  # the reader of our output (head, less) has exited
         code = EXIT_DONE
@@ -149,7 +152,13 @@ def calling(names: Mapping[str, str]) -> Iterator[None]:
 
 def as_called(text: str) -> str:
     """``text`` with commands named as the user called them."""
-    return re.sub(r"python -m (?:jobs|data_prep)\.\w+", lambda found: _programs.get(found[0], found[0]), text)
+    names = r"(?:python -m |(?<!-m )\b)((?:jobs|data_prep)\.\w+)"  # not the -m of torchrun and accelerate
+    return re.sub(names, lambda found: _programs.get(f"python -m {found[1]}", found[0]), text)
+
+
+_join = _strings.remove_single_line_breaks
+# tyro joins the lines of a field's docstring only if they aren't indented
+_strings.remove_single_line_breaks = lambda text: as_called(_join(inspect.cleandoc(text)))
 
 
 def parse(
