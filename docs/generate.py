@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import inspect
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -68,7 +69,8 @@ def config_fields() -> str:
         "resumed run may have another value than it started with.\n",
     ]
     for title, prefix, kind in [("Run", "", schema.RunConfig), *_groups(schema.RunConfig)]:
-        page.append(f"\n## {title}\n\n| option | values | default | on resume | meaning |\n|---|---|---|---|---|")
+        page.append(f'\n## {title}\n\n<div class="options" markdown>\n')
+        page.append("| option | values | default | on resume | meaning |\n|---|---|---|---|---|")
         meanings = dict(_field_docstrings(kind))
         for field in dataclasses.fields(kind):
             if dataclasses.is_dataclass(field.default):
@@ -79,6 +81,7 @@ def config_fields() -> str:
             default = "" if field.default in ("", Path(), None, ()) else f"`{field.default}`"
             cells = (f"`{option}`", values, default, ON_RESUME[facts.resume], _cell(meanings.get(field.name, "")))
             page.append(f"| {' | '.join(cells)} |")
+        page.append("\n</div>")
     return "\n".join(page) + "\n"
 
 
@@ -149,7 +152,8 @@ def _type_name(hint: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """``text`` for a cell of a Markdown table, with commands by their short names."""
+    return re.sub(r"\b(?:jobs|data_prep)\.([a-z]+)", r"`vit \1`", text).replace("|", "\\|").replace("<", "&lt;")
 
 
 if __name__ == "__main__":

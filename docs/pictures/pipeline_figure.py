@@ -8,22 +8,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 BLUE, GREEN, ORANGE, GREY = "#dbe9f6", "#dff0d8", "#fdebd0", "#eeeeee"
-EDGE = "#444444"
+EDGE = "#777777"  # visible on light and dark pages
 W, H = 2.55, 1.2  # width and height of a box
 
 # name, commands, words, column, row, colour
 BOXES = {
     "raw": ("raw images", "", "21K and 2012 tars,\nfolders, WebDataset", 0, 1, GREY),
-    "shards": ("dataset", "data_prep.shard", "verified, shuffled tars\n+ index.parquet", 1, 1, BLUE),
-    "check": ("checks", "verify · report · overlap", "hashes, images,\nleaks into the test set", 1, 0, BLUE),
-    "pretrain": ("pretraining", "jobs.pretrain", "DeepSpeed, any number\nof nodes, requeued", 2, 1, GREEN),
-    "finetune": ("fine-tuning", "jobs.finetune", "higher resolution,\nother classes", 3, 1, GREEN),
-    "plan": ("before", "doctor · plan", "is the cluster sound?\nmemory and hours", 2, 0, GREEN),
+    "shards": ("dataset", "vit shard", "verified, shuffled tars\n+ index.parquet", 1, 1, BLUE),
+    "check": ("checks", "vit verify · report · overlap", "hashes, images,\nleaks into the test set", 1, 0, BLUE),
+    "pretrain": ("pretraining", "vit pretrain", "DeepSpeed, any number\nof nodes, requeued", 2, 1, GREEN),
+    "finetune": ("fine-tuning", "vit finetune", "higher resolution,\nother classes", 3, 1, GREEN),
+    "plan": ("before", "vit doctor · plan", "is the cluster sound?\nmemory and hours", 2, 0, GREEN),
     "published": ("published weights", "", ".npz, timm,\ntransformers", 3, 0, GREY),
-    "mlflow": ("tracking", "sync · compare · status", "run folder first,\nthen MLflow", 2, 2, ORANGE),
-    "evaluate": ("evaluation", "jobs.evaluate", "exact on any number\nof processes", 3, 2, ORANGE),
-    "export": ("export", "jobs.export", "timm, transformers, npz,\nONNX, torch.export", 4, 1, ORANGE),
-    "predict": ("prediction", "jobs.predict", "images, folders, tars;\nwhere it looks", 4, 2, ORANGE),
+    "mlflow": ("tracking", "vit sync · compare · status", "run folder first,\nthen MLflow", 2, 2, ORANGE),
+    "evaluate": ("evaluation", "vit evaluate", "exact on any number\nof processes", 3, 2, ORANGE),
+    "export": ("export", "vit export", "timm, transformers, npz,\nONNX, torch.export", 4, 1, ORANGE),
+    "predict": ("prediction", "vit predict", "images, folders, tars;\nwhere it looks", 4, 2, ORANGE),
 }
 ARROWS = [
     ("raw", "shards"), ("shards", "pretrain"), ("pretrain", "finetune"), ("finetune", "export"), ("shards", "check"),
@@ -45,8 +45,9 @@ def box(axes: Axes, name: str) -> None:
     top = y + H - 0.21
     axes.text(x + W / 2, top, title, ha="center", va="center", weight="bold", size=10)
     if commands:
+        size = 8 if len(commands) <= 24 else 6.8
         axes.text(
-            x + W / 2, top - 0.27, commands, ha="center", va="center", family="monospace", size=8, color="#224488"
+            x + W / 2, top - 0.27, commands, ha="center", va="center", family="monospace", size=size, color="#224488"
         )
     axes.text(x + W / 2, y + 0.35, words, ha="center", va="center", size=8.5, linespacing=1.25)
 
@@ -74,7 +75,11 @@ def main() -> None:
     axes.set(xlim=(-0.15, 4 * 3.05 + W + 0.15), ylim=(-0.15, 2 * 1.75 + H + 0.15))
     axes.set_axis_off()
     path = Path(__file__).with_name("pipeline.svg")
-    figure.savefig(path, metadata={"Date": None, "Title": "From raw images to models: the commands and what they make"})
+    figure.savefig(
+        path,
+        transparent=True,
+        metadata={"Date": None, "Title": "From raw images to models: the commands and what they make"},
+    )
 
 
 if __name__ == "__main__":

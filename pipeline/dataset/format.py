@@ -1,6 +1,6 @@
 """The on-disk format: the files in a dataset's folder and their names. Imports no torch.
 
-A dataset is a folder of plain WebDataset tars with an index beside them::
+A dataset is a folder of plain WebDataset tars with an index beside them:
 
     train-00000.tar ...   members <key>.jpg and <key>.cls (class index in ASCII), in index order
     index.parquet         INDEX_SCHEMA, one row per sample, in tar order
