@@ -125,7 +125,7 @@ def test_the_cluster_tutorial_does_what_it_says(digits: Path, raw_digits: Path, 
             releases.add(val, f"ILSVRC2012_val_{number:08d}.JPEG", jpeg)
     releases.devkit(tmp_path / "devkit.tar.gz", wnids := list(releases.WNIDS[:2]), wnids * 2)
     settings = f"RECIPE=tiny\nRAW_21K={raw_digits}\nRAW_1K={raw_digits}\nRAW_VAL=val.tar\nDEVKIT=devkit.tar.gz\n"
-    script = script_of("tars_to_table.md", settings + "NODES=1\nGPUS=2\nLOOK=--dry-run\n")
+    script = script_of("tars_to_table.md", settings + "NODES=1\nLOOK=--dry-run\n")
     output = run_script(script, tmp_path, VIT_WORK=str(work), VIT_MLFLOW="off", GPUS_PER_NODE="2")
     submitted = [line for line in output.splitlines() if line.startswith("sbatch ")]
     jobs = [Path(word).stem for line in submitted for word in line.split() if word.endswith(".sh")]
