@@ -21,13 +21,13 @@ from pipeline.suite.run_suite import Suite
 
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's (arXiv 2104.14294, appendix)
 SHOTS = (1, 5, 10)  # training samples per class
-DRAWS = 5  # of the training samples, for a mean and a standard deviation
+DRAWS = 5  # random draws of the training samples, for mean and standard deviation
 
 
 def evaluate_features(suite: Suite, train: JoinedSplit, split: JoinedSplit) -> list[Result]:
-    """Results of probes that are fitted to ``train`` and tested on ``split``: kept ones, or new ones, which are kept.
+    """Results of probes fitted to ``train`` and tested on ``split``: stored ones, or new ones, which are stored.
 
-    Collective: each process extracts its share of the features, then all compute the same. Raises UserError.
+    Collective: each process extracts its share of the features, then all compute the same results. Raises UserError.
     """
     dataset = mlflow_name(split.info.name)
     key = suite.key([train.digest, split.digest, split.info.classes_digest, repr((NEIGHBOURS, SHOTS, DRAWS))])

@@ -1,4 +1,4 @@
-"""The side of the suite that runs the model: opened once, then one set after another; collective over the processes."""
+"""Running the model on the suite: opened once, then one set after another; collective over the processes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,17 @@ from pipeline.suite.subsets import corruption_scores, members
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_NAMED = 5  # damaged images in an error
+MOST_NAMED = 5  # damaged images named in an error
 REAL = "real"  # name of the result by ReaL's labels
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A set's images with their classes, which stand for one or more wnids each."""
+    """A set's images with their classes, each of which comprises one or more wnids."""
 
     titles: Mapping[str, str]  # of the results that are asked for, by their names: the set's, REAL, or both
     pictures: Sequence[Picture]
-    labels: Sequence[int]  # class of each picture
+    labels: Sequence[int]  # class of each image
     parts: Sequence[str]  # ImageNet-C: corruption and severity of each, such as "fog/3"; else ""
     classes: Sequence[tuple[str, ...]]
     real: Sequence[frozenset[int]] = ()  # ReaL's labels of each picture, as positions in ImageNet-2012's classes
@@ -47,14 +47,14 @@ class Labelled:
 @dataclass(frozen=True)
 class Suite:
     source: Path  # the checkpoint, or MODEL itself
-    folder: Path | None  # of the results
-    step: int | None  # of a run's checkpoint
+    folder: Path | None  # for the results
+    step: int | None  # step of a run's checkpoint
     run_dir: Path | None  # where the results are logged
     classifier: Classifier
     accelerator: "Accelerator"
     batch: int
     workers: int
-    average: bool  # of the running average of the weights
+    average: bool  # whether the weights are the running average
 
     @property
     def rank(self) -> int:
@@ -92,7 +92,7 @@ class Suite:
         return result_key(self.source, images, dtype=str(self.classifier.dtype), average=self.average)
 
     def kept(self, name: str, key: str) -> Result | None:
-        """The result that was kept. Rank 0 looks, so that all processes do the same."""
+        """The stored result. Only rank 0 reads it, so that all processes use the same."""
         from accelerate.utils import broadcast_object_list
 
         found: list[Result | None] = [None]
@@ -121,7 +121,7 @@ class Suite:
             evaluations.append(self.run_dir, self.step, scores)
 
     def check_classes(self) -> None:
-        """Raises UserError if the model's classes can't be matched with a set's."""
+        """Raise UserError if the model's classes can't be matched with a set's."""
         if not any(entry.wnid for entry in self.classifier.known.classes):
             raise UserError(
                 f"MODEL {str(self.source)!r} does not name its classes by wnid, so they can't be matched with a set's: "
@@ -140,7 +140,7 @@ class Suite:
         return {name: by_real if name == REAL else by_set for name in data.titles}
 
     def _by_part(self, data: Labelled, keys: Mapping[str, str]) -> dict[str, dict[str, float]]:
-        """ImageNet-C: each corruption at each severity is kept by itself, as all of them take a day."""
+        """ImageNet-C: each corruption at each severity is stored separately, since all of them take a day."""
         ((result, set_title),) = data.titles.items()
         rows: dict[str, list[int]] = defaultdict(list)
         for row, part in enumerate(data.parts):

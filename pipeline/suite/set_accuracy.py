@@ -17,12 +17,12 @@ from pipeline.suite.subsets import hits
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one set, or of one part of it."""
+    """Counts for one set, or one part of it."""
 
     samples: int
     top1: int  # hits
     top5: int
-    real_samples: int = 0  # with at least one ReaL label
+    real_samples: int = 0  # samples with at least one ReaL label
     real: int = 0  # hits by ReaL's labels
     damaged: tuple[str, ...] = ()  # names and reasons
 

@@ -1,4 +1,4 @@
-"""Accuracy on a set that has only some of a model's classes, or several of them as one. Pure.
+"""Accuracy on a set that has only some of the model's classes, or that merges several of them. Pure.
 
 Letters of the shape suffixes: B batch, C classes of the model, G classes of the set.
 """
@@ -11,7 +11,7 @@ from pipeline.core.errors import UserError
 from pipeline.evaluation.accuracy import counts
 
 # AlexNet's mean error over the five severities of each corruption (github.com/hendrycks/robustness,
-# ImageNet-C/test.py): what arXiv 1903.12261 divides by
+# ImageNet-C/test.py): the denominators of arXiv 1903.12261
 ALEXNET = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
@@ -40,13 +40,13 @@ def members(classes: Sequence[tuple[str, ...]], wnids: Sequence[str], title: str
     group_C = torch.full((len(wnids),), -1)
     for number, group in enumerate(classes):
         if missing := [wnid for wnid in group if wnid not in index]:
-            raise UserError(f"MODEL has no class {missing[0]}, which {title} asks for: it needs ImageNet-2012's 1,000")
+            raise UserError(f"MODEL has no class {missing[0]}, which {title} requires: it needs ImageNet-2012's 1,000")
         group_C[[index[wnid] for wnid in group]] = number
     return group_C
 
 
 def grouped(logits_BC: torch.Tensor, group_C: torch.Tensor) -> torch.Tensor:
-    """logits_BG: the largest logit of each of the set's classes; those of no class of the set are left out."""
+    """logits_BG: the largest logit of each of the set's classes; classes outside the set are removed."""
     groups = int(group_C.max()) + 1
     kept = group_C >= 0
     logits_BG = logits_BC.new_full((len(logits_BC), groups), -torch.inf)
