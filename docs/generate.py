@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
 
 REPOSITORY = Path(__file__).parents[1]
-COLUMNS = 100  # of the help texts
+COLUMNS = 88  # of the help texts
 ON_RESUME = {"fixed": "fixed", "free": "may change", "retuned": "may change, logged", "inherited": "fixed"}
 # One process prints every command's help: importing the packages twenty times would take a minute
 PRINT_HELP = """

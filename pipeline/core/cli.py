@@ -5,7 +5,6 @@ Imports neither torch nor DeepSpeed, so that ``--help`` is fast.
 
 import contextlib
 import errno
-import inspect
 import io
 import json
 import locale
@@ -156,9 +155,17 @@ def as_called(text: str) -> str:
     return re.sub(names, lambda found: _programs.get(f"python -m {found[1]}", found[0]), text)
 
 
-_join = _strings.remove_single_line_breaks
-# tyro joins the lines of a field's docstring only if they aren't indented
-_strings.remove_single_line_breaks = lambda text: as_called(_join(inspect.cleandoc(text)))
+_tyros = _strings.remove_single_line_breaks
+
+
+def _unwrapped(text: str) -> str:
+    """A field's docstring in one line, since tyro would break it where its source lines, which are indented, break."""
+    if all(line.startswith("    ") for line in text.split("\n")[1:]):
+        text = re.sub(r"\s*\n\s*", " ", text)
+    return as_called(_tyros(text))
+
+
+_strings.remove_single_line_breaks = _unwrapped
 
 
 def parse(

@@ -40,7 +40,7 @@ class Labelled:
     labels: Sequence[int]  # class of each image
     parts: Sequence[str]  # ImageNet-C: corruption and severity of each, such as "fog/3"; else ""
     classes: Sequence[tuple[str, ...]]
-    real: Sequence[frozenset[int]] = ()  # ReaL's labels of each picture, as positions in ImageNet-2012's classes
+    real: Sequence[frozenset[int]] = ()  # ReaL's labels of each image, as indices of ImageNet-2012's classes
     partial: bool = False  # the download lacks images
 
 
@@ -68,7 +68,7 @@ class Suite:
         self.accelerator.end_training()
 
     def evaluate(self, data: Labelled) -> list[Result]:
-        """The results that ``data.titles`` names: kept ones, or new ones, which are kept. One pass over the images.
+        """The results that ``data.titles`` names: stored ones, or new ones, which are stored. One pass over the images.
 
         Raises UserError on every process.
         """

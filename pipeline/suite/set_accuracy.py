@@ -30,7 +30,7 @@ class Counts:
 class RealLabels(NamedTuple):
     """ReaL's labels (arXiv 2006.07159) for a set's images."""
 
-    labels: Sequence[frozenset[int]]  # of each picture: ReaL's classes; empty for a picture that doesn't count
+    labels: Sequence[frozenset[int]]  # of each image: ReaL's classes; empty for an image that doesn't count
     group_C: torch.Tensor  # pipeline.suite.subsets.members of ReaL's classes
 
 
@@ -50,9 +50,10 @@ def accuracy(
     gather: Callable[[list[str]], list[str]],
     advance: Callable[[int], None],
 ) -> Counts:
-    """Collective. ``group_C``: pipeline.suite.subsets.members of the set's classes, which ``labels`` count; ``real``:
-    labels that are counted beside these in the same pass. ``reduce`` sums a float64 tensor over the processes,
-    ``gather`` joins lists of theirs, ``advance`` gets the number of pictures done by all of them.
+    """Evaluate; collective. ``group_C``: pipeline.suite.subsets.members of the set's classes, which ``labels`` index.
+
+    ``real``: labels that are counted in the same pass. ``reduce`` sums a float64 tensor over the processes, ``gather``
+    joins their lists, ``advance`` is called with the number of images done by all of them.
     """
     labels_N = torch.tensor(labels)
     sums = torch.zeros(5, dtype=torch.float64, device=classifier.device)

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,22 @@ def test_other_faults_keep_their_traceback() -> None:
 
     with pytest.raises(OSError, match="a bug of ours"):
         cli.run(main)
+
+
+@dataclass
+class _Options:
+    form: str = "auto"
+    """Form of INPUT. tars: a folder of
+    <wnid>.tar files, as
+    jobs.plan and data_prep.shard take it."""
+
+
+def test_the_help_of_an_option_is_one_line_in_the_user_s_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with cli.calling({"python -m jobs.plan": "vit plan"}), pytest.raises(SystemExit):
+        cli.parse(_Options, prog="python -m jobs.plan", description="Do it.\n\n  torchrun -m jobs.plan", args=["-h"])
+    text = capsys.readouterr().out
+    assert "tars: a folder of <wnid>.tar files, as vit plan and data_prep.shard take it." in text
+    assert "\n  torchrun -m jobs.plan\n" in text
