@@ -162,10 +162,10 @@ def _cpus(facts: Sequence[Facts], demand: Demand) -> Verdict:
     if demand.recipe and poor:
         remedy = f"request --cpus-per-task={wanted}, or set --data.workers {max(least - 1, 0)}"
         hosts = tuple(sorted({fact.host for fact in poor}))
-        figure = f"{least} a rank for {demand.workers} loader worker(s) and the rank itself"
+        figure = f"{least} per rank for {demand.workers} data loader worker(s) and the rank itself"
         return Verdict("CPUs", "warn", figure, remedy, hosts)
     return Verdict(
-        "CPUs", "ok", f"{least} a rank" + (f" for {demand.workers} loader worker(s)" if demand.recipe else "")
+        "CPUs", "ok", f"{least} per rank" + (f" for {demand.workers} data loader worker(s)" if demand.recipe else "")
     )
 
 

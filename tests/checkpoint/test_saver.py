@@ -50,7 +50,7 @@ def test_a_fault_ends_the_wait_at_once_whoever_is_still_writing(served: TCPStore
 
 def test_ranks_that_report_nothing_are_named(served: TCPStore) -> None:
     report(connection(served), 7, Report(1, {"state-001.safetensors": ENTRY}))
-    with pytest.raises(TimeoutError, match=r"rank\(s\) 0, 2 have not written their part in 0 s"):
+    with pytest.raises(TimeoutError, match=r"rank\(s\) 0, 2 have not written their part within 0 s"):
         wait_for_all(connection(served), 7, 3, FOLDER, timedelta(seconds=0.2))
 
 

@@ -379,7 +379,7 @@ def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path
     }
     done = compare(family, "--format", "pdf")
     assert done.returncode == 2
-    assert "--format pdf has no effect without plots: add --out FOLDER" in done.stderr
+    assert "--format pdf has no effect without plots: leave it out, or add --out FOLDER" in done.stderr
 
 
 def test_runs_that_only_the_server_has(family: Path, server: Server) -> None:

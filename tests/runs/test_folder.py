@@ -30,7 +30,7 @@ NAMES = {
 }
 # words that are no file's name where they stand alone, and files of the same name elsewhere
 WORDS = {"checkpoints", "evaluations", "code", "profile", "nonfinite"}
-ELSEWHERE = {("config.json", "pipeline/interop/read_files.py")}  # of transformers' and timm's folders
+ELSEWHERE = {("config.json", "pipeline/interop/model_files.py")}  # of transformers' and timm's folders
 
 # prepares and starts a training as each rank does, and prints how often it read each file and folder of its run
 STARTS = """
