@@ -47,6 +47,6 @@ require_site_fields() { # a site's env.sh may be older than a field
   for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX CPU_PARTITION GPUS_PER_NODE \
     CPUS_PER_GPU WHOLE_NODES MEMORY_PER_NODE GPU_REQUEST GPU_TYPE TIME_LIMIT PRETRAIN_NODES FINETUNE_NODES SPARES \
     RESTARTS_IN_JOB ELASTIC; do
-    declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh sets no $field: put that line back"; return 1; }
+    declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh does not set $field: restore that line"; return 1; }
   done
 }
