@@ -32,7 +32,7 @@ def test_checked_by_doctor_then_trained(
     state = cluster.wait(job.id, timeout=240)
     assert state == "COMPLETED", job.log
     assert "Is this cluster fit to train?" in job.log
-    assert "2 rank(s) on 2 node(s) met" in job.log
+    assert "2 rank(s) on 2 node(s) connected" in job.log
     assert "fit to train" in job.log
     assert "for 1 loader worker(s)" in job.log  # as OPTIONS say, not as the recipe does
     assert losses(job.run) == reference

@@ -348,7 +348,7 @@ def test_a_model_without_the_set_s_classes_is_refused(
     monkeypatch.setattr(
         "sys.argv", ["suite", str(tmp_path / "run"), "--data-root", str(root), "--only", "a", "--partial"]
     )
-    with pytest.raises(UserError, match=f"MODEL has no class {WNIDS[A[0]]}, which ImageNet-A asks for"):
+    with pytest.raises(UserError, match=f"MODEL has no class {WNIDS[A[0]]}, which ImageNet-A requires"):
         suite.main()
 
 
