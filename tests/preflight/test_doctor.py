@@ -172,7 +172,7 @@ def test_two_ranks_measure_themselves(digits: Path, tmp_path: Path) -> None:
         assert found[check]["state"] == "ok", found[check]
     assert "2 rank(s) on 1 node(s)" in found["ranks"]["figure"]
     assert re.match(r"[\d,]+ img/s per rank, about [\d,]+ needed by pretrain tiny", found["loader"]["figure"])
-    assert "1 loader worker(s)" in found["CPUs"]["figure"]
+    assert "1 data loader worker(s)" in found["CPUs"]["figure"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == []  # nothing is left behind
 
 
