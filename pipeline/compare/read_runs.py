@@ -11,7 +11,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.secrets import without_secrets
 from pipeline.runs import records, suite_results
-from pipeline.runs.folder import CONFIG, EVALUATIONS, FACTS, METRICS, RECORD, is_run
+from pipeline.runs.folder import CONFIG, EVALUATION_LINES, EVALUATIONS, FACTS, METRICS, RECORD, is_run
 from pipeline.runs.records import Line
 from pipeline.runs.sweep_record import STAGE
 from pipeline.tracking.client import database_of, open_client, reason
@@ -33,7 +33,9 @@ class Run:
     parent: str = ""  # run folder of the pretrain run, in the form of ``path``; empty if there is none
     parent_step: str = ""  # step of the checkpoint that it started from
     datasets: dict[str, str] = field(default_factory=dict)  # names of the datasets by digest; the training data first
-    suite: dict[str, float] = field(default_factory=dict)  # results of jobs.suite as metrics, if not among the lines
+    evaluations: dict[str, float] = field(
+        default_factory=dict
+    )  # metrics of jobs.evaluate and jobs.suite, if not in lines
 
     @property
     def recipe(self) -> str:
@@ -53,11 +55,11 @@ class Run:
 
     @property
     def final(self) -> dict[str, float]:
-        """The latest value of each metric, results of jobs.suite included."""
+        """The latest value of each metric, those of jobs.evaluate and jobs.suite included."""
         latest: dict[str, float] = {}
         for line in self.lines:
             latest.update(line.metrics)
-        return latest | self.suite
+        return latest | self.evaluations
 
 
 def find_run_folders(paths: Iterable[Path]) -> list[Path]:
@@ -124,12 +126,17 @@ def read_run(run_dir: Path) -> Run:
         parent=str(Path(parent["run_dir"]).resolve()) if parent.get("run_dir") else "",
         parent_step=str(parent.get("step", "")),
         datasets=_dataset_names(facts),
-        suite={
-            name: value
-            for result in suite_results.read_all(run_dir / EVALUATIONS)
-            for name, value in suite_results.metrics(result).items()
-        },
+        evaluations=_evaluations(run_dir),
     )
+
+
+def _evaluations(run_dir: Path) -> dict[str, float]:
+    """The latest metrics that --log has kept, as MLflow has them, and results of jobs.suite without --log."""
+    lines, _ = records.read_lines(run_dir / EVALUATION_LINES)
+    found = {name: value for line in lines for name, value in line.metrics.items()}
+    for result in suite_results.read_all(run_dir / EVALUATIONS):
+        found |= suite_results.metrics(result)
+    return found
 
 
 def _dataset_names(run: Mapping[str, Any]) -> dict[str, str]:

@@ -24,10 +24,12 @@ from pipeline.compare.read_runs import find_run_folders, read_run
 from pipeline.compare.rows import differences, published, rows, select
 from pipeline.compare.tables import terminal, to_csv, to_json, to_latex
 from pipeline.core.files import write_json
+from pipeline.runs import evaluations, suite_results
 from pipeline.runs.curves import COLOURS
-from pipeline.runs.folder import METRICS
+from pipeline.runs.folder import EVALUATIONS, METRICS
 from pipeline.runs.records import Attempt, Line, Record, read_record, write_record
 from pipeline.runs.records import to_json as line_to_json
+from pipeline.runs.suite_results import Result
 from tests.helpers.mlflow_runs import jobs_sync
 from tests.helpers.mlflow_server import Server
 from tests.helpers.quick_python import executable
@@ -383,9 +385,20 @@ def test_the_command_writes_table_page_and_pictures(family: Path, tmp_path: Path
 
 
 def test_runs_that_only_the_server_has(family: Path, server: Server) -> None:
-    """The same comparison from the run folders and, once those are gone, from MLflow."""
+    """The same comparison from the run folders and, once those are gone, from MLflow: evaluations included."""
+    for run, top1 in (("ft-0", 0.6), ("ft-1", 0.7), ("b32", 0.3)):
+        result = Result("a", "ImageNet-A", {"samples": 7500.0, "top1": top1}, "key", step=10)
+        suite_results.write(family / run / EVALUATIONS, result)
+        evaluations.append(family / run, 10, suite_results.metrics(result))
+        evaluations.append(family / run, 10, {"evaluation/in1k-val/top1": top1 + 0.1})
     jobs_sync(*sorted(family.iterdir()), uri=server.uri)
     by_folder = json.loads(compare(family, "--json").stdout)
+    assert by_folder[1]["metrics"]["suite/a/top1"] == {
+        "mean": pytest.approx(0.65),
+        "std": pytest.approx(0.0707, abs=1e-4),
+        "n": 2,
+    }
+    assert by_folder[1]["metrics"]["evaluation/in1k-val/top1"]["mean"] == pytest.approx(0.75)
     fine = ["--experiment", "vit", "--mlflow", server.uri, "--json"]
     assert json.loads(compare(*fine).stdout) == by_folder  # read_runs from the folders, which are here
     family.rename(family.with_name("moved"))
