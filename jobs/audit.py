@@ -38,12 +38,12 @@ class AuditConfig:
     """Folder or URL of the training dataset (of each, if there are several), if it has moved since the run."""
     out: Path | None = None
     """PNG file for the crops of --step. Default: RUN/step-N.png."""
-    pictures: int = 64
+    crops: int = 64
     """Largest number of crops in the PNG."""
 
 
 STEP = Need(lambda options: options.step != 0, "without --step", "add --step N")
-NEEDS = {"out": STEP, "pictures": STEP}
+NEEDS = {"out": STEP, "crops": STEP}
 
 
 def main() -> int:
@@ -85,8 +85,8 @@ def check(options: AuditConfig) -> None:
     """Check the options before the dataset is opened. Raises UserError."""
     if options.step < 0:
         raise UserError(f"--step {options.step} is not a step: give 1 or more")
-    if options.pictures < 1:
-        raise UserError(f"--pictures {options.pictures} is too small: give at least 1")
+    if options.crops < 1:
+        raise UserError(f"--crops {options.crops} is too small: give at least 1")
     out = options.out
     if out is not None and (out.suffix != ".png" or out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {str(out)!r} can't be written: name a .png file in a folder that exists")
@@ -138,7 +138,7 @@ def show(options: AuditConfig, config: RunConfig, split: JoinedSplit) -> int:
     keys, classes = split.sample_keys(), read_classes(split.folder)["name"].to_pylist()
     for row, label in zip(batch.samples_B.tolist(), batch.labels_B.tolist(), strict=True):
         print(f"{keys[row]}\t{split.where(row)}\t{label} {classes[label]}")
-    images_BHWC = batch.images_BHWC.numpy()[: options.pictures]
+    images_BHWC = batch.images_BHWC.numpy()[: options.crops]
     columns = int(np.ceil(np.sqrt(len(images_BHWC))))
     side = config.model.image_size
     grid = np.full((-(-len(images_BHWC) // columns) * side, columns * side, 3), 255, np.uint8)

@@ -185,7 +185,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (("{bad_ledger}",), ("no step in its ledger.txt",)),
         (("{run}", "--step", "-1"), ("--step -1", "give 1 or more")),
         (("{run}", "--step", "61"), ("--step 61", "60 steps")),
-        (("{run}", "--step", "1", "--pictures", "0"), ("--pictures 0", "at least 1")),
+        (("{run}", "--step", "1", "--crops", "0"), ("--crops 0", "at least 1")),
         (("{run}", "--step", "1", "--out", "{empty}"), ("--out", "name a .png file")),
         (("{run}", "--step", "1", "--out", "{nowhere}/step.png"), ("--out", "a folder that exists")),
         (("{run}", "--data", "{seven}"), ("--data", "was trained on")),

@@ -53,7 +53,7 @@ REFUSED = [
     (("jobs.doctor",), ("--data", "{digits}"), "without a recipe"),
     (("jobs.doctor", "tiny"), ("--split", "val"), "without --data: leave it out, or add --data DATASET"),
     (("jobs.audit", "{run}"), ("--out", "a.png"), "without --step: leave it out, or add --step N"),
-    (("jobs.audit", "{run}"), ("--pictures", "8"), "without --step"),
+    (("jobs.audit", "{run}"), ("--crops", "8"), "without --step"),
     (
         ("data_prep.overlap", "{digits}", "--against", "{digits}", "--distance", "-1"),
         ("--correlation", "0.9"),
@@ -143,7 +143,7 @@ def test_every_need_of_every_command_is_in_the_table() -> None:
         ("jobs.compare", "against", {"out": None, "html": True}),
         ("jobs.compare", "all", {"latex": False, "csv": "a.csv", "json": ""}),
         ("jobs.doctor", "split", {"data": "a"}),
-        ("jobs.audit", "pictures", {"step": 3}),
+        ("jobs.audit", "crops", {"step": 3}),
         ("data_prep.overlap", "correlation", {"distance": 0}),
         ("data_prep.shard", "quality", {"resize": "short=256"}),
     ],
