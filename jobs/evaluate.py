@@ -1,5 +1,6 @@
 """python -m jobs.evaluate MODEL --data DATASET: exact accuracy on any number of processes, no DeepSpeed."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from pipeline.core import arguments, cli, errors, log
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
 from pipeline.core.needs import Need
+from pipeline.interop import hub_models
 from pipeline.interop.model_files import ARCHIVE, check_model
 from pipeline.runs import evaluations
 from pipeline.runs.evaluations import name_of, run_of
@@ -48,7 +50,7 @@ line of text and one JSON object. Examples:
 class EvaluateConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
-    format."""
+    format, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     data: str
     """Dataset, a folder or a URL, made by data_prep.shard with the model's class map."""
     split: str = "val"
@@ -109,6 +111,7 @@ NEEDS = {
 def main() -> int:
     config = cli.parse(EvaluateConfig, prog="python -m jobs.evaluate", description=DESCRIPTION, needs=NEEDS)
     check(config)
+    config = dataclasses.replace(config, model=hub_models.resolved(config.model))
     task = open_task(config)
     if config.probe == "none":
         judge_head(config, task)

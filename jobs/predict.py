@@ -1,5 +1,6 @@
 """python -m jobs.predict MODEL IMAGE|FOLDER|TAR ...: classify images."""
 
+import dataclasses
 import json
 import logging
 import time
@@ -13,6 +14,7 @@ import tyro
 from pipeline.core import arguments, cli, errors, results, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
+from pipeline.interop import hub_models
 from pipeline.interop.model_files import ARCHIVE, check_model
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ NAMED = 10  # unreadable images that get a warning; the files list all
 class PredictConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
-    format."""
+    format, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Images, folders (searched recursively, with the tars in them) and tars such as a dataset's shards."""
     csv: str = ""
@@ -67,6 +69,7 @@ NEEDS = {"trust_code": ARCHIVE}
 def main() -> int:
     config = cli.parse(PredictConfig, prog="python -m jobs.predict", description=DESCRIPTION, needs=NEEDS)
     check(config)
+    config = dataclasses.replace(config, model=hub_models.resolved(config.model))
     # torch comes with these: after the command line is known to be good
     from pipeline.core.progress import Bar
     from pipeline.distributed.process_group import make_accelerator

@@ -205,8 +205,10 @@ def check_fit(config: RunConfig, nodes: int, ranks: int, model: str) -> None:
 
 
 def check_parent(parent: str) -> None:
-    """Raises UserError when ``--parent`` is neither there nor a run with a checkpoint."""
-    if parent in ("", "scratch") or "://" in parent:
+    """Raises UserError when ``--parent`` is neither there nor a run with a checkpoint, nor a name on the Hub."""
+    from pipeline.interop import hub_models
+
+    if parent in ("", "scratch") or hub_models.parse(parent, "--parent") or "://" in parent:
         return
     path = Path(parent)
     if not path.exists():
@@ -217,9 +219,10 @@ def check_parent(parent: str) -> None:
 
 def check_evaluation(arguments: Sequence[str]) -> None:
     from pipeline.dataset.joined_split import open_split
+    from pipeline.interop import hub_models
 
     model, data = arguments[0], option(arguments, "--data")
-    if not Path(model).exists():
+    if hub_models.parse(model, "MODEL") is None and not Path(model).exists():
         raise UserError(f"MODEL {model!r} does not exist: name a run, a checkpoint or an export")
     if not data:
         raise UserError("--data is missing: name the dataset to evaluate on")

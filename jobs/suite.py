@@ -1,5 +1,6 @@
 """python -m jobs.suite MODEL --data-root FOLDER: one table of the test sets that papers report for a classifier."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -14,6 +15,7 @@ from pipeline.core import arguments, cli, errors, log, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
 from pipeline.core.needs import Need
+from pipeline.interop import hub_models
 from pipeline.interop.model_files import ARCHIVE, check_model
 from pipeline.tracking.resend import send
 
@@ -42,7 +44,7 @@ Finished sets are not evaluated again, so an interrupted suite continues. Exampl
 class SuiteConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
-    format."""
+    format, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     data_root: Path | None = None
     """Folder with the downloads, directly in it or one level below."""
     features: str = ""
@@ -76,6 +78,7 @@ NEEDS = {"only": DOWNLOADS, "partial": DOWNLOADS, "trust_code": ARCHIVE}
 def main() -> int:
     config = cli.parse(SuiteConfig, prog="python -m jobs.suite", description=DESCRIPTION, needs=NEEDS)
     check(config)
+    config = dataclasses.replace(config, model=hub_models.resolved(config.model))
     from pipeline.suite.run_suite import open_suite
 
     suite = open_suite(

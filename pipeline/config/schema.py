@@ -260,7 +260,8 @@ class RunConfig:
     stage: Literal["pretrain", "finetune"] = setting("pretrain", FIXED)
     """Kind of run. Set by the command; jobs.plan takes it as an option."""
     parent: str = setting("", FREE, seeds=True, hidden=True, path=True)
-    """For fine-tuning: the run folder or weights to start from; scratch: random weights. Required by jobs.finetune."""
+    """For fine-tuning: the run folder or weights to start from, hf://OWNER/NAME[@REVISION] on the Hugging Face Hub
+    (or timm's hf-hub:OWNER/NAME), or scratch: random weights. Required by jobs.finetune."""
     sweep: str = setting("", FREE, seeds=True, hidden=True, path=True)
     """Folder of the sweep that this run belongs to, beside the run folder: MLflow groups its runs (jobs.sweep)."""
     experiment: str = setting("vit", FREE, seeds=True, hidden=True)

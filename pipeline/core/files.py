@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves the old or the new file, never a partial one."""
 
+import hashlib
 import json
 import os
 import re
@@ -147,14 +148,27 @@ def flush(path: Path) -> None:
 def xxh3_128(path: Path) -> str:
     """Hash of a file's content, hexadecimal."""
     digest = xxhash.xxh3_128()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hashed(path: Path, algorithm: str = "sha256") -> str:
+    """hashlib's digest of a file's content, hexadecimal."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
     descriptor, at = retry.open_file(path), 0
     try:
         while chunk := retry.pread(descriptor, _CHUNK, at, path):
-            digest.update(chunk)
+            yield chunk
             at += len(chunk)
     finally:
         os.close(descriptor)
-    return digest.hexdigest()
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -25,7 +25,7 @@ def client() -> "HfApi":
     from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     return HfApi(library_name="vit-pipeline", library_version=VERSION)
 
 
@@ -44,31 +44,56 @@ def page(repository: str, kind: Kind = "model") -> str:
 @contextmanager
 def one_line(what: str, repository: str, kind: Kind = "model") -> Iterator[None]:
     """Raise UserError for the Hub's errors in the block. ``what``: the option and value that named the repository."""
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+    from huggingface_hub import errors
 
     try:
         yield
-    except (HTTPError, OfflineModeIsEnabled) as error:
+    except (
+        http_error(), errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.FileMetadataError,
+        errors.HFValidationError,
+    ) as error:  # fmt: skip
         raise UserError(f"{what}: {remedy(error, repository, kind)}") from error
 
 
 def unreachable(error: BaseException) -> bool:
     """Whether an error of huggingface_hub means that there is no network, or HF_HUB_OFFLINE is set."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub import errors
 
-    return isinstance(error, OfflineModeIsEnabled) or (
-        isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+    return isinstance(error, errors.OfflineModeIsEnabled) or (
+        isinstance(error, http_error()) and not isinstance(error, errors.HfHubHTTPError)
     )
+
+
+def http_error() -> type[Exception]:
+    """The base of the HTTP client's errors: httpx's or httpx2's, by huggingface_hub's version."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
+
+
+def reason(error: BaseException, server: str = "") -> str:
+    """Why a server, by default the Hub, is unreachable."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    return f"{server or endpoint()} can't be reached ({str(error) or type(error).__name__})"
 
 
 def remedy(error: Exception, repository: str, kind: Kind = "model") -> str:
     """What an error of huggingface_hub means and what to do, without its URLs, which may be signed."""
     from huggingface_hub import errors, get_token
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what befell the request before the cache was looked at
     at, token = page(repository, kind), get_token()
     login = f"{endpoint()}/settings/tokens, then 'hf auth login' or HF_TOKEN"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set: unset it to reach the Hub"
+        return f"{reason(error)}: unset it to reach the Hub"
+    if isinstance(error, errors.HFValidationError):
+        return f"{repository} is a name that the Hub doesn't allow: check it"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.FileMetadataError):
+        return f"{endpoint()} doesn't answer as the Hub does: check HF_ENDPOINT and HTTPS_PROXY"
     if isinstance(error, errors.GatedRepoError):
         if token is None:
             return f"{repository} is gated: accept its terms at {at} and log in with a token of {login}"
@@ -79,8 +104,7 @@ def remedy(error: Exception, repository: str, kind: Kind = "model") -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository} has no such revision: choose a branch, tag or commit of {at}/commits/main"
     if not isinstance(error, errors.HfHubHTTPError):
-        reason = str(error) or type(error).__name__
-        return f"{endpoint()} can't be reached ({reason}): check the network, HTTPS_PROXY and HF_ENDPOINT"
+        return f"{reason(error)}: check the network, HTTPS_PROXY and HF_ENDPOINT"
     status = error.response.status_code
     if status == 401:
         return f"your token is not valid: make another one at {login}"

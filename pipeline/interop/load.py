@@ -15,8 +15,8 @@ Weights = tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]
 
 
 KINDS = (
-    "a run folder, a checkpoint in it, an official .npz or .pth, a timm or transformers folder, or a folder written "
-    "by vit export"
+    "a run folder, a checkpoint in it, an official .npz or .pth, a timm or transformers folder, hf://OWNER/NAME on the "
+    "Hub, or a folder written by vit export"
 )
 
 

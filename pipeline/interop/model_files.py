@@ -5,16 +5,21 @@ from pathlib import Path
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.needs import Need
+from pipeline.interop import hub_models
 
 SETTINGS = "config.json"  # of a timm or transformers folder
 GRAPHS = ("model.onnx", "model.pt2")  # exports that can run, and nothing else
 
 
 def check_model(path: Path) -> None:
-    """Raises UserError if MODEL is a URL or does not exist."""
+    """Raises UserError if MODEL is neither a path that exists nor in the form of a name on the Hub. Asks no server."""
+    if hub_models.parse(path, "MODEL") is not None:
+        return
     check_local(path, "MODEL")
     if not path.exists():
-        raise UserError(f"MODEL {str(path)!r} does not exist: name a run folder, weights or an export (--help)")
+        raise UserError(
+            f"MODEL {str(path)!r} does not exist: name a run folder, weights, an export or hf://OWNER/NAME (--help)"
+        )
 
 
 def graph_of(path: Path) -> Path | None:

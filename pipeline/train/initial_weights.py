@@ -16,6 +16,7 @@ from pipeline.config.serialize import from_file
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
 from pipeline.core.log import ONCE
+from pipeline.interop import hub_models
 from pipeline.interop.load import load_weights
 from pipeline.interop.trained_model import is_run_or_checkpoint
 from pipeline.model.vit import grid_size
@@ -44,21 +45,26 @@ def read_parent(config: RunConfig) -> Parent | None:
     if not config.parent:
         raise UserError(
             "--parent is missing: name the pretraining run's folder, an official .npz, a timm or transformers folder, "
-            f"or {SCRATCH!r} to train from random weights"
+            f"hf://OWNER/NAME, or {SCRATCH!r} to train from random weights"
         )
     if config.parent == SCRATCH:
         return None
+    address = hub_models.parse(config.parent, "--parent")
+    if address is not None:
+        found = hub_models.fetch(address, "--parent")
+        model, weights, _ = load_weights(found.folder, trunk=True)
+        return Parent(model, weights, {"weights": found.name, "sha256": found.sha256})
     path = Path(config.parent)
     check_local(path, "--parent")
     if not path.exists():
         raise UserError(
             f"--parent {config.parent!r} does not exist: name a run folder, an official .npz, a timm or transformers "
-            f"folder, or {SCRATCH!r}"
+            f"folder, hf://OWNER/NAME, or {SCRATCH!r}"
         )
     if is_run_or_checkpoint(path):
-        found = checkpoint.find(path)
-        model = from_file(RunConfig, found.meta.config, found.path / META).model
-        return Parent(model, checkpoint.read_weights(found), _lineage(found))
+        source = checkpoint.find(path)
+        model = from_file(RunConfig, source.meta.config, source.path / META).model
+        return Parent(model, checkpoint.read_weights(source), _lineage(source))
     model, weights, _ = load_weights(path, trunk=True)
     return Parent(model, weights, {"weights": str(path)})
 

@@ -2,8 +2,8 @@
 
 import httpx2
 import pytest
-from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.utils import hf_raise_for_status
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from pipeline.core import hub
 from pipeline.core.errors import UserError
@@ -67,6 +67,18 @@ def test_no_network_and_offline_are_told_apart_from_answers() -> None:
         assert words in str(caught.value)
     assert not hub.unreachable(OSError("disk"))
     assert hub.page("me/it", "dataset").endswith("/datasets/me/it")
+
+
+def test_what_stands_behind_an_error_of_the_cache_is_named() -> None:
+    for cause, words in (
+        (httpx2.ConnectError("[Errno 111] Connection refused"), "can't be reached ([Errno 111] Connection refused)"),
+        (None, "doesn't answer as the Hub does: check HF_ENDPOINT"),
+    ):
+        with pytest.raises(UserError) as caught, hub.one_line("MODEL", "me/it"):
+            raise LocalEntryNotFoundError("An error happened\nwhile ...") from cause
+        assert words in str(caught.value)
+    with pytest.raises(UserError, match="a name that the Hub doesn't allow"), hub.one_line("MODEL", "me/a--b"):
+        validate_repo_id("me/a--b")
 
 
 def test_other_errors_pass() -> None:
