@@ -1,6 +1,9 @@
 """python -m jobs.export MODEL OUTPUT --format ...: a trained model in the form that others load."""
 
+import dataclasses
 import json
+import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +14,15 @@ import tyro
 from pipeline.core import cli, errors
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, naming, put_in_place, temporary
+from pipeline.core.needs import Need
+from pipeline.interop import hub_models, hub_push
+from pipeline.interop.model_files import check_model
 
 if TYPE_CHECKING:
     from pipeline.interop.trained_model import Trained
     from pipeline.runs.suite_results import Result
+
+logger = logging.getLogger("jobs.export")
 
 DESCRIPTION = """Export a model as a folder for timm, transformers, Flax, safetensors, ONNX or torch.export.
 
@@ -22,7 +30,9 @@ The export is read back and must give the model's logits before OUTPUT appears. 
 
   python -m jobs.export work/runs/finetune-l16 l16-timm --format timm
   python -m jobs.export work/runs/finetune-l16/checkpoints/step-00020000 l16-onnx --format onnx
-  python -m jobs.export B_16.npz b16-transformers --format huggingface"""
+  python -m jobs.export B_16.npz b16-transformers --format huggingface
+  python -m jobs.export hf://timm/vit_base_patch16_384.augreg_in21k_ft_in1k b16-onnx --format onnx
+  python -m jobs.export work/runs/birds birds --push me/vit-b16-birds --license cc-by-nc-4.0"""
 
 # Largest difference of a float32 logit, relative to the largest logit if that is above 1: rounding differences between
 # kernels grow with it.
@@ -32,7 +42,8 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class ExportConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder."""
+    """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, or
+    hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to create; it must not exist."""
     format: Literal["timm", "huggingface", "npz", "safetensors", "onnx", "torch"] = "timm"
@@ -41,13 +52,27 @@ class ExportConfig:
     OUTPUT/model.npz, .safetensors, .onnx and .pt2."""
     average: bool = False
     """Export the running average of the weights (--train.average) instead of the last weights."""
+    push: str = ""
+    """Also upload OUTPUT to the Hugging Face Hub, as the model OWNER/NAME: timm and huggingface only. Needs a login
+    with write access (hf auth login, or HF_TOKEN)."""
+    private: bool = False
+    """With --push: make the new repository private."""
+    license: str = ""
+    """Licence of the model card, as the Hub names it: apache-2.0, mit, cc-by-nc-4.0, other. Default: the card names
+    none."""
+
+
+NEEDS = {"private": Need(lambda options: bool(options.push), "without --push", "add --push OWNER/NAME")}
 
 
 def main() -> int:
-    config = cli.parse(ExportConfig, prog="python -m jobs.export", description=DESCRIPTION)
+    config = cli.parse(ExportConfig, prog="python -m jobs.export", description=DESCRIPTION, needs=NEEDS)
     check_local(config.output, "OUTPUT")
     if config.output.exists() or config.output.is_symlink():
         raise UserError(f"OUTPUT {str(config.output)!r} exists: name a folder that doesn't")
+    check(config)
+    target = hub_push.check(config.push, config.format, private=config.private) if config.push else None
+    config = dataclasses.replace(config, model=hub_models.resolved(config.model))
     aside = temporary(config.output)
     try:
         aside.mkdir(parents=True)
@@ -61,8 +86,33 @@ def main() -> int:
         f"{config.output}: {config.format}; logits (up to {facts['largest_logit']:.1f}) differ by at most "
         f"{facts['largest_difference']:.1g}; images are resized as in evaluation ({facts['resize']})"
     )
+    if target is not None:
+        facts["pushed"] = pushed(config, target)
     print(json.dumps({"output": str(config.output), "format": config.format, **facts}))
     return errors.EXIT_DONE
+
+
+def check(config: ExportConfig) -> None:
+    """Check the options before anything slow is imported. Raises UserError."""
+    check_model(config.model)
+    if config.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", config.license):
+        raise UserError(
+            f"--license {config.license!r} is not one of the Hub's names: write apache-2.0, mit, cc-by-nc-4.0 or "
+            "another of its list"
+        )
+
+
+def pushed(config: ExportConfig, target: "hub_push.Target") -> str:
+    """Upload the finished export; the commit's URL. Raises UserError, and says how to upload OUTPUT later."""
+    if not config.license:
+        logger.warning("the model card names no licence: say what others may do with the model by --license")
+    try:
+        return hub_push.push(config.output, target, f"Upload {config.output.name} ({config.format})")
+    except UserError as error:
+        raise UserError(
+            f"{error}; {str(config.output)!r} is complete: upload it later with "
+            f"'hf upload {config.push} {config.output}'"
+        ) from error
 
 
 def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
@@ -83,7 +133,9 @@ def write(config: ExportConfig, folder: Path) -> dict[str, float | str]:
             f"largest, {logit:.2g}): it can't hold model.gelu {known.model.gelu!r} or model.norm_eps "
             f"{known.model.norm_eps}; choose another format, such as safetensors"
         )
-    (folder / "README.md").write_text(card(model, config.format, suite_of(config.model, model)), encoding="utf-8")
+    (folder / "README.md").write_text(
+        card(model, config.format, suite_of(config.model, model), license=config.license), encoding="utf-8"
+    )
     return {"largest_difference": difference, "largest_logit": logit, "resize": known.resize}
 
 

@@ -13,6 +13,8 @@ from pipeline.interop.trained_model import AVERAGED, Trained, geometry_in_words,
 from pipeline.loader.eval_geometry import geometry
 from pipeline.runs.suite_results import Result
 
+HUB = "hf://"  # of a parent that was downloaded: hf://OWNER/NAME@COMMIT
+_PUBLIC = (HUB, "hf-hub:")
 _LIBRARY = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}  # the Hugging Face hub's names
 
 _USE = {
@@ -76,8 +78,8 @@ _DATASETS = {
 }  # fmt: skip
 
 
-def card(model: Trained, form: str, suite: Sequence[Result] = ()) -> str:
-    """The card's Markdown. ``suite``: results of vit suite for exactly these weights."""
+def card(model: Trained, form: str, suite: Sequence[Result] = (), *, license: str = "") -> str:  # noqa: A002
+    """The card's Markdown. ``suite``: results of vit suite with these weights. ``license``: an id of the Hub."""
     known = model.description
     size = known.model.image_size
     title = f"ViT {known.model.variant}, {len(known.classes):,} classes"
@@ -92,7 +94,7 @@ def card(model: Trained, form: str, suite: Sequence[Result] = ()) -> str:
     lineage = _named(model.parent, ("run_dir", "weights"))
     weights = "These are the running average of the run's weights (`train.average`), not the last step's weights."
     parts = [
-        f"---\n{front_matter(title, form, suite)}---",
+        f"---\n{front_matter(title, form, suite, license=license, parent=model.parent)}---",
         f"# {title}",
         f"Images: {geometry_in_words(known.resize, size)}, then {scaling_in_words(known.model)}. Probabilities are "
         f"{probabilities}." + (f" {weights}" if model.average else ""),
@@ -110,9 +112,21 @@ def card(model: Trained, form: str, suite: Sequence[Result] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(title: str, form: str, suite: Sequence[Result]) -> str:
-    """The card's YAML for the Hugging Face hub: library, task, and in ``model-index`` each result on a complete set."""
+def front_matter(
+    title: str,
+    form: str,
+    suite: Sequence[Result],
+    *,
+    license: str = "",  # noqa: A002
+    parent: Mapping[str, Any] | None = None,
+) -> str:
+    """The card's YAML for the Hugging Face hub: library, task, licence, the model there that it was fine-tuned from,
+    and in ``model-index`` each result on a complete set."""
     content: dict[str, Any] = {"library_name": _LIBRARY[form]} if form in _LIBRARY else {}
+    if license:
+        content["license"] = license
+    if (base := str((parent or {}).get("weights", ""))).startswith(HUB):
+        content |= {"base_model": base.removeprefix(HUB).partition("@")[0], "base_model_relation": "finetune"}
     content |= {"pipeline_tag": "image-classification", "tags": ["vision-transformer"]}
     results = [
         {
@@ -165,13 +179,13 @@ def _json(content: Any) -> str:
 
 
 def _named(tree: Mapping[str, Any], fields: Container[str], prefix: str = "") -> dict[str, Any]:
-    """``tree`` with paths in the named fields shortened to their last part."""
+    """``tree`` with paths in the named fields shortened to their last part; names on the Hub are no paths."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
         field = prefix + key
         if isinstance(value, Mapping):
             result[key] = _named(value, fields, f"{field}.")
-        elif field in fields and value:
+        elif field in fields and value and not str(value).startswith(_PUBLIC):
             result[key] = [PurePath(part).name for part in value] if isinstance(value, list) else PurePath(value).name
         else:
             result[key] = value
