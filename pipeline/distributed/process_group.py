@@ -7,12 +7,14 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
 
 from pipeline.core.errors import UserError
+from pipeline.distributed.flight_recorder import recorder_variables
 from pipeline.distributed.ranks import Ranks, export_variables, ranks_from_environment
 from pipeline.model.cpu import keep_freed_memory
 
@@ -27,14 +29,18 @@ ACCELERATE = (
 TIMEOUT = datetime.timedelta(minutes=10)  # for one collective: longer than any skew between ranks in evaluation
 
 
-def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT) -> torch.device:
+def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT, collectives: Path | None = None) -> torch.device:
     """Join the process group (nccl on GPUs, gloo on CPUs) through DeepSpeed; return this rank's device.
 
-    ``timeout``: for the rendezvous, and for each later collective.
+    ``timeout``: for the rendezvous, and for each later collective. ``collectives``: folder to which NCCL writes the last
+    collectives of each rank when one times out.
     """
     device = local_device(ranks.local_rank)
     if device.type == "cuda":  # DeepSpeed uses LOCAL_RANK as the device index
         os.environ |= export_variables(dataclasses.replace(ranks, local_rank=device.index), os.environ)
+        if collectives is not None:
+            collectives.mkdir(parents=True, exist_ok=True)
+            os.environ |= recorder_variables(collectives, os.environ)
     else:
         os.environ |= export_variables(ranks, os.environ)
     if device.type == "cpu":

@@ -37,12 +37,14 @@ DAMAGE = "damage.tsv"  # damage_record.py
 OWNER = "owner.json"  # ownership.py
 CODE = "code"  # packages and uncommitted changes, by attempt: provenance.py
 PROFILE = "profile"  # pipeline.train.profiler
+COLLECTIVES = "collectives"  # of a job that hung: pipeline.distributed.flight_recorder
 NONFINITE = "nonfinite"  # batches of non-finite steps: pipeline.train.anomalies
 MLFLOW = "mlflow.json"  # what MLflow has received: pipeline.tracking.sync, as the next three
 MLFLOW_LOCK = ".mlflow.lock"
 MLFLOW_LOG = "mlflow.log"
 CURVES = "curves.png"
 SLURM_STARTS = Path("slurm", "attempts.tsv")  # slurm/launch.sh
+SLURM_FAILED = Path("slurm", "failed")  # slurm/rank.sh, or the heartbeat for a rank that hangs
 
 FIXED = (CONFIG, FACTS, CLASSES)  # written at the first start
 _DEFAULTS = flatten(to_dict(RunConfig()))

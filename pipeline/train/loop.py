@@ -73,11 +73,13 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
             if too_long := expectation(run):
                 logger.warning("%s", too_long, extra=ONCE)
             outcome = loop(run, progress, stop, bar)
+            run.heartbeat.mark("checkpoint")
             run.saver.finish()
             torch.distributed.barrier()
     except BaseException as error:
         fail(run, progress, error)
         raise
+    run.heartbeat.mark("end")
     close(run, progress, outcome)
     heartbeat = run.heartbeat  # rank 0's store stays until no rank asks it any more, which the last barrier ensures
     try:
@@ -122,6 +124,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
             lr = learning_rate(config.schedule, config.optim.lr, progress.step, steps)
             engine.set_learning_rate(lr)
             wishes = {"stop": stop.requested, "save": run.saver.due(progress.step + 1, steps)}
+            run.heartbeat.mark("data", progress.step + 1)
             done = train_step(
                 config,
                 engine,
@@ -131,8 +134,10 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
                 run.device,
                 run.clock,
                 settle=run.saver.settle,
+                mark=run.heartbeat.mark,
                 **wishes,
             )
+            run.heartbeat.mark("records")
             progress.step += 1
             note(progress.step, done.ledger)
             if done.repeated:
@@ -161,6 +166,7 @@ def loop(run: Run, progress: Progress, stop: StopRequest, bar: Bar) -> Outcome:
                 logger.info("asked to stop: %s", names, extra=ONCE)
                 return "stopped"
     if run.start_step < steps or not (run.meta and run.meta.metrics):  # else evaluated before it was resumed
+        run.heartbeat.mark("checkpoint")
         run.saver.finish()  # complete the last checkpoint first: a failing evaluation must not cost it
         watchdog.feed()
         result = evaluate_now(run, progress, stop)
@@ -179,6 +185,7 @@ def save(run: Run, progress: Progress, result: dict[str, float]) -> None:
     """Start a checkpoint of this step; collective. ``result``: metrics of an evaluation at this step."""
     progress.saved[progress.step] = run.clock.seconds["training"]
     counts = {"skipped": progress.skipped, "rollbacks": progress.rollbacks, "undone": progress.undone}
+    run.heartbeat.mark("checkpoint")
     with run.clock.time("checkpoint"):
         if run.tracker is not None:  # a resumed run doesn't log again what was logged before the checkpoint
             flush(run.config.run_dir / LEDGER)
@@ -235,6 +242,7 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, f
         return sums
 
     def forward(x_BCHW: torch.Tensor) -> torch.Tensor:  # called equally often on each rank
+        run.heartbeat.mark("evaluation")
         asked = torch.tensor(float(stop.requested), device=run.device)
         torch.distributed.all_reduce(asked)
         if asked.item():
@@ -262,6 +270,7 @@ def evaluate_now(run: Run, progress: Progress, stop: StopRequest) -> dict[str, f
         logger.info("step %d  %s: %s", progress.step, kind, result, extra=ONCE)
         return result.metrics(prefix)
 
+    run.heartbeat.mark("evaluation")
     try:
         with run.clock.time("evaluation"):
             fresh = metrics("eval/")

@@ -1,5 +1,6 @@
 """From a configuration to ranks that are ready to train: checks first, then process group, engine and records."""
 
+import datetime
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ from pipeline.core.retry import UnreadableError
 from pipeline.dataset.format import read_classes
 from pipeline.dataset.joined_split import JoinedSplit, chosen, make_cache, open_split
 from pipeline.dataset.split import Choice
-from pipeline.distributed import devices, process_group
+from pipeline.distributed import devices, hangs, process_group
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import ranks_from_environment
 from pipeline.engine import deepspeed_config
@@ -34,7 +35,18 @@ from pipeline.model.transfer import transfer
 from pipeline.model.vit import VisionTransformer, initialise
 from pipeline.runs import sweep_record
 from pipeline.runs.damage_record import Damages
-from pipeline.runs.folder import CHECKPOINTS, CONFIG, FACTS, OWNER, SLURM_STARTS, STATUS, RunFolder, retuned
+from pipeline.runs.folder import (
+    CHECKPOINTS,
+    COLLECTIVES,
+    CONFIG,
+    FACTS,
+    OWNER,
+    SLURM_FAILED,
+    SLURM_STARTS,
+    STATUS,
+    RunFolder,
+    retuned,
+)
 from pipeline.runs.ownership import claim
 from pipeline.runs.provenance import describe_code
 from pipeline.tracking.tracker import Tracker, open_tracker
@@ -234,8 +246,13 @@ def start(config: RunConfig, job: Job) -> Run:
     lineage = parent.lineage if parent is not None else {}
     fence = claim(config.run_dir, os.environ) if ranks.rank == 0 else None
     log.set_up(ranks.rank, ranks.world_size, stamped=True)
-    device = process_group.start(ranks)
-    heartbeat = Heartbeat(ranks.rank, ranks.world_size).start()
+    limit = config.train.hang_timeout
+    named = datetime.timedelta(seconds=(hangs.PATIENCE + 1) * limit)  # until then, a rank that hangs
+    timeout = max(process_group.TIMEOUT, named)
+    device = process_group.start(ranks, timeout, config.run_dir / COLLECTIVES)
+    heartbeat = Heartbeat(
+        ranks.rank, ranks.world_size, limit, config.run_dir / COLLECTIVES, config.run_dir / SLURM_FAILED
+    ).start()
     try:
         engine = ds.build_engine(config, model.to(device), ranks.world_size)
         meta = resume(folder, engine, ranks)

@@ -12,6 +12,7 @@ import torch.distributed
 import torch.nn.functional as F
 
 from pipeline.config.schema import RunConfig, accumulation
+from pipeline.distributed.hangs import Phase
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.deepspeed_engine import Engine
 from pipeline.loader.batches import Ahead, Batch
@@ -63,22 +64,24 @@ def train_step(
     stop: bool,
     save: bool,
     settle: Callable[[], None],
+    mark: Callable[[Phase], None],
 ) -> Step:
     """Take the optimizer step after ``step`` finished ones; collective. ``stop``, ``save``: this rank's requests.
 
-    ``settle`` is called before weights or moments change, from which a checkpoint may still be copied.
+    ``settle`` is called before weights or moments change, from which a checkpoint may still be copied; ``mark`` at the
+    start of each part of the step.
     A step with a non-finite gradient leaves the weights unchanged.
     """
     engine.train()
     passes = accumulation(config.train, ranks.world_size)
     choice = config.train.attention
     fresh = itertools.islice(batches, passes)
-    done = _update(config, engine, fresh, batches, step, ranks, device, settle, kernel(choice))
+    done = _update(config, engine, fresh, batches, step, ranks, device, settle, mark, kernel(choice))
     repeated = done.skipped and _anywhere(may_be_cudnn(choice, device), ranks, device)
     if repeated:
         with engine.uncompiled():  # compiled code keeps the kernel that it was compiled with
             done = replace(
-                _update(config, engine, done.fed, batches, step, ranks, device, settle, kernel("flash")),
+                _update(config, engine, done.fed, batches, step, ranks, device, settle, mark, kernel("flash")),
                 waited=done.waited,
             )
     total, norm, waited, fed, marks = done.loss, done.norm, done.waited, done.fed, done.marks
@@ -140,6 +143,7 @@ def _update(
     ranks: Ranks,
     device: torch.device,
     settle: Callable[[], None],
+    mark: Callable[[Phase], None],
     attention: AbstractContextManager[None],
 ) -> _Update:
     """Run forward and backward passes over the micro-batches of ``source``, then the optimizer's step; collective."""
@@ -156,9 +160,11 @@ def _update(
     marks: list[Mark] = []
     with attention:
         for _ in range(passes):
+            mark("data")
             asked = time.perf_counter()
             batch = next(source)
             waited += time.perf_counter() - asked
+            mark("forward")
             if batch.step != step:
                 raise RuntimeError(f"the loader returned a batch of step {batch.step} in step {step}")
             fed.append(batch)
@@ -172,10 +178,13 @@ def _update(
             logits_BC = engine(x_BCHW).float()
             marks.append(_mark(device))
             loss = loss_of(config.train.loss, logits_BC, targets, label_smoothing=config.train.label_smoothing)
+            mark("backward")
             engine.backward(loss)
+            mark("data")
             asked = time.perf_counter()
             batches.fetch()  # the next one, while a GPU is still busy with this one: an upper bound of the GPU's wait
             waited += time.perf_counter() - asked
+            mark("update")
             if config.train.zero_stage == 0 and engine.at_boundary:
                 norm = engine.grad_norm()
             if engine.at_boundary:

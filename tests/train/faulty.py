@@ -1,8 +1,8 @@
 """A training job that meets a fault: python -m tests.train.faulty FAULT RANK STEP MODULE ARGUMENTS...
 
 The fault happens to RANK in STEP (counted from 1) of this attempt, in the model's forward pass: one forward pass is one
-step where the global batch is micro-batch x ranks. stop_evaluation happens in that forward pass of an evaluation;
-kill_start and kill_end before the first step and after the last.
+step where the global batch is micro-batch x ranks. stop_evaluation and pause_evaluation happen in that forward pass of
+an evaluation; kill_start and kill_end before the first step and after the last.
 """
 
 import os
@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from pipeline.distributed import heartbeat
+from pipeline.distributed import hangs, heartbeat
 from pipeline.engine import deepspeed_engine
 from pipeline.model.vit import VisionTransformer
 from pipeline.train import loop
 from pipeline.train import step as train_step
 
 SLOW = 0.15  # seconds
-heartbeat.PERIOD, heartbeat.SUSPICION = 0.5, 3.0  # shorter waits for the same decisions
+PAUSE = 4.0  # seconds
+heartbeat.PERIOD, heartbeat.SUSPICION, hangs.PATIENCE = 0.5, 3.0, 3  # shorter waits for the same decisions
 
 
 def inject(fault: str, rank: int, step: int) -> None:
@@ -33,7 +34,7 @@ def inject(fault: str, rank: int, step: int) -> None:
         nonlocal forwards
         if not isinstance(module, VisionTransformer) or int(os.environ["RANK"]) != rank:
             return None
-        if module.training == (fault == "stop_evaluation"):  # the others are met in training
+        if module.training == fault.endswith("_evaluation"):  # the others are met in training
             return None
         forwards += 1
         if fault == "slow" and forwards >= step:
@@ -46,6 +47,8 @@ def inject(fault: str, rank: int, step: int) -> None:
             logits_BC.register_hook(lambda gradient: gradient * float("inf"))
         if fault == "spike":
             return logits_BC * 50.0
+        if fault in ("pause", "pause_evaluation"):
+            time.sleep(PAUSE)
         if fault == "hang":
             time.sleep(3600)
         if fault == "full":  # no file may grow beyond the length of a log, as past a quota
