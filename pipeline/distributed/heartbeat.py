@@ -14,7 +14,6 @@ import json
 import logging
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from torch._C._distributed_c10d import TCPStore  # torch.distributed.TCPStore, w
 
 from pipeline.distributed.flight_recorder import dump_collectives
 from pipeline.distributed.hangs import Phase, Stall, State, Watch
+from pipeline.distributed.ranks import node_name
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Heartbeat:
         if self.rank != 0:
             self._store = TCPStore(address, port[0], is_master=False, timeout=PATIENCE)
         self.hosts = [""] * self.world_size
-        torch.distributed.all_gather_object(self.hosts, os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+        torch.distributed.all_gather_object(self.hosts, node_name(os.environ))
         self._store.set(f"state/{self.rank}", self._state().to_json())
         if self.rank == 0:
             self._store.set("verdict", "null")

@@ -143,6 +143,17 @@ def variables_of(world_size: int) -> list[dict[str, str]]:
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **every} for rank in range(world_size)]
 
 
+def node_name(environment: Mapping[str, str]) -> str:
+    """This machine, as Slurm calls it, or else its host name."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def spare_devices(world_size: int, environment: Mapping[str, str]) -> int:
+    """Devices of the Slurm job's nodes on which no rank runs: spare nodes, or lost ones."""
+    nodes, used = (int(environment.get(f"SLURM_{part}_NUM_NODES") or 0) for part in ("JOB", "STEP"))
+    return (nodes - used) * world_size // used if used else 0
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

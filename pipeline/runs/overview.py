@@ -27,7 +27,7 @@ class StatusRow:
     goodput: float | None = None  # share of the device time that went into steps that count
     starts: int = 0
     job: str = ""
-    note: str = ""  # nodes of a running job, reason of a pending one
+    note: str = ""  # nodes (or the host) of a running one, reason of a pending one
 
 
 def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float) -> list[StatusRow]:
@@ -122,7 +122,7 @@ def run_row(run: Path, queue: Mapping[str, QueuedJob], now: float) -> StatusRow:
         goodput=latest.get("progress/goodput"),
         starts=max(starts, len(record.attempts) if record else 0),
         job=job,
-        note=", ".join(filter(None, (_note(queued), fewer))) if queued else "",
+        note=_where(record, queued, fewer) if state == "running" else _note(queued) if queued else "",
     )
 
 
@@ -139,6 +139,14 @@ def run_state(status: Status | None, queued: QueuedJob | None, *, alive: bool) -
     if status.state == "running" and not alive:
         return "dead"
     return status.state
+
+
+def _where(record: records.Record | None, job: QueuedJob | None, fewer: str) -> str:
+    """The nodes of a run's latest attempt: "node[1-8] of node[1-9]" if its job has spare or lost nodes."""
+    place = record.attempts[-1].place if record else {}
+    own = place.get("nodes") or (job.nodes if job else place.get("host", ""))
+    nodes = f"{own} of {job.nodes}" if job and job.nodes not in ("", own) else own
+    return f"{nodes}, {fewer}" if fewer else nodes
 
 
 def _note(job: QueuedJob) -> str:

@@ -24,8 +24,8 @@ from pipeline.core.files import read_json, write_json
 from pipeline.runs.folder import LEDGER, METRICS, RECORD, STATUS, SYSTEM
 
 SILENCE = 300.0  # seconds without a write after which a run on another host counts as dead
-# system.jsonl grows every 10 s, but only while a sync to MLflow runs; ledger.txt with each step; status.json per save
-SIGNS = (METRICS, SYSTEM, LEDGER, STATUS)
+# ledger.txt grows with each step, system/ twice per minute; status.json is written per save
+SIGNS = (METRICS, LEDGER, STATUS)
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names
 
@@ -195,7 +195,8 @@ def alive(run_dir: Path, attempt: Attempt) -> bool:
             return bool(psutil.Process(attempt.pid).create_time() <= attempt.started)
         except psutil.NoSuchProcess:
             return False
-    stamps = [path.stat().st_mtime for name in SIGNS if (path := run_dir / name).is_file()]
+    paths = [*(run_dir / name for name in SIGNS), *(run_dir / SYSTEM).glob("*.jsonl")]
+    stamps = [path.stat().st_mtime for path in paths if path.is_file()]
     return time.time() - max(stamps, default=attempt.started) < SILENCE
 
 

@@ -31,7 +31,6 @@ from pipeline.runs.sweep_record import is_sweep
 from pipeline.tracking import description as describe
 from pipeline.tracking.client import check_writable, open_client, quiet_environment, reason, tracking_uri
 from pipeline.tracking.points import points
-from pipeline.tracking.system_metrics import Sampler
 from pipeline.tracking.view import EXPERIMENT_TAGS, VIEW_TAG
 
 KEY_TAG = "run_key"
@@ -39,7 +38,7 @@ INTERVAL = 5.0  # seconds between two passes during training
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts while the server fails
 BATCH = 1000  # values per call: MLflow's limit (MAX_METRICS_PER_BATCH)
 TEXTS = (".json", ".txt", ".diff")
-SENT_FILES = (METRICS, SYSTEM, EVALUATION_LINES)  # files of lines
+SENT_FILES = (METRICS, EVALUATION_LINES)  # files of lines
 PARAMS = 100  # parameters or tags per call: MLflow's limit
 
 
@@ -93,6 +92,9 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
         client.update_run(sent.run_id, status="RUNNING")
         sent.closed = 0
     count = sum(_send_lines(client, run_dir, record, sent, name) for name in SENT_FILES)
+    for path in sorted((run_dir / SYSTEM).glob("*.jsonl")):
+        with contextlib.suppress(UserError):  # damaged as its node lost power: worth less than what follows
+            count += _send_lines(client, run_dir, record, sent, f"{SYSTEM}/{path.name}")
     state = "FAILED" if died else record.attempts[-1].state
     if (
         _describe(client, run_dir, record, sent) and state == "RUNNING"
@@ -300,7 +302,6 @@ def _save(run_dir: Path, sent: Sent) -> None:
 def follow(run_dir: Path, say: Callable[[str], None]) -> int:
     """Sync until training announces its end (a line on stdin: seconds left) or has died. Returns the exit code."""
     parent = os.getppid()
-    sampler = Sampler(run_dir)
     deadline, died, pause, problem, refused = float("inf"), False, INTERVAL, "not yet", False
     backoff = retry.Backoff(FIRST_PAUSE, LONGEST_PAUSE)
     due = time.monotonic()
@@ -332,7 +333,6 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
                     signal.alarm(int(patience) + 10)  # a hanging call must not keep this process alive
             else:
                 due = min(due, time.monotonic() + 1.0)
-            sampler.sample_if_due()
 
 
 @contextlib.contextmanager

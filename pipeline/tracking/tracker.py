@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.runs import provenance, records
+from pipeline.runs import goodput, provenance, records
 from pipeline.runs.folder import CODE, EVALUATIONS, METRICS, MLFLOW_LOG, RECORD
 from pipeline.runs.records import Attempt, Line, Record
 from pipeline.tracking.view import how_to_look
@@ -31,20 +31,31 @@ class Tracker:
     """Tracks one attempt of a run, on rank 0 only. Created by :func:`open_tracker`."""
 
     def __init__(
-        self, run_dir: Path, record: Record, lines: Sequence[Line], *, devices: int, epoch_samples: int
+        self,
+        run_dir: Path,
+        record: Record,
+        lines: Sequence[Line],
+        *,
+        devices: int,
+        spare_devices: int,
+        epoch_samples: int,
     ) -> None:
         """``lines``: the existing lines of metrics.jsonl."""
         self.run_dir = run_dir
         self._record = record
         self._attempt = record.attempts[-1]
-        self._devices = devices
+        self._devices, self._spares = devices, spare_devices
         self._epoch_samples = epoch_samples
         self._file = records.Appender(run_dir / METRICS)
         self._spent = max((line.metrics.get("progress/device_hours", 0.0) for line in lines), default=0.0)
+        self._idle = max((line.metrics.get("progress/idle_device_hours", 0.0) for line in lines), default=0.0)
+        self._idle += (devices + spare_devices) * goodput.restart_seconds(lines, record.attempts) / 3600
         self._useful = 0.0  # device-hours spent on steps that count
         if standing := records.effective(lines, record.attempts):
             metrics = standing[-1].metrics
-            self._useful = metrics.get("progress/device_hours", 0.0) * metrics.get("progress/goodput", 0.0)
+            hours = metrics.get("progress/device_hours", 0.0) + metrics.get("progress/idle_device_hours", 0.0)
+            self._useful = hours * metrics.get("progress/goodput", 0.0)
+        self._restarts, self._lost = len(record.attempts) - 1, goodput.lost_steps(lines, record.attempts)
         self._step = self._attempt.start_step
         self._sync = None if os.environ.get(OFF) == "off" else _start_sync(run_dir)
         self._warned = False
@@ -68,17 +79,23 @@ class Tracker:
         """The x values for curves, besides the step.
 
         Goodput is the share of the device time since the run's first start that was spent on steps that count, not on
-        startup, evaluation, checkpoints, or steps that a later attempt repeated.
+        startup, evaluation, checkpoints, or steps that a later attempt repeated; nor is it that of spare nodes, or
+        between two attempts in one Slurm job (idle_device_hours).
         """
-        hours = self._spent + self._devices * (now - self._attempt.started) / 3600
+        elapsed = (now - self._attempt.started) / 3600
+        hours, idle = self._spent + self._devices * elapsed, self._idle + self._spares * elapsed
         if "speed/step_seconds" in metrics:
             self._useful += self._devices * (step - self._step) * metrics["speed/step_seconds"] / 3600
             self._step = step
         progress = {
             "progress/samples": float(samples),
             "progress/device_hours": hours,
-            "progress/goodput": min(1.0, self._useful / hours) if hours > 0 else 0.0,
+            "progress/goodput": min(1.0, self._useful / (hours + idle)) if hours > 0 else 0.0,
         }
+        if self._restarts:
+            progress |= {"progress/restarts": float(self._restarts), "progress/lost_steps": float(self._lost)}
+        if idle:
+            progress["progress/idle_device_hours"] = idle
         if self._epoch_samples:
             progress["progress/epochs"] = samples / self._epoch_samples
         return progress
@@ -117,13 +134,15 @@ def open_tracker(
     artifacts: Sequence[Path] = (),
     start_step: int = 0,
     devices: int = 1,
+    spare_devices: int = 0,
     epoch_samples: int = 0,
 ) -> Tracker:
     """Start tracking an attempt of the run in ``run_dir``, which continues after ``start_step``. Rank 0 only.
 
     The run folder keeps the identity of the MLflow run, so that a resumed run continues in the same one; earlier
     attempts' lines with a step above ``start_step`` are superseded and marked. ``devices`` (number of ranks) scales the
-    device-hours, ``epoch_samples`` is the size of the training split.
+    device-hours, ``spare_devices`` are those of the job's other nodes, ``epoch_samples`` is the size of the training
+    split.
 
     The MLflow server is ``MLFLOW_TRACKING_URI``, or the file ``mlflow.db`` beside the run folder.
     """
@@ -143,7 +162,7 @@ def open_tracker(
     )
     provenance.write_code(run_dir / CODE, attempt.number)
     records.write_record(run_dir, record)
-    return Tracker(run_dir, record, lines, devices=devices, epoch_samples=epoch_samples)
+    return Tracker(run_dir, record, lines, devices=devices, spare_devices=spare_devices, epoch_samples=epoch_samples)
 
 
 def _artifact(path: Path, run_dir: Path) -> str:

@@ -29,7 +29,7 @@ from pipeline.model.preprocess import DTYPES
 from pipeline.runs import folder as run_folder
 from pipeline.runs import sample_ledger
 from pipeline.runs.folder import DAMAGE, LEDGER, METRICS
-from pipeline.runs.goodput import account, summary
+from pipeline.runs.goodput import account, lost_steps, summary
 from pipeline.runs.records import read_lines, read_record
 from pipeline.train import anomalies, detectors
 from pipeline.train.anomalies import examine
@@ -75,6 +75,8 @@ def train(config: RunConfig, given: Collection[str] = ()) -> int:
             outcome = loop(run, progress, stop, bar)
             run.heartbeat.mark("checkpoint")
             run.saver.finish()
+            if run.sampler is not None:  # before rank 0 sends the last of them
+                run.sampler.stop()
             torch.distributed.barrier()
     except BaseException as error:
         fail(run, progress, error)
@@ -304,12 +306,17 @@ def write_status(run: Run, progress: Progress, state: Literal["running", "stoppe
 def close(run: Run, progress: Progress, outcome: Outcome) -> None:
     """Record how the attempt ended, and where its time went."""
     faulthandler.cancel_dump_traceback_later()
+    if run.sampler is not None:
+        run.sampler.stop()
     write_status(run, progress, outcome)
     if run.tracker is not None and run.fence is not None and run.fence.holds():
         run.tracker.close(MLFLOW_STATUS[outcome])
         lines, _ = read_lines(run.config.run_dir / METRICS)
         history = read_record(run.config.run_dir)
-        where = summary(account(lines, history.attempts)) if history else ""
+        where = ""
+        if history:
+            lost = lost_steps(lines, history.attempts)
+            where = summary(account(lines, history.attempts), len(history.attempts) - 1, lost)
         if damage := run.damages.summary() if run.damages else "":
             logger.warning("%s; %s names each", damage, run.config.run_dir / DAMAGE)
         logger.info("%s after step %d of %d: %s; %s", outcome, progress.step, run.job.steps, run.config.run_dir, where)

@@ -24,7 +24,7 @@ from pipeline.dataset.joined_split import JoinedSplit, chosen, make_cache, open_
 from pipeline.dataset.split import Choice
 from pipeline.distributed import devices, hangs, process_group
 from pipeline.distributed.heartbeat import Heartbeat
-from pipeline.distributed.ranks import ranks_from_environment
+from pipeline.distributed.ranks import node_name, ranks_from_environment, spare_devices
 from pipeline.engine import deepspeed_config
 from pipeline.engine import deepspeed_engine as ds
 from pipeline.imaging import jpeg
@@ -49,6 +49,7 @@ from pipeline.runs.folder import (
 )
 from pipeline.runs.ownership import claim
 from pipeline.runs.provenance import describe_code
+from pipeline.tracking.system_metrics import Sampler
 from pipeline.tracking.tracker import Tracker, open_tracker
 from pipeline.train.attention import check_kernel
 from pipeline.train.initial_weights import inherit, read_parent
@@ -272,6 +273,7 @@ def start(config: RunConfig, job: Job) -> Run:
             logger.info("from step %d on: %s", start_step, ", ".join(changed))
         record = folder.write_fixed(config, {**job.all_facts, **facts}, classes, resumed=meta is not None)
         tracker = start_tracking(config, job.data.folder, record, start_step, ranks.world_size)
+    attempt = (job.status.attempt if job.status else 0) + 1
     return Run(
         config=config,
         job=job,
@@ -287,10 +289,11 @@ def start(config: RunConfig, job: Job) -> Run:
         ),
         start_step=start_step,
         meta=meta,
-        attempt=(job.status.attempt if job.status else 0) + 1,
+        attempt=attempt,
         fence=fence,
         tracker=tracker,
         damages=Damages(config.run_dir, start_step) if ranks.rank == 0 else None,
+        sampler=Sampler(config.run_dir, node_name(os.environ), attempt).start() if ranks.local_rank == 0 else None,
     )
 
 
@@ -328,5 +331,6 @@ def start_tracking(config: RunConfig, data: Path, run: dict[str, Any], start_ste
         artifacts=[config.run_dir / CONFIG, config.run_dir / FACTS, data / "dataset.json"],
         start_step=start_step,
         devices=world_size,
+        spare_devices=spare_devices(world_size, os.environ),
         epoch_samples=run["samples"],
     )

@@ -17,6 +17,7 @@ from pipeline.engine.deepspeed_engine import Engine
 from pipeline.runs.damage_record import Damages
 from pipeline.runs.folder import RunFolder, Status
 from pipeline.runs.ownership import Fence
+from pipeline.tracking.system_metrics import Sampler
 from pipeline.tracking.tracker import Tracker
 from pipeline.train.detectors import Spikes
 from pipeline.train.stopwatch import Stopwatch
@@ -77,4 +78,5 @@ class Run:
     attempt: int  # 1 is the first
     fence: Fence | None  # on rank 0 only
     tracker: Tracker | None  # on rank 0 only
+    sampler: Sampler | None  # on the first rank of each node
     damages: Damages | None  # on rank 0 only

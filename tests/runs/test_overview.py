@@ -13,7 +13,7 @@ from jobs.status import table
 from pipeline.core.errors import UserError
 from pipeline.runs.folder import Status, write_status
 from pipeline.runs.overview import collect, run_state
-from pipeline.runs.records import Attempt, Line, Record, to_json, write_record
+from pipeline.runs.records import Attempt, Line, Record, read_record, to_json, write_record
 from pipeline.runs.slurm_queue import QueuedJob, jobs_of, parse_queue, read_queue
 
 NOW = 1_800_000_000.0
@@ -54,6 +54,13 @@ def test_a_running_job(tmp_path: Path) -> None:
     assert (row.checkpoint_step, row.checkpoint_age) == (20, pytest.approx(90))
     assert row.goodput == 0.75
     assert collect([tmp_path], queue, NOW) == [row]  # a folder of runs
+    record = read_record(run)
+    assert record is not None
+    place = {"host": "node3", "nodes": "node[3,5]"}  # a spare replaces node4
+    write_record(run, replace(record, attempts=[record.attempts[0], replace(record.attempts[1], place=place)]))
+    job = QueuedJob("RUNNING", "None", "node[3-5]")
+    assert collect([run], {"12": job}, NOW)[0].note == "node[3,5] of node[3-5]"
+    write_record(run, record)
     json.dumps(row.__dict__)
     assert table([row], 150).row_count == 1
 
@@ -177,7 +184,7 @@ def test_runs_of_one_name_are_all_shown_and_an_arrays_other_tasks_say_nothing_of
     (tmp_path / "c").symlink_to(tmp_path / "a")
     queue = parse_queue("13|12|12_0|RUNNING|None|node1|me|x|/x/slurm/command.sh\n")
     rows = collect([tmp_path / "a", tmp_path / "b", tmp_path / "c"], queue, NOW)
-    assert [(row.name, row.state, row.note) for row in rows] == [("pretrain-l16", "running", "")] * 2
+    assert [(row.name, row.state, row.note) for row in rows] == [("pretrain-l16", "running", "elsewhere")] * 2
 
 
 def test_a_damaged_run_hides_no_other(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OFF, "off")
 
 
-def opened(run_dir: Path, *, start_step: int = 0, devices: int = 2) -> Tracker:
+def opened(run_dir: Path, *, start_step: int = 0, devices: int = 2, spare_devices: int = 0) -> Tracker:
     return open_tracker(
         run_dir,
         experiment="digits",
@@ -39,6 +39,7 @@ def opened(run_dir: Path, *, start_step: int = 0, devices: int = 2) -> Tracker:
         tags={"team": "vision"},
         start_step=start_step,
         devices=devices,
+        spare_devices=spare_devices,
         epoch_samples=100,
     )
 
@@ -191,6 +192,39 @@ def test_an_attempt_goes_on_in_the_same_record(tmp_path: Path) -> None:
     useful = 20 * 0.001 * 2 / 3600  # 20 steps that count on two devices
     last = standing[-1].metrics
     assert last["progress/goodput"] == pytest.approx(min(1.0, useful / last["progress/device_hours"]), rel=1e-6)
+    assert (last["progress/restarts"], last["progress/lost_steps"]) == (1, 10)
+    assert "progress/idle_device_hours" not in last
+    assert "progress/restarts" not in lines[0].metrics
+
+
+def test_goodput_counts_spare_nodes_and_restarts_in_the_slurm_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    run_dir = tmp_path / "run"
+    first = opened(run_dir, devices=8, spare_devices=8)
+    first.log(10, 80, {"speed/step_seconds": 0.001})
+    first.close("FAILED")
+    (line,) = lines_of(run_dir)
+    half = line.metrics["progress/device_hours"]
+    assert line.metrics["progress/idle_device_hours"] == pytest.approx(half), "as many idle devices as busy ones"
+    assert line.metrics["progress/goodput"] == pytest.approx(min(1.0, 8 * 0.01 / 3600 / (2 * half)))
+    record = records.read_record(run_dir)
+    assert record is not None
+    early = [records.to_json(Line(10, 80, time.time() - 36, 1, line.metrics))]  # 36 s passed before the restart
+    (run_dir / METRICS).write_bytes(b"".join(early))
+    second = opened(run_dir, start_step=8, devices=8)
+    second.log(20, 160, {})
+    again = lines_of(run_dir)[-1].metrics
+    assert again["progress/idle_device_hours"] - half == pytest.approx(8 * 36 / 3600, rel=0.05)
+    second.close("FAILED")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # a requeue: the devices were given back
+    third = opened(run_dir, start_step=20, devices=8)
+    third.log(30, 240, {})
+    requeued = lines_of(run_dir)[-1].metrics
+    assert requeued["progress/idle_device_hours"] == again["progress/idle_device_hours"]
+    assert (requeued["progress/restarts"], requeued["progress/lost_steps"]) == (2, 2)
+    third.close("FINISHED")
 
 
 def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> None:
@@ -223,12 +257,8 @@ def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> Non
 
 def test_a_run_on_another_host_is_alive_while_its_files_grow(tmp_path: Path) -> None:
     attempt = Attempt(1, 0, time.time() - 1000, 1, {"host": "elsewhere"})
-    for name in (
-        METRICS,
-        SYSTEM,
-        LEDGER,
-        "status.json",
-    ):  # without MLflow's sync there is no system.jsonl
+    (tmp_path / SYSTEM).mkdir()
+    for name in (METRICS, f"{SYSTEM}/node2.jsonl", LEDGER, "status.json"):
         assert not records.alive(tmp_path, attempt)
         path = tmp_path / name
         path.write_bytes(b"")

@@ -37,7 +37,17 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
     server: Server, seven_digits: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TRACKED)
+    job = (
+        "-m",
+        "tests.helpers.on_nodes",
+        "jobs.pretrain",
+        "tiny",
+        "--run-dir",
+        run_dir,
+        "--data.train",
+        seven_digits,
+        *TRACKED,
+    )
     job += ("--experiment", "the lab's digits", "--data.eval-resize", "central")
     variables = {"VIT_MLFLOW": "on", "MLFLOW_TRACKING_URI": server.uri}
     with Ranks(2, job, tmp_path / "first", **variables) as ranks:
@@ -61,6 +71,14 @@ def test_a_requeued_training_is_one_run_with_its_model_in_the_registry(
             for point in sorted(client.get_metric_history(run.info.run_id, name), key=lambda point: point.timestamp)
         }
         assert latest == {line.step: shown(line.metrics[name]) for line in lines if name in line.metrics}
+    load = {
+        name.split("/", 2)[1]: run.data.metrics[name]
+        for name in run.data.metrics
+        if name.endswith("memory_usage_percentage")
+    }
+    assert set(load) == {"node0", "node1"}, "each node's system metrics, not rank 0's alone"
+    assert all(0 < value < 100 for value in load.values())
+    assert run.data.metrics["progress/restarts"] == 1
     assert run.data.params["train.global_batch"] == "32"
     assert "data.flip True -> False" in run.data.tags["recipe.changed"]
     info = json.loads((seven_digits / "dataset.json").read_text())

@@ -93,9 +93,11 @@ def test_an_account_of_two_attempts() -> None:
     assert total["other"] == pytest.approx((100 - 67) + (80 - 57))
     assert sum(total.values()) == pytest.approx(180), "the time between attempts isn't the run's"
     parts = "training 47%, data 4%, evaluation 6%, checkpoint 1%, redone 11%, other 31%"
-    assert summary(total) == f"time: {parts}"
-    assert summary({"training": 99.6, "data": 0.4, "other": 0.0}) == "time: training 100%"
-    assert summary({"training": 0.0}) == "time: ", "a run that has only begun"
+    assert summary(total, 0, 0) == f"time: {parts}"
+    assert summary({"training": 99.6, "data": 0.4, "other": 0.0}, 0, 0) == "time: training 100%"
+    assert summary({"training": 0.0}, 0, 0) == "time: ", "a run that has only begun"
+    again = summary({"training": 1.0}, 2, 1200)
+    assert again == "time: training 100%; 2 restart(s), 1,200 step(s) trained twice"
 
 
 def test_what_was_undone_or_done_for_nothing_counts_as_redone() -> None:
