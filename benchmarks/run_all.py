@@ -26,6 +26,7 @@ QUICK = {
     "learning": "--epochs 1 --seeds 1",
     "loader": "--images 200 --rounds 1",
     "loop": "--steps 10 --rounds 1",
+    "neighbour": "--gigabytes 0.1 --rounds 1",
     "order": "--rate 10",
     "predict": "--images 200 --rounds 1",
     "shard": "--gigabytes 0.1 --rounds 1",

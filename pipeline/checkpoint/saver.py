@@ -23,7 +23,7 @@ import torch.distributed
 from torch._C._distributed_c10d import Store  # torch.distributed.Store, where mypy finds it
 
 from pipeline.checkpoint.format import FORMAT_VERSION, Meta, complete, folder_name, read_meta
-from pipeline.config.schema import CheckpointConfig, RunConfig
+from pipeline.config.schema import CheckpointConfig, RunConfig, save_minutes
 from pipeline.config.serialize import to_dict
 from pipeline.core.errors import UserError
 from pipeline.core.files import flush, write_json, xxh3_128
@@ -56,9 +56,13 @@ class Saver:
         self._folder = config.run_dir / CHECKPOINTS
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether a checkpoint is due by this rank's clock or by the step."""
-        rule = self.config.checkpoint
-        by_clock = rule.minutes > 0 and time.monotonic() - self.last >= 60 * rule.minutes
+        """Whether a checkpoint is due by this rank's clock or by the step.
+
+        The clock waits for a checkpoint that is being written: a slow disk must not hold up the training.
+        """
+        rule, minutes = self.config.checkpoint, save_minutes(self.config)
+        writing = self._thread is not None and self._thread.is_alive()
+        by_clock = minutes > 0 and not writing and time.monotonic() - self.last >= 60 * minutes
         return step == steps or by_clock or (rule.every > 0 and step % rule.every == 0)
 
     def save(

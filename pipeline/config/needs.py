@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _saves(run: "RunConfig") -> bool:
-    return run.checkpoint.every > 0 or run.checkpoint.minutes > 0
+    return run.checkpoint.every > 0 or bool(run.checkpoint.minutes)
 
 
 def _evaluates(run: "RunConfig") -> bool:
@@ -65,7 +65,7 @@ DECAY = Need(
 )
 CHECKPOINTS = Need(
     _saves,
-    "when only the last step is saved (checkpoint.every 0 and checkpoint.minutes 0)",
+    "when only the last step is saved (checkpoint.every 0 without checkpoint.minutes)",
     "set checkpoint.every or checkpoint.minutes",
 )
 SCORED_CHECKPOINTS = Need(

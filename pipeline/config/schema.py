@@ -243,8 +243,10 @@ class TrainConfig:
 class CheckpointConfig:
     every: int = setting(1000, FREE, NONE_OR_MORE)
     """Steps between checkpoints; there is always one at the end."""
-    minutes: float = setting(0.0, FREE, NONE_OR_MORE)
-    """Also save when this many minutes have passed since the last checkpoint. 0: only checkpoint.every counts."""
+    minutes: float | None = setting(None, FREE, NONE_OR_MORE)
+    """Also save when this many minutes have passed since the last checkpoint, unless one is still being written. 0:
+    only checkpoint.every counts. Default: 5, so that a lost node costs no more; 0 with checkpoint.every 0, and with
+    train.rollback_nonfinite, whose roll-backs are then the same whenever the run is repeated."""
     background: bool = setting(True, FREE)
     """Write checkpoints while training continues; it only waits for the copy to host memory."""
     keep_last: int = setting(2, FREE, ONE_OR_MORE, needs=needs.CHECKPOINTS)
@@ -299,6 +301,16 @@ def _batch_remedy(global_batch: int, micro_batch: int, world_size: int) -> str:
     share = global_batch // world_size
     fitting = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
     return f"set train.micro_batch to a divisor of {share}, such as {fitting}"
+
+
+SAVE_MINUTES = 5.0
+
+
+def save_minutes(run: RunConfig) -> float:
+    """Longest time between two checkpoints, in minutes; 0: no limit."""
+    if run.checkpoint.minutes is not None:
+        return run.checkpoint.minutes
+    return SAVE_MINUTES if run.checkpoint.every > 0 and not run.train.rollback_nonfinite else 0.0
 
 
 def total_steps(schedule: ScheduleConfig, samples: int, global_batch: int) -> int:

@@ -187,7 +187,7 @@ def without_effect(config: RunConfig, steps: int, given: Collection[str]) -> Ite
 
     def meet(every: int) -> bool:
         """Whether a step before the last is a multiple of ``every`` and saved."""
-        return rule.minutes > 0 or not rule.every or not every or math.lcm(rule.every, every) < steps
+        return bool(rule.minutes) or not rule.every or not every or math.lcm(rule.every, every) < steps
 
     if "checkpoint.keep_every" in given and not meet(rule.keep_every):
         yield (

@@ -53,7 +53,10 @@ def test_every_field_has_its_facts() -> None:
 
 def test_every_number_has_its_range() -> None:
     values = flatten(to_dict(RunConfig()))
-    numbers = {name for name, value in values.items() if type(value) in (int, float)} | {"data.mixup"}  # None at first
+    numbers = {name for name, value in values.items() if type(value) in (int, float)} | {
+        "data.mixup",
+        "checkpoint.minutes",
+    }  # None at first
     assert RANGES.keys() == (numbers | SEVERAL) - TYPED
 
 

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipes import FINETUNE, PRETRAIN, Recipe
-from pipeline.config.schema import RunConfig, ScheduleConfig, TrainConfig, accumulation, total_steps
+from pipeline.config.schema import (
+    CheckpointConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    accumulation,
+    save_minutes,
+    total_steps,
+)
 from pipeline.config.serialize import flatten, from_dict, to_dict
 from pipeline.core.errors import UserError
 
@@ -61,3 +69,19 @@ def test_steps_come_from_epochs_once() -> None:
     assert total_steps(ScheduleConfig(epochs=0.01), samples=10, global_batch=10) == 1
     with pytest.raises(UserError, match="schedule\\.steps 0 and schedule\\.epochs 0"):
         total_steps(ScheduleConfig(), samples=10, global_batch=10)
+
+
+@pytest.mark.parametrize(
+    ("rule", "train", "minutes"),
+    [
+        (CheckpointConfig(), TrainConfig(), 5.0),
+        (CheckpointConfig(minutes=30.0), TrainConfig(rollback_nonfinite=1), 30.0),
+        (CheckpointConfig(minutes=0.0), TrainConfig(), 0.0),
+        (CheckpointConfig(every=0), TrainConfig(), 0.0),
+        (CheckpointConfig(), TrainConfig(rollback_nonfinite=1), 0.0),
+    ],
+)
+def test_a_lost_node_costs_five_minutes_unless_said_otherwise(
+    rule: CheckpointConfig, train: TrainConfig, minutes: float
+) -> None:
+    assert save_minutes(RunConfig(checkpoint=rule, train=train)) == minutes
