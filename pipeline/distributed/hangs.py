@@ -71,7 +71,7 @@ def behind(states: Sequence[State]) -> list[int]:
 
 
 class Watch:
-    """All ranks over time, by rank 0's monotonic clock (``now``, seconds)."""
+    """All ranks over time, by rank 0's clock (``now``, seconds)."""
 
     def __init__(self, states: Sequence[State], now: float) -> None:
         self.states = list(states)

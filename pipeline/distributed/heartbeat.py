@@ -149,18 +149,20 @@ class Heartbeat:
         return State(self._beat, *self._point, collective=_in_collective(self._main))
 
     def _run(self) -> None:
-        watch = Watch([State(0)] * self.world_size, time.monotonic())
-        warned = 0.0  # about the stall since this moment
+        awake, before = 0.0, time.monotonic()  # seconds in which this process was not suspended
+        watch = Watch([State(0)] * self.world_size, awake)
+        warned = -1.0  # about the stall since this moment
         while not self._stopped.wait(PERIOD):
             try:
                 self._beat += 1
                 self._store.set(f"state/{self.rank}", self._state().to_json())
                 if self.rank == 0:
-                    now = time.monotonic()
-                    watch.update(self._states(), now)
-                    if gone := watch.silent(min(SILENCE, self.hang_timeout), now):
+                    awake += min(time.monotonic() - before, 3 * PERIOD)
+                    before = time.monotonic()
+                    watch.update(self._states(), awake)
+                    if gone := watch.silent(min(SILENCE, self.hang_timeout), awake):
                         self._end(gone, f"{self._named(gone)} gone: no sign of life since {watch.states[gone[0]]}")
-                    stall = watch.stall(now)
+                    stall = watch.stall(awake)
                     if stall.over(self.hang_timeout, self._first_step):
                         self._end(stall.ranks, self._describe(stall))
                     elif stall.seconds > self.hang_timeout and warned != watch.moved and stall.state.phase != "end":
@@ -175,11 +177,11 @@ class Heartbeat:
                     self._leave_without_rank_0()
 
     def _watch_rank_0(self) -> None:
-        beat, silent = self._beat, 0  # periods without an answer; counted, because this process itself may be paused
+        beat, silent = self._beat, 0  # periods without an answer; counted, because this process itself may be suspended
         while not self._stopped.wait(PERIOD):
             silent = 0 if self._beat != beat else silent + 1
             beat = self._beat
-            if silent * PERIOD > min(PATIENCE.total_seconds(), self.hang_timeout):
+            if silent * PERIOD > min(SILENCE, self.hang_timeout):
                 self._failed = False  # whatever the main thread is in, it waits for the store as well
                 self._leave_without_rank_0()
 

@@ -64,6 +64,19 @@ def test_a_stopped_rank_is_named_though_no_collective_fails(digits: Path, tmp_pa
     assert "exits; a restart resumes from the last checkpoint" in output
 
 
+def test_a_job_that_is_suspended_and_resumed_continues(digits: Path, tmp_path: Path) -> None:
+    """As by scontrol suspend: the pause is twice the limit, and each rank's own."""
+    with Ranks(2, faulty("none", 0, 0, tmp_path / "run", digits), tmp_path / "log") as ranks:
+        ranks.wait_for("step 3/", 60)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in (1, 0):
+                ranks.signal(rank, number)
+            time.sleep(2 * LIMIT if number == signal.SIGSTOP else LIMIT + 2)
+        ranks.signal(0, signal.SIGUSR1)
+        finished = ranks.wait(30)
+    assert [rank.code for rank in finished] == [75, 75], ranks.output()
+
+
 def test_a_loader_that_stalls_is_warned_of_and_ends_the_job_later(digits: Path, tmp_path: Path) -> None:
     command = faulty("none", 0, 0, tmp_path / "run", digits, "--data.workers", 1)
     with Ranks(2, command, tmp_path / "log") as ranks:
