@@ -23,7 +23,7 @@ from pipeline.train import loop
 from pipeline.train import step as train_step
 
 SLOW = 0.15  # seconds
-PAUSE = 4.0  # seconds
+PAUSE = 5.0  # seconds
 heartbeat.PERIOD, heartbeat.SUSPICION, hangs.PATIENCE = 0.5, 3.0, 3  # shorter waits for the same decisions
 
 

@@ -14,7 +14,7 @@ from tests.helpers.jobs import job
 from tests.helpers.ranks import Ranks
 
 HOST = socket.gethostname()
-LIMIT = 2  # seconds
+LIMIT = 3  # seconds
 
 
 def faulty(fault: str, rank: int, step: int, run: Path, data: Path, *options: object, steps: int = 100_000) -> tuple:
@@ -22,7 +22,7 @@ def faulty(fault: str, rank: int, step: int, run: Path, data: Path, *options: ob
     return ("-m", "tests.train.faulty", fault, rank, step, *command)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_rank_that_hangs_in_a_step_is_named_with_its_stack(digits: Path, tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
     (run / "slurm").mkdir(parents=True)
@@ -50,7 +50,7 @@ def test_a_rank_that_hangs_in_a_step_is_named_with_its_stack(digits: Path, tmp_p
     assert last[f"rank-{victim}"][1] < last[f"rank-{survivors[0]}"][1], "the one that is missing in the collective"
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_stopped_rank_is_named_though_no_collective_fails(digits: Path, tmp_path: Path, victim: int) -> None:
     """As a node that has lost its network, or is frozen: its connections stay open."""
     with Ranks(2, faulty("none", 0, 0, tmp_path / "run", digits), tmp_path / "log") as ranks:
@@ -64,6 +64,7 @@ def test_a_stopped_rank_is_named_though_no_collective_fails(digits: Path, tmp_pa
     assert "exits; a restart resumes from the last checkpoint" in output
 
 
+@pytest.mark.soak  # 16 s of waiting
 def test_a_job_that_is_suspended_and_resumed_continues(digits: Path, tmp_path: Path) -> None:
     """As by scontrol suspend: the pause is twice the limit, and each rank's own."""
     with Ranks(2, faulty("none", 0, 0, tmp_path / "run", digits), tmp_path / "log") as ranks:
@@ -93,7 +94,7 @@ def test_a_loader_that_stalls_is_warned_of_and_ends_the_job_later(digits: Path, 
     assert "in fetch" in finished[0].output, "the stack"
 
 
-@pytest.mark.parametrize("fault", ["pause", "pause_evaluation"])
+@pytest.mark.parametrize("fault", ["pause", pytest.param("pause_evaluation", marks=pytest.mark.soak)])
 def test_a_slow_first_step_or_evaluation_is_no_hang(digits: Path, tmp_path: Path, fault: str) -> None:
     """The pause is twice the limit: as a compilation on one rank, or a slow disk."""
     options = ("--data.eval-split", "val", "--train.eval-batch", 64)
