@@ -1,6 +1,6 @@
 """What a checkpoint of L/16 costs as files, against a copy in the memory of a neighbour node.
 
-python benchmarks/bench_neighbour.py [--gigabytes 3.7] [--rounds 3] [--folder FOLDER]
+python -m benchmarks.bench_neighbour [--gigabytes 3.7] [--rounds 3] [--folder FOLDER]
 Both begin with the same copy into host memory, beside the next step (bench_checkpoint.py). Then the one writes its part
 to a disk and flushes it; the other sends it to another process (gloo over the loopback interface, faster than a network
 and without its latency). Neither is on the training's path; what counts is how often each can be done.
