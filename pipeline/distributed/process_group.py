@@ -32,8 +32,8 @@ TIMEOUT = datetime.timedelta(minutes=10)  # for one collective: longer than any 
 def start(ranks: Ranks, timeout: datetime.timedelta = TIMEOUT, collectives: Path | None = None) -> torch.device:
     """Join the process group (nccl on GPUs, gloo on CPUs) through DeepSpeed; return this rank's device.
 
-    ``timeout``: for the rendezvous, and for each later collective. ``collectives``: folder to which NCCL writes the last
-    collectives of each rank when one times out.
+    ``timeout``: for the rendezvous, and for each later collective. ``collectives``: folder to which NCCL writes the
+    last collectives of each rank when one times out.
     """
     device = local_device(ranks.local_rank)
     if device.type == "cuda":  # DeepSpeed uses LOCAL_RANK as the device index
