@@ -91,7 +91,8 @@ def main() -> int:
     if config.features:
         results += evaluate_features(config, suite)
     if suite.rank == 0:
-        show(suite, results)
+        if results:
+            show(suite, results)
         scores = {result.name: result.scores for result in results}
         print(json.dumps({"model": str(suite.source), **scores}), flush=True)
         if suite.run_dir is not None:

@@ -1,8 +1,9 @@
 """Running the model on the suite: opened once, then one set after another; collective over the processes."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -130,7 +131,9 @@ class Suite:
 
     def _whole(self, data: Labelled) -> dict[str, dict[str, float]]:
         """Scores by result."""
-        counts = self._count(data, range(len(data.pictures)), " and ".join(data.titles.values()))
+        title, images = " and ".join(data.titles.values()), len(data.pictures)
+        with Bar(title, images, "images", shown=self.rank == 0) as bar:
+            counts = self._count(data, range(images), title, bar.advance)
         by_set = {
             "samples": float(counts.samples),
             "top1": counts.top1 / counts.samples,
@@ -140,48 +143,53 @@ class Suite:
         return {name: by_real if name == REAL else by_set for name in data.titles}
 
     def _by_part(self, data: Labelled, keys: Mapping[str, str]) -> dict[str, dict[str, float]]:
-        """ImageNet-C: each corruption at each severity is stored separately, since all of them take a day."""
+        """ImageNet-C: each corruption at each severity is stored separately, since all of them take a day.
+
+        One bar shows the progress of all.
+        """
         ((result, set_title),) = data.titles.items()
         rows: dict[str, list[int]] = defaultdict(list)
         for row, part in enumerate(data.parts):
             rows[part].append(row)
         errors: dict[str, dict[int, float]] = defaultdict(dict)
         samples = 0.0
-        for part, chosen in sorted(rows.items()):
-            name = f"{result}/{part}"
-            kept = self.kept(name, keys[result])
-            if kept is None:
-                title = f"{set_title}, {part}"
-                counts = self._count(data, chosen, title)
-                scores = {"samples": float(counts.samples), "top1": counts.top1 / counts.samples}
-                kept = self.keep(name, title, scores, keys[result], partial=data.partial)
-            corruption, severity = part.split("/")
-            errors[corruption][int(severity)] = 1.0 - kept.scores["top1"]
-            samples += kept.scores["samples"]
+        found = {part: self.kept(f"{result}/{part}", keys[result]) for part in sorted(rows)}
+        done = sum(len(rows[part]) for part, kept in found.items() if kept is not None)
+        with Bar(set_title, len(data.pictures), "images", start=done, shown=self.rank == 0) as bar:
+            for part, kept in found.items():
+                if kept is None:
+                    title = f"{set_title}, {part}"
+                    counts = self._count(data, rows[part], title, partial(bar.advance, note=part))
+                    scores = {"samples": float(counts.samples), "top1": counts.top1 / counts.samples}
+                    kept = self.keep(f"{result}/{part}", title, scores, keys[result], partial=data.partial)  # noqa: PLW2901
+                    done += len(rows[part])
+                    bar.update(done, part)  # of several processes each has counted a little too much
+                corruption, severity = part.split("/")
+                errors[corruption][int(severity)] = 1.0 - kept.scores["top1"]
+                samples += kept.scores["samples"]
         each = {f"top1_{name}": 1.0 - sum(of.values()) / len(of) for name, of in errors.items()}
         return {result: {"samples": samples, **corruption_scores(errors), **each}}
 
-    def _count(self, data: Labelled, rows: Sequence[int], title: str) -> Counts:
+    def _count(self, data: Labelled, rows: Sequence[int], title: str, advance: Callable[[int], None]) -> Counts:
         wnids = [entry.wnid for entry in self.classifier.known.classes]
         real = None
         if data.real:
             every = [(wnid,) for wnid in listed("imagenet1k") or []]  # what ReaL's labels count
             real = RealLabels([data.real[row] for row in rows], members(every, wnids, title))
-        with Bar(title, len(rows), "images", shown=self.rank == 0) as bar:
-            counts = accuracy(
-                self.classifier,
-                [data.pictures[row] for row in rows],
-                [data.labels[row] for row in rows],
-                members(data.classes, wnids, title),
-                real=real,
-                batch=self.batch,
-                workers=self.workers,
-                rank=self.rank,
-                world_size=self.world_size,
-                reduce=self.sum,
-                gather=self._gather,
-                advance=bar.advance,
-            )
+        counts = accuracy(
+            self.classifier,
+            [data.pictures[row] for row in rows],
+            [data.labels[row] for row in rows],
+            members(data.classes, wnids, title),
+            real=real,
+            batch=self.batch,
+            workers=self.workers,
+            rank=self.rank,
+            world_size=self.world_size,
+            reduce=self.sum,
+            gather=self._gather,
+            advance=advance,
+        )
         if counts.damaged:
             more = f" and {len(counts.damaged) - MOST_NAMED} more" if len(counts.damaged) > MOST_NAMED else ""
             raise UserError(

@@ -20,6 +20,7 @@ from data_prep.test_sets.read_set import read
 from jobs import suite
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
+from pipeline.core.progress import Bar
 from pipeline.inference.image_files import Picture, prepared
 from pipeline.interop import export
 from pipeline.interop.trained_model import Description, Named, Trained
@@ -267,7 +268,7 @@ def test_a_partial_or_damaged_download_is_named(
 ) -> None:
     arguments = ["suite", str(model), "--data-root", str(root), "--only", "a", "--workers", "0"]
     monkeypatch.setattr("sys.argv", arguments)
-    with pytest.raises(UserError, match=r"imagenet-a.tar' holds 6 images and ImageNet-A has 7,500: download it again"):
+    with pytest.raises(UserError, match=r"imagenet-a.tar' has 6 images, but ImageNet-A has 7,500: download it again"):
         suite.main()
 
     other = tmp_path / "damaged"
@@ -294,10 +295,44 @@ def test_another_number_of_images_than_the_release_has_is_refused(
     name: str, whole: str, root: Path, made: dict[str, list[Expected]], tmp_path: Path
 ) -> None:
     images = 8 if name == "objectnet" else len(made[name])  # those of other classes than ImageNet's, too
-    with pytest.raises(
-        UserError, match=f"holds {images} images and {named(name).title} has {whole}: download it again"
-    ):
+    with pytest.raises(UserError, match=f"has {images} images, but {named(name).title} has {whole}: download it again"):
         read(named(name), find(root)[name], tmp_path)
+
+
+def test_imagenet_c_has_one_progress_for_all_its_parts(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bars: list[Bar] = []
+
+    class Recorded(Bar):
+        def __init__(self, what: str, total: int, unit: str, *, start: int = 0, shown: bool = True) -> None:
+            super().__init__(what, total, unit, start=start, shown=shown)
+            self.facts, self.calls = (what, total, start), list[tuple[int, str]]()
+            bars.append(self)
+
+        def update(self, done: int, note: str = "") -> None:
+            super().update(done, note)
+            self.calls.append((self._done, note))
+
+    monkeypatch.setattr(run_suite, "Bar", Recorded)
+    arguments = (model, "--data-root", root, "--partial", "--workers", 0, "--only", "c", "--out", tmp_path / "out")
+    whole = call(monkeypatch, capsys, *arguments)
+    assert [bar.facts for bar in bars] == [("ImageNet-C", 75, 0)]
+    assert bars[0].calls[-1] == (75, "zoom_blur/5")
+    assert [done for done, _ in bars[0].calls][::2] == list(range(1, 76)), "each part advances, then is done"
+    for name in ("suite-c", "suite-c-fog-3"):
+        shutil.rmtree(tmp_path / "out" / name)
+    assert call(monkeypatch, capsys, *arguments) == whole
+    assert bars[1].facts == ("ImageNet-C", 75, 74)
+    assert bars[1].calls == [(75, "fog/3")] * 2
+
+
+def test_refused_sets_leave_no_empty_table(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["suite", str(model), "--data-root", str(root), "--only", "a,r", "--workers", "0"])
+    assert suite.main() == 1
+    assert capsys.readouterr().out == json.dumps({"model": str(model)}) + "\n"
 
 
 @pytest.mark.timeout(180)
