@@ -155,7 +155,7 @@ def test_other_spellings_of_cls_are_labels(ending: str, photos: list[bytes], tmp
 
 def test_images_before_all_labels_are_refused(photos: list[bytes], tmp_path: Path) -> None:
     sample_tar(tmp_path / "raw" / "00000.tar", photos, ("cls", "{}"), apart=True)
-    with pytest.raises(UserError, match="side by side"):
+    with pytest.raises(UserError, match="not adjacent"):
         shard_into(tmp_path / "raw", tmp_path / "out", "--workers", 1)
 
 
