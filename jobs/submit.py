@@ -18,8 +18,9 @@ from pipeline.runs.slurm_queue import jobs_of, read_queue
 DESCRIPTION = """Submit a job to Slurm. Partition, GPUs per node, memory, time and nodes come from slurm/env.sh.
 
 KIND is pretrain RECIPE, finetune RECIPE, evaluate MODEL, shard INPUT OUTPUT, command COMMAND..., or campaign RECIPE
-(all of them in order: slurm/submit_all.sh). Checked first: the dataset is there and finished, the run folder is free,
-the global batch divides over the ranks, the recipe fits into the GPU (GPU_MODEL in slurm/env.sh). Examples:
+(all of them in order: slurm/submit_all.sh). Checked first: the dataset is there and finished, no other job uses the
+run folder (an unfinished run in it is resumed), the global batch divides over the ranks, the recipe fits into the GPU
+(GPU_MODEL in slurm/env.sh). Examples:
 
   python -m jobs.submit pretrain l16 --nodes 4 --optim.lr 3e-4
   python -m jobs.submit pretrain l16 --nodes 8 --spares 1
