@@ -13,6 +13,7 @@ COMMANDS = {  # in the order in which a campaign uses them
     "verify": ("data_prep.verify", "check a finished dataset against its hashes"),
     "report": ("data_prep.report", "describe a dataset in one HTML page"),
     "overlap": ("data_prep.overlap", "find images of one dataset that are also in another"),
+    "fetch": ("jobs.fetch", "download published weights by name"),
     "doctor": ("jobs.doctor", "check whether this machine or cluster is ready to train"),
     "plan": ("jobs.plan", "estimate a run's steps, memory and hours, without a GPU"),
     "pretrain": ("jobs.pretrain", "pretrain from a recipe"),

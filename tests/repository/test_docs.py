@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.vit import COMMANDS
 from pipeline.config.recipes import FINETUNE
-from pipeline.interop import npz
+from pipeline.interop import timm
+from pipeline.interop.published_weights import WEIGHTS
 from tests.data_prep import releases
+from tests.helpers.hub_server import HubServer
 from tests.helpers.launch import environment
 from tests.helpers.models import random_model
 from tests.helpers.quick_python import executable
@@ -23,7 +26,7 @@ from tests.helpers.quick_python import executable
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 # what a reader with the tests' little time and no photographs sets instead of the page's first block
-SETTINGS = "RECIPE=tiny\nPARENT=tiny.npz\nSTEPS=60\nBATCH=32\nMICRO=16\nGPUS=2\n"
+SETTINGS = "RECIPE=tiny\nPARENT=$(vit fetch b16)\nSTEPS=60\nBATCH=32\nMICRO=16\nGPUS=2\n"
 PER_CLASS = 40
 
 
@@ -59,7 +62,7 @@ def run_script(script: str, folder: Path, *, timeout: int = 240, **variables: st
 
 @pytest.fixture
 def desk(tmp_path: Path, raw_digits: Path) -> Path:
-    """A folder with what the page starts from: photos/<class>/, new/, and published weights."""
+    """A folder with what the page starts from: photos/<class>/ and new/."""
     with tarfile.open(raw_digits) as whole:
         for outer in whole:
             folder = tmp_path / "photos" / outer.name.removesuffix(".tar")
@@ -70,13 +73,24 @@ def desk(tmp_path: Path, raw_digits: Path) -> Path:
                     place.mkdir(exist_ok=True)
                     if number < PER_CLASS + 1:
                         (place / member.name).write_bytes(inner.extractfile(member).read())  # type: ignore[union-attr]
-    model = random_model(FINETUNE["tiny"].config.model, 1000)
-    npz.write(tmp_path / "tiny.npz", model.config, model.state_dict())
     return tmp_path
 
 
-def test_the_tutorial_on_own_images_does_what_it_says(desk: Path) -> None:
-    output = run_script(script_of("own_images.md", SETTINGS), desk)
+@pytest.fixture
+def weights_server(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub with the smallest model under the name of the published B/16."""
+    folder = tmp_path / "published"
+    model = random_model(FINETUNE["tiny"].config.model, 1000)
+    timm.write(folder, model.config, model.state_dict(), [str(index) for index in range(1000)])
+    with HubServer() as server:
+        server.add("models", WEIGHTS["b16"].source, folder)
+        yield server
+
+
+def test_the_tutorial_on_own_images_does_what_it_says(desk: Path, weights_server: HubServer) -> None:
+    variables = weights_server.environment(desk / "home") | {"VIT_CACHE": str(desk / "cache")}
+    output = run_script(script_of("own_images.md", SETTINGS), desk, **variables)
+    assert weights_server.count("storage") == 1, "the weights are downloaded"
     assert (desk / "shards" / "photos" / "report.html").stat().st_size > 10_000
     assert (desk / "evaluation" / "confusion.png").is_file()
     results = [json.loads(line) for line in output.splitlines() if line.startswith('{"')]

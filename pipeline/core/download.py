@@ -1,0 +1,117 @@
+"""Downloading one large file: resumed where an earlier try ended, checked against what the server states of it."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.core import hub
+from pipeline.core.errors import UserError
+from pipeline.core.files import flush, hashed, put_in_place, readable_as_folder
+from pipeline.core.retry import Backoff
+
+logger = logging.getLogger(__name__)
+
+PAUSE, LONGEST_PAUSE, GIVE_UP_AFTER = 0.5, 30.0, 120.0  # seconds; the last without a byte
+STALL = 30.0  # seconds without a byte after which a request has failed
+_BLOCK = 1 << 20  # bytes
+_LATER = (408, 429, 500, 502, 503, 504)  # HTTP statuses that a later try may change
+_LONGEST_WAIT = 300.0  # seconds that a server may ask for by Retry-After
+_REFUSALS = 12  # in a row that ask us to wait, until we give up
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a server states of a file before it is downloaded."""
+
+    url: str
+    bytes: int
+    algorithm: Literal["sha256", "md5", ""]  # "": no hash is stated
+    digest: str  # hexadecimal
+
+    @property
+    def part(self) -> str:
+        """Of the name of the unfinished file: another content of the same address isn't continued."""
+        return (self.digest or f"{self.bytes}")[:16]
+
+
+class UnreachableError(OSError):
+    """The server gave no answer."""
+
+
+def download(stated: Stated, target: Path, advance: Callable[[int], None], *, token: str = "") -> str:
+    """Download a file to ``target``, which appears whole and checked; its sha256. ``advance``: given new bytes.
+
+    An unfinished file lies beside it, and the next call goes on from its end. ``token`` is sent to the address alone,
+    not to where it redirects. Raises UserError for a refusal and for wrong bytes, which are removed;
+    UnreachableError.
+    """
+    part = target.with_name(f".{target.name}.{stated.part}.part")
+    for other in target.parent.glob(f".{target.name}.*.part"):
+        if other != part:
+            other.unlink()
+    part.touch()
+    if (size := part.stat().st_size) > stated.bytes:
+        os.truncate(part, size := 0)
+    advance(size)
+    backoff, refusals = Backoff(PAUSE, LONGEST_PAUSE, GIVE_UP_AFTER), 0
+    while (before := part.stat().st_size) < stated.bytes:
+        failed, wait = _continue(stated, part, advance, token)
+        refusals = refusals + 1 if wait else 0
+        if part.stat().st_size > before or 0 < refusals < _REFUSALS:
+            backoff.reset()
+        if not failed:
+            continue
+        logger.debug("%s: %s", target.name, failed)
+        pause = backoff.next()
+        if pause is None or refusals == _REFUSALS:
+            raise UnreachableError(f"{failed}, tried for {GIVE_UP_AFTER:g} s")
+        time.sleep(max(pause, wait))
+    found = hashed(part, stated.algorithm or "sha256")
+    if stated.algorithm and found != stated.digest:
+        part.unlink()
+        raise UserError(
+            f"{stated.url} arrived with {stated.algorithm} {found}, its server states {stated.digest}: the file was "
+            "removed, run the same command again"
+        )
+    readable_as_folder(part)
+    flush(part)
+    put_in_place(part, target)
+    return found if stated.algorithm != "md5" else hashed(target)
+
+
+def _continue(stated: Stated, part: Path, advance: Callable[[int], None], token: str) -> tuple[str, float]:
+    """Append to ``part`` what one request brings: why it ended too early, and the seconds the server asks to wait.
+
+    Raises UserError for an answer that a later try won't change.
+    """
+    from huggingface_hub.utils import get_session
+
+    at = part.stat().st_size
+    headers = {"Range": f"bytes={at}-", "Accept-Encoding": "identity"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        with get_session().stream("GET", stated.url, headers=headers, timeout=STALL) as answer:
+            status = answer.status_code
+            if status in _LATER:
+                with contextlib.suppress(ValueError):
+                    return f"status {status}", min(float(answer.headers.get("Retry-After", 0)), _LONGEST_WAIT)
+                return f"status {status}", 0.0
+            if status not in (200, 206):
+                raise UserError(f"{stated.url} can't be downloaded (status {status}): check its page in a browser")
+            with part.open("r+b") as file:
+                if status == 200 and at:  # the server sends the whole file each time
+                    file.truncate(0)
+                    advance(-at)
+                file.seek(0, os.SEEK_END)
+                for block in answer.iter_raw(_BLOCK):
+                    file.write(block)
+                    advance(len(block))
+    except hub.http_error() as error:
+        return str(error) or type(error).__name__, 0.0
+    return ("" if part.stat().st_size >= stated.bytes else "the answer was cut"), 0.0
