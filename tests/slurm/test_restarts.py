@@ -136,9 +136,9 @@ def test_the_same_by_requeue(
     finally:
         cluster.run("scancel", job.id, check=False)
         mend(cluster)
-    assert requeues(cluster, job) == 3
-    assert losses(job.run) == long_reference
     print(f"{kind}, requeued: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]}")
+    assert requeues(cluster, job) in (3, 4)  # Slurm 22.05 may end the step of the same number in the next start, too
+    assert losses(job.run) == long_reference
 
 
 def test_the_node_of_the_job_script_is_lost(
