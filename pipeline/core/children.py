@@ -59,8 +59,9 @@ def run(
         limit = float("inf")
         while left := [child for child in children if child.poll() is None]:
             while asked:
-                _send(left, number := asked.pop(0))
-                if number == signal.SIGTSTP:
+                received = asked.pop(0)
+                _send(left, received)
+                if received == signal.SIGTSTP:
                     os.kill(os.getpid(), signal.SIGSTOP)  # here until SIGCONT
                     _send(left, signal.SIGCONT)
             if failed is None and (failed := _first_failure(children)) is not None:

@@ -158,11 +158,11 @@ def as_called(text: str) -> str:
 _tyros = _strings.remove_single_line_breaks
 
 
-def _unwrapped(text: str) -> str:
+def _unwrapped(helptext: str) -> str:
     """A field's docstring in one line, since tyro would break it where its source lines, which are indented, break."""
-    if all(line.startswith("    ") for line in text.split("\n")[1:]):
-        text = re.sub(r"\s*\n\s*", " ", text)
-    return as_called(_tyros(text))
+    if all(line.startswith("    ") for line in helptext.split("\n")[1:]):
+        helptext = re.sub(r"\s*\n\s*", " ", helptext)
+    return as_called(_tyros(helptext))
 
 
 _strings.remove_single_line_breaks = _unwrapped

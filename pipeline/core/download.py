@@ -89,7 +89,7 @@ def _continue(stated: Stated, part: Path, advance: Callable[[int], None], token:
 
     Raises UserError for an answer that a later try won't change.
     """
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     at = part.stat().st_size
     headers = {"Range": f"bytes={at}-", "Accept-Encoding": "identity"}

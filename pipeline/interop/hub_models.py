@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 PREFIXES = ("hf://", "hf:/", "hf-hub:")  # the second is what pathlib makes of the first
 _ADDRESS = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w.][\w./-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CONFIGS = ("config.json", "preprocessor_config.json", "model.json")
+_SETTINGS = "config.json"
+_CONFIGS = (_SETTINGS, "preprocessor_config.json", "model.json")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -132,8 +133,8 @@ def choose(listed: Sequence[Listed], what: str, page: str) -> list[Listed]:
         )
     else:
         raise UserError(f"{what} has no {_WEIGHTS}: choose a ViT of timm or transformers (see {page}/tree/main)")
-    if not {"config.json", "model.json"} & by_name.keys():
-        raise UserError(f"{what} has no config.json: choose a ViT of timm or transformers (see {page}/tree/main)")
+    if not {_SETTINGS, "model.json"} & by_name.keys():
+        raise UserError(f"{what} has no {_SETTINGS}: choose a ViT of timm or transformers (see {page}/tree/main)")
     return configs + weights
 
 

@@ -83,8 +83,7 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
 
 def stated(weights: Weights, name: str, what: str) -> Stated:
     """Ask the server what it states of a file. Raises UserError, UnreachableError. ``what``: for messages."""
-    from huggingface_hub import get_hf_file_metadata
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_hf_file_metadata, get_session
 
     url = weights.url(name)
     try:

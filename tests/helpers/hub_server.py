@@ -151,8 +151,10 @@ class HubServer(Traffic):
     def _resolve(self, handler: Handler, fault: str, found: re.Match[str]) -> None:
         kind = "datasets" if found["kind"] else "models"
         repository = self._repository(handler, kind, found["name"], files=True)
-        commit = repository and self._commit(handler, repository, found["revision"])
-        if repository is None or commit is None:
+        if repository is None:
+            return
+        commit = self._commit(handler, repository, found["revision"])
+        if commit is None:
             return
         if found["path"] not in repository.commits[commit]:
             handler.error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})

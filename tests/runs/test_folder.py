@@ -30,7 +30,10 @@ NAMES = {
 }
 # words that are no file's name where they stand alone, and files of the same name elsewhere
 WORDS = {"checkpoints", "evaluations", "code", "profile", "nonfinite"}
-ELSEWHERE = {("config.json", "pipeline/interop/model_files.py")}  # of transformers' and timm's folders
+ELSEWHERE = {  # of transformers' and timm's folders and repositories
+    ("config.json", f"pipeline/interop/{name}.py")
+    for name in ("hub_models", "hub_push", "model_files", "published_weights")
+}
 
 # prepares and starts a training as each rank does, and prints how often it read each file and folder of its run
 STARTS = """
