@@ -30,11 +30,14 @@ from pipeline.core import cli, errors, files
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.core.progress import Bar
-from pipeline.dataset import class_lists
+from pipeline.dataset import class_lists, hub_dataset
 from pipeline.dataset.format import INDEX_SCHEMA, REJECTS_SCHEMA, ShardInfo
 
 DESCRIPTION = """Index the WebDataset tars in FOLDER by reading their headers, so that the pipeline can train on them.
 Writes index.parquet, classes.parquet, rejects.parquet and dataset.json beside the tars, which stay unchanged.
+
+FOLDER may be on the Hugging Face Hub, hf://datasets/OWNER/NAME[@REVISION][/FOLDER]: the headers are read by requests
+for ranges, the tars are not downloaded, and the index is kept in VIT_CACHE for this commit. Train with the same URL.
 
 Each sample needs a JPEG (.jpg or .jpeg) and a .cls member with a class number or class name. The split is taken from
 the tar's name: val or test if the name contains that word, otherwise train.
@@ -43,88 +46,165 @@ Examples:
   vit index data/imagenet1k-wds --classes imagenet1k
   vit index data/shards --classes wnids.txt --split train
   vit index data/shards --force     # again, after tars were added
+  vit index hf://datasets/timm/imagenet-12k-wds
 """
+HUB_WORKERS = 16  # processes that wait for the Hub most of the time
+NAMED_BY_WNID = r"(?:^|/)(?P<wnid>n\d{8})_[^/]*$"  # a key, as ImageNet's files are called
+AGREEING = 0.9  # least share of such images whose wnid is the commonest of their class number: the others are mistakes
 LARGEST_CLASS = 10_000_000  # a larger number is an id rather than a class, and the class list would fill the memory
 
 
 @dataclass(frozen=True)
 class Options:
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Folder with the tars."""
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder with the tars, or hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
     classes: str = "derive"
-    """Class list that the class numbers refer to: fall11, google21k, imagenet1k, or a file with one wnid per line.
-    derive: the numbers or names themselves are the classes."""
+    """Class list that the class numbers refer to: fall11, google21k, imagenet12k, imagenet1k, or a file with one wnid
+    per line. derive: the order is recognized if the images are called by wnid (n01440764_10026); otherwise the numbers
+    or names themselves are the classes. numbers: the class numbers themselves in any case."""
     split: str = "auto"
     """Split of all tars. auto: taken from each tar's name."""
     label: str = ""
     """The member that holds a sample's class: cls (used if this is empty), txt, any other ending, or json:KEY."""
     name: str = ""
     """Name of the dataset. If empty: the folder's name."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Worker processes. Default: one per available CPU core."""
+    workers: int | None = None
+    """Worker processes. Default: one per available CPU core, or 16 for tars on the Hub."""
     force: bool = False
     """Replace an existing index that this command made."""
 
 
 def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="vit index", description=DESCRIPTION, args=args)
-    workers.start_server("data_prep.sources.sample_headers", workers.BUILDS_TABLES)
-    check_workers(options.workers)
+    location = Location.of(options.folder)
+    preloaded = ("huggingface_hub.file_download",) if location.on_hub else ()
+    workers.start_server("data_prep.sources.sample_headers", workers.BUILDS_TABLES, *preloaded)
+    count = options.workers if options.workers is not None else HUB_WORKERS if location.on_hub else _cores()
+    check_workers(count)
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
     label = read_label(options.label)
-    tars = _tars(options)
-    listed = None if options.classes == "derive" else class_lists.listed(options.classes)
-    if listed is None and options.classes != "derive":
+    tars = _tars(location, force=options.force)
+    listed = None if options.classes in ("derive", "numbers") else class_lists.listed(options.classes)
+    if listed is None and options.classes not in ("derive", "numbers"):
         raise UserError(f"--classes {options.classes} is not a fixed list: give derive, the name of a list, or a file")
-    names = [path.name for path in tars]
-    splits = [split_of(name) if options.split == "auto" else options.split for name in names]
+    splits = {name: split_of(name) if options.split == "auto" else options.split for name in tars}
     counts: collections.Counter[str] = collections.Counter()
     items: list[Tar] = []
-    for split, path in sorted(zip(splits, tars, strict=True), key=lambda item: (item[0], item[1].name)):
-        items.append(Tar(path, split, counts[split], label))
+    for split, name in sorted((split, name) for name, split in splits.items()):
+        items.append(Tar(f"{location.tars}/{name}", tars[name], split, counts[split], label))
         counts[split] += 1
-    rows = files.temporary(options.folder / "index.arrow")
+    location.output.mkdir(parents=True, exist_ok=True)
+    rows = files.temporary(location.output / "index.arrow")
     rejects: list[RejectRow] = []
     made: list[ShardInfo] = []
-    seen: set[str] = set()
+    seen = Seen()
     try:
         with arrow_tables.Writer(rows, INDEX_ROWS) as writer, Bar("indexing", len(items), "tars") as bar:
-            found = workers.run(index_tar, items, min(options.workers, len(items)))
+            found = workers.run(index_tar, items, min(count, len(items)))
             for tar, (table, left_out) in zip(items, found, strict=True):
                 bar.advance()
-                size = tar.path.stat().st_size
-                made.append(ShardInfo(tar.split, tar.shard, len(table), size, "", tar.path.name))
+                made.append(ShardInfo(tar.split, tar.shard, len(table), tar.size, "", tar.name))
                 writer.add(table)
-                seen.update(pc.unique(table["class"]).to_pylist())
+                seen.add(table)
                 rejects += left_out
         if not writer.rows:
             raise UserError(
-                f"FOLDER {str(options.folder)!r}: no tar has a sample with a JPEG and a .{label.ending} "
+                f"FOLDER {options.folder!r}: no tar has a sample with a JPEG and a .{label.ending} "
                 "member: if another member holds the class, name it with --label"
             )
-        wnids, label_of = _classes(seen, listed, options.classes)
+        if listed is None and options.classes == "derive":
+            listed = seen.recognized()
+        wnids, label_of = _classes(seen.labels, listed, options.classes)
         texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
         content = Content()
         tables = content.seen(_labelled(table, texts, labels) for table in arrow_tables.batches(rows))
-        arrow_tables.write_parquet(options.folder / "index.parquet", INDEX_SCHEMA, tables)
+        arrow_tables.write_parquet(location.output / "index.parquet", INDEX_SCHEMA, tables)
     finally:
         rows.unlink(missing_ok=True)
     reject_table = arrow_tables.table(rejects, REJECTS_SCHEMA)
-    arrow_tables.write_parquet(options.folder / "rejects.parquet", REJECTS_SCHEMA, [reject_table])
+    arrow_tables.write_parquet(location.output / "rejects.parquet", REJECTS_SCHEMA, [reject_table])
     info = finalize.describe(
-        options.folder,
-        name=options.name or options.folder.resolve().name,
+        location.output,
+        name=options.name or location.name,
         seed=0,
-        options={"made_by": "data_prep.index", "classes": options.classes, "rows": content.digest()},
+        options={
+            "made_by": "data_prep.index",
+            "classes": options.classes,
+            "rows": content.digest(),
+            **({"tars": location.tars} if location.on_hub else {}),
+        },
         classes=finalize.classes_table(wnids, [class_lists.name_of(wnid) for wnid in wnids]),
         made=made,
         rejects=len(rejects),
     )
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     made_of = f"{samples} images of {info.classes:,} classes in {len(made):,} tars"
-    print(f"{options.folder}: {made_of}, {len(rejects):,} skipped")
+    print(f"{location.tars}: {made_of}, {len(rejects):,} skipped")
+    if location.on_hub:
+        print(f"index: {location.output}")
     return errors.EXIT_DONE
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the tars are, and where their index goes."""
+
+    tars: str  # folder, or pinned URL on the Hub
+    output: Path
+    name: str  # of the dataset
+
+    @property
+    def on_hub(self) -> bool:
+        return hub_dataset.is_hub(self.tars)
+
+    @staticmethod
+    def of(given: str) -> "Location":
+        """Raises UserError if ``given`` is neither a folder nor a dataset on the Hub."""
+        if hub_dataset.is_hub(given):
+            pinned = hub_dataset.pinned(given)
+            return Location(pinned, hub_dataset.index_folder(pinned), hub_dataset.parse(pinned).repo.partition("/")[2])
+        folder = Path(given)
+        check_local(folder, "FOLDER")
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise UserError(f"FOLDER {given!r} {what}: give the folder with the tars")
+        return Location(str(folder), folder, folder.resolve().name)
+
+
+class Seen:
+    """The labels of all samples, and the wnids in the names of the images of each."""
+
+    def __init__(self) -> None:
+        self.labels: set[str] = set()
+        self._named: collections.Counter[tuple[str, str]] = collections.Counter()  # of samples, by label and wnid
+
+    def add(self, table: pa.Table) -> None:
+        self.labels.update(pc.unique(table["class"]).to_pylist())
+        wnids = pc.struct_field(pc.extract_regex(table["key"], NAMED_BY_WNID), "wnid")
+        pairs = pa.table({"label": table["class"], "wnid": wnids}).filter(pc.is_valid(wnids))
+        for row in pairs.group_by(["label", "wnid"]).aggregate([([], "count_all")]).to_pylist():
+            self._named[row["label"], row["wnid"]] += row["count_all"]
+
+    def recognized(self) -> list[str] | None:
+        """The class list whose numbers the labels are; None if labels are names, or images aren't called by wnid.
+
+        Raises UserError if the order is unknown (:func:`pipeline.dataset.class_lists.recognized`).
+        """
+        if not self._named or not all(label.isdecimal() for label in self.labels):
+            return None
+        named: dict[int, str] = {}
+        agreeing = 0
+        for (label, wnid), count in self._named.most_common():
+            if named.setdefault(int(label), wnid) == wnid:
+                agreeing += count
+        if agreeing < AGREEING * self._named.total():
+            return None  # classes of their own, such as groups of ImageNet's
+        return class_lists.recognized(named)
 
 
 class Content:
@@ -149,25 +229,32 @@ class Content:
         return xxhash.xxh3_128_hexdigest(b"".join(found.digest() for found in self._hashes.values()))
 
 
-def _tars(options: Options) -> list[Path]:
-    check_local(options.folder, "FOLDER")
-    if not options.folder.is_dir():
-        what = "is a file" if options.folder.exists() else "does not exist"
-        raise UserError(f"FOLDER {str(options.folder)!r} {what}: give the folder with the tars")
-    if (options.folder / ".work").exists():
-        raise UserError(f"FOLDER {str(options.folder)!r} is an unfinished dataset of vit shard: finish it with that")
-    if (options.folder / "dataset.json").exists():
-        if not options.force:
-            raise UserError(f"FOLDER {str(options.folder)!r} already has a dataset.json: --force replaces the index")
-        if inputs.is_ours(options.folder):
+def _tars(location: Location, *, force: bool) -> dict[str, int]:
+    """The size of each tar by its name. Raises UserError if there are none, or if an index would be replaced."""
+    output, given = location.output, location.tars
+    if (output / ".work").exists():
+        raise UserError(f"FOLDER {given!r} is an unfinished dataset of vit shard: finish it with that")
+    if (output / "dataset.json").exists():
+        if not force:
+            where = f" in {str(output)!r}" if location.on_hub else ""
+            raise UserError(f"FOLDER {given!r} already has a dataset.json{where}: --force replaces the index")
+        if inputs.is_ours(output):
             raise UserError(
-                f"FOLDER {str(options.folder)!r} was made by vit shard, whose index has more than a new one would: to "
+                f"FOLDER {given!r} was made by vit shard, whose index has more than a new one would: to "
                 "replace it all the same, move its dataset.json away first"
             )
-    tars = sorted(path for path in options.folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
-    if not tars:
-        raise UserError(f"FOLDER {str(options.folder)!r} contains no .tar files: give the folder with the tars")
-    return tars
+    if location.on_hub:
+        every = hub_dataset.files(given)
+        tars = {name: size for name, size in every.items() if name.endswith(".tar") and "/" not in name}
+        if not tars:
+            folders = sorted({name.rpartition("/")[0] for name in every if name.endswith(".tar")})
+            where = f"they are in {', '.join(folders[:5])}: add the folder to the URL" if folders else "see its page"
+            raise UserError(f"FOLDER {given!r} contains no .tar files: {where}")
+        return tars
+    paths = sorted(path for path in output.glob("*.tar") if path.is_file() and not path.name.startswith("."))
+    if not paths:
+        raise UserError(f"FOLDER {given!r} contains no .tar files: give the folder with the tars")
+    return {path.name: path.stat().st_size for path in paths}
 
 
 def _classes(seen: set[str], listed: list[str] | None, choice: str) -> tuple[list[str], dict[str, int]]:

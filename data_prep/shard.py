@@ -35,7 +35,7 @@ from data_prep.writing.build_shard import ShardTask
 from pipeline.core import cli, errors, files, results, units
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
-from pipeline.dataset import class_lists
+from pipeline.dataset import class_lists, hub_dataset
 from pipeline.dataset import format as dataset_format
 
 DESCRIPTION = """Turn a raw image release into a dataset: all images checked, shuffled and written as WebDataset tars,
@@ -43,9 +43,9 @@ with an index, a class list, and a list of the skipped images with reasons.
 
 INPUT is what you downloaded: fall11_whole.tar, winter21_whole.tar.gz, ILSVRC2012's train or val tar (val with
 --devkit), a folder of <wnid>.tar files, a folder with one folder per class, or WebDataset tars (their folder,
-shards-{000..099}.tar, pipe:COMMAND, s3://..., https://...). Nothing is unpacked to loose files. If a run was stopped,
-the same command resumes it. The same images, options and seed give the same bytes, whatever the number of workers and
-tasks.
+shards-{000..099}.tar, pipe:COMMAND, s3://..., https://..., hf://datasets/OWNER/NAME). Nothing is unpacked to loose
+files. If a run was stopped, the same command resumes it. The same images, options and seed give the same bytes,
+whatever the number of workers and tasks.
 
 Examples:
   vit shard fall11_whole.tar data/imagenet21k --classes google21k
@@ -100,6 +100,8 @@ def run(options: Options) -> None:
     """Make the dataset, or this task's share of it. Raises UserError."""
     started = time.monotonic()
     check(options)
+    if hub_dataset.is_hub(options.input):
+        options = replace(options, input=hub_dataset.pinned(options.input))
     if options.json and options.task is not None:
         print(f"note: --json {options.json} is written by --finalize, not by a task", file=sys.stderr)
     identity = content_options(options)

@@ -15,7 +15,7 @@ from data_prep.planning.make_plan import PlanOptions
 from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.core.needs import Need
-from pipeline.dataset import class_lists
+from pipeline.dataset import class_lists, hub_dataset
 from pipeline.dataset import format as dataset_format
 from pipeline.imaging import jpeg
 
@@ -168,6 +168,7 @@ def content_options(options: Options) -> dict[str, Any]:
         "restart": options.restart,
         "samples_per_shard": options.samples_per_shard,
         **({"label": options.label} if options.label else {}),
+        **({"input": options.input} if hub_dataset.is_hub(options.input) else {}),  # with its commit
         **({"upright": True} if options.upright else {}),
     }
 

@@ -38,7 +38,7 @@ from pipeline.imaging.file_names import DATASET_ENDINGS
 NOT_DEFECTS = frozenset(
     {"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small", "system_file", "empty_class"}
 )
-ONLY_IF_SET = ("label",)  # options that a dataset's description has only if they were given
+ONLY_IF_SET = ("label", "input")  # options that a dataset's description has only if they were given
 STREAM_BATCH = 20_000  # rows
 
 

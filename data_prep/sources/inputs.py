@@ -4,6 +4,7 @@ parts.py cuts the source into parts, and read_parts.py yields the rows of each.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from data_prep.sources.tar_headers import BLOCK, DamagedTarError, looks_like_tar
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
 from pipeline.dataset import format as dataset_format
+from pipeline.dataset import hub_dataset
 
 PEEKED_TARS = 16  # in which members are looked at, to tell WebDataset tars from class tars
 PEEKED_MEMBERS, PEEKED_MEMBERS_MORE = 10_000, 128  # of the first tar, and of the others or of a stream
@@ -34,7 +36,10 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
         )
     text = text if remote else str(Path(text).absolute())  # a run may be resumed from another folder
     path = Path(text)
-    if remote or ("{" in text and not path.exists()):
+    on_hub = hub_dataset.is_hub(text)
+    if on_hub:
+        locations = _on_hub(text)
+    elif remote or ("{" in text and not path.exists()):
         try:
             locations = tuple(braceexpand.braceexpand(text, escape=False))
         except ValueError:  # unbalanced braces
@@ -74,8 +79,8 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     if guessed and label:
         form = "webdataset"
     elif guessed:
-        peeked = not remote and _holds_samples(text, locations, several)
-        form = "webdataset" if peeked or (remote and several) else "tars" if several else "tar"
+        peeked = (on_hub or not remote) and _holds_samples(text, locations, several)
+        form = "webdataset" if peeked or (remote and not on_hub and several) else "tars" if several else "tar"
     if label and form != "webdataset":
         raise UserError(f"--label {label} is for WebDataset tars, but --source {form} takes them from names: give one")
     if form == "webdataset":
@@ -87,6 +92,21 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
         _check_class_tars(text, locations)
     kind: Form = "tar" if form == "tar" else "tars"
     return Source(kind, locations, seekable, devkit, guessed=guessed, beside=beside)
+
+
+def _on_hub(url: str) -> tuple[str, ...]:
+    """The tars of a folder on the Hub, or those that the URL names with braces, at a commit. Raises UserError."""
+    place = hub_dataset.parse(hub_dataset.pinned(url))
+    whole = replace(place, path="").url
+    every = hub_dataset.files(whole)
+    inside = f"{place.path}/" if place.path else ""
+    found = [name for name in every if name.startswith(inside) and "/" not in name.removeprefix(inside)]
+    found = sorted(name for name in found if names.is_tar(name))
+    if not found:
+        found = list(braceexpand.braceexpand(place.path, escape=False))
+        if missing := [name for name in found if name not in every]:
+            raise UserError(f"INPUT {url!r}: {missing[0]!r} is neither a file nor a folder of tars on the Hub")
+    return tuple(f"{whole}/{name}" for name in found)
 
 
 def _is_tar(path: Path) -> bool:

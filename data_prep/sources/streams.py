@@ -15,6 +15,8 @@ import xxhash
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
+from pipeline.dataset import hub_dataset
+from pipeline.dataset.hub_reader import HubFile
 
 CHUNK = 1 << 20  # bytes read at a time
 PATIENCE = 600.0  # seconds without a byte before we give up on a server that has answered
@@ -61,7 +63,7 @@ class Stream:
 
 
 def open_stream(location: str, on_bytes: Callable[[int], None] = lambda _: None) -> Stream:
-    """Open a local file, ``pipe:COMMAND``, or a URL that fsspec knows (s3://, https://); gzip is unpacked.
+    """Open a local file, ``pipe:COMMAND``, or a URL (hf://, or what fsspec knows: s3://, https://); gzip is unpacked.
 
     ``on_bytes`` is called with the number of bytes read, before unpacking. Errors of the source raise UserError.
     """
@@ -77,6 +79,8 @@ def _counted(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> Iterat
 def _raw(location: str) -> Iterator[bytes]:
     if location.startswith("pipe:"):
         yield from _from_command(location.removeprefix("pipe:"))
+    elif hub_dataset.is_hub(location):
+        yield from _from_hub(location)
     elif "://" in location:
         yield from _from_url(location)
     else:
@@ -113,6 +117,15 @@ def _from_command(command: str) -> Iterator[bytes]:
             raise
     if process.returncode:
         raise UserError(f"INPUT's command {command!r} failed with exit code {process.returncode}")
+
+
+def _from_hub(url: str) -> Iterator[bytes]:
+    try:
+        yield from HubFile(url, retry.Patience(PATIENCE, PAUSE, LONGEST_PAUSE, STALL)).all(hub_dataset.size_of(url))
+    except OSError as error:
+        raise UserError(
+            f"INPUT {url!r} can't be read ({error}): check the network, then run the same command"
+        ) from None
 
 
 def _from_url(url: str) -> Iterator[bytes]:

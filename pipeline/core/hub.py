@@ -4,6 +4,7 @@ HF_ENDPOINT, HF_TOKEN (or ``hf auth login``), HF_HUB_OFFLINE and HF_HOME are rea
 imported when a function is called: it brings an HTTP client along, which most commands don't need.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -26,14 +27,17 @@ def client() -> "HfApi":
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    return HfApi(library_name="vit-pipeline", library_version=VERSION)
+    return HfApi(endpoint(), library_name="vit-pipeline", library_version=VERSION)
 
 
 def endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT, or https://huggingface.co."""
+    """The Hub's address: HF_ENDPOINT, or https://huggingface.co.
+
+    The variable is read at each call: a fork of a process that has imported huggingface_hub may have its own.
+    """
     from huggingface_hub import constants
 
-    return constants.ENDPOINT
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def page(repository: str, kind: Kind = "model") -> str:

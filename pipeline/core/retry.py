@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline.core.errors import UserError
@@ -58,6 +59,20 @@ class Backoff:
 
 class UnreadableError(UserError):
     """A file that can't be read at the moment. Unlike other UserErrors, it may affect a single process."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to retry with a server that fails."""
+
+    seconds: float = 600.0  # without any progress until we give up
+    pause: float = 0.5  # seconds before the first retry; doubles up to longest_pause
+    longest_pause: float = 30.0
+    stall: float = 30.0  # seconds without a byte after which a request has failed
+
+
+class GoneError(UserError):
+    """The file is missing, may not be read, or is not the one in dataset.json: a retry doesn't help."""
 
 
 def steadily(action: Callable[[], Item], path: str | bytes | os.PathLike[str]) -> Item:

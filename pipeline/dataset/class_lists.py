@@ -3,17 +3,18 @@
 import collections
 import re
 import unicodedata
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from pipeline.core.errors import UserError
 
-NAMED = ("derive", "fall11", "winter21", "google21k", "21k-p", "imagenet1k")
+NAMED = ("derive", "fall11", "winter21", "google21k", "21k-p", "imagenet12k", "imagenet1k")
 WINTER21_CLASSES = 19_167
 MIN_IMAGES_21K_P = 501  # "more than 500 images": Ridnik et al., "ImageNet-21K Pretraining for the Masses", section 3.1
 _WNID = re.compile(r"(n\d{8})\s.*")  # and what follows it
-_LETTERS = {"fall11": "f", "google21k": "g", "imagenet1k": "k"}  # in classes.tsv
+_LETTERS = {"fall11": "f", "google21k": "g", "imagenet12k": "t", "imagenet1k": "k"}  # in classes.tsv
 
 
 @cache
@@ -51,6 +52,34 @@ def derived(choice: str, counts: dict[str, int]) -> list[str]:
             "is it complete? --classes derive takes the classes that are there"
         )
     return sorted(counts)
+
+
+def recognized(named: Mapping[int, str]) -> list[str]:
+    """The wnids in index order of tars whose class number ``number`` comes with images called ``named[number]``.
+
+    One of the lists that ``--classes`` knows, if exactly one has all the numbers at these wnids; otherwise the wnids by
+    number, if none is missing (as in winter21's 19,167 classes, of which each has images). Raises UserError if the
+    order is unknown: a wrong one would train without any other sign.
+    """
+    fitting = []
+    for choice in _LETTERS:
+        wnids = listed(choice) or []
+        if all(number < len(wnids) and wnids[number] == wnid for number, wnid in named.items()):
+            fitting.append((choice, wnids))
+    if len(fitting) == 1:
+        return fitting[0][1]
+    if fitting:
+        raise UserError(
+            f"the class numbers fit the orders {' and '.join(choice for choice, _ in fitting)}: give one of them with "
+            "--classes"
+        )
+    if sorted(named) == list(range(len(named))) and len(set(named.values())) == len(named):
+        return [named[number] for number in range(len(named))]
+    number, wnid = next(iter(sorted(named.items())))
+    raise UserError(
+        f"the class numbers (such as {number} for {wnid}) are in none of the orders {', '.join(_LETTERS)}, and some "
+        "numbers have no images to tell their wnids: give the wnids in their order with --classes FILE"
+    )
 
 
 def read_list(path: Path) -> list[str]:

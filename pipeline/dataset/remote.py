@@ -13,9 +13,12 @@ import xxhash
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote, put_in_place, temporary
 from pipeline.core.locks import Lock, locked
+from pipeline.core.retry import GoneError, Patience
 from pipeline.dataset import format as dataset_format
-from pipeline.dataset.format import ShardInfo
-from pipeline.dataset.urls import GoneError, Patience, check_source, join, read_blocks, size_of
+from pipeline.dataset import hub_dataset
+from pipeline.dataset.format import DatasetInfo, ShardInfo
+from pipeline.dataset.index import cache_folder
+from pipeline.dataset.urls import check_source, join, read_blocks, size_of
 
 Item = TypeVar("Item")
 CHECKERS = 16  # requests at a time when the shards are looked for
@@ -31,6 +34,11 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
     if not is_remote(source):
         return Path(source)
     check_source(source)
+    if hub_dataset.is_hub(source):
+        source = hub_dataset.pinned(source)
+        if (hub_dataset.index_folder(source) / "dataset.json").is_file():
+            return hub_dataset.index_folder(source)
+        _check_finished(source)
     patience = patience or Patience(seconds=60.0)
     folder = mirror(source, cache)
     try:
@@ -51,6 +59,30 @@ def open_folder(source: str, cache: Path, patience: Patience | None = None) -> P
                 _fetch(source, folder, name, patience, partial(_open_table, name=name))
             named.touch()
     return folder
+
+
+def _check_finished(source: str) -> None:
+    """Raises UserError if the folder on the Hub is neither a finished dataset nor indexed here."""
+    if "dataset.json" in hub_dataset.files(source):
+        return
+    others = [f"an index of another commit is here: give {other}, or " for other in hub_dataset.indexed(source)[-1:]]
+    raise UserError(
+        f"dataset {source!r} has no dataset.json and no index in VIT_CACHE ({str(cache_folder())!r}): "
+        f"{''.join(others)}make its index with: vit index {source}"
+    )
+
+
+def tars_of(source: str, info: DatasetInfo) -> str:
+    """Where the tars of a dataset are: in its folder, or on the Hub if ``vit index`` has indexed them there.
+
+    Raises UserError if dataset.json names another place, which may come from others and be a command.
+    """
+    tars = info.options.get("tars", source)
+    if tars != source and not (
+        isinstance(tars, str) and hub_dataset.is_hub(tars) and hub_dataset.parse(tars).is_pinned
+    ):
+        raise UserError(f"dataset {source!r}: dataset.json says that its tars are at {tars!r}: index them again")
+    return str(tars)
 
 
 def _open_table(folder: Path, name: str) -> None:
@@ -77,6 +109,16 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
     patience = patience or Patience(seconds=60.0)
     if source.startswith("pipe:"):
         return  # only reading a file would tell
+    if hub_dataset.is_hub(source):
+        known = hub_dataset.files(source)  # one request per node and commit
+        for shard in wanted:
+            size = known.get(shard.file_name)
+            if size != shard.bytes:
+                raise UserError(
+                    f"shard {join(source, shard.file_name)!r} is missing or differs ({size} bytes, not {shard.bytes}): "
+                    "index or upload it again"
+                )
+        return
     names = " ".join(f"{shard.file_name} {shard.bytes} {shard.xxh3_128}" for shard in wanted)
     mark = folder / f".found-{xxhash.xxh3_64_hexdigest(names.encode())}"
     with locked(folder / ".lock"):

@@ -26,8 +26,8 @@ from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import put_in_place, xxh3_128
 from pipeline.core.locks import Lock, locked, try_lock, wait_for_lock
+from pipeline.core.retry import Patience
 from pipeline.dataset import urls
-from pipeline.dataset.urls import Patience
 
 POLL, LONGEST_POLL = 0.05, 0.2  # seconds between checks of what another process does
 DELETING = 10.0  # seconds for which a file may stay locked while another process deletes it

@@ -18,7 +18,7 @@ from pipeline.core.arrays import Ints
 from pipeline.core.errors import UserError
 from pipeline.core.files import is_remote
 from pipeline.dataset import format as dataset_format
-from pipeline.dataset import remote, urls
+from pipeline.dataset import hub_dataset, remote, urls
 from pipeline.dataset.index import Rows, read_rows, split_keys
 from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted
 
@@ -38,10 +38,11 @@ class DatasetSplit:
     """One dataset's split: its index columns, and its tars or where to fetch them."""
 
     def __init__(self, source: str, split: str, choice: Choice, cache: Cache, *, check: bool):
-        self.source = source
+        self.source = hub_dataset.pinned(source) if hub_dataset.is_hub(source) else source
         self.split = split
-        self.folder = remote.open_folder(source, cache.folder.parent)
+        self.folder = remote.open_folder(self.source, cache.folder.parent)
         self.info = dataset_format.read_info(self.folder)
+        self._tars = remote.tars_of(self.source, self.info)
         every = self.info.split_shards(split)
         rows = read_rows(self.folder, split, self.info.samples[split], self.info.digest)
         self.kept = _choose(rows, choice, self.folder)  # rows of the whole split; None: all of them
@@ -55,10 +56,10 @@ class DatasetSplit:
             counts = dict(zip(numbers.tolist(), found.tolist(), strict=True))
         self.shards = tuple(item for item in every if counts.get(item.shard))
         self.samples = tuple(counts[item.shard] for item in self.shards)
-        self.cache = cache if is_remote(source) else None
+        self.cache = cache if is_remote(self._tars) else None
         self._place = {item.shard: number for number, item in enumerate(self.shards)}
         self._wanted = [
-            Wanted(urls.join(source, item.file_name), item.bytes, item.xxh3_128, self.info.digest)
+            Wanted(urls.join(self._tars, item.file_name), item.bytes, item.xxh3_128, self.info.digest)
             for item in (self.shards if self.cache else ())
         ]
         self._mark = object()  # whose tars are which in _open
@@ -160,7 +161,7 @@ class DatasetSplit:
         """Raises UserError if a shard is missing or incomplete."""
         if self.cache is not None:
             self.cache.check([item.bytes for item in self.shards])
-            remote.check_shards(self.source, self.folder, self.shards)
+            remote.check_shards(self._tars, self.folder, self.shards)
             return
         for item in self.shards:
             path = self.folder / item.file_name

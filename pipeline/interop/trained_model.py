@@ -102,7 +102,9 @@ def load(path: Path, *, average: bool = False) -> Trained:
 
 def published_classes(classes: int, *, imagenet: bool) -> list[str] | None:
     """The wnids of a head whose file omits them: ImageNet-21K's by the head's size, ImageNet-1K's if it is stated."""
-    choice = {21843: "google21k", 21841: "fall11", 1000: "imagenet1k" if imagenet else ""}.get(classes)
+    choice = {21843: "google21k", 21841: "fall11", 11821: "imagenet12k", 1000: "imagenet1k" if imagenet else ""}.get(
+        classes
+    )
     return listed(choice) if choice else None
 
 

@@ -15,8 +15,8 @@ from data_prep.work_folder import alone
 from pipeline.core import locks
 from pipeline.core.errors import UserError
 from pipeline.core.locks import Lock, locked, try_lock, wait_for_lock
+from pipeline.core.retry import Patience
 from pipeline.dataset.shard_cache import Cache, Wanted
-from pipeline.dataset.urls import Patience
 from tests.dataset.flaky_server import Server
 
 WITHOUT_LOCKS = ["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL"]

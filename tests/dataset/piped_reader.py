@@ -4,8 +4,8 @@ import sys
 
 from torch.utils.data import Dataset
 
+from pipeline.core.retry import Patience
 from pipeline.dataset import urls
-from pipeline.dataset.urls import Patience
 from pipeline.loader.workers import load, slots_for
 
 

@@ -21,10 +21,10 @@ from data_prep import index
 from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
 from pipeline.core.locks import Lock, try_lock
+from pipeline.core.retry import GoneError, Patience
 from pipeline.dataset import urls
 from pipeline.dataset.joined_split import open_split
 from pipeline.dataset.shard_cache import Cache, Prefetcher, Wanted
-from pipeline.dataset.urls import GoneError, Patience
 from pipeline.loader.batches import eval_batches
 from pipeline.runs import records
 from pipeline.runs.folder import METRICS

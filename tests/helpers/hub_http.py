@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,20 +39,20 @@ class Traffic:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.faults: dict[str, Iterator[str]] = {}
-        self.most_at_once = 0  # requests in progress at the same time
+        self.most_at_once = Counter[str]()  # requests in progress at the same time, of "hub" and "storage"
         self.retry_after = 1  # seconds, in answers 429
         self.delay, self.stall = 0.3, 2.0  # seconds
         self.lock = threading.Lock()
-        self._now = 0
+        self._now = Counter[str]()
 
-    def enter(self) -> None:
+    def enter(self, server: str) -> None:
         with self.lock:
-            self._now += 1
-            self.most_at_once = max(self.most_at_once, self._now)
+            self._now[server] += 1
+            self.most_at_once[server] = max(self.most_at_once[server], self._now[server])
 
-    def leave(self) -> None:
+    def leave(self, server: str) -> None:
         with self.lock:
-            self._now -= 1
+            self._now[server] -= 1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -133,18 +134,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def handler_of(traffic: Traffic, answer: Callable[[Handler], None]) -> type[Handler]:
-    """The handler of one of the two servers."""
+def handler_of(traffic: Traffic, server: str, answer: Callable[[Handler], None]) -> type[Handler]:
+    """The handler of one of the two servers, "hub" or "storage"."""
 
     class Answering(Handler):
         def _any(self) -> None:
-            traffic.enter()
+            traffic.enter(server)
             try:
                 answer(self)
             except ConnectionError:  # the client has lost patience
                 self.close_connection = True
             finally:
-                traffic.leave()
+                traffic.leave(server)
 
         do_GET = do_HEAD = do_POST = do_PUT = _any
 

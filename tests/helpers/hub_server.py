@@ -10,12 +10,16 @@ import hashlib
 import hmac
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 from tests.helpers import hub_uploads
 from tests.helpers.hub_http import Handler, Listener, Traffic, handler_of
@@ -46,8 +50,10 @@ class HubServer(Traffic):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.storage: dict[str, bytes] = {}  # sha256 -> bytes
         self._key = os.urandom(16)
-        self._hub = Listener(("127.0.0.1", 0), handler_of(self, self._answer_hub))
-        self._storage = Listener(("127.0.0.2", 0), handler_of(self, self._answer_storage))  # another host: a CDN's
+        self._hub = Listener(("127.0.0.1", 0), handler_of(self, "hub", self._answer_hub))
+        self._storage = Listener(
+            ("127.0.0.2", 0), handler_of(self, "storage", self._answer_storage)
+        )  # another host: a CDN's
         self.endpoint = f"http://127.0.0.1:{self._hub.server_address[1]}"
         self.storage_url = f"http://127.0.0.2:{self._storage.server_address[1]}"
 
@@ -88,6 +94,17 @@ class HubServer(Traffic):
         variables = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,127.0.0.2", "HF_TOKEN": token}
         return variables
+
+    def lead(self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str = "") -> None:
+        """Lead this process's huggingface_hub here, as ``environment`` does others; its files go to ``home``."""
+        for name, value in self.environment(home, token).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("VIT_CACHE", str(home / "cache"))
+        monkeypatch.setattr(tempfile, "tempdir", str(home))
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
     def count(self, part: str, contains: str = "", method: str = "GET") -> int:
         """Requests of a part whose path contains a text."""

@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+from pipeline.core.retry import Patience
 from pipeline.dataset.joined_split import open_split
 from pipeline.dataset.shard_cache import Cache
-from pipeline.dataset.urls import Patience
 from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import TrainTransform
 

@@ -1,0 +1,66 @@
+"""Orders of ImageNet's classes, recognized by the wnids that come with class numbers."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.dataset import class_lists
+
+CHOICES = ("fall11", "google21k", "imagenet12k", "imagenet1k")
+timm_files = {
+    "fall11": "imagenet22k_synsets.txt",
+    "google21k": "imagenet21k_goog_synsets.txt",
+    "imagenet12k": "imagenet12k_synsets.txt",
+    "imagenet1k": "imagenet_synsets.txt",
+}
+
+
+def known(choice: str) -> list[str]:
+    wnids = class_lists.listed(choice)
+    assert wnids is not None
+    return wnids
+
+
+@pytest.mark.parametrize(("choice", "size"), [*zip(CHOICES, (21_841, 21_843, 11_821, 1_000), strict=True)])
+def test_each_order_is_recognized(choice: str, size: int) -> None:
+    wnids = known(choice)
+    assert len(wnids) == size
+    assert class_lists.recognized(dict(enumerate(wnids))) == wnids
+    half = dict(random.Random(0).sample(list(enumerate(wnids)), size // 2))
+    half[size - 1] = wnids[-1]
+    assert class_lists.recognized(half) == wnids
+
+
+def test_a_release_without_a_list_is_known_by_its_own_classes() -> None:
+    winter = [wnid for wnid in known("fall11") if not wnid.startswith("n10")]  # people, most of what winter21 lacks
+    assert class_lists.recognized(dict(enumerate(winter))) == winter
+    first = known("imagenet1k")
+    microsoft = [*first, *sorted({*known("fall11")} - {*first})]
+    assert class_lists.recognized(dict(enumerate(microsoft))) == microsoft
+
+
+def test_an_unknown_or_ambiguous_order_is_refused() -> None:
+    shuffled = known("imagenet1k")
+    random.Random(0).shuffle(shuffled)
+    gap = dict(enumerate(shuffled))
+    del gap[17]
+    with pytest.raises(UserError, match=r"in none of the orders fall11, google21k.*--classes FILE"):
+        class_lists.recognized(gap)
+    shifted = {number + 1: wnid for number, wnid in enumerate(known("fall11"))}
+    with pytest.raises(UserError, match="in none of the orders"):
+        class_lists.recognized(shifted)
+    with pytest.raises(UserError, match="fit the orders fall11 and google21k"):
+        class_lists.recognized(dict(enumerate(known("fall11")[:100])))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_lists_are_timms(choice: str) -> None:
+    import timm
+
+    path = Path(timm.__file__).parent / "data" / "_info" / timm_files[choice]
+    wnids = path.read_text().split()
+    assert wnids == (sorted(known(choice)))
+    assert wnids == known(choice)
