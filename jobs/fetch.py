@@ -1,4 +1,4 @@
-"""python -m jobs.fetch [NAME]: download published weights by name, and print where they lie."""
+"""python -m jobs.fetch [NAME]: download published weights by name, and print their path."""
 
 import logging
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from pipeline.interop.published_weights import WEIGHTS, Weights
 
 logger = logging.getLogger("jobs.fetch")
 
-DESCRIPTION = """Download published weights by name, for --parent or MODEL; without NAME, list what there is.
+DESCRIPTION = """Download published weights by name, for --parent or MODEL; without NAME, list them.
 
-The path is printed, alone, on the standard output. An interrupted download is resumed by the same command. The files
+Only the path is printed on standard output. An interrupted download is resumed by the same command. The files
 are checked against the hash that their server states, and SHA256SUMS beside them keeps it. Examples:
 
   python -m jobs.fetch
@@ -37,7 +37,7 @@ SUMS = "SHA256SUMS"  # in sha256sum's form: sha256sum --check SHA256SUMS
 @dataclass(frozen=True)
 class FetchConfig:
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
-    """Weights to download, a name of the table that is printed without it."""
+    """Weights to download: a name from the table that is printed without it."""
     out: Path | None = None
     """Folder for the files. Default: weights/NAME in the cache (VIT_CACHE)."""
 
@@ -73,12 +73,12 @@ def show() -> None:
         score = "" if weights.figure is None else f"{weights.figure.top1:.2f}% ({weights.figure.by})"
         table.add_row(name, weights.what, score, weights.size, weights.source)
     console().print(table)
-    print("ImageNet-21K: a --parent, for 224 px. ImageNet-2012: to predict with, for 384 px. Source: on the Hub, or an")
-    print("address. top-1: at 384 px, published by the authors or timm; of a parent, after fine-tuning.")
+    print("ImageNet-21K: for --parent, 224 px. ImageNet-2012: for prediction, 384 px. Source: on the Hub, or a URL.")
+    print("top-1: at 384 px, published by the authors or timm; of a parent, after fine-tuning.")
 
 
 def fetch(name: str, weights: Weights, folder: Path) -> Path:
-    """Download what is missing; the path for --parent: the folder, or the .npz in it. Raises UserError."""
+    """Download what is missing; return the path for --parent: the folder, or the .npz in it. Raises UserError."""
     path = folder if weights.on_hub else folder / weights.files[0]
     missing = [file for file in weights.files if not (folder / file).is_file()]
     if not missing:

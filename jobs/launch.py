@@ -13,9 +13,9 @@ COMMANDS = ("pretrain", "finetune", "evaluate", "suite", "predict", "doctor")
 DESCRIPTION = f"""Start COMMAND on several GPUs (or as several CPU processes) of this machine, one process per GPU.
 
 COMMAND is one of {", ".join(COMMANDS)}; the words after it are its own. An error
-of all processes is printed once, by one of them, and the exit code is the command's. Ctrl-C reaches each process once:
-a training saves, however long that takes. On several nodes use Slurm (vit submit). torchrun and accelerate launch work
-too. Examples:
+that all processes have is printed once, and the exit code is the command's. Ctrl-C reaches each process once: training
+saves before it ends, however long that takes. On several nodes use Slurm (vit submit). torchrun and accelerate launch
+work too. Examples:
 
   python -m jobs.launch --ranks 8 pretrain b16 --run-dir runs/b16 --data.train shards/in21k
   python -m jobs.launch evaluate runs/b16-ft --data shards/in1k

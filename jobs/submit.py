@@ -1,4 +1,4 @@
-"""python -m jobs.submit KIND ...: submit a Slurm job with the site's sizes, checked before it waits."""
+"""python -m jobs.submit KIND ...: submit a Slurm job with the site's sizes, checked before it is queued."""
 
 import shlex
 import subprocess
@@ -18,9 +18,9 @@ from pipeline.runs.slurm_queue import jobs_of, read_queue
 DESCRIPTION = """Submit a job to Slurm. Partition, GPUs per node, memory, time and nodes come from slurm/env.sh.
 
 KIND is pretrain RECIPE, finetune RECIPE, evaluate MODEL, shard INPUT OUTPUT, command COMMAND..., or campaign RECIPE
-(all of them in order: slurm/submit_all.sh). Checked first: the dataset is there and finished, no other job uses the
-run folder (an unfinished run in it is resumed), the global batch divides over the ranks, the recipe fits into the GPU
-(GPU_MODEL in slurm/env.sh). Examples:
+(all of them in order: slurm/submit_all.sh). Checked first: the dataset exists and is finished, no other job uses the
+run folder (an unfinished run in it is resumed), the number of ranks divides the global batch, the recipe fits into
+the GPU's memory (GPU_MODEL in slurm/env.sh). Examples:
 
   python -m jobs.submit pretrain l16 --nodes 4 --optim.lr 3e-4
   python -m jobs.submit pretrain l16 --nodes 8 --spares 1
@@ -32,7 +32,7 @@ run folder (an unfinished run in it is resumed), the global batch divides over t
 
 Options of sbatch, anywhere after KIND (for command: before its first word):
   --nodes, --gpus-per-node, --cpus-per-gpu, --mem, --time, --partition, --account, --qos, --reservation, --constraint
-  --spares            nodes on top of --nodes that replace lost ones
+  --spares            extra nodes, beyond --nodes, that replace lost ones
   --job-name (also the run folder's name), --array, --dependency, --begin, --nodelist, --exclude, --output
   --mail-type, --mail-user, --hold, --test-only
   --sbatch "OPTIONS"  any others
@@ -97,18 +97,18 @@ def main() -> int:
         except UserError as error:
             if not dry and not waits:
                 raise
-            print(f"warning: {error}", file=sys.stderr)  # what the job waits for may make it right
+            print(f"warning: {error}", file=sys.stderr)  # the job that it waits for may fix this
     if dry:
         return errors.EXIT_DONE
     code = subprocess.run(script, check=False).returncode
     if code == 0 and kind in ("pretrain", "finetune"):
         run = option(planned.command(), "--run-dir")
-        print(f"look: vit status {run} · vit logs {run} --follow · vit cancel {run}")
+        print(f"see: vit status {run} · vit logs {run} --follow · vit cancel {run}")
     return code
 
 
 def own_options(arguments: Sequence[str]) -> list[str]:
-    """Of ``command``: the words before the command's first."""
+    """For ``command``: the words before the command's first."""
     for place, word in enumerate(arguments[1:], 1):
         if word.startswith("-") or ("=" not in arguments[place - 1] and arguments[place - 1].startswith("--")):
             continue
@@ -182,7 +182,7 @@ def train_nodes(sbatch: Sequence[str]) -> int:
 
 
 def read_options(kind: str, words: Sequence[str]) -> RunConfig:
-    """The run that RECIPE and the fields after it ask for."""
+    """The run's configuration, from RECIPE and the fields after it."""
     recipes = PRETRAIN if kind == "pretrain" else FINETUNE
     return recipe_options.parse(recipes, prog=f"python -m jobs.{kind}", description="", args=words)[0]
 
@@ -206,7 +206,7 @@ def check_fit(config: RunConfig, nodes: int, ranks: int, model: str) -> None:
 
 
 def check_parent(parent: str) -> None:
-    """Raises UserError when ``--parent`` is neither there nor a run with a checkpoint, nor a name on the Hub."""
+    """Raises UserError if ``--parent`` doesn't exist or is a run without a checkpoint. The Hub isn't asked."""
     from pipeline.interop import hub_models
 
     if parent in ("", "scratch") or hub_models.parse(parent, "--parent") or "://" in parent:

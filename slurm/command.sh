@@ -1,6 +1,6 @@
 #!/bin/bash
 # Any command as a job of one task without GPUs, started again (at most twice) if it fails.
-# At its time limit it ends; only data_prep.shard, which goes on where it was, starts again.
+# At its time limit it ends; only data_prep.shard, which continues where it stopped, starts again.
 #   sbatch slurm/command.sh python -m data_prep.verify work/shards/in21k
 #   sbatch --job-name=export slurm/command.sh python -m jobs.export work/runs/finetune-l16 l16-timm --format timm
 #   sbatch --dependency=afterok:1234 slurm/command.sh python -m jobs.compare work/runs/*

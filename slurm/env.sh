@@ -2,8 +2,8 @@
 # What differs from site to site. This is the one file to edit; each job reads it on its first node.
 # A value already in the environment wins: IN21K=/data/in21k sbatch slurm/pretrain_b16.sh
 
-# 1. What to ask Slurm for. `vit submit` and slurm/submit_all.sh read this (slurm/sbatch_options.sh makes sbatch's options of it).
-#    Plain sbatch reads no file of ours: `sbatch slurm/pretrain_l16.sh` takes whole nodes and starts a rank per GPU that it
+# 1. What to ask Slurm for. `vit submit` and submit_all.sh turn it into sbatch's options (slurm/sbatch_options.sh).
+#    Plain sbatch doesn't read it: `sbatch slurm/pretrain_l16.sh` takes whole nodes and starts one rank per GPU that it
 #    finds there; give it --partition, --account and --qos yourself, or export these three in your shell's start-up file.
 #export SBATCH_PARTITION=gpu SBATCH_ACCOUNT=mylab SBATCH_QOS=normal # also SBATCH_RESERVATION, _CONSTRAINT, _CLUSTERS
 CPU_PARTITION=${CPU_PARTITION:-}           # of jobs without GPUs (shard, verify, export); empty: SBATCH_PARTITION
@@ -17,7 +17,7 @@ GPU_MODEL=${GPU_MODEL:-}                   # A100, H100, H200 ...: `vit submit` 
 TIME_LIMIT=${TIME_LIMIT:-}                 # --time of all jobs; empty: 24 h to train and shard, 2 h to evaluate, 12 h else
 PRETRAIN_NODES=${PRETRAIN_NODES:-}         # empty: 8 for L/16, 4 for B/16 and L/32, 2 for B/32
 FINETUNE_NODES=${FINETUNE_NODES:-}         # empty: 2 for L/16, else 1
-SPARES=${SPARES:-0}                        # nodes that a pretraining gets on top, to replace lost ones; for one job: --spares 1
+SPARES=${SPARES:-0}                        # extra nodes of a pretraining, to replace lost ones; for one job: --spares 1
 #    Examples. 4 A100 with 64 CPUs per node, allocated whole:   GPUS_PER_NODE=4 CPUS_PER_GPU=16 GPU_MODEL=A100
 #    8 H100 per node, nodes shared, GPUs by --gres and type:    WHOLE_NODES=no MEMORY_PER_NODE=900G GPU_REQUEST=gres GPU_TYPE=h100
 #    Whole nodes only, GPUs unknown to Slurm (no gres.conf):    GPU_REQUEST=none GPUS_PER_NODE=8
@@ -29,11 +29,11 @@ RUNS=${RUNS:-$WORK/runs}           # run folders: checkpoints, metrics, logs
 IN21K=${IN21K:-$WORK/shards/in21k} # datasets, made by slurm/shard.sh
 IN1K=${IN1K:-$WORK/shards/in1k}
 
-# 3. Python: the repository's virtual environment where there is one. Load modules here too.
+# 3. Python: the repository's virtual environment if there is one. Load modules here too.
 #module purge; module load cuda/12.8
 [ -d "$REPO/.venv/bin" ] && PATH=$REPO/.venv/bin:$PATH
 
-# 4. A container, where Python lives in one: apptainer for a .sif, else what pyxis (enroot) takes: a .sqsh or the name of
+# 4. A container, if Python is in one: apptainer for a .sif, else what pyxis (enroot) accepts: a .sqsh or the name of
 #    a registry's image. The image holds the packages of constraints.txt, bash and procps; the code comes from REPO.
 CONTAINER=${CONTAINER:-}                            # /images/vit.sif, /images/vit.sqsh, nvcr.io#nvidia/pytorch:25.08-py3
 CONTAINER_PATHS=${CONTAINER_PATHS:-$REPO:$WORK:$PWD} # seen inside under the same paths; add those of your datasets
@@ -44,13 +44,13 @@ case $CONTAINER in
   "") ;;
   *.sif) RANK_PREFIX=(apptainer exec --nv --bind "$mounts" --pwd "$PWD" "$CONTAINER") ;;
   *)
-    # An image's own PYTHONPATH would win over ours
+    # An image's own PYTHONPATH would override ours
     SRUN_OPTIONS=(--container-image="$CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD"
       --container-env=PYTHONPATH)
     ;;
 esac
 
-# 5. One srun task a GPU is how the ranks start. torchrun (one agent a node) does the same for sites that prefer it.
+# 5. How the ranks start: srun, one task per GPU; or torchrun, one agent per node, for sites that prefer it.
 LAUNCHER=${LAUNCHER:-srun}
 
 # 6. Network. NCCL finds InfiniBand by itself on most clusters; look here if jobs.doctor reports a slow all-reduce.

@@ -2,7 +2,7 @@
 # Fine-tune ViT-B/16 on ImageNet-2012 at 384 pixels, from RUNS/pretrain-b16.
 #   sbatch slurm/finetune_b16.sh                                    # dataset IN1K, run folder RUNS/<job name>: see env.sh
 #   sbatch --nodes=2 slurm/finetune_b16.sh --optim.lr 0.01
-#   sbatch --array=0-3 slurm/finetune_b16.sh                # the learning rates FINETUNE_LRS, a run each
+#   sbatch --array=0-3 slurm/finetune_b16.sh                # the learning rates of FINETUNE_LRS, one run each
 # Any number of nodes gives the same run; sbatch's options come before the script, the recipe's fields after it.
 #SBATCH --job-name=finetune-b16
 #SBATCH --nodes=1

@@ -2,7 +2,7 @@
 # Rehearse a fine-tuning with the tiny ViT, from RUNS/pretrain-tiny.
 #   sbatch slurm/finetune_tiny.sh                                    # dataset IN1K, run folder RUNS/<job name>: see env.sh
 #   sbatch --nodes=2 slurm/finetune_tiny.sh --optim.lr 0.01
-#   sbatch --array=0-3 slurm/finetune_tiny.sh               # the learning rates FINETUNE_LRS, a run each
+#   sbatch --array=0-3 slurm/finetune_tiny.sh               # the learning rates of FINETUNE_LRS, one run each
 # Any number of nodes gives the same run; sbatch's options come before the script, the recipe's fields after it.
 #SBATCH --job-name=finetune-tiny
 #SBATCH --nodes=1

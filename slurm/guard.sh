@@ -1,8 +1,8 @@
 #!/bin/bash
-# Requeue a job that has lost the node of its script: as it has --no-kill, Slurm would let it hold its other nodes until the
-# time limit. nodes.sh starts this on two of them. Usage: slurm/guard.sh JOB RESTART LOG
+# Requeue a job that has lost the node that runs its script: with --no-kill, Slurm would let it hold its other nodes
+# until the time limit. nodes.sh starts this on two of them. Usage: slurm/guard.sh JOB RESTART LOG
 set -u
-PERIOD=10 # seconds between two looks
+PERIOD=10 # seconds between checks
 while sleep $PERIOD; do
   facts=$(scontrol show job "$1") || continue # the controller may be restarting
   fact() { sed -n "s/.*[ (]*\b$1=\([^ ]*\).*/\1/p" <<<"$facts" | head -n 1; }

@@ -1,18 +1,18 @@
 # shellcheck shell=bash
 # The steps that all jobs share. Sourced by the job scripts, inside a job.
 #
-# A training run's folder keeps what Slurm did to it in RUN/slurm/:
+# A training run's folder records what Slurm did to it in RUN/slurm/:
 #   attempts.tsv    a line per event: start, end or leave; job; restart; checkpoint's step; unix time; nodes or outcome
-#   bad-nodes.tsv   a line for each time a node failed: node, job, restart, unix time, reason
-#   rank-0000.log   each rank's output, all attempts
-#   job.log         link to the latest job's own log, in which all ranks are
+#   bad-nodes.tsv   a line per node failure: node, job, restart, unix time, reason
+#   rank-0000.log   each rank's output, from all attempts
+#   job.log         link to the latest job's own log, which has the output of all ranks
 #   failed          the first rank that failed in the latest attempt: node, rank, exit code
 set -uo pipefail
 
 REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 export REPO
 export PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # of torch's own calls, a line a rank
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # from torch's own calls, one line per rank
 # shellcheck source=slurm/clean.sh
 source "$REPO/slurm/clean.sh"
 # shellcheck source=slurm/sbatch_options.sh
@@ -22,18 +22,18 @@ source "$REPO/slurm/nodes.sh"
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   {
     sed -n '2,/^[^#]\|^#SBATCH/{s/^# \{0,1\}//p}' "$0" | grep -v '^SBATCH'
-    echo "error: $0 is a job script of Slurm, and this is no job: submit it with vit submit or sbatch, as above." \
-      "Without Slurm start the command itself, such as vit launch --ranks 8 pretrain"
+    echo "error: $0 is a Slurm job script, started outside a job: submit it with vit submit or sbatch, as above." \
+      "Without Slurm, start the command itself, such as vit launch --ranks 8 pretrain"
   } >&2
   exit 2
 fi
 clean_shell
-set +u # modules and conda read variables that nobody has set
+set +u # modules and conda read unset variables
 # shellcheck source=slurm/env.sh
 source "$REPO/slurm/env.sh"
 set -u
 clean_slurm
-for name in $(sbatch_variables); do unset "$name"; done # shard.sh's merge
+for name in $(sbatch_variables); do unset "$name"; done # they would change shard.sh's merge
 require_site_fields || exit 2
 check_site || exit 2
 export LAUNCHER
@@ -42,23 +42,23 @@ JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # scontrol
 JOB=${JOB:-$SLURM_JOB_ID}
 RESTART=${SLURM_RESTART_COUNT:-0}
 MOST_STARTS_WITHOUT_PROGRESS=2
-MOST_RESTARTS_AFTER_FAILURE=2 # of a job without checkpoints
+MOST_RESTARTS_AFTER_FAILURE=2 # for jobs without checkpoints
 RUN=   # the training run's folder
 asked= # the signal that asked this job to stop
-export IN_JOB_RESTART=0 # restarts of the ranks since Slurm has started this job
+export IN_JOB_RESTART=0 # restarts of the ranks since Slurm started this job
 
 say() { echo "$(date '+%F %T') $SLURM_JOB_NAME $JOB: $*"; }
 
-# ---- what Slurm gave: GPUS and RANKS per node, CPUS per rank ----
+# ---- what Slurm allocated: GPUS and RANKS per node, CPUS per rank ----
 
-GPUS=${SLURM_GPUS_ON_NODE:-0} # all of a node that is allocated whole, whatever sbatch was asked for
+GPUS=${SLURM_GPUS_ON_NODE:-0} # on a whole node all of its GPUs, whatever sbatch was asked for
 [ "$GPU_REQUEST" != none ] || GPUS=$GPUS_PER_NODE # Slurm doesn't count them
 [ "$GPUS_PER_NODE" != 0 ] || GPUS=0
-RANKS=$GPUS # 0: unknown, as no GPUs were given
-# A surrounding job's --ntasks-per-node may be left in the environment: this job's own agrees with its tasks
+RANKS=$GPUS # 0: unknown, because no GPUs were allocated
+# A surrounding job's --ntasks-per-node may still be in the environment: this job's own agrees with its tasks
 [[ ! ${SLURM_TASKS_PER_NODE:-} =~ ^${SLURM_NTASKS_PER_NODE:-none}([^0-9]|$) ]] || RANKS=$SLURM_NTASKS_PER_NODE
 [ "$RANKS,$GPUS_PER_NODE" != 0,0 ] || RANKS=1
-UNUSED=$((GPUS > RANKS ? GPUS - RANKS : 0)) # more than there are ranks: sbatch asked for fewer than a whole node has
+UNUSED=$((GPUS > RANKS ? GPUS - RANKS : 0)) # GPUs without a rank: sbatch was asked for fewer than a whole node has
 GPUS=$((GPUS - UNUSED))
 CPUS=$((${SLURM_CPUS_ON_NODE:-1} / (RANKS > 0 ? RANKS : 1)))
 [ "${SLURM_CPUS_PER_TASK:-$CPUS}" -ge "$CPUS" ] || CPUS=$SLURM_CPUS_PER_TASK
@@ -80,7 +80,7 @@ check_sizes() { # MODULE RECIPE ...: the first lines of a training job's log
   fi
 }
 
-name_run() { # NAME: of slurm/pretrain.sh and finetune.sh, whose #SBATCH line can't know the recipe
+name_run() { # NAME: for slurm/pretrain.sh and finetune.sh, whose #SBATCH line can't know the recipe
   [ "$SLURM_JOB_NAME" = "${1%%-*}" ] || return 0
   SLURM_JOB_NAME=$1
   [ "$DRY_RUN" = yes ] || scontrol update JobId="$JOB" JobName="$1" || true # vit status, logs and cancel look for it
@@ -141,7 +141,7 @@ train() { # MODULE RECIPE ARGUMENTS...
   attempts "$@"
 }
 
-attempts() { # MODULE RECIPE ARGUMENTS...: start the ranks, and again while they fail and this allocation can go on
+attempts() { # MODULE RECIPE ARGUMENTS...: start the ranks, and restart them if they fail and the allocation allows it
   local from failed_on again in_a_row=0
   while :; do
     from=$(checkpoint_step)
@@ -168,12 +168,12 @@ attempts() { # MODULE RECIPE ARGUMENTS...: start the ranks, and again while they
 
 after_step() { # EXIT_CODE of the ranks: returns if they failed by themselves
   local state outcome=failed
-  [ -z "$asked" ] || rm -f "$RUN/slurm/failed" # ranks that were still starting die of the signal: no node's fault
+  [ -z "$asked" ] || rm -f "$RUN/slurm/failed" # the signal kills ranks that are still starting: no node's fault
   exit_if_superseded
   state=$(state)
   # torchrun turns 75 into 1, so the run folder decides; a status older than this attempt says nothing about it
   if [ "$state" = stopped ] && ! [ "$RUN/slurm/attempts.tsv" -nt "$RUN/status.json" ]; then outcome=stopped; fi
-  # A signal that came after the last step kills an interpreter that is taking itself down
+  # A signal after the last step kills the interpreter while it shuts down
   [ "$state" = finished ] && { [ "$1" = 0 ] || [ -n "$asked" ]; } && outcome=finished
   [ "$1" = 2 ] || [ "$(cut -d' ' -f3 "$RUN/slurm/failed" 2>/dev/null)" = 2 ] && outcome=refused
   record_end $outcome
@@ -191,7 +191,7 @@ after_step() { # EXIT_CODE of the ranks: returns if they failed by themselves
 step() { # COMMAND...: one task per GPU (or one torchrun agent per node); returns its exit code, whatever signals come meanwhile
   local nodes=$NODES tasks code
   rendezvous
-  gpu_options "$GPUS" # srun would ask for as many as sbatch was told, which of whole nodes may be none
+  gpu_options "$GPUS" # without them srun requests what sbatch did, which for whole nodes may be none
   if [ "$LAUNCHER" = torchrun ]; then
     tasks=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}")
     set -- torchrun --nnodes="$nodes" --nproc-per-node="$RANKS" --max-restarts=0 \
@@ -212,7 +212,7 @@ step() { # COMMAND...: one task per GPU (or one torchrun agent per node); return
   return $code
 }
 
-dry_run() { # COMMAND...: with DRY_RUN=yes, print it and end
+dry_run() { # COMMAND...: with DRY_RUN=yes, print it and exit
   if [ "$DRY_RUN" = yes ]; then
     printf '%q ' "$@"
     echo
@@ -228,17 +228,17 @@ rendezvous() { # where rank 0 listens: the first node, a port that no other atte
   export MASTER_ADDR=FIRST_NODE MASTER_PORT=PORT
   [ "$SLURM_JOB_ID" != 0 ] || return 0 # submit.sh --dry-run
   MASTER_ADDR=$(scontrol show hostnames "$NODELIST" | head -n 1)
-  MASTER_PORT=$((12000 + (SLURM_JOB_ID + IN_JOB_RESTART) % 18000)) # below the ports that Linux hands out by itself (32768 and up)
+  MASTER_PORT=$((12000 + (SLURM_JOB_ID + IN_JOB_RESTART) % 18000)) # below Linux's ephemeral ports (32768 and up)
   while grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$MASTER_PORT") .* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; do
     MASTER_PORT=$((MASTER_PORT + 1))
   done
 }
 
-check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a step of its own
+check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a separate step
   say "checking the cluster (jobs.doctor)"
   if ! step python -m jobs.doctor "$2" --stage "${1#jobs.}" --folder "$RUN" -- "${@:3}" && [ -z "$asked" ]; then
     record end unfit
-    say "error: jobs.doctor found faults (above): mend them, or start with DOCTOR=no to train in spite of them"
+    say "error: jobs.doctor found faults (above): fix them, or set DOCTOR=no to train anyway"
     exit 1
   fi
 }
@@ -261,40 +261,40 @@ command_job() { # COMMAND...
     exit 0
   elif [ $code = 2 ]; then
     exit 2 # the command line or the data were refused: not tried again
-  elif at_time_limit && [[ " $* " != *" data_prep.shard "* ]]; then # which alone goes on where it was
-    say "error: the time limit is near, and another start would begin anew: not tried again; give it a longer --time"
+  elif at_time_limit && [[ " $* " != *" data_prep.shard "* ]]; then # only that continues where it stopped
+    say "error: the time limit is near, and a requeue would start over: not tried again; give it a longer --time"
     exit 1
   elif [ -z "$asked" ] && [ "$RESTART" -ge $MOST_RESTARTS_AFTER_FAILURE ]; then
     say "error: failed $((RESTART + 1)) times, last with exit code $code: not tried again"
     exit 1
   fi
-  requeue "left with exit code $code${asked:+ after SIG$asked}"
+  requeue "exited with code $code${asked:+ after SIG$asked}"
 }
 
-at_time_limit() { # whether that is why this job was asked to stop; some sites warn of a preemption by USR1 as well
+at_time_limit() { # whether that is why this job was asked to stop; some sites announce preemption with USR1 as well
   local detail
   [ -n "$asked" ] || return 1
   detail=$(job_facts)
   [[ $detail == *Reason=TimeLimit* ]] || { [ "$asked" = USR1 ] && ! [[ $detail =~ PreemptTime=[0-9] ]]; }
 }
 
-job_facts() { # state, reason, restarts and preemption of this job: the lines of scontrol that hold no text of the user's
+job_facts() { # state, reason, restarts and preemption of this job: scontrol's lines that hold no text from the user
   scontrol show job "$JOB" | grep -E '^ +(JobState|Requeue|PreemptEligibleTime)='
 }
 
 # ---- requeue, or not ----
 
-requeue() { # REASON: start this job again under its own id, unless its user cancelled it
+requeue() { # REASON: start this job again under the same id, unless its user cancelled it
   local detail
   exit_if_superseded
   detail=$(job_facts)
-  # COMPLETING: Slurm is ending the job. After a time limit it goes on; else it was cancelled, or is requeued already.
+  # COMPLETING: Slurm is ending the job. After a time limit, requeue it; else it was cancelled or is already requeued.
   if [[ $detail == *JobState=COMPLETING* && $detail != *Reason=TimeLimit* ]]; then
-    say "$1; ended by Slurm or its user: not requeued from here (sbatch goes on from the last checkpoint)"
+    say "$1; ended by Slurm or its user: not requeued from here (sbatch resumes from the last checkpoint)"
     exit 0
   fi
   say "$1; requeueing"
-  trap '' TERM USR1 # requeueing ends this script: first let it, and the commands it calls, finish
+  trap '' TERM USR1 # requeueing ends this script: let it, and the commands it calls, finish first
   for _ in 1 2 3 4 5 6; do # the controller may be busy or restarting
     if scontrol requeue "$JOB"; then
       exclude_bad_nodes
@@ -302,11 +302,11 @@ requeue() { # REASON: start this job again under its own id, unless its user can
     fi
     sleep 10
   done
-  say "error: this job cannot requeue itself: submit it again, and it goes on from where it is"
+  say "error: this job cannot requeue itself: submit it again to continue"
   exit 75
 }
 
-exit_if_superseded() { # Slurm lost sight of this node and has started the job elsewhere: that attempt must be left alone
+exit_if_superseded() { # Slurm lost contact with this node and started the job elsewhere: leave that attempt alone
   local restarts
   restarts=$(job_facts | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p' | head -n 1)
   if [ "${restarts:-$RESTART}" != "$RESTART" ]; then
@@ -315,24 +315,24 @@ exit_if_superseded() { # Slurm lost sight of this node and has started the job e
   fi
 }
 
-stop_without_progress() { # a run that starts from the same step again and again would do so for ever
+stop_without_progress() { # otherwise a run that keeps starting from the same step would do so forever
   local starts
   starts=$(awk -F'\t' -v job="$SLURM_JOB_ID" -v step="$(checkpoint_step)" '
     $2 != job { next }
     $1 == "start" { began = $4; counted = 0 }
-    # Only what the run itself came to: a start without an end was cut short by Slurm (preempted, requeued by hand)
+    # Only attempts that recorded an end are counted: Slurm cut the others short (preempted, requeued by hand)
     $1 == "end" && ($6 == "failed" || $6 == "stopped") && began == step && $4 == step { same++; counted = 1 }
     # Excused: a node was lost, or the run leaves a node that may be the reason
     ($1 == "leave" || $6 == "lost") && counted { same--; counted = 0 }
     END { print same + 0 }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
   if [ "${starts:-0}" -ge $MOST_STARTS_WITHOUT_PROGRESS ]; then
-    say "error: $starts attempts made no progress beyond step $(checkpoint_step): not starting another. The reason stands" \
-      "above and in $RUN/slurm/rank-*.log; once it is mended, sbatch starts anew"
+    say "error: $starts attempts made no progress beyond step $(checkpoint_step): not starting another. The reason is" \
+      "above and in $RUN/slurm/rank-*.log; fix it, then submit the job again"
     exit 1
   fi
 }
 
-refuse_second_job() { # two jobs in one run folder would take turns in stopping each other
+refuse_second_job() { # two jobs in one run folder would keep stopping each other
   local owner active pause
   owner=$(awk -F'\t' '$1 == "start" { job = $2 } END { print job }' "$RUN/slurm/attempts.tsv" 2>/dev/null)
   [ -n "$owner" ] && [ "$owner" != "$SLURM_JOB_ID" ] || return 0
@@ -363,7 +363,7 @@ checkpoint_step() { # of the newest complete checkpoint, 0 without one
   echo $((10#${newest:-0}))
 }
 
-record_end() { # OUTCOME; a run that Slurm ends before its time can't help it
+record_end() { # OUTCOME; recorded as preempted if Slurm stopped the job before its time limit
   local outcome=$1
   case $outcome in failed | stopped) [ -z "$asked" ] || at_time_limit || outcome=preempted ;; esac
   record end "$outcome"
@@ -371,8 +371,8 @@ record_end() { # OUTCOME; a run that Slurm ends before its time can't help it
 
 record() { # EVENT DETAIL
   if ! printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$SLURM_JOB_ID" "$RESTART" "$(checkpoint_step)" "$(date +%s)" "$2" \
-    >>"$RUN/slurm/attempts.tsv"; then # attempts that nobody counts would go on for ever
-    say "error: $RUN/slurm/attempts.tsv cannot be written (above): make room, then sbatch goes on from the last checkpoint"
+    >>"$RUN/slurm/attempts.tsv"; then # uncounted attempts would repeat forever
+    say "error: $RUN/slurm/attempts.tsv cannot be written (above): make room, then sbatch resumes from the last checkpoint"
     exit 1
   fi
 }

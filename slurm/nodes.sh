@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The nodes that a training job's ranks run on: which of the allocation's are up, which have failed, which are taken next.
+# The nodes that a training job's ranks run on: which of the allocation's are up, which have failed, which are used next.
 # Sourced by launch.sh.
 #
 # NODES, NODELIST   how many nodes the ranks run on, and which
@@ -14,9 +14,9 @@ NODES=$WANTED NODELIST=${SLURM_JOB_NODELIST:-} PLACE=() MICRO_BATCH=() UP=()
 export FEWER_NODES=
 [ "$NODES" = "${SLURM_JOB_NUM_NODES:-1}" ] || PLACE=(--nodelist="$NODELIST") # as submit.sh --dry-run prints it
 
-# ---- which to take ----
+# ---- which to use ----
 
-first_nodes() { # of a job that has just started: not those that failed twice in this run, or leave the allocation
+first_nodes() { # when a job starts: those that haven't failed twice in this run; if too few, leave the allocation
   local nodes good
   mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   UP=("${nodes[@]}")
@@ -47,7 +47,7 @@ next_nodes() { # MODULE RECIPE ARGUMENTS...: after a failure, from UP; fails if 
 
 fit() { # NODES RANKS_PER_NODE GLOBAL_BATCH MICRO_BATCH: the most nodes whose ranks divide the batch, and their micro-batch
   local nodes share micro
-  [ "${3:-0}" -gt 0 ] && [ "${4:-0}" -gt 0 ] || return 1 # no start has come as far as to write config.json
+  [ "${3:-0}" -gt 0 ] && [ "${4:-0}" -gt 0 ] || return 1 # no attempt has got as far as writing config.json
   for ((nodes = $1; nodes > 0; nodes--)); do
     [ $(($3 % (nodes * $2))) = 0 ] || continue
     share=$(($3 / (nodes * $2))) # images per rank and step
@@ -95,7 +95,7 @@ find_up_nodes() { # sets UP. Slurm takes minutes to miss a node (SlurmdTimeout),
   rm -r "$answers"
 }
 
-job_nodes() { # those that Slurm still counts as the job's, one per line
+job_nodes() { # the nodes that Slurm still counts as the job's, one per line
   local list
   list=$(scontrol show job "$JOB" | sed -n 's/^ *NodeList=//p')
   [ -z "$list" ] || scontrol show hostnames "$list"
@@ -116,7 +116,7 @@ guard() { # requeue this job if the node that runs its script is lost: --no-kill
 
 # ---- which have failed ----
 
-blame_nodes() { # find who ended the last attempt of this job: nodes that went down, else the first rank that failed
+blame_nodes() { # find what ended the last attempt of this job: nodes that went down, else the first rank that failed
   local event job restart since nodes node facts lost='' number rank code
   IFS=$'\t' read -r _ job restart _ since nodes < <(grep -P '^start\t' "$RUN/slurm/attempts.tsv" 2>/dev/null | tail -n 1)
   event=$(tail -n 1 "$RUN/slurm/attempts.tsv" 2>/dev/null | awk -F'\t' '{ print $1 == "end" ? $6 : $1 }')
@@ -135,10 +135,10 @@ blame_nodes() { # find who ended the last attempt of this job: nodes that went d
     read -r node rank code <"$RUN/slurm/failed"
     note_bad_node "$restart" "$node" "rank $rank was the first to fail in attempt $number, with exit code $code"
   fi
-  rm -f "$RUN/slurm/failed" # blamed once
+  rm -f "$RUN/slurm/failed" # blame it only once
 }
 
-missing() { # NODE: whether it has not answered; of a job that has just started none has been asked
+missing() { # NODE: whether it has not answered; in a job that has just started, none has been asked
   [ ${#UP[@]} -gt 0 ] && ! printf '%s\n' "${UP[@]}" | grep -qxF "$1"
 }
 
@@ -174,7 +174,7 @@ leave_bad_nodes() { # ask for other nodes if one of this job's has failed twice 
   done
 }
 
-note_left_nodes() { # NODELIST yes|no: which of them are not taken again, in this job (yes) or after a requeue
+note_left_nodes() { # NODELIST yes|no: which of them are not used again, in this job (yes) or after a requeue
   local node
   for node in $(if [ "$2" = yes ]; then failed_twice; else bad_nodes; fi); do
     if scontrol show hostnames "$1" | grep -qx "$node" && ! left "$node"; then record leave "$node"; fi
@@ -185,7 +185,7 @@ left() { # NODE: whether this job has left it once
   grep -qP "^leave\t$SLURM_JOB_ID\t.*\t$1$" "$RUN/slurm/attempts.tsv"
 }
 
-exclude_bad_nodes() { # of the job that was just requeued
+exclude_bad_nodes() { # from the job that was just requeued
   local bad
   [ -n "$RUN" ] || return 0
   bad=$(bad_nodes | paste -sd,)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Pretrain ViT-B/32 on ImageNet-21K: one rank a GPU, requeued until it is finished.
+# Pretrain ViT-B/32 on ImageNet-21K: one rank per GPU, requeued until it is finished.
 #   sbatch slurm/pretrain_b32.sh                                    # dataset IN21K, run folder RUNS/<job name>: see env.sh
 #   sbatch --nodes=4 slurm/pretrain_b32.sh --optim.lr 3e-4
 #   sbatch --job-name=b32-seed1 slurm/pretrain_b32.sh --train.seed 1 # a second run beside the first

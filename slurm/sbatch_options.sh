@@ -4,11 +4,11 @@
 
 die() { echo "error: $*" >&2; exit 2; }
 
-read_site() { # of submit.sh and submit_all.sh: sets the fields of env.sh, checked, and clusters
+read_site() { # for submit.sh and submit_all.sh: sets and checks the fields of env.sh, and sets clusters
   clusters=${SLURM_CLUSTERS:-}
   clean_shell
-  unset SPARE_NODES # of a surrounding job
-  set +eu # as in the jobs: modules and conda read variables that nobody has set
+  unset SPARE_NODES # from a surrounding job
+  set +eu # as in the jobs: modules and conda read unset variables
   # shellcheck source=slurm/env.sh
   source "$REPO/slurm/env.sh"
   set -eu
@@ -38,7 +38,7 @@ default_sizes() { # KIND [RECIPE]: sets NODES and EXTRA (spares), GPUS and RANKS
   LIMIT=${TIME_LIMIT:-$LIMIT}
 }
 
-sbatch_options() { # KIND: sets OPTIONS, sbatch's for those sizes; RANKS follows from GPUS
+sbatch_options() { # KIND: sets OPTIONS to sbatch's options for those sizes, and RANKS from GPUS
   local field place
   OPTIONS=()
   for field in account qos reservation constraint; do

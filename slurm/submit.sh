@@ -11,8 +11,8 @@
 #   slurm/submit.sh pretrain l16 --nodes 8 --spares 1                 # 9 nodes: trains on 8, the 9th replaces a lost one
 #
 # --nodes, --spares, --gpus-per-node, --cpus-per-gpu, --mem, --time, --partition, --account, --qos, --reservation and --constraint
-# replace what env.sh says. --job-name (also the run folder's name), --array, --dependency, --begin, --nodelist, --exclude,
-# --output, --mail-type, --mail-user, --hold and --test-only go to sbatch as they are, and so do the words of --sbatch
+# override env.sh. --job-name (also the run folder's name), --array, --dependency, --begin, --nodelist, --exclude,
+# --output, --mail-type, --mail-user, --hold and --test-only go to sbatch unchanged, as do the words of --sbatch
 # "OPTIONS". Everything else is the job's own command line (for `command`: everything from its first word on).
 set -euo pipefail
 REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -111,7 +111,7 @@ if [ -z "$dry" ]; then exec "${command[@]}"; fi
 
 printf '%q ' "${command[@]}"
 echo
-# What the job will run, by its own script; Slurm's variables as the job will find them
+# The job's own script prints what it will run, with Slurm's variables as the job will find them
 first=${array%%[-,:%]*} last=${array##*[-,]}
 last=${last%%[:%]*}
 array_variables=(SLURM_ARRAY_JOB_ID=0 SLURM_ARRAY_TASK_ID="$first" SLURM_ARRAY_TASK_MIN="$first" SLURM_ARRAY_TASK_MAX="$last"

@@ -10,13 +10,13 @@
 #   slurm/submit_all.sh b16 --raw ... --in1k ... --name b16-seed1 --pretrain "--train.seed 1"
 #   slurm/submit_all.sh l16 --raw ... --in1k ... --dry-run         # print the sbatch lines only
 #
-# Run again, it goes on where it stopped: what is done is skipped, what is queued is waited for, what failed or was
-# cancelled is submitted again, and so is what was made from it: another learning rate in FINETUNE_LRS is trained, and the
-# best picked, evaluated and exported anew. `python -m jobs.status` shows where everything stands.
+# Run it again to continue where it stopped: finished stages are skipped, queued ones are waited for, failed or
+# cancelled ones are submitted again, and so are those that depend on them: another learning rate in FINETUNE_LRS is
+# trained, and the best is picked, evaluated and exported again. `python -m jobs.status` shows the state of everything.
 #
-# --STAGE "ARGUMENTS" adds arguments to a stage's command, --STAGE-sbatch "OPTIONS" options of its sbatch. Stages: shard-in21k
+# --STAGE "ARGUMENTS" adds arguments to a stage's command, --STAGE-sbatch "OPTIONS" options to its sbatch. Stages: shard-in21k
 # and shard-in1k (or shard for both), merge, verify, pretrain, finetune-224 (DeiT III), finetune, pick, evaluate, export. The datasets are IN21K and
-# IN1K, the runs RUNS/pretrain-NAME and RUNS/finetune-NAME-lr*, the rest WORK/campaigns/NAME: see env.sh.
+# IN1K, the runs RUNS/pretrain-NAME and RUNS/finetune-NAME-lr*, everything else WORK/campaigns/NAME: see env.sh.
 set -euo pipefail
 REPO=$(unset CDPATH; cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 source "$REPO/slurm/clean.sh"
@@ -28,7 +28,7 @@ clusters=${SBATCH_CLUSTERS:-${SLURM_CLUSTERS:-$clusters}} # squeue must ask the 
 unset SBATCH_CLUSTERS SLURM_CLUSTERS
 case $clusters in
   "") ;;
-  *,* | all) die "SLURM_CLUSTERS '$clusters' names several clusters, but jobs wait for one another on one alone: name that" ;;
+  *,* | all) die "SLURM_CLUSTERS '$clusters' names several clusters, but jobs wait for each other only within one: name that" ;;
   *) export SLURM_CLUSTERS=$clusters ;;
 esac
 
@@ -55,7 +55,7 @@ while [ $# -gt 0 ]; do
     --name) name=$2 ;;
     *)
       [[ $1 != *-sbatch || ! " $2" =~ \ (--clusters|-M) ]] ||
-        die "$1 '$2' names a cluster of its own, but jobs wait for one another on one alone: set SLURM_CLUSTERS instead"
+        die "$1 '$2' names its own cluster, but jobs wait for each other only within one: set SLURM_CLUSTERS instead"
       more[${1#--}]=$2
       ;;
   esac
@@ -69,7 +69,7 @@ campaign=$campaigns/$name
 mkdir -p "$campaign" "$campaigns/data-in21k" "$campaigns/data-in1k"
 exec 9>"$campaigns/.lock" # two of these at once would submit everything twice
 flock -n -E 75 9 || case $? in
-  75) die "another submit_all.sh is at work in $campaigns: wait for it" ;;
+  75) die "another submit_all.sh is running in $campaigns: wait for it" ;;
   *) echo "warning: $campaigns can't be locked (above): run one submit_all.sh at a time" >&2 ;;
 esac
 
@@ -99,7 +99,7 @@ done_already() { # STAGE_FILE AFTER... -- RESULT...: whether the stage needs no 
     shard | merge) [ -e "$1/dataset.json" ] ;;
     pretrain | finetune-224 | finetune) for run in "$@"; do finished "$run" || return 1; done ;;
     *)
-      for before in "${after[@]}"; do [ -z "${active[$before]:-}" ] || return 1; done # its source is being made anew
+      for before in "${after[@]}"; do [ -z "${active[$before]:-}" ] || return 1; done # its source is being made again
       [ -e "$file.done" ]
       ;;
   esac
@@ -112,7 +112,7 @@ queued() { # STAGE_FILE: the id of its job, if that is still in Slurm's queue
 }
 queue=''
 if [ -z "$dry" ]; then # an array's tasks by the id of the array
-  queue=$(squeue -h --all -o %F) || die "squeue failed (above), so what is queued already can't be told: try again when Slurm answers"
+  queue=$(squeue -h --all -o %F) || die "squeue failed (above), so it is unknown which jobs are queued: try again when Slurm answers"
 fi
 
 # stage STAGE_FILE CONDITION AFTER... -- RESULT... -- SBATCH_OPTIONS... SCRIPT ARGUMENTS...
@@ -152,7 +152,7 @@ stage() {
   printf '%s\n' "${job%%;*}" "${results[@]}" >"$file.job"
   echo "${file#"$campaigns/"}: submitted job ${job%%;*}"
 }
-declare -A active=() # stage file -> its job, where it is queued
+declare -A active=() # stage file -> its job, if it is queued
 
 sized() { # KIND NAME MORE: sets OPTIONS to sbatch's for a stage: the site's sizes (env.sh), then the user's
   local words
@@ -219,4 +219,4 @@ sized command "export-$name" "${more[export-sbatch]:-}"
 # shellcheck disable=SC2086
 stage "$campaign/export" afterok "$campaign/pick" -- -- "${OPTIONS[@]}" \
   "$REPO/slurm/command.sh" python -m jobs.export "$campaign/best" "$campaign/timm" --format timm ${more[export]:-}
-[ -n "$dry" ] || echo "look: python -m jobs.status $campaigns $RUNS"
+[ -n "$dry" ] || echo "see: python -m jobs.status $campaigns $RUNS"

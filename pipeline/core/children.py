@@ -1,4 +1,4 @@
-"""Commands that run as children of this one, side by side: they get its signals and end before it."""
+"""Run commands as children of this process, side by side: they get its signals and end before it."""
 
 import os
 import signal
@@ -38,17 +38,17 @@ def run(
     environments: Sequence[Mapping[str, str]] | None = None,
     stdout: IO[Any] | None = None,
 ) -> Ended:
-    """Run ``commands`` side by side until all have ended, in this process's environment or one each.
+    """Run ``commands`` side by side until all have ended, in this process's environment or in one each.
 
-    Each child has a process group of its own: Ctrl-C on the terminal reaches this process alone, which passes every
-    signal on to each child once. A child that saves takes its time; if a child fails, the others are ended.
+    Each child has its own process group: Ctrl-C on the terminal reaches only this process, which passes every signal on
+    to each child once. A child may take as long as it needs to save; if a child fails, the others are ended.
     """
     asked: list[int] = []
     children: list[subprocess.Popen[Any]] = []
     failed: int | None = None
     before = {number: signal.getsignal(number) for number in (*PASSED_ON, signal.SIGTTOU)}
     for number in PASSED_ON:
-        if before[number] is not signal.SIG_IGN:  # by nohup, or a shell's "&"
+        if before[number] is not signal.SIG_IGN:  # ignored by nohup, or a shell's "&"
             signal.signal(number, lambda number, _: asked.append(number))
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # inherited: after `stty tostop`, printing would stop the children
     try:
@@ -62,7 +62,7 @@ def run(
                 received = asked.pop(0)
                 _send(left, received)
                 if received == signal.SIGTSTP:
-                    os.kill(os.getpid(), signal.SIGSTOP)  # here until SIGCONT
+                    os.kill(os.getpid(), signal.SIGSTOP)  # stops here until SIGCONT
                     _send(left, signal.SIGCONT)
             if failed is None and (failed := _first_failure(children)) is not None:
                 limit = time.monotonic() + GRACE

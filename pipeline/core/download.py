@@ -1,4 +1,4 @@
-"""Downloading one large file: resumed where an earlier try ended, checked against what the server states of it."""
+"""Download one large file: resumed where an earlier attempt ended, checked against what the server states about it."""
 
 import contextlib
 import logging
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 PAUSE, LONGEST_PAUSE, GIVE_UP_AFTER = 0.5, 30.0, 120.0  # seconds; the last without a byte
 STALL = 30.0  # seconds without a byte after which a request has failed
 _BLOCK = 1 << 20  # bytes
-_LATER = (408, 429, 500, 502, 503, 504)  # HTTP statuses that a later try may change
+_LATER = (408, 429, 500, 502, 503, 504)  # HTTP statuses that may change on a retry
 _LONGEST_WAIT = 300.0  # seconds that a server may ask for by Retry-After
 _REFUSALS = 12  # in a row that ask us to wait, until we give up
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a server states of a file before it is downloaded."""
+    """What a server states about a file before it is downloaded."""
 
     url: str
     bytes: int
@@ -35,7 +35,7 @@ class Stated:
 
     @property
     def part(self) -> str:
-        """Of the name of the unfinished file: another content of the same address isn't continued."""
+        """Part of the unfinished file's name, so that changed content at the same address isn't continued."""
         return (self.digest or f"{self.bytes}")[:16]
 
 
@@ -44,11 +44,11 @@ class UnreachableError(OSError):
 
 
 def download(stated: Stated, target: Path, advance: Callable[[int], None], *, token: str = "") -> str:
-    """Download a file to ``target``, which appears whole and checked; its sha256. ``advance``: given new bytes.
+    """Download a file to ``target``, which appears whole and checked; return its sha256.
 
-    An unfinished file lies beside it, and the next call goes on from its end. ``token`` is sent to the address alone,
-    not to where it redirects. Raises UserError for a refusal and for wrong bytes, which are removed;
-    UnreachableError.
+    ``advance`` is called with the number of new bytes. An unfinished file stays beside the target, and the next call
+    continues from its end. ``token`` is sent only to the address, not to where it redirects. Raises UserError for a
+    refusal and for wrong bytes, which are removed; UnreachableError.
     """
     part = target.with_name(f".{target.name}.{stated.part}.part")
     for other in target.parent.glob(f".{target.name}.*.part"):
@@ -85,9 +85,9 @@ def download(stated: Stated, target: Path, advance: Callable[[int], None], *, to
 
 
 def _continue(stated: Stated, part: Path, advance: Callable[[int], None], token: str) -> tuple[str, float]:
-    """Append to ``part`` what one request brings: why it ended too early, and the seconds the server asks to wait.
+    """Append to ``part`` what one request brings; return why it ended too early, and the seconds to wait.
 
-    Raises UserError for an answer that a later try won't change.
+    Raises UserError for an answer that a retry won't change.
     """
     from huggingface_hub import get_session
 
@@ -114,4 +114,4 @@ def _continue(stated: Stated, part: Path, advance: Callable[[int], None], token:
                     advance(len(block))
     except hub.http_error() as error:
         return str(error) or type(error).__name__, 0.0
-    return ("" if part.stat().st_size >= stated.bytes else "the answer was cut"), 0.0
+    return ("" if part.stat().st_size >= stated.bytes else "the response was cut off"), 0.0

@@ -1,7 +1,7 @@
 """What every use of the Hugging Face Hub shares: its client, its pages, and its errors as one line with the remedy.
 
 HF_ENDPOINT, HF_TOKEN (or ``hf auth login``), HF_HUB_OFFLINE and HF_HOME are read by huggingface_hub itself. It is
-imported when a function is called: it brings an HTTP client along, which most commands don't need.
+imported when a function is called: it loads an HTTP client, which most commands don't need.
 """
 
 import os
@@ -21,7 +21,7 @@ Kind = Literal["model", "dataset"]
 def client() -> "HfApi":
     """The Hub's client, which names this project to the server.
 
-    huggingface_hub's own warnings are off: those of a broken download show its signed URL, which is a key to the file.
+    huggingface_hub's own warnings are off: those of a broken download show its signed URL, which opens the file.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
@@ -89,15 +89,15 @@ def remedy(error: Exception, repository: str, kind: Kind = "model") -> str:
     from huggingface_hub import errors, get_token
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what befell the request before the cache was looked at
+        error = error.__cause__  # the request's own error, before the cache was searched
     at, token = page(repository, kind), get_token()
     login = f"{endpoint()}/settings/tokens, then 'hf auth login' or HF_TOKEN"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{reason(error)}: unset it to reach the Hub"
     if isinstance(error, errors.HFValidationError):
-        return f"{repository} is a name that the Hub doesn't allow: check it"
+        return f"{repository} is not a valid name on the Hub: check it"
     if isinstance(error, errors.LocalEntryNotFoundError | errors.FileMetadataError):
-        return f"{endpoint()} doesn't answer as the Hub does: check HF_ENDPOINT and HTTPS_PROXY"
+        return f"{endpoint()} doesn't answer like the Hub: check HF_ENDPOINT and HTTPS_PROXY"
     if isinstance(error, errors.GatedRepoError):
         if token is None:
             return f"{repository} is gated: accept its terms at {at} and log in with a token of {login}"

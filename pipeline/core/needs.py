@@ -1,4 +1,4 @@
-"""Conditions under which an option has an effect: a given option without one is refused, never ignored. Pure."""
+"""Conditions under which an option has an effect: an option given without them is refused, never ignored. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -73,7 +73,7 @@ def parse(url: str) -> Place:
 
 
 def pinned(url: str) -> str:
-    """The URL with the commit that its branch or tag means now. Raises UserError."""
+    """The URL with the commit that its branch or tag points to now. Raises UserError."""
     place = parse(url)
     if place.is_pinned:
         return place.url
@@ -140,7 +140,7 @@ def ask(place: Place, question: Callable[["HfApi"], Item], patience: Patience | 
 
 
 def refuse(error: Exception, place: Place) -> None:
-    """Raise GoneError, with the remedy, for what a retry doesn't change."""
+    """Raise GoneError, with the remedy, for an error that a retry won't change."""
     response = getattr(error, "response", None)
     status = 0 if response is None else response.status_code
     if type(error).__name__ == "OfflineModeIsEnabled" or (400 <= status < 500 and status not in BUSY):
@@ -155,7 +155,7 @@ def _listed(api: "HfApi", place: Place) -> dict[str, int]:
 
 
 def _folder(place: Place) -> Path:
-    """The cache of what the endpoint said about a dataset."""
+    """The cache of the endpoint's answers about a dataset. Raises UserError."""
     mark = xxhash.xxh3_64_hexdigest(hub.endpoint().encode())[:8]
     folder = cache_folder() / "hub" / f"{place.repo.replace('/', '--')}-{mark}"
     try:

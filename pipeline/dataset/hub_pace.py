@@ -1,9 +1,9 @@
-"""How fast the Hub is asked: a bound on downloads per node, and pauses that all processes of a node keep.
+"""How fast the Hub is asked: a bound on downloads per node, and pauses that all processes of a node respect.
 
 The Hub counts requests in windows of five minutes, and refuses those above the limit with 429 and the seconds until the
-window ends (Retry-After or RateLimit; https://huggingface.co/docs/hub/rate-limits). Whoever is refused writes the end
-of the pause to a file of the node, and every process waits for it, each with a random part more, so that the ranks of
-all nodes don't come back at the same moment.
+window ends (Retry-After or RateLimit; https://huggingface.co/docs/hub/rate-limits). A refused process writes the end of
+the pause to a file on the node, and every process waits for it, plus a random time, so that the ranks of all nodes
+don't return at the same moment.
 """
 
 import os
@@ -21,7 +21,7 @@ from pipeline.core.locks import Lock, try_lock
 from pipeline.core.retry import Backoff, Patience
 
 DOWNLOADS = 8  # at a time per node
-LONGEST_WAIT = 60.0  # seconds for one of them: a bound, not a gate (a forked process may hold a lock on and on)
+LONGEST_WAIT = 60.0  # seconds for one of them: a bound, not a gate (a forked process may hold a lock indefinitely)
 LONGEST_PAUSE = 600.0  # seconds: two of the Hub's windows
 REFUSALS = 12  # in a row, each with a time to wait, until we give up: an hour of the Hub's windows
 _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")  # RateLimit: "resolvers";r=0;t=55
@@ -47,7 +47,7 @@ class Pace:
         self._backoff.reset()
 
     def failed(self, error: Exception) -> None:
-        """Wait before the next attempt. Raises OSError when the patience ends."""
+        """Wait before the next attempt. Raises OSError when the patience runs out."""
         if isinstance(error, UserError):
             raise error
         response = getattr(error, "response", None)
@@ -71,7 +71,7 @@ def pause_of(headers: Mapping[str, str]) -> float | None:
 
 
 def pause(seconds: float) -> None:
-    """Let all processes of this user on this node wait."""
+    """Make all processes of this user on this node wait."""
     try:
         path, now = _node_folder() / "pause", time.time()
         known = path.stat().st_mtime if path.exists() else now

@@ -1,8 +1,8 @@
 """Read a file on the Hub, whole or in ranges, across broken connections, refusals and expired addresses.
 
-The Hub redirects to a signed address of a storage host, which is good for some time: it is kept for the file's further
-ranges, and asked for again once it has expired. httpx drops the Authorization header when it follows a redirect to
-another host, and the signed address is asked without it.
+The Hub redirects to a signed address of a storage host, which is valid for some time: it is kept for the file's
+further ranges, and asked for again once it has expired. httpx drops the Authorization header when it follows a redirect
+to another host, and the signed address is used without it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class HubFile:
         self.url, self._patience = url, patience
         self._place = hub_dataset.parse(url)
         self._address = ""  # signed; "" if it must be asked for
-        self.digest = ""  # SHA-256 of the whole file, if the Hub has said so
+        self.digest = ""  # SHA-256 of the whole file, if the Hub has stated it
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from ``start`` to ``end`` in chunks. Raises GoneError and OSError."""
@@ -98,7 +98,7 @@ class WrongContentError(OSError):
 
 
 class _StorageError(OSError):
-    """An error status of a storage host, such as of an expired signature. The signed address isn't shown."""
+    """An error status of a storage host, such as for an expired signature. The signed address isn't shown."""
 
     def __init__(self, response: Any):
         super().__init__(f"HTTP {response.status_code} of {response.url.host}")

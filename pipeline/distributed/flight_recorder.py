@@ -1,4 +1,4 @@
-"""torch's flight recorder: each rank's last collectives, kept when a job hangs, so that one can see who missed which.
+"""torch's flight recorder: each rank's last collectives, kept when a job hangs, to show which rank missed which.
 
 ``torchfrtrace RUN/collectives --prefix rank-`` compares the ranks' files, which are torch's own pickles.
 """
@@ -29,7 +29,7 @@ def recorder_variables(folder: Path, environment: Mapping[str, str]) -> dict[str
 
 
 def dump_collectives(folder: Path, rank: int) -> None:
-    """Write this rank's last collectives with their Python stacks. What fails here is not worth another error."""
+    """Write this rank's last collectives with their Python stacks. Errors here are ignored."""
     dump = getattr(c10d, "_dump_nccl_trace", None) or c10d._dump_fr_trace  # type: ignore[attr-defined]
     with contextlib.suppress(OSError, RuntimeError):
         folder.mkdir(exist_ok=True)

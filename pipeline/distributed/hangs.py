@@ -50,14 +50,14 @@ class State:
 
 @dataclass(frozen=True)
 class Stall:
-    """No rank moves."""
+    """No rank makes progress."""
 
     seconds: float  # since the last one moved
     ranks: list[int]  # that the others wait for; empty: all are at the same point
     state: State  # of the first of them, or of rank 0
 
     def over(self, limit: float, first_step: int) -> bool:
-        """Whether the job is to end. ``limit``: seconds in which a step's computation moves on, once compiled."""
+        """Whether the job must end. ``limit``: seconds within which a step's computation advances, once compiled."""
         if self.state.phase == "end":
             return False
         strict = self.ranks and self.state.phase in COMPUTING and self.state.step > first_step

@@ -1,9 +1,9 @@
-"""Who is gone, and who hangs: each rank shows signs of life and progress, and the one that doesn't is named.
+"""Detect and name dead and hung ranks: each rank shows signs of life and progress.
 
-A rank that was killed breaks its peers' collective at once (gloo) or leaves them waiting (NCCL); one that hangs leaves
-them waiting on both. None of this says who it was. So a thread of each rank writes its state, as in hangs.py, to a
-store on rank 0 once per second, and rank 0's thread compares them. If rank 0 is frozen, calls of the store never
-return, despite its time limit: a second thread of each other rank sees that. Nothing here is collective after
+A killed rank breaks its peers' collective at once (gloo) or leaves them waiting (NCCL); a hung one leaves them waiting
+with both. Neither says which rank it was. So a thread of each rank writes its state (see hangs.py) to a store on rank 0
+once per second, and rank 0's thread compares the states. If rank 0 is frozen, calls to the store never return, despite
+its time limit: a second thread of every other rank detects that. Nothing here is collective after
 :meth:`Heartbeat.start`, and training never waits for it.
 """
 
@@ -30,15 +30,15 @@ from pipeline.distributed.ranks import node_name
 logger = logging.getLogger(__name__)
 
 PERIOD = 1.0  # seconds between signs of life
-SILENCE = 30.0  # seconds after which a rank is gone, whatever the others see
-SUSPICION = 5.0  # the same where a collective has failed already
+SILENCE = 30.0  # seconds after which a rank counts as gone, whatever the others see
+SUSPICION = 5.0  # the same if a collective has already failed
 PATIENCE = datetime.timedelta(seconds=10)  # for the store to answer
 STACK = 12  # frames of a hung rank's stack that the log shows, innermost last
 EXIT_PEER_GONE = 1
 
 
 class Heartbeat:
-    """Of one rank. ``start`` after the process group, ``stop`` before it is left.
+    """The heartbeat of one rank. ``start`` it after the process group, ``stop`` it before leaving the group.
 
     ``hang_timeout``: seconds that the others wait for a rank that makes no progress in a step.
     ``collectives``: folder for the ranks' last collectives. ``blamed``: file that names the culprit as slurm/rank.sh
@@ -59,7 +59,7 @@ class Heartbeat:
         self._point: tuple[int, int, Phase] = (0, 0, "start")  # State's marks, step and phase: replaced as a whole
         self._first_step = sys.maxsize
         self._beat = 0
-        self._rank_0 = State(0)  # as it was seen last
+        self._rank_0 = State(0)  # as last seen
         self._main = threading.get_ident()
         self._stopped = threading.Event()
         self._failed = False  # this rank is in fail(): it will leave by itself
@@ -93,7 +93,7 @@ class Heartbeat:
         return TCPStore(os.environ["MASTER_ADDR"], self._store.port, is_master=False, timeout=PATIENCE)
 
     def mark(self, phase: Phase, step: int | None = None) -> None:
-        """The main thread begins ``phase`` (of ``step``, counted from 1). All ranks must make the same marks."""
+        """Mark that the main thread begins ``phase`` (of ``step``, from 1). All ranks must make the same marks."""
         marks, last, _ = self._point
         if step is not None and self._first_step == sys.maxsize:
             self._first_step = step
@@ -105,18 +105,18 @@ class Heartbeat:
             self._thread.join()
 
     def fail(self, error: BaseException) -> str:
-        """Tell the others why this rank leaves; return what is known about the first cause, waiting for it."""
+        """Tell the others why this rank exits; wait for, and return, what is known about the first cause."""
         if self.world_size == 1:
             return ""
         text = " ".join(f"{self.name(self.rank)}: {type(error).__name__}: {error}".split())[:300]
         try:
             if self._thread.is_alive() and (self._ending or self._store.get("verdict") != b"null"):
-                self._thread.join()  # the error is what others' exit led to; the thread ends this process, too
+                self._thread.join()  # the others' exit caused this error; the thread ends this process, too
             self._failed = True
             number = self._store.add("failures", 1)
             self._store.set(f"failure/{number}", text)
             self._store.add(f"failed/{self.rank}", 1)
-            if number == 1 and not isinstance(error, RuntimeError):  # torch's error where a peer is gone
+            if number == 1 and not isinstance(error, RuntimeError):  # torch's error if a peer is gone
                 return f"first failure: {text}"
             gone = self._silent_ranks(SUSPICION)
             return f"{self._named(gone)} gone" if gone else f"first failure: {self._store.get('failure/1').decode()}"
@@ -134,7 +134,7 @@ class Heartbeat:
         return f"{named} {'is' if len(ranks) == 1 else 'are'}"
 
     def _silent_ranks(self, seconds: float) -> list[int]:
-        """Ranks without a sign of life in ``seconds``, of those that haven't failed in words."""
+        """Ranks without a sign of life in ``seconds``, except those that have reported a failure."""
         before = self._states()
         time.sleep(seconds)
         after = self._states()
@@ -190,7 +190,7 @@ class Heartbeat:
         self._leave(f"{self._named([0])} gone: no answer since {self._rank_0}")
 
     def _describe(self, stall: Stall) -> str:
-        """A stall in words."""
+        """Describe a stall."""
         if not stall.ranks:
             return (
                 f"no rank has made progress for {stall.seconds:.0f} s, and all are at the same point ({stall.state}): "
@@ -214,17 +214,17 @@ class Heartbeat:
             if self._store.check([f"stack/{rank}"]):
                 why += f"\n{self.name(rank)} is here:\n{self._store.get(f'stack/{rank}').decode()}"
             else:
-                why += f"\n{self.name(rank)} gives no answer: it is dead or stopped, or its host is"
+                why += f"\n{self.name(rank)} does not answer: it or its host is dead or stopped"
         self._leave(why)
 
     def _obey(self, ranks: list[int], why: str) -> None:
-        """On the other ranks."""
+        """Exit with rank 0's verdict; on the other ranks."""
         if self.rank in ranks:
             self._report_stack()
         self._leave(why)
 
     def _report_stack(self) -> None:
-        """To rank 0 the main thread's; all threads' to stderr."""
+        """Send the main thread's stack to rank 0; print all threads' to stderr."""
         frame = sys._current_frames().get(self._main)
         self._store.set(f"stack/{self.rank}", "".join(traceback.format_stack(frame)[-STACK:]).rstrip())
         with contextlib.suppress(OSError, ValueError):  # no stderr
@@ -238,7 +238,7 @@ class Heartbeat:
             file.write(f"{self.hosts[ranks[0]]} {ranks[0]} {EXIT_PEER_GONE}\n")
 
     def _leave(self, why: str) -> None:
-        """End the process from this thread: the main one may hang in a collective for good."""
+        """End the process from this thread: the main one may hang in a collective forever."""
         if self._failed:
             return
         logger.error("%s", why)

@@ -1,8 +1,8 @@
 """Models on the Hugging Face Hub: ``hf://OWNER/NAME[@REVISION]``, and timm's ``hf-hub:OWNER/NAME[@REVISION]``.
 
-The files lie in huggingface_hub's own cache (HF_HOME), which timm and transformers share, below the commit that the
-revision was when they were downloaded. One process of a node downloads, the others wait. Only safetensors are taken:
-a pickled file (.bin, .pth) can run code when it is loaded.
+The files are in huggingface_hub's own cache (HF_HOME), which timm and transformers share, under the commit that the
+revision meant when they were downloaded. One process per node downloads, the others wait. Only safetensors are
+accepted: a pickled file (.bin, .pth) can run code when it is loaded.
 """
 
 import logging
@@ -49,7 +49,7 @@ class Address:
 class Downloaded:
     folder: Path  # with config.json and the weights
     name: str  # hf://OWNER/NAME@COMMIT
-    sha256: str  # of model.safetensors, as the Hub stated it and the file was checked; "" if it is in several parts
+    sha256: str  # of model.safetensors, as the Hub states it, checked against the file; "" if it is in several parts
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Listed:
 
 
 def parse(text: str | Path, field: str) -> Address | None:
-    """The address that ``text``, given as ``field``, is; None for a path. Raises UserError for a wrong address."""
+    """The address in ``text``, the value of ``field``; None for a path. Raises UserError for a wrong address."""
     text = str(text)
     prefix = next((prefix for prefix in PREFIXES if text.startswith(prefix)), None)
     if prefix is None:
@@ -71,13 +71,13 @@ def parse(text: str | Path, field: str) -> Address | None:
     if found is None:
         shown = f"hf://{text.removeprefix(prefix)}" if prefix == "hf:/" else text
         raise UserError(
-            f"{field} {shown!r} names no model of the Hub: write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
+            f"{field} {shown!r} does not name a model on the Hub: write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
         )
     return Address(found["repository"], found["revision"] or "main")
 
 
 def resolved(path: Path) -> Path:
-    """MODEL, or the local folder of the model that it names on the Hub, downloaded if need be. Raises UserError."""
+    """MODEL, or the local folder of the model that it names on the Hub, downloaded if necessary. Raises UserError."""
     address = parse(path, "MODEL")
     return path if address is None else fetch(address, "MODEL").folder
 
@@ -189,7 +189,7 @@ def _folder(address: Address) -> str:
 
 
 def _shown_by(bar: Bar) -> Any:
-    """A class in the place of tqdm's for huggingface_hub, which advances ``bar`` by the bytes that reach the disk."""
+    """A replacement for huggingface_hub's tqdm class, which advances ``bar`` by the bytes that reach the disk."""
 
     class Shown:
         def __init__(self, **_: object) -> None:
@@ -213,13 +213,13 @@ def _shown_by(bar: Bar) -> Any:
 
 
 def _is_of_this_start(record: Path) -> bool:
-    """Whether another rank of this job has just asked the Hub, on this node: its answer is this rank's, too."""
+    """Whether another rank of this job has just asked the Hub on this node; its answer then serves this rank, too."""
     several = ranks_from_environment(os.environ).world_size > 1
     return several and record.is_file() and time.time() - record.stat().st_mtime < _TOGETHER
 
 
 def _recorded(address: Address, record: Mapping[str, Any]) -> Downloaded | None:
-    """What a record says, if the files are still there."""
+    """The download that a record describes, if its files are still there."""
     from huggingface_hub import try_to_load_from_cache
 
     commit, names = str(record["commit"]), list(record["files"])

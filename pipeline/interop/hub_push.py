@@ -1,6 +1,6 @@
 """Uploading an export to the Hugging Face Hub: one commit of exactly the folder's files.
 
-Checked before the model is exported: the login, the right to write there, and what the repository holds already.
+The login, the right to write and the repository's contents are checked before the model is exported.
 """
 
 import logging
@@ -17,7 +17,7 @@ from pipeline.core.units import size as in_words
 
 logger = logging.getLogger(__name__)
 
-FORMS = ("timm", "huggingface")  # what others load by a name on the Hub
+FORMS = ("timm", "huggingface")  # formats that others can load by name from the Hub
 _REPOSITORY = re.compile(r"(?P<owner>\w[\w.-]{0,95})/\w[\w.-]{0,95}")
 _HUBS = {".gitattributes"}  # what the Hub itself puts into a new repository
 WRITTEN = ("README.md", "config.json", "model.json", "model.safetensors", "preprocessor_config.json")
@@ -37,7 +37,7 @@ def check(repository: str, form: str, *, private: bool) -> Target:
     what = f"--push {repository!r}"
     found = _REPOSITORY.fullmatch(repository)
     if found is None:
-        raise UserError(f"{what} is no name of a repository: write OWNER/NAME, such as me/vit-b16-birds")
+        raise UserError(f"{what} is not a repository name: write OWNER/NAME, such as me/vit-b16-birds")
     if form not in FORMS:
         raise UserError(
             f"--format {form} can't be loaded by its name on the Hub: choose --format {' or '.join(FORMS)} for --push, "
@@ -89,7 +89,7 @@ def check_contents(what: str, files: Collection[str], page: str) -> None:
 
 
 def push(folder: Path, target: Target, message: str) -> str:
-    """Upload the folder's files in one commit; the commit's URL. Raises UserError, after which nothing has changed."""
+    """Upload the folder's files in one commit; return its URL. Raises UserError, after which nothing has changed."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     what = f"--push {target.repository!r}"
@@ -103,14 +103,14 @@ def push(folder: Path, target: Target, message: str) -> str:
         ", ".join(f"{name} ({in_words(size)})" for name, size in files.items()),
     )
     if not sys.stderr.isatty():
-        disable_progress_bars()  # of huggingface_hub, which a log can do without
+        disable_progress_bars()  # huggingface_hub's own, which only clutter a log
     client = hub.client()
     with hub.one_line(what, target.repository):
         if target.new:
             client.create_repo(target.repository, private=target.private, exist_ok=True)
         try:
             done = client.upload_folder(repo_id=target.repository, folder_path=folder, commit_message=message)
-        except RuntimeError as error:  # with which it wraps what befell a large file
+        except RuntimeError as error:  # which wraps the error of a large file
             raise (error.__cause__ or error) from error
     return str(done.commit_url)
 

@@ -1,8 +1,8 @@
-"""Published ViT weights by short names, for ``vit fetch``: where they lie, what they are, and how good they are.
+"""Published ViT weights by short names, for ``vit fetch``: where they are, what they are, and how good they are.
 
 Sizes are those that the repositories' pages list (huggingface.co/OWNER/NAME/tree/main, 2024 to 2026). No hash is
 written here: a download is checked against the one that its server states (the Hub: sha256; Google's storage: md5). So
-the server is trusted for the first download; SHA256SUMS beside the files keeps what came.
+the server is trusted for the first download; SHA256SUMS beside the files records what was received.
 """
 
 import base64
@@ -36,7 +36,7 @@ class Weights:
         return FILES if self.on_hub else (self.source.rpartition("/")[2],)
 
     def url(self, name: str, revision: str = "main") -> str:
-        """Of one of its files."""
+        """The URL of one of its files."""
         return f"{hub.page(self.source)}/resolve/{revision}/{name}" if self.on_hub else self.source
 
 
@@ -82,7 +82,7 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
 
 
 def stated(weights: Weights, name: str, what: str) -> Stated:
-    """Ask the server what it states of a file. Raises UserError, UnreachableError. ``what``: for messages."""
+    """Ask the server what it states about a file. Raises UserError, UnreachableError. ``what``: for messages."""
     from huggingface_hub import get_hf_file_metadata, get_session
 
     url = weights.url(name)

@@ -1,7 +1,7 @@
-"""Each node's load beside a run, into RUN/system/<node>.jsonl: names and units as MLflow's, below ``system/<node>/``.
+"""Each node's load during a run, in RUN/system/<node>.jsonl: names and units as in MLflow, below ``system/<node>/``.
 
-A thread of each node's first rank measures; rank 0's sync sends all nodes' files to MLflow. One sample costs the thread
-a few milliseconds twice per minute.
+A thread of each node's first rank measures; rank 0's sync sends all nodes' files to MLflow. A sample, twice per minute,
+takes a few milliseconds.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PERIOD = 30.0  # seconds between samples
 
 
 class Sampler:
-    """Of one node. ``start`` begins the thread, ``stop`` takes a last sample and ends it."""
+    """Samples the load of one node. ``start`` starts the thread, ``stop`` takes a last sample and ends it."""
 
     def __init__(self, run_dir: Path, node: str, attempt: int) -> None:
         self._prefix = f"system/{re.sub('[^A-Za-z0-9_.-]', '_', node)}"
@@ -39,10 +39,10 @@ class Sampler:
     def stop(self) -> None:
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join(PERIOD)  # unless the driver or the disk hangs, which must not keep the training
+            self._thread.join(PERIOD)  # unless the driver or the disk hangs, which must not hold up the training
 
     def _run(self) -> None:
-        """A disk or a driver in trouble costs samples, never the training."""
+        """Sample until stopped. A failing disk or driver costs samples, never the training."""
         with contextlib.suppress(OSError, RuntimeError, psutil.Error):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = records.Appender(self._path)
@@ -63,7 +63,7 @@ class Sampler:
 
 
 def host_load() -> dict[str, float]:
-    """CPU (percent since the last call), memory, and the root disk's room."""
+    """CPU (percent since the last call), memory, and the root disk's space."""
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
     return {
         "cpu_utilization_percentage": psutil.cpu_percent(),

@@ -8,7 +8,7 @@ import time
 class Watchdog:
     """Ends this process, after printing all stacks, if it isn't fed for ``timeout`` seconds, or 1 % less.
 
-    Each new limit takes a new thread, which costs more than the rest of a step's checks, so not every feed moves it.
+    Each new deadline starts a new thread, which costs more than a step's other checks, so not every feed moves it.
     """
 
     def __init__(self, timeout: float) -> None:

@@ -72,12 +72,12 @@ def test_no_network_and_offline_are_told_apart_from_answers() -> None:
 def test_what_stands_behind_an_error_of_the_cache_is_named() -> None:
     for cause, words in (
         (httpx2.ConnectError("[Errno 111] Connection refused"), "can't be reached ([Errno 111] Connection refused)"),
-        (None, "doesn't answer as the Hub does: check HF_ENDPOINT"),
+        (None, "doesn't answer like the Hub: check HF_ENDPOINT"),
     ):
         with pytest.raises(UserError) as caught, hub.one_line("MODEL", "me/it"):
             raise LocalEntryNotFoundError("An error happened\nwhile ...") from cause
         assert words in str(caught.value)
-    with pytest.raises(UserError, match="a name that the Hub doesn't allow"), hub.one_line("MODEL", "me/a--b"):
+    with pytest.raises(UserError, match="is not a valid name on the Hub"), hub.one_line("MODEL", "me/a--b"):
         validate_repo_id("me/a--b")
 
 

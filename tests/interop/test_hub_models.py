@@ -75,13 +75,13 @@ def test_addresses(text: str, repository: str, revision: str) -> None:
 
 @pytest.mark.parametrize("text", ["hf://timm", "hf://datasets/timm/it", "hf-hub:a/b@", "hf://../b", "hf://a/b/c.bin"])
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"^--parent '.*' names no model of the Hub: write hf://OWNER/NAME"):
+    with pytest.raises(UserError, match=r"^--parent '.*' does not name a model on the Hub: write hf://OWNER/NAME"):
         parse(text, "--parent")
 
 
 def test_a_job_is_submitted_with_a_parent_on_the_hub() -> None:
     check_parent("hf-hub:timm/it")  # no server is asked
-    with pytest.raises(UserError, match="--parent 'hf://it' names no model of the Hub"):
+    with pytest.raises(UserError, match="--parent 'hf://it' does not name a model on the Hub"):
         check_parent("hf://it")
 
 
@@ -205,7 +205,7 @@ def test_commands_look_for_a_model_on_the_hub(
     line = mistake(capsys, monkeypatch, module, "hf://me/nowhere@v1", *words)
     assert "MODEL 'hf://me/nowhere@v1': model me/nowhere doesn't exist or is private" in line
     line = mistake(capsys, monkeypatch, module, "hf://nowhere", *words)
-    assert "MODEL 'hf://nowhere' names no model of the Hub: write hf://OWNER/NAME" in line
+    assert "MODEL 'hf://nowhere' does not name a model on the Hub: write hf://OWNER/NAME" in line
 
 
 def test_a_cut_download_is_resumed(server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

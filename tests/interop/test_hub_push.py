@@ -92,7 +92,7 @@ def test_refusals_come_before_the_export(
     server.add("models", "me/public", {".gitattributes": b"", "README.md": b""})
     at = server.endpoint
     for token, words, expected in (
-        (TOKEN, ["--push", "birds"], "--push 'birds' is no name of a repository: write OWNER/NAME"),
+        (TOKEN, ["--push", "birds"], "--push 'birds' is not a repository name: write OWNER/NAME"),
         (TOKEN, ["--push", "me/birds", "--format", "onnx"], "choose --format timm or huggingface for --push"),
         (TOKEN, ["--private"], "--private has no effect without --push"),
         (TOKEN, ["--license", "My Own"], "--license 'My Own' is not one of the Hub's names"),

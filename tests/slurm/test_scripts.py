@@ -274,7 +274,7 @@ def test_a_campaign_is_not_submitted_twice_where_squeue_fails(tmp_path: Path) ->
     text = submit_all(tmp_path, "tiny", *raw, code=2, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert text == (
         "Unable to contact slurm controller\n"
-        "error: squeue failed (above), so what is queued already can't be told: try again when Slurm answers\n"
+        "error: squeue failed (above), so it is unknown which jobs are queued: try again when Slurm answers\n"
     )
 
 
@@ -410,7 +410,7 @@ def test_a_job_script_outside_a_job_says_what_it_is_for(script: str) -> None:
         ["bash", REPO / "slurm" / script], env=variables, text=True, capture_output=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"slurm/{script} is a job script of Slurm, and this is no job: submit it with vit submit" in done.stderr
+    assert f"slurm/{script} is a Slurm job script, started outside a job: submit it with vit submit" in done.stderr
     assert "#SBATCH" not in done.stderr
     assert any(line.startswith(("  sbatch ", "  vit submit")) for line in done.stderr.splitlines())
 

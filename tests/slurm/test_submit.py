@@ -96,7 +96,7 @@ def test_a_job_from_its_submission_to_its_log(cluster: Cluster, digits: Path, tm
     submit = ("jobs.submit", "pretrain", "tiny", "--job-name", "mine", "--output", tmp_path / "%x-%j.out")
     fields = (*OPTIONS, "--train.zero-stage", "0", "--schedule.steps", "12")
     said = on_cluster(cluster, *submit, "--hold", *fields, **site)
-    assert f"look: vit status {run} · vit logs {run} --follow · vit cancel {run}" in said
+    assert f"see: vit status {run} · vit logs {run} --follow · vit cancel {run}" in said
     status = on_cluster(cluster, "jobs.status", "--json", "-", run)
     assert '"name": "mine", "state": "pending"' in status
     assert "JobHeldUser" in status

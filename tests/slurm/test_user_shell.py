@@ -150,7 +150,7 @@ def test_sbatch_gets_no_sizes_from_the_shell(tmp_path: Path, commands: str) -> N
     ("variables", "options", "message"),
     [
         ({"SLURM_CLUSTERS": "a,b"}, (), "SLURM_CLUSTERS 'a,b' names several clusters"),
-        ({}, ("--pretrain-sbatch", "--nodes=2 -M b"), "--pretrain-sbatch '--nodes=2 -M b' names a cluster of its own"),
+        ({}, ("--pretrain-sbatch", "--nodes=2 -M b"), "--pretrain-sbatch '--nodes=2 -M b' names its own cluster"),
     ],
 )
 def test_a_campaign_stays_on_one_cluster(
@@ -173,5 +173,5 @@ def test_a_file_system_without_locks(tmp_path: Path, commands: str, error: str, 
     )
     raw = ("tiny", "--raw", tmp_path / "raw.tar", "--in1k", tmp_path / "raw.tar")
     text = submit_all(tmp_path, *raw, code=2 if held else 0, PATH=commands, LD_PRELOAD=str(tmp_path / "flock.so"))
-    assert ("another submit_all.sh is at work" in text) == held
+    assert ("another submit_all.sh is running" in text) == held
     assert held or re.search(rf"{error}\nwarning: .* can't be locked \(above\)", text), text
