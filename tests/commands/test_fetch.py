@@ -161,7 +161,7 @@ def test_an_npz_is_checked_by_the_storages_hash(
     def answer(handler: Handler) -> None:
         handler.content(whole, {"x-goog-hash": f"crc32c=AAAAAA==,md5={md5}"}, handler.begin("storage"))
 
-    with serving(Listener(("127.0.0.1", 0), handler_of(traffic, answer))) as address:
+    with serving(Listener(("127.0.0.1", 0), handler_of(traffic, "storage", answer))) as address:
         monkeypatch.setattr(fetch, "WEIGHTS", {"tiny-npz": Weights("tiny", f"{address}/tiny.npz")})
         words = ("tiny-npz", "--out", tmp_path / "out")
         if fault == "wrong":

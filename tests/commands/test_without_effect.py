@@ -50,6 +50,7 @@ REFUSED = [
     (("jobs.compare", "{run}", "--csv", "-"), ("--all",), "when --csv -, --json - or --latex replaces the table"),
     (("jobs.compare", "{run}", "--json"), ("--all",), "replaces the table"),
     (("jobs.export", "{run}", "{new}"), ("--private",), "without --push: leave it out, or add --push OWNER/NAME"),
+    (("jobs.fetch",), ("--out", "{new}"), "without NAME: leave it out, or name the weights to download"),
     (("jobs.doctor",), ("--stage", "finetune"), "without a recipe: leave it out, or name RECIPE first"),
     (("jobs.doctor",), ("--data", "{digits}"), "without a recipe"),
     (("jobs.doctor", "tiny"), ("--split", "val"), "without --data: leave it out, or add --data DATASET"),

@@ -57,6 +57,7 @@ def test_a_child_that_stays_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_child_gets_a_signal_once(tmp_path: Path) -> None:
     marks = [tmp_path / name for name in "ab"]
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if a shell started pytest with "&"
     before = [signal.getsignal(number) for number in children.PASSED_ON]
 
     def press() -> None:
@@ -70,6 +71,7 @@ def test_each_child_gets_a_signal_once(tmp_path: Path) -> None:
     thread.join()
     assert ended.codes == (101, 101)
     assert [signal.getsignal(number) for number in children.PASSED_ON] == before
+    signal.signal(signal.SIGINT, former)
 
 
 def test_ctrl_z_stops_the_children_too() -> None:

@@ -211,7 +211,7 @@ def places(images: Images, tmp_path: Path) -> dict[str, Path]:
         (["{none}", "{out}"], ["INPUT", "{none}", "does not exist", "give"]),
         (["{empty}", "{out}"], ["INPUT", "{empty}", "empty", "download it again"]),
         (["{nothing}", "{out}"], ["INPUT", "{nothing}"]),
-        (["{text}", "{out}"], ["INPUT", "{text}", "is no tar"]),
+        (["{text}", "{out}"], ["INPUT", "{text}", "is not a tar"]),
         (["{no_images}", "{out}"], ["{no_images}", "image"]),
         (["{bare}", "{out}"], ["{bare}"]),
         (["{tar}", "{file}"], ["OUTPUT", "{file}", "is a file"]),

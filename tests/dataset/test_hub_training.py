@@ -24,6 +24,7 @@ def train(run: Path, data: str, *options: object, **environment: str) -> dict[st
     return checkpoint_format.read_weights(checkpoint_format.find(run))
 
 
+@pytest.mark.soak  # half a minute
 @pytest.mark.timeout(200)
 def test_two_ranks_train_from_the_hub_as_from_the_folder(digits: Path, tmp_path: Path) -> None:
     local = train(tmp_path / "local", str(digits))

@@ -56,7 +56,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
     return folder, train(folder, 1, *(f"{kind}:0:float32:{kind}:0:20" for kind in KINDS))
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak), 4])  # half a minute each
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.soak)])  # half a minute each
 def test_twenty_steps_on_any_ranks_and_stage_and_from_another_ones_checkpoint(
     alone: tuple[Path, Losses], tmp_path: Path, world: int
 ) -> None:
@@ -133,6 +133,7 @@ def test_lamb_is_the_plain_one(alone: tuple[Path, Losses]) -> None:
     assert_close(ours, plain, 1e-6)
 
 
+@pytest.mark.soak  # 25 s
 def test_world_size_and_stage_change_again_and_again_in_a_run(alone: tuple[Path, Losses], tmp_path: Path) -> None:
     """2 -> 4 -> 1 ranks; ZeRO 0 -> 1 -> 3; both at once. Seven steps, seven and six of AdamW's twenty."""
     chains = {

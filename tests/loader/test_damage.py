@@ -68,7 +68,7 @@ def test_evaluation_names_a_damaged_sample(damaged: tuple[JoinedSplit, list[int]
     split, chosen = damaged
     first = min(chosen)
     shard, offset = split.place(first)
-    with pytest.raises(UserError, match=rf"sample {first} \({shard}, byte {offset}\): .*data_prep.verify"):
+    with pytest.raises(UserError, match=rf"sample {first} \({shard}, byte {offset}\): .*vit verify"):
         list(eval_batches(split, image_size=16, batch=50, rank=0, world_size=1, workers=workers))
 
 

@@ -49,7 +49,7 @@ INFINITE = float("inf")
 def test_weights_that_give_no_share_are_refused(weights: list[float]) -> None:
     with pytest.raises(UserError, match=r"data\.weights"):
         shares(weights)
-    with pytest.raises(UserError, match="has 2 numbers and"):
+    with pytest.raises(UserError, match="has 2 numbers but"):
         sampling([(5,), (6,), (7,)], 0, weights)
 
 
