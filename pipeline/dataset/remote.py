@@ -112,11 +112,11 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
     if hub_dataset.is_hub(source):
         known = hub_dataset.files(source)  # one request per node and commit
         for shard in wanted:
-            size = known.get(shard.file_name)
-            if size != shard.bytes:
+            stated = known.get(shard.file_name)
+            if stated != shard.bytes:
+                wrong = "no such file" if stated is None else f"{stated} bytes, not {shard.bytes}"
                 raise UserError(
-                    f"shard {join(source, shard.file_name)!r} is missing or differs ({size} bytes, not {shard.bytes}): "
-                    "index or upload it again"
+                    f"shard {join(source, shard.file_name)!r} is missing or differs ({wrong}): index or upload it again"
                 )
         return
     names = " ".join(f"{shard.file_name} {shard.bytes} {shard.xxh3_128}" for shard in wanted)
