@@ -34,7 +34,7 @@ def test_checked_by_doctor_then_trained(
     assert "Is this cluster fit to train?" in job.log
     assert "2 rank(s) on 2 node(s) connected" in job.log
     assert "fit to train" in job.log
-    assert "for 1 loader worker(s)" in job.log  # as OPTIONS say, not as the recipe does
+    assert "for 1 data loader worker(s)" in job.log  # as OPTIONS say, not as the recipe does
     assert losses(job.run) == reference
     print(f"{launcher}: doctor and training {time.monotonic() - began:.0f} s")
 

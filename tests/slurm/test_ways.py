@@ -86,8 +86,9 @@ def test_scancel_is_final(played: Played, cluster: Cluster) -> None:
 def test_a_run_without_progress_is_given_up(played: Played, cluster: Cluster) -> None:
     job, state = played["no-progress"]
     assert state == "FAILED", job.log
-    assert starts(job.run) == [0, 0]
-    assert "attempts made no progress beyond step 0: not starting another" in job.log
+    # Two on the same nodes, and one after leaving the node on which both failed, which may have been the reason
+    assert starts(job.run) == [0, 0, 0]
+    assert "2 attempts made no progress beyond step 0: not starting another" in job.log
     assert cluster.jobs(job.id)[0]["JobState"] == "FAILED"
 
 
