@@ -79,7 +79,8 @@ def main(args: list[str] | None = None) -> int:
     location = Location.of(options.folder)
     preloaded = ("huggingface_hub.file_download",) if location.on_hub else ()
     workers.start_server("data_prep.sources.sample_headers", workers.BUILDS_TABLES, *preloaded)
-    count = options.workers if options.workers is not None else HUB_WORKERS if location.on_hub else _cores()
+    default = HUB_WORKERS if location.on_hub else len(os.sched_getaffinity(0))
+    count = default if options.workers is None else options.workers
     check_workers(count)
     if not options.split.isidentifier():
         raise UserError(f"--split {options.split!r} must be a plain word, such as train")
@@ -144,10 +145,6 @@ def main(args: list[str] | None = None) -> int:
     if location.on_hub:
         print(f"index: {location.output}")
     return errors.EXIT_DONE
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)

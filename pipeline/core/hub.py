@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Kind = Literal["model", "dataset"]
+LIBRARY = "vit-pipeline"  # how requests name this project to the server
 
 
 def client() -> "HfApi":
@@ -27,7 +28,7 @@ def client() -> "HfApi":
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    return HfApi(endpoint(), library_name="vit-pipeline", library_version=VERSION)
+    return HfApi(endpoint(), library_name=LIBRARY, library_version=VERSION)
 
 
 def endpoint() -> str:

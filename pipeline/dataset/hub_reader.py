@@ -73,7 +73,7 @@ class HubFile:
         if not address:
             asked = {"repo_type": "dataset", "revision": place.revision, "endpoint": hub.endpoint()}
             address = hf_hub_url(place.repo, place.path, **asked)
-            headers |= build_hf_headers(library_name="vit-pipeline", library_version=VERSION)
+            headers |= build_hf_headers(library_name=hub.LIBRARY, library_version=VERSION)
         with get_session().stream(
             "GET", address, headers=headers, timeout=self._patience.stall, follow_redirects=True
         ) as response:

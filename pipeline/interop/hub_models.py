@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 PREFIXES = ("hf://", "hf:/", "hf-hub:")  # the second is what pathlib makes of the first
 _ADDRESS = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w.][\w./-]*))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SETTINGS = "config.json"
 _CONFIGS = (_SETTINGS, "preprocessor_config.json", "model.json")
 _WEIGHTS = "model.safetensors"
@@ -159,7 +158,7 @@ def _download(address: Address, commit: str, files: Sequence[Listed], checked: M
             for file in missing:
                 try:
                     cached[file.path] = hf_hub_download(
-                        address.repository, file.path, revision=commit, library_name="vit-pipeline", tqdm_class=shown
+                        address.repository, file.path, revision=commit, library_name=hub.LIBRARY, tqdm_class=shown
                     )
                 except OSError as error:
                     if "Consistency check" not in str(error):  # huggingface_hub's words: the answer was too short

@@ -3,7 +3,6 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from tests.slurm.faults import (
     FAULT_STEP,
     ONE_RANK_PER_NODE,
     SLOW,
+    Fault,
     Job,
     kill_slurmd,
     kill_task,
@@ -50,7 +50,7 @@ def two_power_losses(cluster: Cluster, job: Job) -> None:
 
 
 # name -> fault, how often, whether the training goes on until Slurm misses the node
-KINDS: dict[str, tuple[Callable[[Cluster, Job], None], int, bool]] = {
+KINDS: dict[str, tuple[Fault, int, bool]] = {
     "killed rank": (kill_task, 5, False),
     "stopped rank": (stop_task, 5, False),
     "power loss": (power_loss, 5, False),
@@ -82,6 +82,25 @@ def mend(cluster: Cluster) -> None:
         time.sleep(0.5)
 
 
+def strike(cluster: Cluster, job: Job, fault: Fault, times: int) -> list[float]:
+    """Cause the fault ``times`` times, each some steps after a start; the job completes. Seconds to each next step."""
+    wait_for_step(job, 1)
+    seconds = []
+    try:
+        for attempts in range(1, times + 1):
+            wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
+            struck = Job(job.id, job.run, training_nodes(cluster, job))
+            assert len(struck.nodes) == 2
+            began = time.time()
+            fault(cluster, struck)
+            seconds.append(seconds_to_the_next_step(struck, began, attempts))
+        assert cluster.wait(job.id, timeout=600) == "COMPLETED", job.log
+    finally:
+        cluster.run("scancel", job.id, check=False)
+        mend(cluster)
+    return seconds
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_spares_replace_what_fails(
     cluster: Cluster, digits: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
@@ -92,20 +111,7 @@ def test_spares_replace_what_fails(
     expected = request.getfixturevalue("slow_reference" if slow else "long_reference")
     options = ("--nodes=7", *ONE_RANK_PER_NODE)
     job = submit(cluster, digits, tmp_path, kind.replace(" ", "-"), *more, options=options, SPARE_NODES="5")
-    wait_for_step(job, 1)
-    seconds = []
-    try:
-        for attempts in range(1, times + 1):
-            wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
-            job = Job(job.id, job.run, training_nodes(cluster, job))
-            assert len(job.nodes) == 2
-            struck = time.time()
-            fault(cluster, job)
-            seconds.append(seconds_to_the_next_step(job, struck, attempts))
-        assert cluster.wait(job.id, timeout=600) == "COMPLETED", job.log
-    finally:
-        cluster.run("scancel", job.id, check=False)
-        mend(cluster)
+    seconds = strike(cluster, job, fault, times)
     assert requeues(cluster, job) == 0, job.log
     assert len(starts(job.run)) == times + 1
     assert losses(job.run) == expected
@@ -123,19 +129,7 @@ def test_the_same_by_requeue(
     more = ("--schedule.steps", LONG)
     name = f"requeued-{kind.replace(' ', '-')}"
     job = submit(cluster, digits, tmp_path, name, *more, options=options, RESTARTS_IN_JOB="0")
-    wait_for_step(job, 1)
-    seconds = []
-    try:
-        for attempts in range(1, 4):
-            wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
-            job = Job(job.id, job.run, training_nodes(cluster, job))
-            struck = time.time()
-            fault(cluster, job)
-            seconds.append(seconds_to_the_next_step(job, struck, attempts))
-        assert cluster.wait(job.id, timeout=600) == "COMPLETED", job.log
-    finally:
-        cluster.run("scancel", job.id, check=False)
-        mend(cluster)
+    seconds = strike(cluster, job, fault, 3)
     print(f"{kind}, requeued: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]}")
     assert requeues(cluster, job) in (3, 4)  # Slurm 22.05 may end the step of the same number in the next start, too
     assert losses(job.run) == long_reference
