@@ -17,8 +17,6 @@ export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # from torch's ow
 source "$REPO/slurm/clean.sh"
 # shellcheck source=slurm/sbatch_options.sh
 source "$REPO/slurm/sbatch_options.sh"
-# shellcheck source=slurm/nodes.sh
-source "$REPO/slurm/nodes.sh"
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   {
     sed -n '2,/^[^#]\|^#SBATCH/{s/^# \{0,1\}//p}' "$0" | grep -v '^SBATCH'
@@ -37,6 +35,8 @@ for name in $(sbatch_variables); do unset "$name"; done # they would change shar
 require_site_fields || exit 2
 check_site || exit 2
 export LAUNCHER
+# shellcheck source=slurm/nodes.sh
+source "$REPO/slurm/nodes.sh"
 
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # scontrol's name for one task of an array
 JOB=${JOB:-$SLURM_JOB_ID}
@@ -72,6 +72,11 @@ no_gpus() {
 
 check_sizes() { # MODULE RECIPE ...: the first lines of a training job's log
   [ "$RANKS" != 0 ] || no_gpus
+  if [ "$WANTED" -lt 1 ]; then
+    say "error: SPARE_NODES '$SPARE_NODES' leaves none of this job's ${SLURM_JOB_NUM_NODES:-1} nodes to train on: unset it, or" \
+      "ask sbatch for more --nodes"
+    exit 2
+  fi
   if [ "$GPUS" -lt "$RANKS" ] && [ "$GPUS_PER_NODE" != 0 ]; then
     say "warning: $RANKS ranks and $GPUS GPUs per node. For one rank per GPU submit with vit submit, or give sbatch" \
       "--ntasks-per-node=$GPUS_PER_NODE --gpus-per-node=$GPUS_PER_NODE"

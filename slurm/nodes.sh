@@ -9,7 +9,6 @@
 ANSWER_LIMIT=30 # seconds in which a node must start a task
 
 WANTED=$((${SLURM_JOB_NUM_NODES:-1} - ${SPARE_NODES:-0})) # nodes to train on; SPARE_NODES of the allocation wait for a failure
-[ "$WANTED" -ge 1 ] || WANTED=${SLURM_JOB_NUM_NODES:-1}
 NODES=$WANTED NODELIST=${SLURM_JOB_NODELIST:-} PLACE=() MICRO_BATCH=() UP=()
 export FEWER_NODES=
 [ "$NODES" = "${SLURM_JOB_NUM_NODES:-1}" ] || PLACE=(--nodelist="$NODELIST") # as submit.sh --dry-run prints it

@@ -77,21 +77,34 @@ gpu_options() { # GPUS per node: sets GPU_OPTIONS, the same for sbatch and srun
   esac
 }
 
-check_site() { # prints what is wrong with a field of env.sh, and fails
-  local field
-  for field in GPUS_PER_NODE CPUS_PER_GPU SPARES RESTARTS_IN_JOB; do
-    [[ ${!field} =~ ^[0-9]+$ ]] || { echo "error: $field '${!field}' must be a whole number (slurm/env.sh)"; return 1; }
+whole() { # NUMBER: whether it is a whole number that bash calculates with (08 is none: it would be octal)
+  [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]
+}
+
+check_site() { # prints what is wrong with a field of env.sh or with SPARE_NODES, and fails
+  local field rate rates SPARE_NODES=${SPARE_NODES:-0}
+  for field in GPUS_PER_NODE SPARES SPARE_NODES RESTARTS_IN_JOB; do
+    whole "${!field}" || { site_error "$field" "a whole number, such as 0 or 8"; return 1; }
   done
-  case $GPU_REQUEST in
-    gpus-per-node | gres | none) ;;
-    *) echo "error: GPU_REQUEST '$GPU_REQUEST' must be gpus-per-node, gres or none (slurm/env.sh)"; return 1 ;;
-  esac
-  for field in WHOLE_NODES ELASTIC; do
-    case ${!field} in
-      yes | no) ;;
-      *) echo "error: $field '${!field}' must be yes or no (slurm/env.sh)"; return 1 ;;
-    esac
+  for field in CPUS_PER_GPU PRETRAIN_NODES FINETUNE_NODES; do # without a number of nodes, the recipe's
+    [ "$field" = CPUS_PER_GPU ] || [ -n "${!field}" ] || continue
+    { whole "${!field}" && [ "${!field}" != 0 ]; } || { site_error "$field" "a whole number from 1"; return 1; }
   done
+  read -ra rates <<<"$FINETUNE_LRS"
+  for rate in "${rates[@]:-none}"; do
+    [[ $rate =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ ]] || { site_error FINETUNE_LRS "learning rates, such as 0.003 0.01"; return 1; }
+  done
+  case $GPU_REQUEST in gpus-per-node | gres | none) ;; *) site_error GPU_REQUEST "gpus-per-node, gres or none"; return 1 ;; esac
+  case $LAUNCHER in srun | torchrun) ;; *) site_error LAUNCHER "srun or torchrun"; return 1 ;; esac
+  for field in WHOLE_NODES ELASTIC DOCTOR DRY_RUN; do
+    case ${!field} in yes | no) ;; *) site_error "$field" "yes or no"; return 1 ;; esac
+  done
+}
+
+site_error() { # FIELD WHAT
+  local place="slurm/env.sh, or the environment"
+  [ "$1" != SPARE_NODES ] || place="set by vit submit --spares, or in the environment"
+  echo "error: $1 '${!1}' must be $2 ($place)"
 }
 
 option() { # --NAME ARGUMENTS...: the last value given to it

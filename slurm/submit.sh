@@ -61,7 +61,7 @@ while [ $# -gt 0 ]; do
       ;;
   esac
   case $field in
-    --nodes | --spares | --gpus-per-node | --cpus-per-gpu) [[ $value =~ ^[0-9]+$ ]] || die "$field '$value' must be a whole number" ;;
+    --nodes | --spares | --gpus-per-node | --cpus-per-gpu) whole "$value" || die "$field '$value' must be a whole number" ;;
   esac
   case $field in
     --nodes)
@@ -78,7 +78,10 @@ while [ $# -gt 0 ]; do
       GPUS=$value
       export GPUS_PER_NODE=$value
       ;;
-    --cpus-per-gpu) CPUS=$value ;;
+    --cpus-per-gpu)
+      [ "$value" != 0 ] || die "--cpus-per-gpu 0 is too few: give at least 1"
+      CPUS=$value
+      ;;
     --mem)
       case $kind in shard | command) more+=("--mem=$value") ;; *) MEMORY_PER_NODE=$value WHOLE=no ;; esac
       ;;

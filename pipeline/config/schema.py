@@ -230,10 +230,10 @@ class TrainConfig:
     """Steps between evaluations; there is always one at the end. 0: only at the end."""
     eval_batch: int = setting(128, FREE, ONE_OR_MORE, needs=needs.EVALUATION)
     """Samples per evaluation pass on each rank."""
-    hang_timeout: int = setting(60, FREE, SECONDS)
-    """Seconds for which the other ranks wait for one that makes no progress in a step. It is then named, with its
-    stack, and all ranks exit, so that a restart can continue. Nine times as long for what may be slow on one rank
-    alone: the first step (torch.compile), the data loader, an evaluation, a checkpoint; a warning comes first."""
+    hang_timeout: int = setting(50, FREE, SECONDS)
+    """Seconds for which the other ranks wait for one that makes no progress in a step. It is named at most 6 s later,
+    with its stack, and all ranks exit, so that a restart can continue. Nine times as long for what may be slow on one
+    rank alone: the first step (torch.compile), the data loader, an evaluation, a checkpoint; a warning comes first."""
     step_timeout: int = setting(1800, FREE, SECONDS)
     """Seconds without a finished step (evaluations and checkpoints included) after which a rank prints the stacks of
     its threads and exits, so that a hung job doesn't hold its nodes."""

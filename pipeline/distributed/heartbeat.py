@@ -30,6 +30,9 @@ from pipeline.distributed.ranks import node_name
 logger = logging.getLogger(__name__)
 
 PERIOD = 1.0  # seconds between signs of life
+# Periods that the others have to read which rank hangs. So a hang is named at most hang_timeout and 3 + READ periods
+# after the rank's last mark: one until the mark is in the store, one until rank 0 reads it, one until it looks again
+READ = 3
 SILENCE = 30.0  # seconds after which a rank counts as gone, whatever the others see
 SUSPICION = 5.0  # the same if a collective has already failed
 PATIENCE = datetime.timedelta(seconds=10)  # for the store to answer
@@ -49,7 +52,7 @@ class Heartbeat:
         self,
         rank: int,
         world_size: int,
-        hang_timeout: float = 60.0,
+        hang_timeout: float = 50.0,
         collectives: Path | None = None,
         blamed: Path | None = None,
     ) -> None:
@@ -209,7 +212,7 @@ class Heartbeat:
         self._store.set("verdict", json.dumps([ranks, why]))
         if 0 in ranks:
             self._report_stack()
-        time.sleep(3 * PERIOD)  # the others read it
+        time.sleep(READ * PERIOD)
         for rank in ranks:
             if self._store.check([f"stack/{rank}"]):
                 why += f"\n{self.name(rank)} is here:\n{self._store.get(f'stack/{rank}').decode()}"

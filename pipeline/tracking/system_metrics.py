@@ -101,8 +101,14 @@ def open_nvml() -> ModuleType | None:
 def gpu_load(nvml: Any) -> dict[str, float]:
     """Use, memory, temperature and power of each GPU of the node. What a GPU doesn't report is absent."""
     found: dict[str, float] = {}
-    for index in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    gpus = 0
+    with contextlib.suppress(nvml.NVMLError):  # the driver may be lost while the run lasts, and so may one GPU
+        gpus = nvml.nvmlDeviceGetCount()
+    for index in range(gpus):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        except nvml.NVMLError:
+            continue
         name = f"gpu_{index}"
         with contextlib.suppress(nvml.NVMLError):
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)

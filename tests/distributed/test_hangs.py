@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.schema import TrainConfig
+from pipeline.distributed import heartbeat
 from pipeline.distributed.flight_recorder import recorder_variables
 from pipeline.distributed.hangs import COMPUTING, PATIENCE, Phase, State, Watch, behind
 
@@ -39,6 +41,24 @@ def test_a_stall_counts_from_the_last_move_of_any_rank() -> None:
     watch.update([at(2), at(2)], 192.0)
     assert watch.stall(192.0).seconds == 0.0
     assert watch.stall(192.0).ranks == []
+
+
+@pytest.mark.parametrize("victim", range(0, 10, 3))  # tenths of a period by which its beats follow its last mark
+@pytest.mark.parametrize("watcher", range(10))  # the same of rank 0's
+def test_a_hang_is_named_within_a_minute_by_default(victim: int, watcher: int) -> None:
+    """At any offsets of the two ranks' beats, and if no store or log is slow, with 4 s to spare."""
+    watch, stored, tenth = Watch([at(1), at(1)], -10.0), at(1), heartbeat.PERIOD / 10
+    for number in range(10_000):  # tenths of a period since the victim's last mark
+        if number % 10 == victim:
+            stored = at(2)
+        if number % 10 == watcher:
+            watch.update([at(2, collective=True), stored], number * tenth)
+            stall = watch.stall(number * tenth)
+            if stall.over(TrainConfig().hang_timeout, first_step=1):
+                assert stall.ranks == [1]
+                assert number * tenth + heartbeat.READ * heartbeat.PERIOD <= 56.0
+                return
+    raise AssertionError("never named")
 
 
 def test_a_rank_without_beats_is_silent_whatever_its_step() -> None:

@@ -390,6 +390,21 @@ def test_what_a_site_submits(site: str) -> None:
         (("evaluate", "/runs/x", "--spares", "1"), {}, "--spares is for pretrain and finetune"),
         (("pretrain", "l16"), {"ELASTIC": "maybe"}, "ELASTIC 'maybe' must be yes or no"),
         (("pretrain", "l16"), {"SPARES": "one"}, "SPARES 'one' must be a whole number"),
+        (("pretrain", "l16"), {"SPARES": "08"}, "SPARES '08' must be a whole number"),  # octal for bash
+        (("pretrain", "l16"), {"RESTARTS_IN_JOB": "-1"}, "RESTARTS_IN_JOB '-1' must be a whole number, such as 0 or 8"),
+        (("pretrain", "l16"), {"PRETRAIN_NODES": "four"}, "PRETRAIN_NODES 'four' must be a whole number from 1"),
+        (("finetune", "l16"), {"FINETUNE_NODES": "0"}, "FINETUNE_NODES '0' must be a whole number from 1"),
+        (("pretrain", "l16"), {"CPUS_PER_GPU": "0"}, "CPUS_PER_GPU '0' must be a whole number from 1"),
+        (("pretrain", "l16", "--cpus-per-gpu", "0"), {}, "--cpus-per-gpu 0 is too few"),
+        (
+            ("finetune", "l16"),
+            {"FINETUNE_LRS": "0.01,0.03"},
+            "FINETUNE_LRS '0.01,0.03' must be learning rates, such as",
+        ),
+        (("finetune", "l16"), {"FINETUNE_LRS": " "}, "FINETUNE_LRS ' ' must be learning rates, such as 0.003 0.01"),
+        (("pretrain", "l16"), {"LAUNCHER": "accelerate"}, "LAUNCHER 'accelerate' must be srun or torchrun"),
+        (("pretrain", "l16"), {"DOCTOR": "off"}, "DOCTOR 'off' must be yes or no (slurm/env.sh, or the environment)"),
+        (("pretrain", "l16"), {"DRY_RUN": "1"}, "DRY_RUN '1' must be yes or no"),
         (("evaluate", "/runs/x", "--nodes", "2"), {}, "--nodes is for pretrain and finetune"),
         (("pretrain", "l16", "--time"), {}, "--time needs a value"),
         (("pretrain", "l16"), {"GPU_REQUEST": "gpus"}, "GPU_REQUEST 'gpus' must be gpus-per-node, gres or none"),
@@ -401,6 +416,27 @@ def test_mistakes_of_a_submission(arguments: tuple[str, ...], environment: dict[
     text = submit(*arguments, code=2, **environment)
     assert message in text
     assert len(text.splitlines()) == 1, text
+
+
+@pytest.mark.parametrize("value", ["one", "1.5", "-1", "08"])
+def test_spare_nodes_of_the_shell_must_be_a_number(tmp_path: Path, value: str) -> None:
+    expected = (
+        f"error: SPARE_NODES '{value}' must be a whole number, such as 0 or 8 (set by vit submit --spares, or in "
+    )
+    assert sourced(tmp_path, code=2, SPARE_NODES=value) == f"{expected}the environment)\n"
+
+
+def test_spare_nodes_leave_a_node_to_train_on(tmp_path: Path) -> None:
+    job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "8(x2)"}
+    lines = ("check_sizes jobs.pretrain tiny",)
+    assert "error: " not in sourced(tmp_path, *lines, SPARE_NODES="1", **job)  # type: ignore[arg-type]
+    (line,) = sourced(tmp_path, *lines, code=2, SPARE_NODES="2", **job).splitlines()  # type: ignore[arg-type]
+    assert "error: SPARE_NODES '2' leaves none of this job's 2 nodes to train on: unset it, or ask sbatch for" in line
+
+
+@pytest.mark.parametrize("rates", ["0.003 0.01", "3e-3", ".5", "1", "1.", "1E+0"])
+def test_learning_rates_are_numbers(tmp_path: Path, rates: str) -> None:
+    assert sourced(tmp_path, FINETUNE_LRS=rates) == ""
 
 
 @pytest.mark.parametrize("script", [*TRAINING, "pretrain.sh", "finetune.sh", "evaluate.sh", "shard.sh", "command.sh"])

@@ -93,6 +93,33 @@ def test_what_a_gpu_does_not_report_is_absent() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("call", ["nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])
+def test_a_driver_or_gpu_that_is_lost_during_the_run_costs_only_the_gpus_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], call: str
+) -> None:
+    def lost(*_: object) -> None:
+        raise NVMLError
+
+    monkeypatch.setattr(system_metrics, "open_nvml", lambda: nvml(**{call: lost}))
+    Sampler(tmp_path, "a", 1).start().stop()
+    lines, _ = records.read_lines(tmp_path / "system" / "a.jsonl")
+    assert [line.step for line in lines] == [0]
+    assert not [name for name in lines[0].metrics if "gpu_" in name]
+    assert "system/a/cpu_utilization_percentage" in lines[0].metrics
+    assert capfd.readouterr().err == ""
+
+
+def test_one_lost_gpu_leaves_the_others() -> None:
+    def first_lost(index: int) -> int:
+        if index == 0:
+            raise NVMLError
+        return index
+
+    found = gpu_load(nvml(nvmlDeviceGetHandleByIndex=first_lost))
+    assert {name[:6] for name in found} == {"gpu_1_"}
+    assert found["gpu_1_utilization_percentage"] == 91
+
+
 def test_without_the_package_or_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver() -> None:
         raise NVMLError
