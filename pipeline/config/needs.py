@@ -1,11 +1,13 @@
-"""Conditions on other fields under which a field of a run has an effect. Pure.
+"""Conditions on other fields under which a field of a run has an effect. Pure but for a look into dataset.json.
 
 Fields name their condition in pipeline.config.schema; pipeline.config.given checks it for the options that the user
 gave.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.files import is_remote, read_json
 from pipeline.core.needs import Need
 
 if TYPE_CHECKING:
@@ -20,9 +22,15 @@ def _evaluates(run: "RunConfig") -> bool:
     return run.data.eval_split != "none" or bool(run.data.eval)
 
 
-def _remote(run: "RunConfig") -> bool:
+def _has_remote_data(run: "RunConfig") -> bool:
     sources = [*run.data.train, run.data.eval]
-    return not run.data.train or any("://" in source or source.startswith("pipe:") for source in sources)
+    return not run.data.train or any(is_remote(source) or _has_tars_elsewhere(source) for source in sources)
+
+
+def _has_tars_elsewhere(source: str) -> bool:
+    """Whether a folder is the index that ``vit index`` made of tars on the Hub."""
+    info = Path(source) / "dataset.json"
+    return bool(source) and info.is_file() and "tars" in read_json(info).get("options", {})
 
 
 PARENT = Need(
@@ -36,7 +44,7 @@ STOCHASTIC_DEPTH = Need(
 SEVERAL_DATASETS = Need(
     lambda run: len(run.data.train) != 1, "with a single training dataset", "give several with data.train"
 )
-REMOTE_DATA = Need(_remote, "without a dataset at a URL", "give a URL with data.train or data.eval")
+REMOTE_DATA = Need(_has_remote_data, "without a dataset at a URL", "give a URL with data.train or data.eval")
 INCEPTION_CROP = Need(
     lambda run: run.data.crop == "inception", "without data.crop inception", "set data.crop inception"
 )

@@ -1,27 +1,22 @@
 """Download one large file: resumed where an earlier attempt ended, checked against what the server states about it."""
 
-import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pipeline.core import hub
+from pipeline.core import hub, hub_pace
 from pipeline.core.errors import UserError
 from pipeline.core.files import flush, hashed, put_in_place, readable_as_folder
-from pipeline.core.retry import Backoff
+from pipeline.core.retry import Patience
 
 logger = logging.getLogger(__name__)
 
 PAUSE, LONGEST_PAUSE, GIVE_UP_AFTER = 0.5, 30.0, 120.0  # seconds; the last without a byte
 STALL = 30.0  # seconds without a byte after which a request has failed
 _BLOCK = 1 << 20  # bytes
-_LATER = (408, 429, 500, 502, 503, 504)  # HTTP statuses that may change on a retry
-_LONGEST_WAIT = 300.0  # seconds that a server may ask for by Retry-After
-_REFUSALS = 12  # in a row that ask us to wait, until we give up
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,14 @@ class UnreachableError(OSError):
     """The server gave no answer."""
 
 
+class _BrokenError(OSError):
+    """A request brought less than was asked for. ``response``: an error that a retry may change."""
+
+    def __init__(self, message: str, response: Any = None):
+        super().__init__(message)
+        self.response = response
+
+
 def download(stated: Stated, target: Path, advance: Callable[[int], None], *, token: str = "") -> str:
     """Download a file to ``target``, which appears whole and checked; return its sha256.
 
@@ -58,19 +61,20 @@ def download(stated: Stated, target: Path, advance: Callable[[int], None], *, to
     if (size := part.stat().st_size) > stated.bytes:
         os.truncate(part, size := 0)
     advance(size)
-    backoff, refusals = Backoff(PAUSE, LONGEST_PAUSE, GIVE_UP_AFTER), 0
+    pace = hub_pace.Pace(stated.url, Patience(GIVE_UP_AFTER, PAUSE, LONGEST_PAUSE, STALL))
     while (before := part.stat().st_size) < stated.bytes:
-        failed, wait = _continue(stated, part, advance, token)
-        refusals = refusals + 1 if wait else 0
-        if part.stat().st_size > before or 0 < refusals < _REFUSALS:
-            backoff.reset()
-        if not failed:
-            continue
-        logger.debug("%s: %s", target.name, failed)
-        pause = backoff.next()
-        if pause is None or refusals == _REFUSALS:
-            raise UnreachableError(f"{failed}, tried for {GIVE_UP_AFTER:g} s")
-        time.sleep(max(pause, wait))
+        pace.wait_for_turn()
+        try:
+            _continue(stated, part, advance, token)
+        except (hub.http_error(), _BrokenError) as error:
+            logger.debug("%s: %s", target.name, error)
+            if part.stat().st_size > before:
+                pace.progress()
+            try:
+                pace.failed(error)
+            except hub_pace.GaveUpError:
+                said = str(error) or type(error).__name__
+                raise UnreachableError(f"{said}, tried for {GIVE_UP_AFTER:g} s") from error
     found = hashed(part, stated.algorithm or "sha256")
     if stated.algorithm and found != stated.digest:
         part.unlink()
@@ -84,10 +88,11 @@ def download(stated: Stated, target: Path, advance: Callable[[int], None], *, to
     return found if stated.algorithm != "md5" else hashed(target)
 
 
-def _continue(stated: Stated, part: Path, advance: Callable[[int], None], token: str) -> tuple[str, float]:
-    """Append to ``part`` what one request brings; return why it ended too early, and the seconds to wait.
+def _continue(stated: Stated, part: Path, advance: Callable[[int], None], token: str) -> None:
+    """Append to ``part`` what one request brings.
 
-    Raises UserError for an answer that a retry won't change.
+    Raises _BrokenError and the HTTP client's errors, after which a retry may help; UserError for an answer that a
+    retry won't change.
     """
     from huggingface_hub import get_session
 
@@ -95,23 +100,19 @@ def _continue(stated: Stated, part: Path, advance: Callable[[int], None], token:
     headers = {"Range": f"bytes={at}-", "Accept-Encoding": "identity"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    try:
-        with get_session().stream("GET", stated.url, headers=headers, timeout=STALL) as answer:
-            status = answer.status_code
-            if status in _LATER:
-                with contextlib.suppress(ValueError):
-                    return f"status {status}", min(float(answer.headers.get("Retry-After", 0)), _LONGEST_WAIT)
-                return f"status {status}", 0.0
-            if status not in (200, 206):
-                raise UserError(f"{stated.url} can't be downloaded (status {status}): check its page in a browser")
-            with part.open("r+b") as file:
-                if status == 200 and at:  # the server sends the whole file each time
-                    file.truncate(0)
-                    advance(-at)
-                file.seek(0, os.SEEK_END)
-                for block in answer.iter_raw(_BLOCK):
-                    file.write(block)
-                    advance(len(block))
-    except hub.http_error() as error:
-        return str(error) or type(error).__name__, 0.0
-    return ("" if part.stat().st_size >= stated.bytes else "the response was cut off"), 0.0
+    with get_session().stream("GET", stated.url, headers=headers, timeout=STALL) as answer:
+        status = answer.status_code
+        if hub_pace.is_busy(status):
+            raise _BrokenError(f"status {status}", answer)
+        if status not in (200, 206):
+            raise UserError(f"{stated.url} can't be downloaded (status {status}): check its page in a browser")
+        with part.open("r+b") as file:
+            if status == 200 and at:  # the server sends the whole file each time
+                file.truncate(0)
+                advance(-at)
+            file.seek(0, os.SEEK_END)
+            for block in answer.iter_raw(_BLOCK):
+                file.write(block)
+                advance(len(block))
+    if part.stat().st_size < stated.bytes:
+        raise _BrokenError("the response was cut off")

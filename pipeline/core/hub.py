@@ -5,16 +5,18 @@ imported when a function is called: it loads an HTTP client, which most commands
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from pipeline.core import hub_pace
 from pipeline.core.errors import UserError
 from pipeline.core.version import VERSION
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+Item = TypeVar("Item")
 Kind = Literal["model", "dataset"]
 LIBRARY = "vit-pipeline"  # how requests name this project to the server
 
@@ -44,6 +46,22 @@ def endpoint() -> str:
 def page(repository: str, kind: Kind = "model") -> str:
     """The page of a repository OWNER/NAME."""
     return f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+
+
+def ask(question: Callable[[], Item], url: str) -> Item:
+    """What a request returns; it is repeated while the server is busy or asks us to wait (429).
+
+    Raises the last error; that of an unreachable server at once, so that a cache can be used. ``url``: for the log.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def is_final(error: Exception) -> bool:
+        return not isinstance(error, HfHubHTTPError) or hub_pace.is_refusal(error)
+
+    try:
+        return hub_pace.ask(question, url, hub_pace.QUESTION, is_final)
+    except hub_pace.GaveUpError as given_up:
+        raise given_up.error from None
 
 
 @contextmanager

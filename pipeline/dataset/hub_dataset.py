@@ -20,19 +20,17 @@ from urllib.parse import quote, unquote
 
 import xxhash
 
-from pipeline.core import hub
+from pipeline.core import hub, hub_pace
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.locks import locked
 from pipeline.core.retry import GoneError, Patience
-from pipeline.dataset import hub_pace
 from pipeline.dataset.index import cache_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Item = TypeVar("Item")
-BUSY = (408, 425, 429)  # HTTP statuses below 500 that a retry may change
 FRESH = 60.0  # seconds for which the commit of a branch isn't asked for again
 _URL = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
@@ -123,27 +121,21 @@ def indexed(url: str) -> list[str]:
     return [replace(place, revision=commit).url for commit in found]
 
 
-def ask(place: Place, question: Callable[["HfApi"], Item], patience: Patience | None = None) -> Item:
+def ask(place: Place, question: Callable[["HfApi"], Item], patience: Patience = hub_pace.QUESTION) -> Item:
     """What a method of huggingface_hub's HfApi answers. Raises UserError: GoneError if the Hub refuses."""
     api = hub.client()
-    pace = hub_pace.Pace(place.url, patience or Patience(seconds=60.0))
-    while True:
-        pace.wait_for_turn()
-        try:
-            return question(api)
-        except Exception as error:  # of httpx, of huggingface_hub, and of what lies below them
-            refuse(error, place)
-            try:
-                pace.failed(error)
-            except OSError as given_up:
-                raise UserError(f"{given_up}: {hub.remedy(error, place.repo, 'dataset')}") from error
+    try:
+        return hub_pace.ask(lambda: question(api), place.url, patience, hub_pace.is_refusal)
+    except hub_pace.GaveUpError as given_up:
+        raise UserError(f"{given_up}: {hub.remedy(given_up.error, place.repo, 'dataset')}") from given_up.error
+    except Exception as error:
+        refuse(error, place)
+        raise
 
 
 def refuse(error: Exception, place: Place) -> None:
     """Raise GoneError, with the remedy, for an error that a retry won't change."""
-    response = getattr(error, "response", None)
-    status = 0 if response is None else response.status_code
-    if type(error).__name__ == "OfflineModeIsEnabled" or (400 <= status < 500 and status not in BUSY):
+    if hub_pace.is_refusal(error):
         raise GoneError(f"{place.url}: {hub.remedy(error, place.repo, 'dataset')}") from None
 
 

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.core import hub
+from pipeline.core import hub, hub_pace
 from pipeline.core.retry import Patience
 from pipeline.core.version import VERSION
-from pipeline.dataset import hub_dataset, hub_pace
+from pipeline.dataset import hub_dataset
 
 CHUNK = 1 << 20  # bytes
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core import hub
 from pipeline.core.errors import UserError
@@ -21,6 +21,9 @@ from pipeline.core.locks import locked
 from pipeline.core.progress import Bar
 from pipeline.core.units import size as in_words
 from pipeline.distributed.ranks import ranks_from_environment
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +86,6 @@ def resolved(path: Path) -> Path:
 
 def fetch(address: Address, field: str) -> Downloaded:
     """Download a model, or find it in the cache. Raises UserError: no such model, no access, no network, a bad file."""
-    from huggingface_hub.hf_api import RepoFile
-
     from pipeline.dataset.index import cache_folder  # pyarrow
 
     cache = cache_folder() / "hub"
@@ -97,13 +98,7 @@ def fetch(address: Address, field: str) -> Downloaded:
         client = hub.client()
         what = f"{field} {str(address)!r}"
         try:
-            commit = client.model_info(address.repository, revision=address.revision).sha or ""
-            tree = client.list_repo_tree(address.repository, revision=commit)
-            listed = [
-                Listed(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else "")
-                for entry in tree
-                if isinstance(entry, RepoFile)
-            ]
+            commit, listed = hub.ask(lambda: _listing(client, address), str(address))
         except Exception as error:
             if not hub.unreachable(error):
                 with hub.one_line(what, address.repository):
@@ -115,6 +110,16 @@ def fetch(address: Address, field: str) -> Downloaded:
         stated = {file.path: file.sha256 for file in files}
         write_json(record, {"commit": commit, "files": [file.path for file in files], "checked": checked | stated})
         return Downloaded(folder, f"hf://{address.repository}@{commit}", stated.get(_WEIGHTS, ""))
+
+
+def _listing(client: "HfApi", address: Address) -> tuple[str, list[Listed]]:
+    """The commit that an address means now, and its files."""
+    from huggingface_hub.hf_api import RepoFile
+
+    commit = client.model_info(address.repository, revision=address.revision).sha or ""
+    tree = client.list_repo_tree(address.repository, revision=commit)
+    files = [entry for entry in tree if isinstance(entry, RepoFile)]
+    return commit, [Listed(file.path, file.size, file.lfs.sha256 if file.lfs else "") for file in files]
 
 
 def choose(listed: Sequence[Listed], what: str, page: str) -> list[Listed]:

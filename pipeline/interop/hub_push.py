@@ -47,7 +47,7 @@ def check(repository: str, form: str, *, private: bool) -> Target:
     with hub.one_line(what, repository):
         check_account(what, found["owner"], _account(client, what))
     try:
-        info = client.model_info(repository)
+        info = hub.ask(lambda: client.model_info(repository), what)
     except Exception as error:
         from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -120,7 +120,7 @@ def _account(client: Any, what: str) -> Mapping[str, Any]:
 
     tokens = f"{hub.endpoint()}/settings/tokens"
     try:
-        return client.whoami()  # type: ignore[no-any-return]
+        return hub.ask(client.whoami, what)
     except LocalTokenNotFoundError as error:
         raise UserError(
             f"{what} needs a login: make a token with write access at {tokens}, then run 'hf auth login' or set "

@@ -9,10 +9,11 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config.published import FINETUNED, Figure
-from pipeline.core import hub
+from pipeline.core import hub, hub_pace
 from pipeline.core.download import STALL, Stated, UnreachableError
 from pipeline.core.errors import UserError
 
@@ -83,24 +84,37 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
 
 def stated(weights: Weights, name: str, what: str) -> Stated:
     """Ask the server what it states about a file. Raises UserError, UnreachableError. ``what``: for messages."""
-    from huggingface_hub import get_hf_file_metadata, get_session
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.errors import HfHubHTTPError
 
     url = weights.url(name)
     try:
         if weights.on_hub:
-            found = get_hf_file_metadata(url)
+            found = hub.ask(lambda: get_hf_file_metadata(url), url)
             etag = found.etag or ""  # of a large file its sha256, of a small one git's hash
             pinned = weights.url(name, found.commit_hash or "main")
             return Stated(pinned, found.size or 0, "sha256" if len(etag) == 64 else "", etag)
-        answer = get_session().head(url, timeout=STALL)
+        answer = hub.ask(lambda: _head(url), url)
     except Exception as error:
         if hub.unreachable(error):
             server = "{0.scheme}://{0.netloc}".format(urlsplit(url))
             raise UnreachableError(hub.reason(error, server)) from error
+        if not weights.on_hub and isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            remedy = "try again later" if hub_pace.is_busy(status) else "choose other weights ('vit fetch' lists them)"
+            raise UserError(f"{what}: {url} answers {status}: {remedy}") from error
         with hub.one_line(what, weights.source):
             raise
-    if answer.status_code != 200:
-        raise UserError(f"{what}: {url} answers {answer.status_code}: choose other weights ('vit fetch' lists them)")
     hashes = dict(one.strip().split("=", 1) for one in answer.headers.get("x-goog-hash", "").split(",") if "=" in one)
     md5 = base64.b64decode(hashes.get("md5", "")).hex()
     return Stated(url, int(answer.headers["Content-Length"]), "md5" if md5 else "", md5)
+
+
+def _head(url: str) -> Any:
+    """The answer to a HEAD request. Raises huggingface_hub's HfHubHTTPError for an error status."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # public, and imported lazily
+
+    answer = get_session().head(url, timeout=STALL)
+    hf_raise_for_status(answer)
+    return answer

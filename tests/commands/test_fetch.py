@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import logging
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from huggingface_hub import constants
 from jobs import fetch
 from jobs.fetch import SUMS
 from pipeline.config.schema import ModelConfig
-from pipeline.core import download
+from pipeline.core import download, hub_pace
 from pipeline.core.errors import UserError
+from pipeline.core.retry import Patience
 from pipeline.interop import npz, published_weights, timm
 from pipeline.interop.load import load_weights
 from pipeline.interop.published_weights import WEIGHTS, Weights
@@ -171,6 +173,39 @@ def test_an_npz_is_checked_by_the_storages_hash(
     assert path.read_bytes() == whole
     assert (path.parent / SUMS).read_text() == f"{hashlib.sha256(whole).hexdigest()}  tiny.npz\n"
     assert load_weights(path)[0].variant == "tiny"
+
+
+def test_a_busy_server_is_asked_again(
+    server: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    server.fail("resolve", ["429-retry-after"])  # the question for the size of config.json
+    server.fail("storage", ["429"])  # of the weights, with a RateLimit header alone
+    assert run(monkeypatch, capsys, "b16", "--out", out) == out
+    assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    for part, path in (("resolve", "config.json"), ("storage", "")):
+        first, second = [one for one in server.requests if one.part == part and path in one.path][:2]
+        assert first.fault.startswith("429")
+        assert second.at - first.at > 0.9, "asked again before the server allowed it"
+
+
+def test_a_storage_that_answers_an_error_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub_pace, "QUESTION", Patience(seconds=0.2, pause=0.01))
+    traffic = Traffic()
+    statuses = itertools.chain([404], itertools.repeat(503))
+
+    def answer(handler: Handler) -> None:
+        handler.begin("storage")
+        handler.send(next(statuses), b"", {})
+
+    with serving(Listener(("127.0.0.1", 0), handler_of(traffic, "storage", answer))) as address:
+        monkeypatch.setattr(fetch, "WEIGHTS", {"tiny-npz": Weights("tiny", f"{address}/tiny.npz")})
+        for words, requests in (("answers 404: choose other weights", 1), ("answers 503: try again later", 3)):
+            traffic.requests.clear()
+            assert words in mistake_of(capsys, monkeypatch, "tiny-npz", "--out", tmp_path / "out")
+            assert len(traffic.requests) >= requests
 
 
 def test_the_table_names_all_with_their_sources(

@@ -57,6 +57,16 @@ def test_an_option_without_effect_is_refused(stage: str, recipe: str, options: d
     assert "leave it out, or " in message
 
 
+def test_a_folder_with_the_index_of_tars_on_the_hub_needs_the_cache(tmp_path: Path) -> None:
+    options = {"data__cache": "/ssd", "data__train": [str(tmp_path)]}
+    info = tmp_path / "dataset.json"
+    info.write_text('{"options": {"made_by": "data_prep.index"}}')
+    with pytest.raises(UserError, match="at a URL"):
+        given("pretrain", "b16", **options)
+    info.write_text('{"options": {"tars": "hf://datasets/timm/imagenet-12k-wds@0123"}}')
+    given("pretrain", "b16", **options)
+
+
 def test_every_need_is_in_the_table() -> None:
     tested = {next(iter(options)).replace("__", ".") for _, _, options, _ in WITHOUT_EFFECT}
     assert tested == {name for name, facts in FIELDS.items() if facts.needs is not None}

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core import hub_pace
 from pipeline.core.errors import UserError
 from pipeline.core.retry import GoneError, Patience
-from pipeline.dataset import hub_dataset, hub_pace
+from pipeline.dataset import hub_dataset
 from pipeline.dataset.hub_reader import HubFile, WrongContentError
 from pipeline.dataset.shard_cache import Cache, Wanted
 from tests.helpers.hub_server import HubServer

@@ -1,5 +1,6 @@
 """Models from the Hub: what is downloaded, checked, refused and found again without a network."""
 
+import itertools
 import json
 import logging
 import os
@@ -15,7 +16,9 @@ from safetensors.torch import save_file
 
 from jobs.submit import check_parent
 from pipeline.config.schema import ModelConfig, RunConfig
+from pipeline.core import hub_pace
 from pipeline.core.errors import UserError
+from pipeline.core.retry import Patience
 from pipeline.interop import export as exporting
 from pipeline.interop import hub_models, timm, trained_model
 from pipeline.interop.hub_models import Listed, parse
@@ -218,6 +221,26 @@ def test_a_cut_download_is_resumed(server: HubServer, folder: Path, monkeypatch:
     first, second = (request.range for request in server.requests if request.part == "storage")
     assert first == ""
     assert half - (1 << 12) <= int(second.removeprefix("bytes=").removesuffix("-")) <= half
+
+
+@pytest.mark.parametrize("fault", ["429", "429-retry-after", "503"])
+def test_a_busy_server_is_asked_again(server: HubServer, folder: Path, fault: str) -> None:
+    commit = server.add("models", "timm/it", folder)
+    server.fail("api", [fault, ""])
+    assert fetch("hf://timm/it").name == f"hf://timm/it@{commit}"
+    first, second = [request for request in server.requests if "/revision/main" in request.path]
+    assert (first.fault, second.fault) == (fault, "")
+    if fault != "503":
+        assert second.at - first.at > 0.9, "asked again before the server allowed it"
+
+
+def test_a_server_that_stays_busy_is_one_line(server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add("models", "timm/it", folder)
+    monkeypatch.setattr(hub_pace, "QUESTION", Patience(seconds=0.2, pause=0.01))
+    server.fail("api", itertools.repeat("503"))
+    with pytest.raises(UserError, match=rf"^MODEL 'hf://timm/it@main': {server.endpoint} answers 503: try again later"):
+        fetch("hf://timm/it")
+    assert server.count("api") > 2
 
 
 def test_wrong_bytes_are_refused_and_removed(server: HubServer, folder: Path) -> None:

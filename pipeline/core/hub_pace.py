@@ -1,4 +1,4 @@
-"""How fast the Hub is asked: a bound on downloads per node, and pauses that all processes of a node respect.
+"""How fast the Hub is asked: retries, a bound on downloads per node, and pauses that all its processes respect.
 
 The Hub counts requests in windows of five minutes, and refuses those above the limit with 429 and the seconds until the
 window ends (Retry-After or RateLimit; https://huggingface.co/docs/hub/rate-limits). A refused process writes the end of
@@ -6,25 +6,41 @@ the pause to a file on the node, and every process waits for it, plus a random t
 don't return at the same moment.
 """
 
+import logging
 import os
 import random
 import re
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.core.errors import UserError
 from pipeline.core.locks import Lock, try_lock
 from pipeline.core.retry import Backoff, Patience
 
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+QUESTION = Patience(seconds=60.0)  # for one that the Hub answers without a large file
+BUSY = (408, 425, 429)  # HTTP statuses below 500 that a retry may change
 DOWNLOADS = 8  # at a time per node
 LONGEST_WAIT = 60.0  # seconds for one of them: a bound, not a gate (a forked process may hold a lock indefinitely)
 LONGEST_PAUSE = 600.0  # seconds: two of the Hub's windows
 REFUSALS = 12  # in a row, each with a time to wait, until we give up: an hour of the Hub's windows
+LOGGED = 5.0  # seconds: a longer pause is logged
 _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")  # RateLimit: "resolvers";r=0;t=55
+
+
+class GaveUpError(OSError):
+    """The patience ran out; ``error`` is that of the last attempt."""
+
+    def __init__(self, message: str, error: Exception):
+        super().__init__(message)
+        self.error = error
 
 
 class Pace:
@@ -47,7 +63,7 @@ class Pace:
         self._backoff.reset()
 
     def failed(self, error: Exception) -> None:
-        """Wait before the next attempt. Raises OSError when the patience runs out."""
+        """Wait before the next attempt. Raises GaveUpError when the patience runs out."""
         if isinstance(error, UserError):
             raise error
         response = getattr(error, "response", None)
@@ -55,10 +71,40 @@ class Pace:
         if seconds is not None and self._refusals < REFUSALS:
             self._refusals += 1
             self._backoff.reset()
+            if seconds >= LOGGED:
+                logger.info("%s: the server asks us to wait %.0f s (too many requests)", self._url, seconds)
             pause(seconds)
         elif not self._backoff.wait():
             said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            raise OSError(f"{self._url}: gave up after {self._patience.seconds:.0f} s: {said}") from error
+            raise GaveUpError(f"{self._url}: gave up after {self._patience.seconds:.0f} s: {said}", error) from error
+
+
+def ask(question: Callable[[], Item], url: str, patience: Patience, final: Callable[[Exception], bool]) -> Item:
+    """What ``question`` returns; it is repeated after an error unless the error is ``final``, which is raised.
+
+    ``url`` names what is asked about in messages. Raises GaveUpError when the patience runs out.
+    """
+    pace = Pace(url, patience)
+    while True:
+        pace.wait_for_turn()
+        try:
+            return question()
+        except Exception as error:  # of httpx, of huggingface_hub, and of what lies below them
+            if final(error):
+                raise
+            pace.failed(error)
+
+
+def is_busy(status: int) -> bool:
+    """Whether an HTTP status is an error that a retry may change."""
+    return status >= 500 or status in BUSY
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error of the Hub is one that a retry won't change."""
+    response = getattr(error, "response", None)
+    status = 0 if response is None else response.status_code
+    return type(error).__name__ == "OfflineModeIsEnabled" or (status >= 400 and not is_busy(status))
 
 
 def pause_of(headers: Mapping[str, str]) -> float | None:
