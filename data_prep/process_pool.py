@@ -11,7 +11,8 @@ from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import SimpleQueue
-from typing import TypeVar
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
 
 from pipeline.core import processes
 from pipeline.core.errors import UserError
@@ -20,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 REPORT_EVERY = 0.1  # seconds
 PRELOADED = ("pipeline.core.progress", "pipeline.core.cli")  # what every command's workers import
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what a terminal and Slurm send
 BUILDS_TABLES = "pandas"  # half a second: pyarrow looks for it when it first makes an array
 Report = dict[str, int]  # counts since the last report
 
@@ -87,39 +89,78 @@ def run(
 ) -> Iterator[Result]:
     """``work(item)`` for each item in ``workers`` processes; results in the order of ``items``.
 
-    The first exception raised for any item stops all work and is raised here.
+    The first exception raised for any item stops all work and is raised here. So is what the handlers of STOPPING
+    raise, at most 0.25 s after the signal.
     """
     context = start_server()
     source = iter(items)
     with processes.naming_shared_memory():
         queue: SimpleQueue[Report] = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, _start, (queue,))
-    pending: list[Future[Result]] = []
-    try:
-        while True:
-            pending += [pool.submit(_reported, work, item) for item in islice(source, 4 * workers - len(pending))]
-            if not pending:
-                break
-            wait([future for future in pending if not future.done()], 0.25, FIRST_COMPLETED)
+    with Postponed() as postponed:
+        pool = ProcessPoolExecutor(workers, context, _start, (queue,))
+        pending: list[Future[Result]] = []
+        try:
+            while True:
+                postponed.handle()
+                pending += [pool.submit(_reported, work, item) for item in islice(source, 4 * workers - len(pending))]
+                if not pending:
+                    break
+                wait([future for future in pending if not future.done()], 0.25, FIRST_COMPLETED)
+                _drain(queue, on_report)
+                for future in pending:
+                    if future.done() and future.exception():
+                        raise future.exception()  # type: ignore[misc]
+                while pending and pending[0].done():
+                    yield pending.pop(0).result()
             _drain(queue, on_report)
-            for future in pending:
-                if future.done() and future.exception():
-                    raise future.exception()  # type: ignore[misc]
-            while pending and pending[0].done():
-                yield pending.pop(0).result()
-        _drain(queue, on_report)
-        pool.shutdown()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed, most likely because memory ran out: run again with fewer --workers"
-        ) from None
-    except BaseException:
-        for process in list((pool._processes or {}).values()):  # there is no public way to stop running work
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
-        raise
-    finally:
-        queue.close()
+            pool.shutdown()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, most likely because memory ran out: run again with fewer --workers"
+            ) from None
+        except BaseException:
+            for process in list((pool._processes or {}).values()):  # there is no public way to stop running work
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            queue.close()
+
+
+class Postponed:
+    """While open, the handlers of STOPPING run in :meth:`handle` alone. A context manager for the main thread.
+
+    They raise wherever the main thread is. In the middle of ``Condition.__enter__``, this leaves a future's lock locked
+    for ever, and the pool's shutdown waits for it: one Ctrl-C in 200 didn't end the command.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def __enter__(self) -> Self:
+        for number in STOPPING:
+            handler = signal.getsignal(number)
+            if callable(handler):  # else the signal is ignored, or ends the process by itself
+                self._handlers[number] = handler
+                signal.signal(number, lambda number, _: self._arrived.append(number))
+        return self
+
+    def handle(self) -> None:
+        """Call the handler of a signal that has arrived. From then on, Ctrl-C ends the process at once."""
+        if self._arrived:
+            if signal.SIGINT in self._handlers:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            number = self._arrived.pop(0)
+            self._handlers[number](number, None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.handle()
 
 
 def _drain(queue: "SimpleQueue[Report]", on_report: Callable[[Report], None]) -> None:

@@ -242,6 +242,45 @@ def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
         assert process.communicate(timeout=60)[1] == "interrupted; run the same command again\n"
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_the_pool_holds_a_lock_ends_the_work(name: str, tmp_path: Path) -> None:
+    program = f"""
+import signal, sys, threading
+from data_prep import process_pool
+
+def interrupt(frame, event, _):  # the moment at which an exception would leave the lock of a future locked
+    if frame.f_code is threading.Condition.__enter__.__code__ and frame.f_back.f_code.co_name == "done":
+        if event == "return":
+            sys.settrace(None)
+            signal.raise_signal(signal.{name})
+        return interrupt
+
+def main():
+    signal.signal(signal.{name}, signal.default_int_handler)  # raises KeyboardInterrupt
+    results = process_pool.run(abs, range(1000), 1)
+    next(results)
+    sys.settrace(interrupt)
+    try:
+        for _ in results:
+            pass
+    except KeyboardInterrupt:
+        print("stopped")
+
+if __name__ == "__main__":
+    main()
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
+    assert (done.stdout, done.stderr) == ("stopped\n", "")
+
+
 def test_index_leaves_data_sets_of_shard_alone(photos: list[bytes], tmp_path: Path) -> None:
     source = folders(tmp_path / "raw", photos, "a", "b")
     shard_into(source, tmp_path / "out", "--samples-per-shard", 1, "--tasks", 4, "--task", 0, "--workers", 1)
