@@ -6,6 +6,7 @@ of the same tars differ.
 """
 
 import collections
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def main(args: list[str] | None = None) -> int:
     options = cli.parse(Options, prog="vit index", description=DESCRIPTION, args=args)
     location = Location.of(options.folder)
     preloaded = ("huggingface_hub.file_download",) if location.on_hub else ()
-    workers.start_server("data_prep.sources.sample_headers", workers.BUILDS_TABLES, *preloaded)
+    workers.start_server("data_prep.sources.sample_headers", *preloaded)
+    importlib.import_module(workers.BUILDS_TABLES)  # for this process, while the server starts
     default = HUB_WORKERS if location.on_hub else len(os.sched_getaffinity(0))
     count = default if options.workers is None else options.workers
     check_workers(count)

@@ -19,7 +19,7 @@ _LETTERS = {"fall11": "f", "google21k": "g", "imagenet12k": "t", "imagenet1k": "
 
 @cache
 def _known() -> dict[str, tuple[str, str]]:
-    """wnid -> (letters of the lists it is in, name)."""
+    """wnid -> (letters of the lists it is in, name), in the order of wnids, which is that of every list."""
     lines = resources.files("pipeline.dataset").joinpath("classes.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     return {wnid: (letters, name) for wnid, letters, name in rows}
@@ -33,7 +33,7 @@ def name_of(wnid: str) -> str:
 def listed(choice: str) -> list[str] | None:
     """The wnids of ``--classes`` in index order; ``None`` if they depend on INPUT."""
     if choice in _LETTERS:
-        return [wnid for wnid, (letters, _) in sorted(_known().items()) if _LETTERS[choice] in letters]
+        return [wnid for wnid, (letters, _) in _known().items() if _LETTERS[choice] in letters]
     return None if choice in NAMED else read_list(Path(choice))
 
 

@@ -242,6 +242,18 @@ def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
         assert process.communicate(timeout=60)[1] == "interrupted; run the same command again\n"
 
 
+def test_a_worker_of_index_imports_no_pandas(digits: Path) -> None:
+    """Each start would wait a quarter of a second for it."""
+    tar = next(digits.glob("*.tar"))
+    program = (
+        "import pickle, sys; from data_prep.sources.sample_headers import Tar, index_tar; "
+        "from data_prep.sources.sample_tars import read_label; "
+        f"pickle.dumps(index_tar(Tar({str(tar)!r}, {tar.stat().st_size}, 'train', 0, read_label('')))); "
+        "sys.exit('pandas' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_the_pool_holds_a_lock_ends_the_work(name: str, tmp_path: Path) -> None:
     program = f"""

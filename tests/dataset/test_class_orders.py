@@ -27,6 +27,7 @@ def known(choice: str) -> list[str]:
 def test_each_order_is_recognized(choice: str, size: int) -> None:
     wnids = known(choice)
     assert len(wnids) == size
+    assert wnids == sorted(wnids)
     assert class_lists.recognized(dict(enumerate(wnids))) == wnids
     half = dict(random.Random(0).sample(list(enumerate(wnids)), size // 2))
     half[size - 1] = wnids[-1]
