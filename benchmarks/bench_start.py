@@ -67,6 +67,7 @@ def start(scratch: Path) -> dict[str, list[float]]:
 
     from pipeline.config.recipes import PRETRAIN
     from pipeline.core.progress import Bar
+    from pipeline.distributed import process_group
     from pipeline.train import loop
     from pipeline.train.setup import prepare, start
     from pipeline.train.state import Progress
@@ -95,6 +96,10 @@ def start(scratch: Path) -> dict[str, list[float]]:
     with Bar("training", 1, "steps", shown=False) as bar:
         loop.loop(run, Progress(0, {}), StopRequest(), bar)
     run.saver.finish()
+    run.heartbeat.stop()
+    run.engine.destroy()
+    del run
+    process_group.finish()  # or gloo's threads may abort the process at its exit
     pairs = list(itertools.pairwise(marks))
     return {name: [end[column] - begin[column] for begin, end in pairs] for column, name in enumerate(("wall", "cpu"))}
 
