@@ -22,6 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+import torch
 
 from benchmarks.bench_shard import CORES, crops
 from data_prep import shard
@@ -48,6 +49,9 @@ def main() -> None:
     arguments = parser.parse_args()
     forms, workers, images = arguments.forms.split(","), arguments.workers, arguments.images
     clock = time.perf_counter if workers else time.process_time
+    if not workers:  # else torch's and OpenCV's other threads would be counted while they wait
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jpegs = crops(min(images, 200))

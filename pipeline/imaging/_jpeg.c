@@ -1,6 +1,7 @@
 /* Decode a region of a JPEG with libjpeg-turbo: only the blocks that the region needs are transformed to RGB.
  *
- * decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)
+ * decode(jpeg, denominator, top, left, height, width, out, check=False)
+ *     -> (rows above, pixels to the left, row length, fast)
  * is_sound(jpeg) -> bool
  * library() -> str
  *
@@ -14,6 +15,7 @@
  *
  * is_sound reads all Huffman codes and decodes nothing. It is false for unusual image data, and for all that need
  * libjpeg-turbo's own reader (progressive JPEGs), damaged or not. Unusual headers don't matter: the pixels are the same.
+ * With `check`, decode reads all codes too, each once, and `fast` is what is_sound would return. The pixels are the same.
  *
  * library returns the path of libjpeg-turbo's library: pipeline/imaging/jpeg.py checks its version before any other call.
  *
@@ -62,6 +64,8 @@ typedef struct {
   int in_use;
   JDIMENSION interval_size, interval; /* in MCUs (blocks of all components); the current one */
   unsigned char ending;               /* the marker after the last interval; 0: none */
+  int check;                          /* read all MCUs in turn, needed or not, and require that they are sound */
+  JDIMENSION count;                   /* of MCUs in the image */
   JDIMENSION first_row, last_row, first_column, last_column; /* MCUs that are needed */
   JDIMENSION row, column, number, next; /* of the MCU that libjpeg-turbo requests; the next one in the bytes */
   struct {
@@ -84,6 +88,7 @@ struct jpeg_entropy_decoder {
 };
 
 static int is_needed(const Scan *scan, JDIMENSION from, JDIMENSION until, JDIMENSION a_row) {
+  if (scan->check) return 1;
   JDIMENSION row = from / a_row, last_row = (until - 1) / a_row;
   if (last_row < scan->first_row || row > scan->last_row) return 0;
   return row != last_row || (from % a_row <= scan->last_column && (until - 1) % a_row >= scan->first_column);
@@ -116,8 +121,16 @@ static int copy_intervals(Scan *scan, const unsigned char *at, size_t size, JDIM
   return 1;
 }
 
+static void begin_interval(Scan *scan, JDIMENSION interval) {
+  scan->interval = interval;
+  scan->next = interval * scan->interval_size;
+  scan->reader = (BitReader){scan->bytes + scan->intervals[interval].start, 0, 0};
+  memset(scan->previous, 0, sizeof scan->previous);
+}
+
 /* Prepare `scan` so that libjpeg-turbo calls read_mcu while it decodes rows `top` to `bottom` and columns `left` to
- * `right`, in output pixels. Returns whether this reader supports the JPEG: it must be baseline, in one scan. */
+ * `right`, in output pixels. Returns whether this reader supports the JPEG: it must be baseline, in one scan. With
+ * scan->check, which the caller sets, its markers must be sound to the end. */
 static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSION bottom, JDIMENSION left, JDIMENSION right) {
   if (jpeg->progressive_mode || jpeg->arith_code || jpeg->data_precision != 8) return 0;
   /* Some phones write 0 for the last coefficient (Se), which has no meaning in a baseline JPEG. Lossless ones have Ss > 0. */
@@ -144,8 +157,9 @@ static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSI
   scan->first_column = left / width ? left / width - 1 : 0;
   scan->last_row = (bottom - 1) / height + 1 < rows ? (bottom - 1) / height + 1 : rows - 1;
   scan->last_column = (right - 1) / width + 1 < a_row ? (right - 1) / width + 1 : a_row - 1;
-  scan->interval_size = jpeg->restart_interval ? jpeg->restart_interval : a_row * rows;
-  JDIMENSION last = (scan->last_row * a_row + scan->last_column) / scan->interval_size;
+  scan->count = a_row * rows;
+  scan->interval_size = jpeg->restart_interval ? jpeg->restart_interval : scan->count;
+  JDIMENSION last = (scan->check ? scan->count - 1 : scan->last_row * a_row + scan->last_column) / scan->interval_size;
 
   size_t size = jpeg->src->bytes_in_buffer, count = last + 1;
   if (count > size / 2 + 1) return 0; /* there can't be that many markers */
@@ -155,14 +169,9 @@ static int take_over(Scan *scan, j_decompress_ptr jpeg, JDIMENSION top, JDIMENSI
   scan->intervals = memset(scan->bytes + room, 0, count * sizeof(Interval));
   scan->interval = NONE;
   scan->row = scan->column = scan->number = 0;
-  return copy_intervals(scan, jpeg->src->next_input_byte, size, last, a_row);
-}
-
-static void begin_interval(Scan *scan, JDIMENSION interval) {
-  scan->interval = interval;
-  scan->next = interval * scan->interval_size;
-  scan->reader = (BitReader){scan->bytes + scan->intervals[interval].start, 0, 0};
-  memset(scan->previous, 0, sizeof scan->previous);
+  if (!copy_intervals(scan, jpeg->src->next_input_byte, size, last, a_row)) return 0;
+  if (scan->check) begin_interval(scan, 0);
+  return !scan->check || scan->ending == 0xD9;
 }
 
 /* The number of bits left in the interval; negative if more than its bits were taken. */
@@ -181,6 +190,27 @@ static inline int read_blocks(Scan *scan, JBLOCKROW *blocks) {
   return bits_left(scan) >= 0;
 }
 
+/* Read the rest of the current interval. Returns whether it was valid and nothing follows its last MCU. */
+static int finish_interval(Scan *scan) {
+  JDIMENSION end = (scan->interval + 1) * scan->interval_size;
+  if (end > scan->count) end = scan->count;
+  while (scan->next < end)
+    if (!read_blocks(scan, NULL)) return 0;
+  return bits_left(scan) < 8; /* the last byte is padded */
+}
+
+/* Read everything before `interval`. Returns whether it was sound. */
+static int read_until(Scan *scan, JDIMENSION interval) {
+  for (; scan->interval != interval; begin_interval(scan, scan->interval + 1))
+    if (!finish_interval(scan)) return 0;
+  return 1;
+}
+
+/* Read everything that is left. Returns whether it was sound. */
+static int read_rest(Scan *scan) {
+  return read_until(scan, (scan->count - 1) / scan->interval_size) && finish_interval(scan);
+}
+
 /* Called by libjpeg-turbo for each MCU in turn; blocks that aren't needed stay zero. Unusual data end the decoding. */
 static boolean read_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
   Scan *scan = jpeg->client_data;
@@ -190,7 +220,10 @@ static boolean read_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
     return TRUE;
   JDIMENSION interval = number / scan->interval_size;
   int sound = 1;
-  if (interval != scan->interval) begin_interval(scan, interval);
+  if (scan->check)
+    sound = read_until(scan, interval);
+  else if (interval != scan->interval)
+    begin_interval(scan, interval);
   while (sound && scan->next < number) sound = read_blocks(scan, NULL);
   if (!sound || !read_blocks(scan, blocks)) longjmp(((ErrorManager *)jpeg->err)->escape, ODD);
   return TRUE;
@@ -245,6 +278,7 @@ static int read_region(const Py_buffer *data, int denominator, Region region, Py
     for (JDIMENSION k = 0; k < count; k++) rows[k] = (JSAMPROW)out->buf + (size_t)(row - top + k) * width * 3;
     jpeg_read_scanlines(&jpeg, rows, count);
   }
+  if (scan && scan->check && scan->in_use) scan->in_use = read_rest(scan);
   *shift_rows = region.top - top;
   *shift_columns = region.left - left;
   *stride = width;
@@ -263,14 +297,7 @@ static int check(const Py_buffer *data, ErrorManager *errors, Scan *scan) {
     if (jpeg_has_multiple_scans(&jpeg)) longjmp(errors->escape, ODD); /* all of them would be read */
     jpeg.out_color_space = JCS_RGB; /* as for decoding: fails for CMYK */
     jpeg_start_decompress(&jpeg);
-    JDIMENSION count = jpeg.MCUs_per_row * jpeg.MCU_rows_in_scan, done = 0;
-    int good = take_over(scan, &jpeg, 0, jpeg.output_height, 0, jpeg.output_width) && scan->ending == 0xD9;
-    for (JDIMENSION interval = 0; good && done < count; interval++) {
-      begin_interval(scan, interval);
-      for (JDIMENSION k = 0; good && k < scan->interval_size && done < count; k++, done++) good = read_blocks(scan, NULL);
-      if (bits_left(scan) >= 8) good = 0; /* the last byte is padded */
-    }
-    sound = good;
+    sound = take_over(scan, &jpeg, 0, jpeg.output_height, 0, jpeg.output_width) && read_rest(scan);
   }
   jpeg_destroy_decompress(&jpeg);
   return sound;
@@ -287,6 +314,7 @@ static PyObject *is_sound(PyObject *module, PyObject *argument) {
     return PyErr_NoMemory();
   }
   scan->bytes = NULL;
+  scan->check = 1;
   int sound;
   Py_BEGIN_ALLOW_THREADS
   sound = check(&data, &errors, scan);
@@ -308,9 +336,9 @@ static PyObject *decode(PyObject *module, PyObject *args) {
   (void)module;
   Py_buffer data, out;
   Region region;
-  int denominator;
-  if (!PyArg_ParseTuple(args, "y*iIIIIw*", &data, &denominator, &region.top, &region.left, &region.height,
-                        &region.width, &out))
+  int denominator, check = 0;
+  if (!PyArg_ParseTuple(args, "y*iIIIIw*|p", &data, &denominator, &region.top, &region.left, &region.height,
+                        &region.width, &out, &check))
     return NULL;
   if (denominator != 1 && denominator != 2 && denominator != 4 && denominator != 8) {
     PyBuffer_Release(&data);
@@ -321,7 +349,7 @@ static PyObject *decode(PyObject *module, PyObject *args) {
   JDIMENSION rows = 0, columns = 0, stride = 0;
   int failed, fast;
   Scan *scan = malloc(sizeof *scan);
-  if (scan) scan->bytes = NULL, scan->in_use = 0;
+  if (scan) scan->bytes = NULL, scan->in_use = 0, scan->check = check;
   Py_BEGIN_ALLOW_THREADS
   failed = read_region(&data, denominator, region, &out, &errors, scan, &rows, &columns, &stride);
   fast = scan && scan->in_use && !failed;
@@ -340,7 +368,8 @@ static PyObject *decode(PyObject *module, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS,
-     "decode(jpeg, denominator, top, left, height, width, out) -> (rows above, pixels to the left, row length, fast)"},
+     "decode(jpeg, denominator, top, left, height, width, out, check=False)"
+     " -> (rows above, pixels to the left, row length, fast)"},
     {"library", library, METH_NOARGS, "library() -> path of libjpeg-turbo's library, \"\" if unknown"},
     {"is_sound", is_sound, METH_O, "is_sound(jpeg) -> whether all of its Huffman codes are valid"},
     {NULL, NULL, 0, NULL},

@@ -132,20 +132,30 @@ def is_lossless(jpeg: bytes) -> bool:
             at += max(2, int.from_bytes(jpeg[at : at + 2]))
 
 
-def decode_region(jpeg: bytes, box: Box, denominator: int = 1) -> Image:
+def decode_region(jpeg: bytes, box: Box, denominator: int = 1, *, check: bool = False) -> Image:
     """The pixels of ``box``, in pixels of the image scaled by 1/``denominator`` (1, 2, 4 or 8) in the DCT domain.
 
     Same as cropping the whole image. The array is valid until the next call in this process. Raises ValueError if the
-    bytes are not a JPEG.
+    bytes are not a JPEG; with ``check`` also if the JPEG has a :func:`defect` anywhere, with that text. A sound JPEG
+    is read once for both.
     """
     global _scratch  # noqa: PLW0603
     top, left, height, width = box
     if _jpeg is None:
+        if check:
+            _refuse_defect(jpeg)
         return _decode_scaled(jpeg, denominator)[top : top + height, left : left + width]
     room = (height + 8) * (width + 8 + 2 * 32) * 3  # the margin, and blocks of up to 32 pixels at either side
     if room > len(_scratch):
         _scratch = np.empty(room, np.uint8)
-    above, before, length, _ = _jpeg.decode(jpeg, denominator, top, left, height, width, _scratch)
+    try:
+        above, before, length, fast = _jpeg.decode(jpeg, denominator, top, left, height, width, _scratch, check)
+    except ValueError:
+        if check:
+            _refuse_defect(jpeg)
+        raise
+    if check and not fast:  # progressive, unusual or damaged
+        _refuse_defect(jpeg)
     rows = _scratch[: (above + height) * length * 3].reshape(above + height, length, 3)
     return rows[above:, before : before + width]
 
@@ -174,6 +184,11 @@ def defect(jpeg: bytes) -> str:
         if "extraneous bytes before marker 0xd9" not in message:  # behind all image data, and the first that is wrong
             return message
     return ""
+
+
+def _refuse_defect(jpeg: bytes) -> None:
+    if found := defect(jpeg):
+        raise ValueError(found)
 
 
 def is_cut(defect: str) -> bool:

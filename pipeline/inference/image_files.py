@@ -143,15 +143,17 @@ def prepared(data: bytes, size: int, resize: str, border: int = 0, *, upright: b
         jpegs.size(data)
     except ValueError:  # CMYK or unusual chroma sampling: not in datasets, since data_prep.shard re-encodes such images
         return _by_pillow(data, size, resize, upright=upright)
-    if defect := jpegs.defect(data):
+    try:
+        image = eval_image(data, size, resize, check=True)
+    except ValueError as error:
         raise ValueError(
             "the JPEG is cut short: its image data end early"
-            if jpegs.is_cut(defect)
-            else f"the JPEG is damaged: {defect}"
-        )
+            if jpegs.is_cut(str(error))
+            else f"the JPEG is damaged: {error}"
+        ) from None
     if upright and _orientation(data) != 1:
         return _by_pillow(data, size, resize, upright=True)
-    return eval_image(data, size, resize)
+    return image
 
 
 def _orientation(data: bytes) -> int:

@@ -31,11 +31,14 @@ def middle_square(height: int, width: int, size: int) -> tuple[int, int]:
     return round((height - size) / 2), round((width - size) / 2)
 
 
-def resized_window(jpeg: bytes, top: int, left: int, size: int, out: Image, *, scaled: bool = False) -> None:
+def resized_window(
+    jpeg: bytes, top: int, left: int, size: int, out: Image, *, scaled: bool = False, check: bool = False
+) -> None:
     """Fill ``out`` with the image whose short side was resized to ``size``, from ``top`` and ``left`` on.
 
     Only the part of the JPEG under the window and the filter's margin is decoded. ``scaled``: an image of at least
-    twice ``size`` is first decoded at 1/2, 1/4 or 1/8. Raises ValueError when the bytes are not a JPEG.
+    twice ``size`` is first decoded at 1/2, 1/4 or 1/8. Raises ValueError if the bytes are not a JPEG; with ``check``
+    also if the JPEG has a defect anywhere (:func:`pipeline.imaging.jpeg.defect`).
     """
     height, width = jpegs.size(jpeg)
     rows, columns = short_side_size(height, width, size)
@@ -45,7 +48,7 @@ def resized_window(jpeg: bytes, top: int, left: int, size: int, out: Image, *, s
     height, width = jpegs.scaled_size(height, width, denominator)
     y0, y1, above, below = _source(top, out.shape[0], rows, height)
     x0, x1, before, behind = _source(left, out.shape[1], columns, width)
-    region = jpegs.decode_region(jpeg, (y0, x0, y1 - y0, x1 - x0), denominator)
+    region = jpegs.decode_region(jpeg, (y0, x0, y1 - y0, x1 - x0), denominator, check=check)
     resize(region, (above, before, below, behind), out)
 
 

@@ -132,27 +132,29 @@ def decode_box(jpeg: bytes, box: Box, size: int, how: Decode = "region") -> Imag
     return jpegs.decode_region(jpeg, scaled, denominator)
 
 
-def eval_image(jpeg: bytes, size: int, resize: str = "square") -> Image:
+def eval_image(jpeg: bytes, size: int, resize: str = "square", *, check: bool = False) -> Image:
     """``square``: direct resize to ``size``, as google-research/vision_transformer evaluates.
 
     ``central``: short side to 8/7 of ``size``, then the central square, as big_vision does. Both bilinear.
     ``bicubic``: short side to ``size``, antialiased, then the central square, as torchvision's Resize and CenterCrop.
     Other models' names: pipeline.loader.eval_geometry.
+
+    Raises ValueError if the bytes are not a JPEG; with ``check`` also if the JPEG has a defect anywhere, with the text
+    of :func:`pipeline.imaging.jpeg.defect`.
     """
     how = geometry(resize)
     height, width = jpegs.size(jpeg)
-    if how.interpolation == "bicubic" and how.crop is None:
-        return bicubic(jpegs.decode(jpeg), size, size)
-    if how.interpolation == "bicubic":
+    if how.interpolation == "bicubic" and how.crop is not None:
         short = how.short_side(size)
         rows, columns = short_side_size(height, width, short)
         out = np.empty((size, size, 3), np.uint8)
-        resized_window(jpeg, *middle_square(rows, columns, size), short, out)
+        resized_window(jpeg, *middle_square(rows, columns, size), short, out, check=check)
         return out
     box = (0, 0, height, width) if how.crop is None else central_crop(height, width, how.crop)
-    return cv2.resize(  # type: ignore[return-value]
-        decode_box(jpeg, box, size), (size, size), interpolation=cv2.INTER_LINEAR
-    )
+    pixels = jpegs.decode_region(jpeg, box, check=check)
+    if how.interpolation == "bicubic":
+        return bicubic(pixels, size, size)
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
 def inception_crop(height: int, width: int, min_area: float, draws: Draws) -> Box:

@@ -17,6 +17,9 @@ def encode(height: int, width: int, subsampling: str = "420", colour: bool = Tru
     return simplejpeg.encode_jpeg(pixels, 90, "RGB", subsampling)  # type: ignore[no-any-return]
 
 
-def is_read_by_us(data: bytes, box: Box) -> bool:
-    """Whether the region decoder reads ``box`` with its own Huffman decoder, not libjpeg-turbo's."""
-    return _jpeg.decode(data, 1, *box, np.empty(1 << 20, np.uint8))[3]
+def is_read_by_us(data: bytes, box: Box, *, check: bool = False) -> bool:
+    """Whether the region decoder reads ``box`` with its own Huffman decoder, not libjpeg-turbo's.
+
+    ``check``: and finds that all of the image's data is sound.
+    """
+    return _jpeg.decode(data, 1, *box, np.empty(1 << 20, np.uint8), check)[3]

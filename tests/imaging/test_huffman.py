@@ -1,6 +1,7 @@
 """The region decoder's own reader of Huffman codes: the same pixels as libjpeg-turbo's, whatever the bytes."""
 
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -145,6 +146,53 @@ def test_what_is_called_sound_is_what_libjpeg_turbo_has_nothing_to_say_about(
         plain = without_oddities(data)  # warnings about the header don't count
         simplejpeg.decode_jpeg(plain, "RGB", strict=True)  # raises for what libjpeg-turbo warns of
         simplejpeg.decode_jpeg(plain, "GRAY", strict=True, min_height=1, min_width=1)
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(
+        [
+            {},
+            {"restart_marker_rows": 1},
+            {"restart_marker_blocks": 5},
+            {"optimize": True},
+            {"subsampling": 0},
+            {"progressive": True},
+        ]
+    ),
+    st.booleans(),
+    st.integers(0, 2**32),
+    st.integers(0, 2),
+    st.sampled_from([(0, 0, 120, 90), (0, 0, 8, 8), (50, 41, 20, 30), (119, 89, 1, 1)]),
+)
+def test_a_checked_decode_decides_as_a_check_beside_it(
+    options: dict[str, object], grey: bool, seed: int, damages: int, box: Box
+) -> None:
+    pixels = smooth(120, 90)
+    good = pillow(pixels[:, :, 0] if grey else pixels, **options)
+    bad = damaged(good, seed, damages, good.find(b"\xff\xda") + 14, 50)
+    defect = jpeg.defect(bad)
+    if jpeg.is_sound(bad):
+        assert is_read_by_us(bad, box, check=True)
+    if defect:
+        with pytest.raises(ValueError, match=re.escape(defect)):
+            jpeg.decode_region(bad, box, check=True)
+    else:
+        unchecked = jpeg.decode_region(bad, box).copy()
+        assert (jpeg.decode_region(bad, box, check=True) == unchecked).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}], ids=str)
+@pytest.mark.parametrize("box", [(0, 0, 40, 56), (0, 0, 8, 8), (16, 24, 1, 1)])
+def test_a_checked_decode_finds_damage_outside_the_region(options: dict[str, object], box: Box) -> None:
+    good = pillow(noise(40, 56), **options)
+    assert (jpeg.decode_region(good, box, check=True) == cut(jpeg.decode(good), box)).all()
+    assert is_read_by_us(good, box, check=True)
+    for end in range(good.find(b"\xff\xda") + 14, len(good) - 1):
+        with pytest.raises(ValueError, match=r"[Pp]remature end"):
+            jpeg.decode_region(good[:end], box, check=True)
+    assert not is_read_by_us(good[:-2] + b"xx" + good[-2:], box, check=True)
+    assert is_read_by_us(good + b"behind the image", box, check=True)
 
 
 def test_what_is_no_whole_jpeg_is_not_sound() -> None:
