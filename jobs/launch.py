@@ -30,10 +30,12 @@ class LaunchConfig:
 
 def main() -> int:
     words = sys.argv[1:]
-    at = next((place for place, word in enumerate(words) if word in COMMANDS), len(words))
+    of_options = {place + 1 for place, word in enumerate(words) if word == "--ranks"}
+    at = next((n for n, word in enumerate(words) if word[:1] != "-" and n not in of_options), len(words))
     config = cli.parse(LaunchConfig, prog="python -m jobs.launch", description=DESCRIPTION, args=words[:at])
-    if at == len(words):
-        raise UserError(f"COMMAND is missing: name one of {', '.join(COMMANDS)} (see python -m jobs.launch --help)")
+    if at == len(words) or words[at] not in COMMANDS:
+        what = "is missing" if at == len(words) else f"{words[at]!r} is not one that runs on several GPUs"
+        raise UserError(f"COMMAND {what}: name one of {', '.join(COMMANDS)} (see python -m jobs.launch --help)")
     ranks = 1 if {"-h", "--help"} & set(words[at:]) else number_of(config)
     command = [sys.executable, "-m", f"jobs.{words[at]}", *words[at + 1 :]]
     ended = children.run([command] * ranks, [os.environ | own for own in variables_of(ranks)])

@@ -4,6 +4,7 @@
 beside those of the last weights, in ``suite-<set>-average``.
 """
 
+import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import xxhash
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "suite-"  # of folder names
 AVERAGE, PARTIAL = "-average", "-partial"  # after a set's name
@@ -66,9 +69,14 @@ def read(folder: Path, name: str, key: str, *, average: bool) -> Result | None:
 def read_all(folder: Path) -> list[Result]:
     """Every complete set's result in ``folder``, by name, without the single corruptions of ImageNet-C.
 
-    Raises UserError if a file is damaged.
+    A damaged file is left out with a warning.
     """
-    found = [_read(path) for path in sorted(folder.glob(f"{PREFIX}*/result.json"))]
+    found = []
+    for path in sorted(folder.glob(f"{PREFIX}*/result.json")):
+        try:
+            found.append(_read(path))
+        except UserError as error:
+            logger.warning("%s", error)
     return [result for result in found if "/" not in result.name]
 
 

@@ -132,7 +132,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ],
     "jobs.launch": [
         (("--ranks", "2"), ("COMMAND is missing", "pretrain, finetune, evaluate")),
-        (("--ranks", "2", "shard", "in", "out"), ("shard, in, out",)),
+        (("--ranks", "2", "shard", "in", "out"), ("COMMAND 'shard'", "pretrain, finetune, evaluate")),
         (("pretrain", "tiny"), ("--ranks is missing", "no GPU")),
         (("--ranks", "0", "pretrain", "tiny"), ("--ranks 0", "at least 1")),
         (("--ranks", "all", "pretrain"), ("--ranks", "all")),
