@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,14 @@ def pieces(folder: Path, info: DatasetInfo) -> list[Piece]:
         found.append(Piece(folder, shard, row))
         row += shard.samples
     return found
+
+
+def skipped_lines(reasons: "Counter[str]", folder: Path) -> Iterator[str]:
+    """The lines of a command's summary about the input files that were skipped, by reason."""
+    for reason, count in reasons.most_common():
+        yield f"  skipped: {count:,} {reason}"
+    if reasons:
+        yield f"  all skipped files are listed in {folder / 'rejects.parquet'}"
 
 
 def rows_of(piece: Piece, columns: list[str] | None = None) -> pa.Table:

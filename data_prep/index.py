@@ -20,11 +20,12 @@ import xxhash
 
 from data_prep import process_pool as workers
 from data_prep import tables as arrow_tables
-from data_prep.dataset_reader import check_workers
+from data_prep.dataset_reader import check_workers, skipped_lines
 from data_prep.sources import inputs
+from data_prep.sources.class_orders import NamedNumbers, order_of
 from data_prep.sources.rows import RejectRow
-from data_prep.sources.sample_headers import INDEX_ROWS, Tar, index_tar
-from data_prep.sources.sample_tars import is_number, read_label
+from data_prep.sources.sample_headers import INDEX_ROWS, NOT_JPEG, Tar, index_tar
+from data_prep.sources.sample_tars import UNLABELLED, all_unlabelled, is_number, read_label
 from data_prep.sources.splits import split_of
 from data_prep.writing import finalize
 from pipeline.core import cli, errors, files
@@ -40,8 +41,9 @@ Writes index.parquet, classes.parquet, rejects.parquet and dataset.json beside t
 FOLDER may be on the Hugging Face Hub, hf://datasets/OWNER/NAME[@REVISION][/FOLDER]: the headers are read by requests
 for ranges, the tars are not downloaded, and the index is kept in VIT_CACHE for this commit. Train with the same URL.
 
-Each sample needs a JPEG (.jpg or .jpeg) and a .cls member with a class number or class name. The split is taken from
-the tar's name: val or test if the name contains that word, otherwise train.
+Each sample needs a JPEG (.jpg or .jpeg) and a .cls member with a class number or class name; samples of class -1, which
+marks images without a class, are skipped. The split is taken from the tar's name: val or test if the name contains that
+word, otherwise train.
 
 Examples:
   vit index data/imagenet1k-wds --classes imagenet1k
@@ -50,8 +52,6 @@ Examples:
   vit index hf://datasets/timm/imagenet-12k-wds
 """
 HUB_WORKERS = 16  # processes that wait for the Hub most of the time
-NAMED_BY_WNID = r"(?:^|/)(?P<wnid>n\d{8})_[^/]*$"  # a key, as ImageNet's files are called
-AGREEING = 0.9  # least share of such images whose wnid is the commonest of their class number: the others are mistakes
 LARGEST_CLASS = 10_000_000  # a larger number is an id rather than a class, and the class list would fill the memory
 
 
@@ -60,9 +60,9 @@ class Options:
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with the tars, or hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
     classes: str = "derive"
-    """Class list that the class numbers refer to: fall11, google21k, imagenet12k, imagenet1k, or a file with one wnid
-    per line. derive: the order is recognized if the images are called by wnid (n01440764_10026); otherwise the numbers
-    or names themselves are the classes. numbers: the class numbers themselves in any case."""
+    """Class list: fall11, google21k, imagenet12k, imagenet1k, or a file with one wnid per line. If the images are
+    called by wnid (n01440764_10026), the names tell what the class numbers mean; otherwise the numbers refer to this
+    list. derive: the recognized order, or else the numbers or names themselves. numbers: the numbers in any case."""
     split: str = "auto"
     """Split of all tars. auto: taken from each tar's name."""
     label: str = ""
@@ -101,7 +101,8 @@ def main(args: list[str] | None = None) -> int:
     rows = files.temporary(location.output / "index.arrow")
     rejects: list[RejectRow] = []
     made: list[ShardInfo] = []
-    seen = Seen()
+    seen: set[str] = set()
+    named = NamedNumbers()
     try:
         with arrow_tables.Writer(rows, INDEX_ROWS) as writer, Bar("indexing", len(items), "tars") as bar:
             found = workers.run(index_tar, items, min(count, len(items)))
@@ -109,16 +110,25 @@ def main(args: list[str] | None = None) -> int:
                 bar.advance()
                 made.append(ShardInfo(tar.split, tar.shard, len(table), tar.size, "", tar.name))
                 writer.add(table)
-                seen.add(table)
+                seen.update(pc.unique(table["class"]).to_pylist())
+                named.add(table["class"], table["key"])
                 rejects += left_out
+        reasons = collections.Counter(reject.reason for reject in rejects)
+        if not writer.rows and reasons[UNLABELLED]:
+            raise all_unlabelled(f"FOLDER {options.folder!r}", reasons[UNLABELLED])
+        if not writer.rows and reasons[NOT_JPEG]:
+            first = next(reject for reject in rejects if reject.reason == NOT_JPEG)
+            raise UserError(
+                f"FOLDER {options.folder!r}: the images of all {reasons[NOT_JPEG]:,} labelled samples have another "
+                f"ending than .jpg and .jpeg ({first.source} is {first.detail.split()[0]}), and training reads JPEG "
+                f"alone: write JPEGs of them with 'vit shard {options.folder} OUTPUT'"
+            )
         if not writer.rows:
             raise UserError(
                 f"FOLDER {options.folder!r}: no tar has a sample with a JPEG and a .{label.ending} "
                 "member: if another member holds the class, name it with --label"
             )
-        if listed is None and options.classes == "derive":
-            listed = seen.recognized()
-        wnids, label_of = _classes(seen.labels, listed, options.classes)
+        wnids, label_of = _classes(seen, named, listed, options.classes)
         texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
         content = Content()
         tables = content.seen(_labelled(table, texts, labels) for table in arrow_tables.batches(rows))
@@ -144,6 +154,8 @@ def main(args: list[str] | None = None) -> int:
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     made_of = f"{samples} images of {info.classes:,} classes in {len(made):,} tars"
     print(f"{location.tars}: {made_of}, {len(rejects):,} skipped")
+    for line in skipped_lines(reasons, location.output):
+        print(line)
     if location.on_hub:
         print(f"index: {location.output}")
     return errors.EXIT_DONE
@@ -173,37 +185,6 @@ class Location:
             what = "is a file" if folder.exists() else "does not exist"
             raise UserError(f"FOLDER {given!r} {what}: give the folder with the tars")
         return Location(str(folder), folder, folder.resolve().name)
-
-
-class Seen:
-    """The labels of all samples, and the wnids in the names of the images of each."""
-
-    def __init__(self) -> None:
-        self.labels: set[str] = set()
-        self._named: collections.Counter[tuple[str, str]] = collections.Counter()  # of samples, by label and wnid
-
-    def add(self, table: pa.Table) -> None:
-        self.labels.update(pc.unique(table["class"]).to_pylist())
-        wnids = pc.struct_field(pc.extract_regex(table["key"], NAMED_BY_WNID), "wnid")
-        pairs = pa.table({"label": table["class"], "wnid": wnids}).filter(pc.is_valid(wnids))
-        for row in pairs.group_by(["label", "wnid"]).aggregate([([], "count_all")]).to_pylist():
-            self._named[row["label"], row["wnid"]] += row["count_all"]
-
-    def recognized(self) -> list[str] | None:
-        """The class list whose numbers the labels are; None if labels are names, or images aren't called by wnid.
-
-        Raises UserError if the order is unknown (:func:`pipeline.dataset.class_lists.recognized`).
-        """
-        if not self._named or not all(label.isdecimal() for label in self.labels):
-            return None
-        named: dict[int, str] = {}
-        agreeing = 0
-        for (label, wnid), count in self._named.most_common():
-            if named.setdefault(int(label), wnid) == wnid:
-                agreeing += count
-        if agreeing < AGREEING * self._named.total():
-            return None  # classes of their own, such as groups of ImageNet's
-        return class_lists.recognized(named)
 
 
 class Content:
@@ -256,35 +237,36 @@ def _tars(location: Location, *, force: bool) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in paths}
 
 
-def _classes(seen: set[str], listed: list[str] | None, choice: str) -> tuple[list[str], dict[str, int]]:
-    """The class list, and the class index that each text of a .cls member means. Raises UserError for unknown ones."""
+def _classes(
+    seen: set[str], named: NamedNumbers, listed: list[str] | None, choice: str
+) -> tuple[list[str], dict[str, int]]:
+    """The class list, and the class index that each text of a .cls member means. Raises UserError for unknown ones.
+
+    ``named``: the images' names by their text. ``listed``: the list of --classes.
+    """
     numbers = {text for text in seen if text.isdecimal()}
     odd = sorted(text for text in seen if not text.isdecimal() and (numbers or is_number(text)))
     if odd and not (listed and seen <= set(listed)):
         raise UserError(
             f"a sample has label {odd[0]!r}, which is not a class number (0, 1, 2, ...) as others are: move its tar "
-            "away (-1 marks images without a label), or list all classes with --classes FILE"
+            "away, or list all classes with --classes FILE"
         )
-    if len(numbers) == len(seen):
-        largest = max(int(text) for text in seen)
-        if largest > LARGEST_CLASS:
-            raise UserError(
-                f"a .cls member gives class number {largest}, which is too large for one: if another "
-                "member holds the class, name it with --label"
-            )
-        if listed is not None and largest >= len(listed):
-            raise UserError(
-                f"--classes {choice} has {len(listed)} classes, but a .cls member says {largest}: give the list "
-                "that the tars were made with"
-            )
-        wnids = listed or [f"{number:05d}" for number in range(largest + 1)]
-        return wnids, {text: int(text) for text in seen}
-    wnids = listed or sorted(seen)
+    largest = max((int(text) for text in numbers), default=0)
+    if len(numbers) == len(seen) and largest > LARGEST_CLASS:
+        raise UserError(
+            f"a .cls member gives class number {largest}, which is too large for one: if another "
+            "member holds the class, name it with --label"
+        )
+    order, class_of = (None, dict[str, str]()) if choice == "numbers" else order_of(seen, named, listed)
+    if len(numbers) == len(seen) and order is None:
+        return [f"{number:05d}" for number in range(largest + 1)], {text: int(text) for text in seen}
+    classes = {text: class_of.get(text, text) for text in seen}
+    wnids = listed or list(order or sorted(seen))
     index = {wnid: number for number, wnid in enumerate(wnids)}
-    unknown = sorted(seen - index.keys())
+    unknown = sorted(set(classes.values()) - index.keys())
     if unknown:
-        raise UserError(f"--classes {choice} lacks the class {unknown[0]!r} of a .cls member: give a list that has it")
-    return wnids, index
+        raise UserError(f"--classes {choice} lacks the class {unknown[0]!r} of the tars: give a list that has it")
+    return wnids, {text: index[wnid] for text, wnid in classes.items()}
 
 
 def _labelled(table: pa.Table, texts: pa.Array, labels: pa.Array) -> pa.Table:

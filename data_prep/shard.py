@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import process_pool, progress, work_folder
+from data_prep.dataset_reader import skipped_lines
 from data_prep.images.prepare import ImageOptions
 from data_prep.planning import make_plan, stream_buckets
 from data_prep.planning.assignment import SplitRule
@@ -109,6 +110,8 @@ def run(options: Options) -> None:
         return
     devkit = read_devkit(options.devkit) if options.devkit else None
     source = inputs.find(options.input, options.source, devkit, class_lists.listed(options.classes), options.label)
+    if options.classes == "numbers" and source.form != "webdataset":
+        raise UserError("--classes numbers is for WebDataset tars, whose samples have class numbers: leave it out")
     check_apart(options.input, options.output, source)
     check_splits(options, source)
     with alone(options.output, options.task):
@@ -301,10 +304,8 @@ def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: floa
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     print(f"{options.output}: {samples} images of {info.classes:,} classes in {len(info.shards):,} shards, ", end="")
     print(f"{units.size(size)}, {seconds:.0f} s")
-    for reason, count in reasons.most_common():
-        print(f"  skipped: {count:,} {reason}")
-    if reasons:
-        print(f"  all skipped files are listed in {options.output / 'rejects.parquet'}")
+    for line in skipped_lines(reasons, options.output):
+        print(line)
 
 
 if __name__ == "__main__":

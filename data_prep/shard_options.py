@@ -43,7 +43,9 @@ class Options:
     classes: str = "derive"
     """Class list: derive (the classes in INPUT, sorted), fall11 (21,841), winter21 (19,167), google21k (21,843, for the
     heads of the official checkpoints), 21k-p (classes of more than 500 images, the first 50 of each to `val`),
-    imagenet1k (1,000), or a file with one wnid per line in index order. Images of other classes are skipped."""
+    imagenet12k (11,821, timm's), imagenet1k (1,000), or a file with one wnid per line in index order. Images of other
+    classes are skipped. If the images of WebDataset tars are called by wnid (n01440764_10026), the names tell what the
+    class numbers mean; otherwise the numbers refer to this list, or are the classes themselves (numbers: always)."""
     exclude: Path | None = None
     """File with one key per line, such as vit overlap writes: these images are skipped."""
     seed: int = 0

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from data_prep.planning import stream_buckets
 from data_prep.planning.assignment import SplitRule
 from data_prep.planning.partition import write_plan
 from data_prep.sources import read_parts
+from data_prep.sources.class_orders import NamedNumbers, order_of
 from data_prep.sources.parts import find_parts
 from data_prep.sources.rows import ImageRow, Row
+from data_prep.sources.sample_tars import UNLABELLED, all_unlabelled
 from data_prep.sources.source import Source, told_apart_by
 from data_prep.tables import CATALOGUE
 from pipeline.core import files
@@ -36,7 +38,10 @@ from pipeline.dataset.format import REJECTS_SCHEMA
 from pipeline.imaging.file_names import DATASET_ENDINGS
 
 NOT_DEFECTS = frozenset(
-    {"class_not_listed", "excluded", "other_file", "duplicate_name", "too_small", "system_file", "empty_class"}
+    {
+        *("class_not_listed", "excluded", "other_file", "duplicate_name", "too_small", "system_file", "empty_class"),
+        UNLABELLED,
+    }
 )
 ONLY_IF_SET = ("label", "input")  # options that a dataset's description has only if they were given
 STREAM_BATCH = 20_000  # rows
@@ -136,13 +141,19 @@ def _fingerprint(source: Source) -> list[list[Any]]:
 def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> None:
     counts: collections.Counter[str] = collections.Counter()
     defects: collections.Counter[str] = collections.Counter()
+    named = NamedNumbers()
+    catalogue = folder / "catalogue.arrow"
     with tables.Writer(folder / "rejects.arrow", REJECTS_SCHEMA) as rejects:
-        with tables.Writer(folder / "catalogue.arrow", CATALOGUE) as images:
+        with tables.Writer(catalogue, CATALOGUE) as images:
             for found, rejected in _scanned(output, source, options):
                 images.add(found)
                 rejects.add(rejected)
                 counts.update(found["wnid"].to_pylist())
+                if source.unordered:
+                    named.add(found["wnid"], found["name"])
                 defects.update(rejected["reason"].to_pylist())
+        if not counts and defects[UNLABELLED]:
+            raise all_unlabelled(f"INPUT {source.locations[0]!r}", defects[UNLABELLED])
         if not counts:
             what = ", ".join(f"{count} {reason}" for reason, count in defects.most_common()) or "no other files"
             hint = ""
@@ -152,14 +163,20 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
                 f"INPUT {source.locations[0]!r} contains no images (files ending in "
                 f"{', '.join(sorted(DATASET_ENDINGS))}; it has {what}): check the path.{hint}"
             )
-        if source.form == "webdataset":
-            check_numbers(source, options.classes, counts)
         wnids = class_lists.listed(options.classes)
+        if source.form == "webdataset":
+            class_of: dict[str, str] = {}
+            if source.unordered and options.classes != "numbers":
+                _, class_of = order_of(counts, named, wnids)
+            if class_of:
+                counts = renamed(catalogue, class_of)
+            else:
+                check_numbers(source, options.classes, counts)
         wnids = class_lists.derived(options.classes, counts) if wnids is None else wnids
         if not counts.keys() & set(wnids):
             raise UserError(f"INPUT has no image of the {len(wnids)} classes in --classes {options.classes}")
         sums = write_plan(
-            folder / "catalogue.arrow",
+            catalogue,
             folder,
             labels={wnid: index for index, wnid in enumerate(wnids)},
             exclude=options.exclude,
@@ -169,7 +186,7 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
             rejects=rejects,
             tar_name=told_apart_by(source),
         )
-    (folder / "catalogue.arrow").unlink()
+    catalogue.unlink()
     if options.exclude:
         reasons = tables.whole(folder / "rejects.arrow")["reason"].to_pylist()
         count = len(options.exclude)
@@ -193,6 +210,22 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
         streamed=not source.seekable and options.tasks > 1,
     )
     files.write_text(folder / "plan.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+
+
+def renamed(catalogue: Path, class_of: Mapping[str, str]) -> "collections.Counter[str]":
+    """Give the images in a catalogue the classes that their class numbers mean; the number of images of each class."""
+    counts: collections.Counter[str] = collections.Counter()
+    with tables.Writer(catalogue.with_name("renamed.arrow"), CATALOGUE) as writer:
+        for table in tables.batches(catalogue):
+            wnids = [class_of.get(label, label) for label in table["wnid"].to_pylist()]
+            names = table["name"].to_pylist()
+            names = [name.removeprefix(f"{wnid}/") for wnid, name in zip(wnids, names, strict=True)]
+            counts.update(wnids)
+            columns = {"wnid": pa.array(wnids, pa.string()), "name": pa.array(names, pa.string())}
+            rest = {column: table[column] for column in CATALOGUE.names[2:]}
+            writer.add(pa.table(columns | rest, schema=CATALOGUE))
+    files.put_in_place(catalogue.with_name("renamed.arrow"), catalogue)
+    return counts
 
 
 def check_numbers(source: Source, classes: str, counts: dict[str, int]) -> None:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from data_prep import tables
 from data_prep.planning import assignment
 from data_prep.process_pool import Report
+from data_prep.sources.class_orders import wnid_in
 from data_prep.sources.rows import ImageRow, Row
 from data_prep.sources.streams import Stream, open_stream
 from pipeline.core.errors import UserError
@@ -34,7 +35,10 @@ def lay_down(rows: Iterator[Row], folder: Path, seed: int) -> Iterator[Row]:
     try:
         for row in rows:
             if isinstance(row, ImageRow):
-                key = assignment.key_of(row.wnid, row.name)
+                wnid = row.wnid
+                if wnid.isdecimal():  # the key that it will have if its number turns out to mean this class
+                    wnid = wnid_in(row.name) or wnid
+                key = assignment.key_of(wnid, row.name)
                 bucket = int(assignment.hashes([key], seed)[0]) * BUCKETS >> 64
                 write_all(fds[bucket], row.data)
                 yield row._replace(file=str(paths[bucket]), offset=ends[bucket], data=b"")

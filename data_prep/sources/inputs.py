@@ -84,10 +84,21 @@ def find(text: str, form: str, devkit: Devkit | None, class_list: Sequence[str] 
     if label and form != "webdataset":
         raise UserError(f"--label {label} is for WebDataset tars, but --source {form} takes them from names: give one")
     if form == "webdataset":
-        own = _meaning(_classes_beside(locations[0]), class_list)
+        own = _classes_beside(locations[0])
+        plain = all(wnid.isdecimal() and int(wnid) == number for number, wnid in enumerate(own))  # or there are none
         made = not remote and is_ours(Path(locations[0]).parent)
-        where = sample_tars.read_label(label)
-        return Source("webdataset", locations, seekable, devkit, own, made, where, guessed, () if made else beside)
+        return Source(
+            "webdataset",
+            locations,
+            seekable,
+            devkit,
+            class_list=tuple((class_list or own) if plain else own),
+            unordered=plain and not made,
+            ours=made,
+            label=sample_tars.read_label(label),
+            guessed=guessed,
+            beside=() if made else beside,
+        )
     if form == "tars" and not devkit:
         _check_class_tars(text, locations)
     kind: Form = "tar" if form == "tar" else "tars"
@@ -154,12 +165,6 @@ def _classes_beside(location: str) -> Sequence[str]:
         return ()
     wnids: list[str] = dataset_format.read_classes(folder)["wnid"].to_pylist()
     return wnids
-
-
-def _meaning(beside: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
-    """The wnids that numbers in the tars mean: those of the list beside them, unless it only repeats the numbers."""
-    numbers = all(wnid.isdecimal() and int(wnid) == number for number, wnid in enumerate(beside))
-    return tuple((asked or beside) if numbers else beside)
 
 
 def is_ours(folder: Path) -> bool:

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.images.prepare import LARGEST_FILE
+from data_prep.sources.names import is_image
 from data_prep.sources.rows import RejectRow
-from data_prep.sources.sample_tars import LARGEST_LABEL, Label
+from data_prep.sources.sample_tars import LARGEST_LABEL, NO_CLASS, UNLABELLED, UNLABELLED_DETAIL, Label
 from data_prep.sources.tar_headers import DamagedTarError, Read, scan
 from pipeline.core import retry
 from pipeline.core.errors import UserError, printable
@@ -25,6 +26,7 @@ from pipeline.dataset.hub_reader import HubFile
 
 WINDOW = 2048  # bytes: a .cls member with its header, and the next header, in one read
 HUB_WINDOW = 8192  # bytes: a request costs far more than what it brings
+NOT_JPEG = "not_jpeg"  # reason of a reject
 JPEGS = frozenset({"jpg", "jpeg", "JPEG", "JPG"})
 INDEX_ROWS = pa.schema([*INDEX_SCHEMA, ("class", pa.string())])  # the class as written in the tar
 
@@ -97,16 +99,22 @@ def _windowed(read_at: Read, least: int) -> Read:
 def _find_samples(read: Read, fd: int | None, item: Tar, found: Samples, left_out: list[RejectRow]) -> None:
     tar, wanted = item.name, item.label
     key, offset, size, label = "", 0, -1, ""
+    other = ""  # the ending of an image that isn't a JPEG
 
     def sample() -> None:
         if size > LARGEST_FILE:
             detail = f"{size:,} bytes, more than {LARGEST_FILE:,}"
             left_out.append(RejectRow(printable(f"{tar}/{key}"), "", size, "too_large", detail))
+        elif size >= 0 and label == NO_CLASS:
+            left_out.append(RejectRow(printable(f"{tar}/{key}"), "", size, UNLABELLED, UNLABELLED_DETAIL))
         elif size >= 0 and label:
             found.keys.append(printable(key))
             found.offsets.append(offset)
             found.sizes.append(size)
             found.classes.append(label)
+        elif label and other:
+            detail = f".{other} instead of .jpg"
+            left_out.append(RejectRow(printable(f"{tar}/{key}"), "", 0, NOT_JPEG, printable(detail)))
         elif key:
             what = f"no .{wanted.ending} member with a class" if size >= 0 else "no JPEG"
             left_out.append(RejectRow(printable(f"{tar}/{key}"), "", max(size, 0), "incomplete", what))
@@ -123,11 +131,13 @@ def _find_samples(read: Read, fd: int | None, item: Tar, found: Samples, left_ou
             continue
         if stem != key:
             sample()
-            key, size, label = stem, -1, ""
+            key, size, label, other = stem, -1, "", ""
         if ending in JPEGS and size < 0:
             offset, size = start, length
         elif ending == wanted.ending or (not label and wanted.is_of(ending.lower())):
             label = wanted.read(head or read(start, min(length, LARGEST_LABEL))) or ""
+        elif size < 0 and is_image(name):
+            other = ending
     sample()
 
 

@@ -13,6 +13,8 @@ from data_prep.sources.tar_headers import Member, Read, scan
 from data_prep.sources.tar_images import Tar, is_class_tar, problem, stem_of, system_file
 from pipeline.core.errors import UserError, printable
 
+NO_CLASS = "-1"  # the label of an image without a class, such as timm's label_12k of those outside the 12k classes
+UNLABELLED, UNLABELLED_DETAIL = "unlabelled", "the label -1 marks an image without a class"  # reason of a reject
 LARGEST_LABEL = 1 << 20  # bytes of a member that holds a label; img2dataset's .json files have a few thousand
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
 
@@ -114,6 +116,14 @@ def no_label(given: str, seen: Peek) -> str:
     )
 
 
+def all_unlabelled(what: str, count: int) -> UserError:
+    """The error for tars of which no image has a class. ``what``: the argument and its value."""
+    return UserError(
+        f"{what}: all {count:,} labelled images have label -1, which marks images without a class: name another member "
+        "with --label"
+    )
+
+
 def samples(
     tar: Tar, end: int | None, label: Label, wnid_of: Callable[[str], str], name_of: Callable[[str], str]
 ) -> Iterator[Row]:
@@ -134,7 +144,10 @@ def samples(
     def sample() -> Iterator[Row]:
         nonlocal whole, images, labels
         text = found[1] if found else None
-        if image and text:
+        if image and text == NO_CLASS:
+            whole += 1
+            yield left_out(image[0].size, UNLABELLED, UNLABELLED_DETAIL)
+        elif image and text:
             whole += 1
             wnid = wnid_of(text)
             row, ending = image

@@ -27,7 +27,8 @@ class Source:
     locations: tuple[str, ...]  # tars, or the one folder
     seekable: bool  # else its images can only be read in order
     devkit: Devkit | None = None
-    class_list: tuple[str, ...] = ()  # webdataset, folder: the wnid of each class number, if known
+    class_list: tuple[str, ...] = ()  # webdataset, folder: the class of each class number, or what --classes lists
+    unordered: bool = False  # webdataset: whether the images' names may show that the numbers mean other classes
     ours: bool = False  # webdataset: made by data_prep.shard, which escapes characters of names in keys
     label: Label = sample_tars.CLS  # webdataset: the member with a sample's class
     guessed: bool = False  # whether the form was detected from INPUT
@@ -75,17 +76,22 @@ def told_apart_by(source: Source) -> Callable[[int], str] | None:
 
 
 def class_of_label(source: Source, label: str) -> str:
-    """The class that a label means: a number in the class list, a number without one, or a name."""
+    """The class that a label means: a name, a number in the class list, or the number itself.
+
+    The number itself also if ``unordered``: make_plan decides what it means once it has seen all names.
+    """
     if not label.isdecimal():
         name = names.class_name(label)
         if sample_tars.is_number(label) and name not in source.class_list:
             raise UserError(
-                f"INPUT has the label {label!r}, which is not a class number (0, 1, 2, ...): remove these samples (-1 "
-                "marks images without a label), or name the classes with --classes FILE"
+                f"INPUT has the label {label!r}, which is not a class number (0, 1, 2, ...): remove these samples, or "
+                "name the classes with --classes FILE"
             )
         return name
     if source.class_list and not source.numbered and label in source.class_list:
         return label
+    if source.unordered:
+        return f"{int(label):05d}"
     if source.class_list and int(label) >= len(source.class_list):
         raise UserError(
             f"INPUT has class number {label}, but the class list has {len(source.class_list)} classes: "

@@ -3,14 +3,14 @@
 import collections
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from pipeline.core.errors import UserError
 
-NAMED = ("derive", "fall11", "winter21", "google21k", "21k-p", "imagenet12k", "imagenet1k")
+NAMED = ("derive", "numbers", "fall11", "winter21", "google21k", "21k-p", "imagenet12k", "imagenet1k")
 WINTER21_CLASSES = 19_167
 MIN_IMAGES_21K_P = 501  # "more than 500 images": Ridnik et al., "ImageNet-21K Pretraining for the Masses", section 3.1
 _WNID = re.compile(r"(n\d{8})\s.*")  # and what follows it
@@ -54,6 +54,23 @@ def derived(choice: str, counts: dict[str, int]) -> list[str]:
     return sorted(counts)
 
 
+def meaning(asked: Sequence[str] | None, named: Mapping[int, str]) -> Sequence[str] | None:
+    """The classes, by number, that class numbers mean; None if nothing tells more than the numbers.
+
+    ``asked`` is the list that the user gave, ``named`` the wnid by which the images of a number are called (empty if
+    they aren't). The names decide unless the list has none of these wnids. Raises UserError: see :func:`recognized`.
+    """
+    if not named or (asked is not None and not set(named.values()) & set(asked)):
+        return asked
+    if asked is not None and _fits(asked, named):
+        return asked
+    return recognized(named)
+
+
+def _fits(wnids: Sequence[str], named: Mapping[int, str]) -> bool:
+    return all(number < len(wnids) and wnids[number] == wnid for number, wnid in named.items())
+
+
 def recognized(named: Mapping[int, str]) -> list[str]:
     """The wnids in index order of tars whose class number ``number`` comes with images called ``named[number]``.
 
@@ -64,7 +81,7 @@ def recognized(named: Mapping[int, str]) -> list[str]:
     fitting = []
     for choice in _LETTERS:
         wnids = listed(choice) or []
-        if all(number < len(wnids) and wnids[number] == wnid for number, wnid in named.items()):
+        if _fits(wnids, named):
             fitting.append((choice, wnids))
     if len(fitting) == 1:
         return fitting[0][1]
@@ -78,7 +95,8 @@ def recognized(named: Mapping[int, str]) -> list[str]:
     number, wnid = next(iter(sorted(named.items())))
     raise UserError(
         f"the class numbers (such as {number} for {wnid}) are in none of the orders {', '.join(_LETTERS)}, and some "
-        "numbers have no images to tell their wnids: give the wnids in their order with --classes FILE"
+        "numbers have no images to tell their wnids: give the wnids in their order with --classes FILE, or keep the "
+        "numbers as classes with --classes numbers"
     )
 
 

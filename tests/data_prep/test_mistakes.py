@@ -120,7 +120,7 @@ def test_verify(
         (["{numbers}", "--classes", "{none}"], ["--classes", "{none}"]),
         (["{numbers}", "--classes", "{empty_list}"], ["--classes", "{empty_list}", "is empty"]),
         (["{numbers}", "--classes", "{list_twice}"], ["--classes", "{list_twice}", "twice"]),
-        (["{numbers}", "--classes", "{short_list}"], ["--classes", "has 1 classes", "says 3"]),
+        (["{numbers}", "--classes", "{short_list}"], ["class number 3, but the list has 1 classes", "--classes"]),
         (["{words}", "--classes", "{short_list}"], ["--classes", "lacks the class 'n02119789'"]),
         (["{huge_class}"], ["class number 99999999999"]),
         (["{numbers}", "--workers", "0"], ["--workers 0"]),

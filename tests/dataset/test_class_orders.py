@@ -65,3 +65,16 @@ def test_the_lists_are_timms(choice: str) -> None:
     wnids = path.read_text().split()
     assert wnids == (sorted(known(choice)))
     assert wnids == known(choice)
+
+
+def test_the_names_decide_what_a_given_list_means() -> None:
+    tench, fox = "n01440764", "n02119789"
+    assert class_lists.meaning(None, {}) is None
+    assert class_lists.meaning(["a", "b"], {}) == ["a", "b"]
+    assert class_lists.meaning(["a", "b"], {0: tench, 1: fox}) == ["a", "b"], "names of one's own"
+    assert class_lists.meaning([fox, tench], {0: fox, 1: tench}) == [fox, tench]
+    assert class_lists.meaning([tench, fox], {0: fox, 1: tench}) == [fox, tench], "which the list contradicts"
+    fall, google = known("fall11"), known("google21k")
+    assert class_lists.meaning(google, dict(enumerate(fall))) == fall
+    with pytest.raises(UserError, match="in none of the orders"):
+        class_lists.meaning(google, {5: fall[700], 6: fall[600]})
