@@ -34,6 +34,7 @@ from pipeline.loader import transforms
 from pipeline.loader.batches import train_batches
 from pipeline.loader.splitmix import Draws
 from pipeline.loader.transforms import TrainTransform, inception_crop
+from pipeline.model.cpu import keep_freed_memory
 
 SIZE, BATCH, WORKERS = 224, 50, 2
 Reader = Callable[[], Iterator[Any]]  # batches of BATCH images without end, or at least as many as are asked for
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--readers", default=",".join([*OURS, "webdataset", "dali", "streaming", "litdata", "spdl"]))
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
+    keep_freed_memory()  # as training does, for all readers
     with tempfile.TemporaryDirectory() as scratch:
         data = data_set(arguments.photos, Path(scratch), *(["--restart"] if arguments.restart else []))
         split = open_split(data, "train")
