@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.runs import records
 from pipeline.runs.folder import METRICS, read_status
 from tests.helpers.ranks import run_ranks
-from tests.slurm.cluster import ENDED, TWO_RANKS, Cluster
+from tests.slurm.cluster import ENDED, REPO, TWO_RANKS, Cluster
 
 STEPS = 40
 # A step takes some 0.1 s; the fault comes at about FAULT_STEP, between two checkpoints
@@ -24,7 +24,7 @@ SLOW_STEPS = 400
 SLOW = ("--train.global-batch", 128, "--train.micro-batch", 4, "--schedule.steps", SLOW_STEPS)
 # Jobs of other sizes, with --nodes
 ONE_RANK_PER_NODE = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
-PROGRAM = "^python -m jobs.pretrain tiny --run-dir"
+PROGRAM = "^[^ ]*python[^ ]* (-u )?-m jobs.pretrain tiny --run-dir"  # srun's, or that of torchrun's agent
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ def kill_task(cluster: Cluster, job: Job) -> None:
 def stop_task(cluster: Cluster, job: Job) -> None:
     """A rank that hangs: it shows no sign of life, and its connections stay open."""
     cluster.call("on", job.nodes[1], "pkill", "-STOP", "-f", f"{PROGRAM} {job.run} ")
+
+
+def hang_task(cluster: Cluster, job: Job) -> None:
+    """A rank whose main thread sleeps while its heartbeat goes on; the job needs can_hang's variables."""
+    cluster.call("on", job.nodes[1], "pkill", "-USR2", "-f", f"{PROGRAM} {job.run} ")
+
+
+def can_hang(folder: Path) -> dict[str, str]:
+    """Variables with which every Python process of a job hangs on SIGUSR2; ``folder`` is for a file of them."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import tests.slurm.hang_on_signal\n")
+    return {"PYTHONPATH": f"{folder}:{REPO}"}
 
 
 def kill_at_every_start(cluster: Cluster, job: Job) -> None:

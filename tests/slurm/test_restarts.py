@@ -1,8 +1,10 @@
 """Ranks that start again in the same Slurm job: by kind of fault, with spares, with fewer nodes. Minutes: make soak."""
 
 import json
+import re
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from tests.slurm.faults import (
     SLOW,
     Fault,
     Job,
+    can_hang,
+    hang_task,
     kill_slurmd,
     kill_task,
     left_behind,
@@ -49,14 +53,24 @@ def two_power_losses(cluster: Cluster, job: Job) -> None:
     cluster.call("crash", spare)
 
 
-# name -> fault, how often, whether the training goes on until Slurm misses the node
-KINDS: dict[str, tuple[Fault, int, bool]] = {
-    "killed rank": (kill_task, 5, False),
-    "stopped rank": (stop_task, 5, False),
-    "power loss": (power_loss, 5, False),
-    "network cut": (unplug, 5, False),
-    "killed slurmd": (kill_slurmd, 5, True),
-    "two power losses": (two_power_losses, 2, False),
+@dataclass(frozen=True)
+class Kind:
+    cause: Fault
+    named: str  # how the job's log names what failed: a pattern after the first lost node's name
+    times: int = 5
+    slow: bool = False  # the training goes on until Slurm misses the node
+
+
+KINDS = {
+    "killed rank": Kind(kill_task, ": rank 1 was the first to fail in attempt 1, with exit code 137"),
+    "stopped rank": Kind(stop_task, " is gone: no sign of life since step"),
+    "hung rank": Kind(
+        hang_task, r" has made no progress for \d+ s while others wait \(step \d+, in the forward pass\)"
+    ),
+    "power loss": Kind(power_loss, "lost in attempt 1"),
+    "network cut": Kind(unplug, "lost in attempt 1"),
+    "killed slurmd": Kind(kill_slurmd, "lost in attempt 1", slow=True),
+    "two power losses": Kind(two_power_losses, "lost in attempt 1", times=3),  # each takes two of the eight nodes
 }
 
 
@@ -82,12 +96,12 @@ def mend(cluster: Cluster) -> None:
         time.sleep(0.5)
 
 
-def strike(cluster: Cluster, job: Job, fault: Fault, times: int) -> list[float]:
-    """Cause the fault ``times`` times, each some steps after a start; the job completes. Seconds to each next step."""
+def strike(cluster: Cluster, job: Job, *faults: Fault) -> list[float]:
+    """Cause the faults, each some steps after a start; the job completes. Seconds to each next step."""
     wait_for_step(job, 1)
     seconds = []
     try:
-        for attempts in range(1, times + 1):
+        for attempts, fault in enumerate(faults, 1):
             wait_for_step(job, starts(job.run)[-1] + FAULT_STEP)
             struck = Job(job.id, job.run, training_nodes(cluster, job))
             assert len(struck.nodes) == 2
@@ -105,18 +119,35 @@ def strike(cluster: Cluster, job: Job, fault: Fault, times: int) -> list[float]:
 def test_spares_replace_what_fails(
     cluster: Cluster, digits: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
-    """Two ranks, five spare nodes: one job to the end, with the losses of an undisturbed run."""
-    fault, times, slow = KINDS[kind]
-    more: tuple[object, ...] = SLOW if slow else ("--schedule.steps", LONG)
-    expected = request.getfixturevalue("slow_reference" if slow else "long_reference")
-    options = ("--nodes=7", *ONE_RANK_PER_NODE)
-    job = submit(cluster, digits, tmp_path, kind.replace(" ", "-"), *more, options=options, SPARE_NODES="5")
-    seconds = strike(cluster, job, fault, times)
+    """Two ranks, six spare nodes: one job to the end, with the losses of an undisturbed run."""
+    fault = KINDS[kind]
+    more: tuple[object, ...] = SLOW if fault.slow else ("--schedule.steps", LONG)
+    expected = request.getfixturevalue("slow_reference" if fault.slow else "long_reference")
+    options = ("--nodes=8", *ONE_RANK_PER_NODE)
+    environment = {"SPARE_NODES": "6", **(can_hang(tmp_path / "hang") if kind == "hung rank" else {})}
+    job = submit(cluster, digits, tmp_path, kind.replace(" ", "-"), *more, options=options, **environment)
+    seconds = strike(cluster, job, *[fault.cause] * fault.times)
     assert requeues(cluster, job) == 0, job.log
-    assert len(starts(job.run)) == times + 1
+    assert re.search(job.nodes[1] + fault.named, job.log), job.log
+    assert len(starts(job.run)) == fault.times + 1
     assert losses(job.run) == expected
     assert left_behind(cluster, patience=90) == []
     print(f"{kind}: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]} to the next step")
+
+
+def test_ranks_of_torchrun_start_again_in_the_same_job(
+    cluster: Cluster, digits: Path, long_reference: dict[int, float], tmp_path: Path
+) -> None:
+    """Two agents of one rank each: a killed rank, then the power loss of a node, which a spare one replaces."""
+    options = ("--nodes=4", *ONE_RANK_PER_NODE)
+    settings = {"SPARE_NODES": "2", "LAUNCHER": "torchrun"}
+    job = submit(cluster, digits, tmp_path, "agents", "--schedule.steps", LONG, options=options, **settings)
+    seconds = strike(cluster, job, kill_task, power_loss)
+    assert requeues(cluster, job) == 0, job.log
+    assert len(starts(job.run)) == 3
+    assert losses(job.run) == long_reference
+    assert left_behind(cluster, patience=90) == []
+    print(f"torchrun: {[round(one, 1) for one in seconds]} s to the next step")
 
 
 @pytest.mark.parametrize("kind", ["killed rank", "power loss"])
@@ -124,12 +155,11 @@ def test_the_same_by_requeue(
     cluster: Cluster, digits: Path, long_reference: dict[int, float], tmp_path: Path, kind: str
 ) -> None:
     """RESTARTS_IN_JOB=0, for comparison."""
-    fault, _, _ = KINDS[kind]
     options = ("--nodes=2", *ONE_RANK_PER_NODE)
     more = ("--schedule.steps", LONG)
     name = f"requeued-{kind.replace(' ', '-')}"
     job = submit(cluster, digits, tmp_path, name, *more, options=options, RESTARTS_IN_JOB="0")
-    seconds = strike(cluster, job, fault, 3)
+    seconds = strike(cluster, job, *[KINDS[kind].cause] * 3)
     print(f"{kind}, requeued: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]}")
     assert requeues(cluster, job) in (3, 4)  # Slurm 22.05 may end the step of the same number in the next start, too
     assert losses(job.run) == long_reference
