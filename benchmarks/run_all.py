@@ -32,6 +32,7 @@ QUICK = {
     "shard": "--gigabytes 0.1 --rounds 1",
     "start": "--rounds 1",
     "step": "--rounds 1 --dtypes float32",
+    "system_metrics": "--steps 10 --rounds 1",
     "tracking": "--steps 40 --rounds 1",
     "train": "--seconds 2 --eager",
 }
