@@ -67,10 +67,10 @@ KINDS = {
     "hung rank": Kind(
         hang_task, r" has made no progress for \d+ s while others wait \(step \d+, in the forward pass\)"
     ),
-    "power loss": Kind(power_loss, "lost in attempt 1"),
-    "network cut": Kind(unplug, "lost in attempt 1"),
-    "killed slurmd": Kind(kill_slurmd, "lost in attempt 1", slow=True),
-    "two power losses": Kind(two_power_losses, "lost in attempt 1", times=3),  # each takes two of the eight nodes
+    "power loss": Kind(power_loss, ": lost in attempt 1"),
+    "network cut": Kind(unplug, ": lost in attempt 1"),
+    "killed slurmd": Kind(kill_slurmd, ": lost in attempt 1", slow=True),
+    "two power losses": Kind(two_power_losses, ": lost in attempt 1", times=3),  # each takes two of the eight nodes
 }
 
 
@@ -127,12 +127,12 @@ def test_spares_replace_what_fails(
     environment = {"SPARE_NODES": "6", **(can_hang(tmp_path / "hang") if kind == "hung rank" else {})}
     job = submit(cluster, digits, tmp_path, kind.replace(" ", "-"), *more, options=options, **environment)
     seconds = strike(cluster, job, *[fault.cause] * fault.times)
+    print(f"{kind}: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]} to the next step")
     assert requeues(cluster, job) == 0, job.log
     assert re.search(job.nodes[1] + fault.named, job.log), job.log
     assert len(starts(job.run)) == fault.times + 1
     assert losses(job.run) == expected
     assert left_behind(cluster, patience=90) == []
-    print(f"{kind}: median {statistics.median(seconds):.1f} s of {[round(one, 1) for one in seconds]} to the next step")
 
 
 def test_ranks_of_torchrun_start_again_in_the_same_job(
