@@ -71,11 +71,16 @@ class Terminal:
         assert self._read(time.monotonic() + seconds), f"ended:\n{self.text}"
 
     def wait(self, seconds: float = 120.0) -> int:
-        """Read to the end; the exit code, negative for a signal."""
+        """Read to the end; the exit code as a shell states it, 128 + N for signal N.
+
+        After a KeyboardInterrupt inside ``exec`` of a string, which imports do, Python ends itself by SIGINT whatever
+        code it was told to exit with.
+        """
         limit = time.monotonic() + seconds
         while self._read(limit):
             assert time.monotonic() < limit, f"still runs after {seconds} s:\n{self.text}"
-        return self.process.wait(max(limit - time.monotonic(), 1))
+        code = self.process.wait(max(limit - time.monotonic(), 1))
+        return code if code >= 0 else 128 - code
 
     def _read(self, limit: float) -> bool:
         """Wait for more output; False at its end."""

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -351,7 +352,7 @@ def test_a_killed_suite_loses_one_set_and_shows_its_progress(root: Path, tmp_pat
         while not progress.search(terminal.text):
             terminal.read_more()
         terminal.process.kill()
-        assert terminal.wait() == -9
+        assert terminal.wait() == 128 + signal.SIGKILL
     kept = run_dir / EVALUATIONS / "suite-a" / "result.json"
     written = kept.stat().st_mtime_ns
     assert sorted(path.name for path in kept.parent.parent.iterdir()) == ["suite-a"]
