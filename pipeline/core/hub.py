@@ -78,6 +78,23 @@ def one_line(what: str, repository: str, kind: Kind = "model") -> Iterator[None]
         raise UserError(f"{what}: {remedy(error, repository, kind)}") from error
 
 
+@contextmanager
+def plain_http() -> Iterator[None]:
+    """Make huggingface_hub transfer files over plain HTTP in the block, even if hf-xet is installed.
+
+    Xet's client doesn't know of the Hub's pauses, takes minutes to report that its servers are blocked, and
+    uploads a folder in several commits.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
 def unreachable(error: BaseException) -> bool:
     """Whether an error of huggingface_hub means that there is no network, or HF_HUB_OFFLINE is set."""
     from huggingface_hub import errors

@@ -157,6 +157,7 @@ def _download(address: Address, commit: str, files: Sequence[Listed], checked: M
         logger.info("downloading %s at commit %s from %s: %s", address, commit[:12], hub.endpoint(), parts)
         with (
             hub.one_line(what, address.repository),
+            hub.plain_http(),
             Bar(f"downloading {address.repository}", sum(file.bytes for file in missing), "bytes") as bar,
         ):
             shown = _shown_by(bar)

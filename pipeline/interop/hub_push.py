@@ -105,7 +105,7 @@ def push(folder: Path, target: Target, message: str) -> str:
     if not sys.stderr.isatty():
         disable_progress_bars()  # huggingface_hub's own, which only clutter a log
     client = hub.client()
-    with hub.one_line(what, target.repository):
+    with hub.one_line(what, target.repository), hub.plain_http():
         if target.new:
             client.create_repo(target.repository, private=target.private, exist_ok=True)
         try:

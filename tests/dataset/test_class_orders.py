@@ -1,5 +1,6 @@
 """Orders of ImageNet's classes, recognized by the wnids that come with class numbers."""
 
+import importlib.util
 import random
 from pathlib import Path
 
@@ -21,6 +22,13 @@ def known(choice: str) -> list[str]:
     wnids = class_lists.listed(choice)
     assert wnids is not None
     return wnids
+
+
+def timm_file(name: str) -> str:
+    found = importlib.util.find_spec("timm")  # importing it would need torchvision
+    assert found is not None
+    assert found.origin is not None
+    return (Path(found.origin).parent / "data" / "_info" / name).read_text("utf-8")
 
 
 @pytest.mark.parametrize(("choice", "size"), [*zip(CHOICES, (21_841, 21_843, 11_821, 1_000), strict=True)])
@@ -59,10 +67,7 @@ def test_an_unknown_or_ambiguous_order_is_refused() -> None:
 @pytest.mark.peers
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_lists_are_timms(choice: str) -> None:
-    import timm
-
-    path = Path(timm.__file__).parent / "data" / "_info" / timm_files[choice]
-    wnids = path.read_text().split()
+    wnids = timm_file(timm_files[choice]).split()
     assert wnids == (sorted(known(choice)))
     assert wnids == known(choice)
 
@@ -78,3 +83,36 @@ def test_the_names_decide_what_a_given_list_means() -> None:
     assert class_lists.meaning(google, dict(enumerate(fall))) == fall
     with pytest.raises(UserError, match="in none of the orders"):
         class_lists.meaning(google, {5: fall[700], 6: fall[600]})
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("file", "order", "chosen"),
+    [
+        ("imagenet21k_goog_to_22k_indices.txt", "google21k", "fall11"),
+        ("imagenet21k_goog_to_12k_indices.txt", "google21k", "imagenet12k"),
+        ("imagenet22k_to_12k_indices.txt", "fall11", "imagenet12k"),
+    ],
+)
+def test_timms_ways_from_one_order_to_another_are_ours(file: str, order: str, chosen: str) -> None:
+    wnids = known(order)
+    assert [wnids[int(line)] for line in timm_file(file).split()] == known(chosen)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [
+        ("imagenet22k_ms_synsets.txt", 21_842),  # Microsoft's
+        ("imagenet21k_miil_synsets.txt", 11_221),  # ImageNet-21K-P of fall 2011
+        ("imagenet21k_miil_w21_synsets.txt", 10_450),  # and of winter 2021
+    ],
+)
+def test_timms_other_orders_are_recognized_by_their_own_classes(file: str, size: int) -> None:
+    wnids = timm_file(file).split()
+    assert len(wnids) == size
+    assert class_lists.recognized(dict(enumerate(wnids))) == wnids
+    assert all(class_lists.name_of(wnid) != wnid for wnid in wnids), "a class without a name"
+    half = {number: wnid for number, wnid in enumerate(wnids) if number % 2}
+    with pytest.raises(UserError, match="in none of the orders"):
+        class_lists.recognized(half)

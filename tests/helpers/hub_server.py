@@ -3,7 +3,7 @@
 Follows what huggingface_hub 2.4.0 sends and expects: info (``/api/{datasets,models}/OWNER/NAME[/revision/REV]``),
 ``tree`` with pages, ``paths-info``, ``resolve`` with HEAD, ranges and redirects to signed URLs of a second server,
 ``whoami-v2``, and what an upload needs (``repos/create``, ``validate-yaml``, ``preupload``, the LFS batch, ``commit``).
-Xet isn't spoken: HF_HUB_DISABLE_XET is in ``environment``.
+Xet is offered, as by the Hub, but isn't spoken: HF_HUB_DISABLE_XET is in ``environment``.
 """
 
 import hashlib
@@ -184,6 +184,8 @@ class HubServer(Traffic):
         with self.lock:
             self.storage.setdefault(sha256(content), read(content))
         headers |= {"X-Linked-Size": str(size(content)), "X-Linked-ETag": f'"{sha256(content)}"'}
+        token = f"{self.endpoint}/api/{kind}/{found['name']}/xet-read-token/{commit}"
+        headers |= {"X-Xet-Hash": sha256(content), "X-Xet-Refresh-Route": token}
         handler.send(302, b"Found", headers | {"Location": self.signed(sha256(content))})
 
     def signed(self, digest: str) -> str:
