@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_prep import index
+from data_prep.planning import assignment, stream_buckets
+from data_prep.sources.rows import ImageRow
 from pipeline.core.errors import UserError
 from pipeline.dataset import class_lists
 from pipeline.dataset import format as dataset_format
@@ -65,12 +67,26 @@ def test_an_order_of_its_own_is_known_if_no_number_is_missing(photos: list[bytes
     assert wnids(out) == sorted(classes.values())
     piped = shard_into(f"pipe:cat {raw}/a.tar", tmp_path / "piped", "--source", "webdataset", "--name", "out", *WORKERS)
     assert contents(piped) == contents(out)
+    tasks = ("--tasks", 2, "--name", "out", "--samples-per-shard", 8)
+    for step in (("--task", 0), ("--task", 1), ("--finalize",)):  # which read the stream again
+        shard_into(f"pipe:cat {raw}/a.tar", tmp_path / "tasks", "--source", "webdataset", *tasks, *step, *WORKERS)
+    cut = shard_into(raw, tmp_path / "cut", "--name", "out", "--samples-per-shard", 8, *WORKERS)
+    assert contents(tmp_path / "tasks") == contents(cut)
     numbers = shard_into(raw, tmp_path / "numbers", "--classes", "numbers", *WORKERS)
     assert wnids(numbers) == ["00000", "00001", "00002", "00003"]
     assert index.main([str(raw), *map(str, WORKERS)]) == 0
     assert wnids(raw) == list(classes.values())
     again = shard_into(raw, tmp_path / "again", "--name", "out", *WORKERS)  # by the list that is now beside the tar
     assert contents(again) == contents(out)
+
+
+def test_images_of_a_stream_lie_where_their_shards_will_read_them(tmp_path: Path) -> None:
+    """By the key that they will have once their numbers are known, or a shard would read from all 128 files."""
+    rows = [ImageRow("00007", f"n01440764_{image}.JPEG", "a.tar", 0, 3, b"abc") for image in range(40)]
+    keys = [f"n01440764_{image}" for image in range(40)]
+    files = [row.file for row in stream_buckets.lay_down(iter(rows), tmp_path, 5) if isinstance(row, ImageRow)]
+    expected = [int(found) * stream_buckets.BUCKETS >> 64 for found in assignment.hashes(keys, 5)]
+    assert [int(file.rpartition("-")[2]) for file in files] == expected
 
 
 def test_an_unknown_order_is_refused(photos: list[bytes], tmp_path: Path) -> None:
