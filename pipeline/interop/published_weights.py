@@ -1,8 +1,10 @@
 """Published ViT weights by short names, for ``vit fetch``: where they are, what they are, and how good they are.
 
-Sizes are those that the repositories' pages list (huggingface.co/OWNER/NAME/tree/main, 2024 to 2026). No hash is
-written here: a download is checked against the one that its server states (the Hub: sha256; Google's storage: md5). So
-the server is trusted for the first download; SHA256SUMS beside the files records what was received.
+Sizes are those that the repositories' pages list (huggingface.co/OWNER/NAME/tree/main, 2024 to 2026); of an .npz, those
+in MiB of the table of AugReg models in the README of github.com/google-research/vision_transformer, which lists neither
+l16-npz nor l32-npz. No hash is written here, as none could be verified when this was written: a download is checked
+against the one that its server states (the Hub: sha256; Google's storage: md5). So the server is trusted for the first
+download; SHA256SUMS beside the files records what was received.
 """
 
 import base64
@@ -65,11 +67,13 @@ WEIGHTS: Mapping[str, Weights] = MappingProxyType(
         "b16-npz": Weights(
             f"B/16 AugReg, {_IN21K}",
             f"{_STORAGE}/augreg/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz",
+            "410 MB",
             figure=_B16,
         ),
         "b32-npz": Weights(
             f"B/32 AugReg, {_IN21K}",
             f"{_STORAGE}/augreg/B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0.npz",
+            "417 MB",
             figure=_B32,
         ),
         "l16-npz": Weights(
