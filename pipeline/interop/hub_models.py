@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,10 +163,9 @@ def _download(address: Address, commit: str, files: Sequence[Listed], checked: M
         ):
             shown = _shown_by(bar)
             for file in missing:
+                fetched = partial(hf_hub_download, revision=commit, library_name=hub.LIBRARY, tqdm_class=shown)
                 try:
-                    cached[file.path] = hf_hub_download(
-                        address.repository, file.path, revision=commit, library_name=hub.LIBRARY, tqdm_class=shown
-                    )
+                    cached[file.path] = hub.ask(partial(fetched, address.repository, file.path), str(address))
                 except OSError as error:
                     if "Consistency check" not in str(error):  # huggingface_hub's words: the answer was too short
                         raise

@@ -224,12 +224,23 @@ def test_a_cut_download_is_resumed(server: HubServer, folder: Path, monkeypatch:
     assert half - (1 << 12) <= int(second.removeprefix("bytes=").removesuffix("-")) <= half
 
 
-@pytest.mark.parametrize("fault", ["429", "429-retry-after", "503"])
-def test_a_busy_server_is_asked_again(server: HubServer, folder: Path, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "path", "fault"),
+    [
+        ("api", "/revision/main", "429"),
+        ("api", "/revision/main", "429-retry-after"),
+        ("api", "/revision/main", "503"),
+        ("api", "/tree/", "429"),
+        ("storage", "", "503"),
+    ],
+)
+def test_a_busy_server_is_asked_again(server: HubServer, folder: Path, part: str, path: str, fault: str) -> None:
     commit = server.add("models", "timm/it", folder)
-    server.fail("api", [fault, ""])
-    assert fetch("hf://timm/it").name == f"hf://timm/it@{commit}"
-    first, second = [request for request in server.requests if "/revision/main" in request.path]
+    server.fail(part, ["", fault] if path == "/tree/" else [fault])  # the commit is asked for first
+    found = fetch("hf://timm/it")
+    assert found.name == f"hf://timm/it@{commit}"
+    assert (found.folder / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    first, second = [one for one in server.requests if one.part == part and path in one.path][:2]
     assert (first.fault, second.fault) == (fault, "")
     if fault != "503":
         assert second.at - first.at > 0.9, "asked again before the server allowed it"
