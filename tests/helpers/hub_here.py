@@ -20,4 +20,5 @@ def lead_to(monkeypatch: pytest.MonkeyPatch, server: HubServer, home: Path, toke
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # which asks the server once per process
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)  # hf-xet is installed: it must not be used

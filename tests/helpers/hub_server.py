@@ -103,6 +103,7 @@ class HubServer(Traffic):
         monkeypatch.setattr(tempfile, "tempdir", str(home))
         monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # which asks the server once per process
         template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
