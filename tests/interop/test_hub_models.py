@@ -252,7 +252,6 @@ def test_a_server_that_stays_busy_is_one_line(server: HubServer, folder: Path, m
     server.fail("api", itertools.repeat("503"))
     with pytest.raises(UserError, match=rf"^MODEL 'hf://timm/it@main': {server.endpoint} answers 503: try again later"):
         fetch("hf://timm/it")
-    assert server.count("api") > 2
 
 
 def test_wrong_bytes_are_refused_and_removed(server: HubServer, folder: Path) -> None:
