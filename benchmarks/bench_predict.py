@@ -58,9 +58,8 @@ def main() -> None:
     forms, workers, images = arguments.forms.split(","), arguments.workers, arguments.images
     clock = time.perf_counter if workers else time.process_time
     keep_freed_memory()  # as the commands do
-    if not workers:  # else torch's and OpenCV's other threads would be counted while they wait
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
+    torch.set_num_threads(1)  # else torch's other threads, which wait for work, take the workers' time or are counted
+    cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jpegs = crops(min(images, 200))
