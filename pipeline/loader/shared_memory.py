@@ -45,5 +45,7 @@ class Slots:
         The next batch may be asked for after it. A copy into memory that the process has used before (torch's pinned
         blocks, pipeline.model.cpu.keep_freed_memory) takes a few percent of the time that decoding the images does.
         """
-        images_BHWC = torch.from_numpy(self[slot][:count])
-        return images_BHWC.pin_memory() if torch.cuda.is_available() else images_BHWC.clone()
+        images_BHWC = self[slot][:count]
+        if torch.cuda.is_available():
+            return torch.from_numpy(images_BHWC).pin_memory()
+        return torch.from_numpy(images_BHWC.copy())  # not clone: torch's idle threads would spin after it
