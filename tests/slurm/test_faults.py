@@ -44,7 +44,7 @@ def test_a_warned_and_then_killed_run_ends_as_if_nothing_had_been(
 ) -> None:
     job, state = played.result(300)
     assert state == "COMPLETED", job.log
-    check(job, reference, attempts=3)
+    check(job, reference, attempts=3, killed=True)
     assert requeues(cluster, job) == 1, "the dead rank requeued the job, too"
     assert steps_again(job.run)[0] == 0, "a warned attempt loses nothing: the next goes on at the next step"
 
