@@ -66,7 +66,9 @@ boot() { # MACHINE
   else # a cable from the switch to the node
     ctl=$(pid_of ctl) || die "ctl is not running"
     nsenter -t "$ctl" -n ip link del "v-$name" 2>/dev/null # of a node that crashed: it vanishes late
-    ip link add "v-$name" netns "$ctl" type veth peer name eth0 netns "$pid" || die "no cable for $name"
+    # always with the same hardware address, as a machine has: others keep the one they know for half a minute
+    ip link add "v-$name" netns "$ctl" type veth peer name eth0 address "$(printf 02:00:00:00:00:%02x "${name#node}")" \
+      netns "$pid" || die "no cable for $name"
     nsenter -t "$pid" -n sh -c "ip addr add $(address "$name")/24 dev eth0 && ip link set eth0 up &&
       ip route add default via $(address ctl)"
     nsenter -t "$ctl" -n ip link set "v-$name" master br0 up
