@@ -25,7 +25,7 @@ from data_prep.sources import inputs
 from data_prep.sources.class_orders import NamedNumbers, order_of
 from data_prep.sources.rows import RejectRow
 from data_prep.sources.sample_headers import INDEX_ROWS, NOT_JPEG, Tar, index_tar
-from data_prep.sources.sample_tars import UNLABELLED, all_unlabelled, is_number, read_label
+from data_prep.sources.sample_tars import UNLABELLED, Label, all_unlabelled, is_number, read_label
 from data_prep.sources.splits import split_of
 from data_prep.writing import finalize
 from pipeline.core import cli, errors, files
@@ -113,21 +113,8 @@ def main(args: list[str] | None = None) -> int:
                 seen.update(pc.unique(table["class"]).to_pylist())
                 named.add(table["class"], table["key"])
                 rejects += left_out
-        reasons = collections.Counter(reject.reason for reject in rejects)
-        if not writer.rows and reasons[UNLABELLED]:
-            raise all_unlabelled(f"FOLDER {options.folder!r}", reasons[UNLABELLED])
-        if not writer.rows and reasons[NOT_JPEG]:
-            first = next(reject for reject in rejects if reject.reason == NOT_JPEG)
-            raise UserError(
-                f"FOLDER {options.folder!r}: the images of all {reasons[NOT_JPEG]:,} labelled samples have another "
-                f"ending than .jpg and .jpeg ({first.source} is {first.detail.split()[0]}), and training reads JPEG "
-                f"alone: write JPEGs of them with 'vit shard {options.folder} OUTPUT'"
-            )
         if not writer.rows:
-            raise UserError(
-                f"FOLDER {options.folder!r}: no tar has a sample with a JPEG and a .{label.ending} "
-                "member: if another member holds the class, name it with --label"
-            )
+            raise _no_samples(options.folder, rejects, label)
         wnids, label_of = _classes(seen, named, listed, options.classes)
         texts, labels = pa.array(list(label_of)), pa.array(list(label_of.values()), pa.int32())
         content = Content()
@@ -154,7 +141,7 @@ def main(args: list[str] | None = None) -> int:
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     made_of = f"{samples} images of {info.classes:,} classes in {len(made):,} tars"
     print(f"{location.tars}: {made_of}, {len(rejects):,} skipped")
-    for line in skipped_lines(reasons, location.output):
+    for line in skipped_lines(collections.Counter(reject.reason for reject in rejects), location.output):
         print(line)
     if location.on_hub:
         print(f"index: {location.output}")
@@ -235,6 +222,24 @@ def _tars(location: Location, *, force: bool) -> dict[str, int]:
     if not paths:
         raise UserError(f"FOLDER {given!r} contains no .tar files: give the folder with the tars")
     return {path.name: path.stat().st_size for path in paths}
+
+
+def _no_samples(folder: str, rejects: list[RejectRow], label: Label) -> UserError:
+    """The error for tars of which no sample can be used."""
+    reasons = collections.Counter(reject.reason for reject in rejects)
+    if reasons[UNLABELLED]:
+        return all_unlabelled(f"FOLDER {folder!r}", reasons[UNLABELLED])
+    if reasons[NOT_JPEG]:
+        first = next(reject for reject in rejects if reject.reason == NOT_JPEG)
+        return UserError(
+            f"FOLDER {folder!r}: the images of all {reasons[NOT_JPEG]:,} labelled samples have another "
+            f"ending than .jpg and .jpeg ({first.source} is {first.detail.split()[0]}), and training reads JPEG "
+            f"alone: write JPEGs of them with 'vit shard {folder} OUTPUT'"
+        )
+    return UserError(
+        f"FOLDER {folder!r}: no tar has a sample with a JPEG and a .{label.ending} "
+        "member: if another member holds the class, name it with --label"
+    )
 
 
 def _classes(
