@@ -5,7 +5,7 @@ when space is needed. Processes coordinate by file locks, which end with their p
 
 - ``NAME.part`` is locked by the process that fetches it; an unlocked one is left over from a crash;
 - a shard is locked (shared) while a process reads from it, and is not deleted meanwhile;
-- ``.room`` is locked while space is freed.
+- ``.room`` is locked while files are counted and space is freed, and while a file is renamed.
 
 A file's modification time is the time of its last use. A process regularly touches the files that it will need next,
 and prefetched files replace only files that nobody has touched for the duration of a lease.
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Cache:
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder / ".room"):
+            with self._room():
                 pass
         except OSError as error:
             raise UserError(
@@ -150,7 +150,8 @@ class Cache:
             self._make_room(wanted.size, part, descriptor, before=time.time() - self.lease if ahead else None)
             urls.download(wanted.url, descriptor, wanted.size, wanted.xxh3_128, self.patience)
             os.fsync(descriptor)  # or a crash of the node may leave a file of this name and size with other content
-            put_in_place(part, path)
+            with self._room():  # or who counts the files might meet this one under neither name
+                put_in_place(part, path)
             _share(descriptor, path)
         except BaseException as error:
             part.unlink(missing_ok=True)
@@ -166,10 +167,13 @@ class Cache:
             raise
         return descriptor
 
+    def _room(self) -> AbstractContextManager[Lock]:
+        return locked(self.folder / ".room")
+
     def _make_room(self, size: int, part: Path, descriptor: int, before: float | None) -> None:
         """Delete the least recently used files (only those last used ``before`` a time, if given) until ``size`` bytes
         fit, and reserve them for ``part``. Raises _NoRoomError."""
-        with locked(self.folder / ".room"):
+        with self._room():
             files = []
             for path in self.folder.iterdir():
                 if path == part or path.name.startswith("."):

@@ -1,5 +1,6 @@
 """Data sets behind URLs: a server that fails, stalls and truncates, and a cache that several processes share."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,13 +15,14 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep import index
 from pipeline.core.errors import UserError
 from pipeline.core.files import xxh3_128
-from pipeline.core.locks import Lock, try_lock
+from pipeline.core.locks import Lock, locked, try_lock
 from pipeline.core.retry import GoneError, Patience
 from pipeline.dataset import urls
 from pipeline.dataset.joined_split import open_split
@@ -55,12 +57,12 @@ def wanted(server: Server, number: int) -> Wanted:
 
 
 def used(cache: Cache) -> int:
+    """The bytes of all files at one moment: nothing is renamed or reserved while the lock is held."""
     total = 0
-    for path in cache.folder.iterdir():
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    with locked(cache.folder / ".room"):
+        for path in cache.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a fetch that failed, or a file that proved damaged
+                total += path.stat().st_size
     return total
 
 
@@ -374,6 +376,34 @@ def test_what_is_fetched_ahead_leaves_what_others_need(files: Path, tmp_path: Pa
         with cache.open(items[5]):  # need, unlike foresight, takes the oldest at once
             pass
         assert used(cache) == 3000
+
+
+def test_a_file_is_not_renamed_while_the_files_are_counted(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the one that makes room meets it under neither name, and the files grow past the limit."""
+    fetched, counting = threading.Event(), threading.Event()
+    download = urls.download
+
+    def and_wait(*arguments: Any) -> None:
+        download(*arguments)
+        fetched.set()
+        assert counting.wait(20)
+
+    monkeypatch.setattr(urls, "download", and_wait)
+    cache = Cache(tmp_path / "cache", 3500, QUICK)
+    cache.check([1000])
+    with Server(files) as server:
+        item = wanted(server, 0)
+        fetching = threading.Thread(target=cache.fetch_ahead, args=(item,))
+        fetching.start()
+        assert fetched.wait(20)
+        with locked(cache.folder / ".room"):
+            counting.set()
+            time.sleep(0.2)
+            assert sorted(path.name for path in cache.folder.iterdir()) == [".room", f"{item.name}.part"]
+        fetching.join(20)
+        assert (cache.folder / item.name).read_bytes() == bytes(1000)
 
 
 def test_half_and_wrong_files_are_never_used(files: Path, tmp_path: Path) -> None:
