@@ -1,9 +1,11 @@
 """A dataset behind a URL: its small files are copied to the node's cache folder; its shards are checked to exist."""
 
+import contextlib
+import queue
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -125,20 +127,39 @@ def check_shards(source: str, folder: Path, wanted: Sequence[ShardInfo], patienc
         if mark.exists() and time.time() - mark.stat().st_mtime < CHECKED:
             return
 
-        def size(shard: ShardInfo) -> int | str:
-            try:
-                return size_of(join(source, shard.file_name), patience)
-            except (GoneError, OSError) as error:
-                return str(error)
-
-        with ThreadPoolExecutor(CHECKERS) as pool:
-            for shard, found in zip(wanted, pool.map(size, wanted), strict=True):
-                if found not in (shard.bytes, -1):
-                    wrong = found if isinstance(found, str) else f"has {found} bytes, not {shard.bytes}"
-                    raise UserError(
-                        f"shard {join(source, shard.file_name)!r} is missing or differs ({wrong}): upload it again"
-                    )
+        for shard, found in zip(wanted, _sizes(source, wanted, patience), strict=True):
+            if isinstance(found, Exception) and not isinstance(found, GoneError | OSError):
+                raise found
+            if found not in (shard.bytes, -1):
+                wrong = str(found) if isinstance(found, Exception) else f"has {found} bytes, not {shard.bytes}"
+                raise UserError(
+                    f"shard {join(source, shard.file_name)!r} is missing or differs ({wrong}): upload it again"
+                )
         mark.touch()
+
+
+def _sizes(source: str, wanted: Sequence[ShardInfo], patience: Patience) -> list[int | Exception]:
+    """Bytes of each shard, -1 if unknown, or why it can't be had. Ctrl-C ends it at once, unlike an executor."""
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(len(wanted)):
+        places.put(place)
+    found: dict[int, int | Exception] = {}
+
+    def ask() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                place = places.get_nowait()
+                try:
+                    found[place] = size_of(join(source, wanted[place].file_name), patience)
+                except Exception as error:  # raised by the caller, in the order of the shards
+                    found[place] = error
+
+    threads = [threading.Thread(target=ask, daemon=True, name="shard sizes") for _ in range(CHECKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[place] for place in range(len(wanted))]
 
 
 def _fetch(source: str, folder: Path, name: str, patience: Patience, read: Callable[[Path], Item]) -> Item:
