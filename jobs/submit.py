@@ -1,9 +1,10 @@
 """python -m jobs.submit KIND ...: submit a Slurm job with the site's sizes, checked before it is queued."""
 
+import contextlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,9 @@ DESCRIPTION = """Submit a job to Slurm. Partition, GPUs per node, memory, time a
 
 KIND is pretrain RECIPE, finetune RECIPE, evaluate MODEL, shard INPUT OUTPUT, command COMMAND..., or campaign RECIPE
 (all of them in order: slurm/submit_all.sh). Checked first: the dataset exists and is finished, no other job uses the
-run folder (an unfinished run in it is resumed), the number of ranks divides the global batch, the recipe fits into
-the GPU's memory (GPU_MODEL in slurm/env.sh). Examples:
+run folder (an unfinished run in it is resumed), the parent of a fine-tuning is finished, the number of ranks divides
+the global batch, the recipe fits into the GPU's memory (GPU_MODEL in slurm/env.sh), vit shard knows the options.
+Examples:
 
   python -m jobs.submit pretrain l16 --nodes 4 --optim.lr 3e-4
   python -m jobs.submit pretrain l16 --nodes 8 --spares 1
@@ -102,7 +104,7 @@ def main() -> int:
         return errors.EXIT_DONE
     code = subprocess.run(script, check=False).returncode
     if code == 0 and kind in ("pretrain", "finetune"):
-        run = option(planned.command(), "--run-dir")
+        run = shlex.quote(option(planned.command(), "--run-dir"))
         print(f"see: vit status {run} · vit logs {run} --follow · vit cancel {run}")
     return code
 
@@ -158,9 +160,9 @@ def check_training(kind: str, planned: Planned) -> None:
         if f"--dependency=afterany:{job}" not in planned.sbatch:
             raise UserError(
                 f"--run-dir {str(run)!r} has job {job} in the queue ({queued.state.lower()}): wait for it, vit cancel "
-                f"{run}, or give another --job-name"
+                f"{shlex.quote(str(run))}, or give another --job-name"
             )
-    if kind == "finetune":
+    if kind == "finetune" and not begun.checkpoints:  # else the run reads no other weights than its own
         check_parent(config.parent)
     check_fit(config, train_nodes(planned.sbatch), planned.number("--ntasks-per-node"), site_field("GPU_MODEL"))
 
@@ -184,7 +186,19 @@ def train_nodes(sbatch: Sequence[str]) -> int:
 def read_options(kind: str, words: Sequence[str]) -> RunConfig:
     """The run's configuration, from RECIPE and the fields after it."""
     recipes = PRETRAIN if kind == "pretrain" else FINETUNE
-    return recipe_options.parse(recipes, prog=f"python -m jobs.{kind}", description="", args=words)[0]
+    with options_of_sbatch():
+        return recipe_options.parse(recipes, prog=f"python -m jobs.{kind}", description="", args=words)[0]
+
+
+@contextlib.contextmanager
+def options_of_sbatch() -> Iterator[None]:
+    """Add to the error about an unknown option how to give it to sbatch instead."""
+    try:
+        yield
+    except UserError as error:
+        if not str(error).startswith("Unrecognized"):
+            raise
+        raise UserError(f"{error}; an option of sbatch that is not in vit submit --help: --sbatch 'OPTION'") from None
 
 
 def check_fit(config: RunConfig, nodes: int, ranks: int, model: str) -> None:
@@ -206,7 +220,7 @@ def check_fit(config: RunConfig, nodes: int, ranks: int, model: str) -> None:
 
 
 def check_parent(parent: str) -> None:
-    """Raises UserError if ``--parent`` doesn't exist or is a run without a checkpoint. The Hub isn't asked."""
+    """Raises UserError if ``--parent`` doesn't exist or is an unfinished run. The Hub isn't asked."""
     from pipeline.interop import hub_models
 
     if parent in ("", "scratch") or hub_models.parse(parent, "--parent") or "://" in parent:
@@ -216,12 +230,19 @@ def check_parent(parent: str) -> None:
         raise UserError(f"--parent {parent!r} does not exist: pretrain it first, or wait for its job with --dependency")
     if run_folder.is_run(path) and not run_folder.complete(path):
         raise UserError(f"--parent {parent!r} has no complete checkpoint yet: wait for its job with --dependency")
+    if run_folder.is_run(path) and (status := run_folder.read_status(path)) and status.state != "finished":
+        raise UserError(
+            f"--parent {parent!r} is not finished (step {status.step} of {status.steps}): wait for its job with "
+            "--dependency, or name one of its checkpoints"
+        )
 
 
 def check_evaluation(arguments: Sequence[str]) -> None:
     from pipeline.dataset.joined_split import open_split
     from pipeline.interop import hub_models
 
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("MODEL is missing: name it first, as in vit submit evaluate MODEL --data DATASET")
     model, data = arguments[0], option(arguments, "--data")
     if hub_models.parse(model, "MODEL") is None and not Path(model).exists():
         raise UserError(f"MODEL {model!r} does not exist: name a run, a checkpoint or an export")
@@ -231,7 +252,14 @@ def check_evaluation(arguments: Sequence[str]) -> None:
 
 
 def check_sharding(arguments: Sequence[str]) -> None:
-    source, target = arguments[0], Path(arguments[1])
+    from data_prep import shard_options  # pyarrow
+
+    with options_of_sbatch():
+        options = cli.parse(
+            shard_options.Options, prog="vit shard", description="", args=arguments, needs=shard_options.NEEDS
+        )
+    shard_options.check(options)
+    source, target = options.input, options.output
     if "://" not in source and not Path(source).exists():
         raise UserError(f"INPUT {source!r} does not exist: name the release as downloaded")
     if (target / "dataset.json").is_file():

@@ -98,6 +98,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $kind in
+  command) [ ${#arguments[@]} -gt 0 ] || die "COMMAND is missing: name it last, such as command python -m data_prep.verify DATASET" ;;
   pretrain | finetune)
     run=$(option --run-dir "${arguments[@]}")
     run=${run%/}

@@ -36,6 +36,7 @@ recipe=${1:-}
 case $recipe in
   b16 | b32 | l16 | l16_strong1 | l32 | b16_deit3 | b32_deit3 | l16_deit3 | l32_deit3 | tiny) shift ;;
   -h | --help) sed -n '2,/^set -/{s/^# \{0,1\}//;/^set -/!p}' "$0"; exit 0 ;;
+  "" | -*) die "RECIPE is missing: name it first, such as l16 (see $0 --help)" ;;
   *) die "RECIPE '$recipe' must be one of b16, b32, l16, l16_strong1, l32, {b16,b32,l16,l32}_deit3, tiny (see $0 --help)" ;;
 esac
 raw='' in1k='' name=$recipe dry=

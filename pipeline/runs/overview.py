@@ -36,7 +36,7 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
     for folder in folders:
         check_local(folder, "FOLDER")
         if not folder.is_dir() and (waiting := jobs_of(folder.name, queue)):  # its first job is pending
-            rows[folder.resolve()] = _waiting_row(folder.name, waiting)
+            rows[folder.resolve()] = _queued_row(folder.name, waiting, running="starting")
             continue
         if not folder.is_dir():
             raise UserError(
@@ -60,14 +60,19 @@ def collect(folders: Sequence[Path], queue: Mapping[str, QueuedJob], now: float)
         seen = {row.job for row in rows.values()}
         names = {job.run for job in queue.values() if job.run and job.array not in seen}
         names -= {run.name for run in rows}
-        return [*rows.values(), *(_waiting_row(name, jobs_of(name, queue), seen) for name in sorted(names))]
+        return [*rows.values(), *(_queued_row(name, jobs_of(name, queue), seen) for name in sorted(names))]
     return list(rows.values())
 
 
-def _waiting_row(name: str, jobs: Mapping[str, QueuedJob], seen: Collection[str] = ()) -> StatusRow:
-    """A training job whose run folder doesn't exist yet; an array's tasks share one row."""
+def _queued_row(
+    name: str, jobs: Mapping[str, QueuedJob], seen: Collection[str] = (), *, running: str = "running"
+) -> StatusRow:
+    """A training job whose run folder doesn't exist yet, or is elsewhere; an array's tasks share one row.
+
+    ``running``: the state of a job that Slurm has started.
+    """
     job, queued = next((item for item in jobs.items() if item[1].array not in seen), next(iter(jobs.items())))
-    state = "starting" if queued.state == "RUNNING" else queued.state.lower()
+    state = running if queued.state == "RUNNING" else queued.state.lower()
     return StatusRow(name, state, job=queued.array or job, note=_note(queued))
 
 

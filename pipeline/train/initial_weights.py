@@ -20,7 +20,7 @@ from pipeline.interop import hub_models
 from pipeline.interop.load import load_weights
 from pipeline.interop.trained_model import is_run_or_checkpoint
 from pipeline.model.vit import grid_size
-from pipeline.runs.folder import META, MLFLOW
+from pipeline.runs.folder import META, MLFLOW, is_run, read_status
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,14 @@ def read_parent(config: RunConfig) -> Parent | None:
         )
     if is_run_or_checkpoint(path):
         source = checkpoint.find(path)
+        if is_run(path) and (status := read_status(path)) and status.state != "finished":
+            logger.warning(
+                "--parent %r is not finished: these are its weights after step %d of %d",
+                config.parent,
+                source.meta.step,
+                status.steps,
+                extra=ONCE,
+            )
         model = from_file(RunConfig, source.meta.config, source.path / META).model
         return Parent(model, checkpoint.read_weights(source), _lineage(source))
     model, weights, _ = load_weights(path, trunk=True)

@@ -235,6 +235,16 @@ def test_a_run_whose_first_job_is_pending_has_no_folder(tmp_path: Path) -> None:
     assert [row.name for row in collect([tmp_path], queue, NOW)] == ["pretrain-l16", "finetune-b16", "pretrain-b16"]
 
 
+def test_a_running_job_whose_run_folder_is_elsewhere(tmp_path: Path) -> None:
+    """It may have been training for days; only a folder that was named and doesn't exist is about to be made."""
+    queue = {"13": QueuedJob("RUNNING", "None", "node1", "13", "13", "pretrain-b16")}
+    for folders in ([], [tmp_path]):
+        assert [(row.name, row.state, row.note) for row in collect(folders, queue, NOW)] == [
+            ("pretrain-b16", "running", "node1")
+        ]
+    assert [row.state for row in collect([tmp_path / "pretrain-b16"], queue, NOW)] == ["starting"]
+
+
 def test_a_run_that_was_submitted_again_is_pending(tmp_path: Path) -> None:
     run = make_run(tmp_path, state="failed")
     queue = {"13": QueuedJob("PENDING", "Priority", "", "13", "13", "pretrain-l16")}

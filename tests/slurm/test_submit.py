@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.submit import check_parent
+from pipeline.core.errors import UserError
+from pipeline.runs.folder import CHECKPOINTS, META, Status, write_status
 from tests.helpers.mistakes import mistake
 from tests.slurm.cluster import REPO, Cluster
 from tests.slurm.faults import OPTIONS
@@ -52,8 +55,18 @@ def test_dry_run_prints_both_lines_and_what_would_be_refused(
             "GPU_MODEL A100 has 80 GB: give --train.",
         ),
         (("finetune", "tiny"), {}, "--parent"),
+        (("pretrain", "tiny", "--mem-per-cpu", "4G"), {}, "is not in vit submit --help: --sbatch 'OPTION'"),
         (("evaluate", "/nowhere", "--data", "/data"), {}, "MODEL '/nowhere' does not exist"),
+        (("evaluate",), {}, "MODEL is missing"),
+        (("evaluate", "--data", "/data", "/nowhere"), {}, "MODEL is missing: name it first"),
         (("shard", "/nowhere", "/data"), {}, "INPUT '/nowhere' does not exist"),
+        (("shard", "RAW"), {}, "Missing from vit shard: OUTPUT"),
+        (("shard",), {}, "Missing from vit shard: INPUT"),
+        (("shard", "RAW", "/data", "--val-frac", "0.1"), {}, "Perhaps you meant: --val-fraction"),
+        (("shard", "RAW", "/data", "--val-fraction", "10"), {}, "--val-fraction 10.0 must be at least 0 and below 1"),
+        (("command",), {}, "COMMAND is missing"),
+        (("command", "--time", "60"), {}, "COMMAND is missing"),
+        (("campaign",), {}, "RECIPE is missing"),
         (("train",), {}, "KIND 'train' is unknown"),
         (("pretrain", "tiny", "--nodes", "many"), {}, "--nodes 'many' must be a whole number"),
         (("campaign", "l16", "--raw", "RAW", "--in1k", "RAW", "--pretrain-sbatch", "--nodes=3"), {}, "global_batch"),
@@ -75,6 +88,22 @@ def test_what_is_refused_before_it_waits(
         monkeypatch.setenv(name, value)
     line = mistake(capsys, monkeypatch, "jobs.submit", *words)
     assert message.replace("_", "-") in line.replace("_", "-")
+
+
+def test_a_fine_tuning_waits_for_its_parent(tmp_path: Path) -> None:
+    """It would take the newest checkpoint of a run that is still training, in silence."""
+    run = tmp_path / "parent"
+    (run / CHECKPOINTS / "step-00000010").mkdir(parents=True)
+    with pytest.raises(UserError, match="has no complete checkpoint yet: wait for its job with --dependency"):
+        check_parent(str(run))
+    (run / CHECKPOINTS / "step-00000010" / META).write_text("{}")
+    for state in ("running", "stopped", "failed"):
+        write_status(run, Status(state, 12, 400, 1, 0.0, {}))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"is not finished \(step 12 of 400\): wait for its job with --dep"):
+            check_parent(str(run))
+    check_parent(str(run / CHECKPOINTS / "step-00000010"))  # on purpose
+    write_status(run, Status("finished", 400, 400, 1, 0.0, {}))
+    check_parent(str(run))
 
 
 def test_a_run_that_is_no_job_has_no_log(

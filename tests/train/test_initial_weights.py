@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.interop import huggingface, npz, timm
 from pipeline.model.transfer import resize_pos_embed, transfer
 from pipeline.model.vit import VisionTransformer
-from pipeline.runs.folder import RunFolder
+from pipeline.runs.folder import RunFolder, Status, complete, write_status
 from pipeline.train.initial_weights import Parent, inherit, read_parent
 from pipeline.train.setup import prepare
 from tests.helpers.models import random_model
@@ -80,6 +80,23 @@ def test_other_settings_of_the_parent_are_pointed_out(
     assert "--model.gelu exact --model.norm_eps 1e-12 keeps them" in caplog.text
     caplog.clear()
     finetune(tmp_path / "hf", gelu="exact", norm_eps=1e-12)
+    assert not caplog.records
+
+
+def test_the_weights_of_an_unfinished_run_are_pointed_out(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = RunConfig(stage="finetune", parent=str(run))
+    assert read_parent(config) is not None
+    assert not caplog.records
+    write_status(run, Status("stopped", 60, 400, 1, 0.0, {}))
+    assert read_parent(config) is not None
+    assert f"--parent '{run}' is not finished: these are its weights after step 60 of 400" in caplog.text
+    caplog.clear()
+    newest = complete(run)[-1]
+    assert read_parent(dataclasses.replace(config, parent=str(newest))) is not None  # a checkpoint, on purpose
     assert not caplog.records
 
 
