@@ -54,13 +54,13 @@ def normalised(args: Sequence[str], config: Any, *, flags: bool) -> list[str]:
             words.append(word)
         elif name in OUTPUTS and kinds.get(name) is str and not equals and (not rest or rest[0].startswith("--")):
             words += [word, "-"]
-        elif (on := name in switches) or _without_no(name) in switches:
+        elif (on := name in switches) or without_no(name) in switches:
             if not equals and rest and rest[0].lower() in ("true", "false"):
                 value = rest.pop(0)
             if value.lower() not in ("", "true", "false"):  # the parser reports the error
                 words.append(word)
                 continue
-            path, state = (name if on else _without_no(name)), on == (value.lower() != "false")
+            path, state = (name if on else without_no(name)), on == (value.lower() != "false")
             above, _, last = path.rpartition(".")
             negated = f"--{above}.no-{last}" if above else f"--no-{last}"
             words += [f"--{path}" if state else negated] if flags else [f"--{path}", str(state)]
@@ -81,7 +81,7 @@ def given_names(words: Sequence[str]) -> set[str]:
     return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
 
 
-def _without_no(name: str) -> str:
+def without_no(name: str) -> str:
     """``data.flip`` for ``no-data.flip`` and for ``data.no-flip``; "" for other names."""
     if name.startswith("no-"):
         return name.removeprefix("no-")

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import tyro
 from tyro import _strings
 
-from pipeline.core import arguments, log, results
+from pipeline.core import arguments, log, results, usage_errors
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
 from pipeline.core.needs import Need
 from pipeline.core.terminal import escape_output
@@ -190,14 +190,17 @@ def parse(
         options["config"] = (tyro.conf.FlagConversionOff,)
 
     given = without_local_rank(sys.argv[1:] if args is None else args)
-    words = arguments.normalised(given, type(default) if default is not None else config, flags=flags)
+    kind = type(default) if default is not None else config
+    words = arguments.normalised(given, kind, flags=flags)
+    names = [name for name, _ in arguments.fields_of(kind)]
+    usage_errors.check_groups(words, names)
 
     def call() -> Config:
         return tyro.cli(  # type: ignore[no-any-return]
             config, prog=prog, description=description, args=words, **options
         )
 
-    parsed = _one_line_errors(call, prog)
+    parsed = _one_line_errors(call, prog, words, names)
     for name in arguments.OUTPUTS:
         if isinstance(path := getattr(parsed, name, None), str):
             results.check(path, f"--{name}")
@@ -222,24 +225,14 @@ def without_local_rank(args: Sequence[str]) -> list[str]:
     return list(args[1:] if given else args)
 
 
-def _one_line_errors(parse: Callable[[], Config], prog: str) -> Config:
+def _one_line_errors(parse: Callable[[], Config], prog: str, words: Sequence[str], names: Sequence[str]) -> Config:
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
             return parse()
     except SystemExit as error:
         if error.code == EXIT_USER:
-            raise UserError(_unboxed(captured.getvalue()) + f" (see {prog} --help)") from None
+            said = usage_errors.one_line(captured.getvalue(), words, names)
+            raise UserError(f"{said} (see {prog} --help)") from None
         sys.stderr.write(captured.getvalue())
         raise
-
-
-def _unboxed(text: str) -> str:
-    """Convert tyro's framed message to one line: ``Title: what is wrong. Perhaps you meant: --optim.lr FLOAT ...``"""
-    lines = [line.strip("╭╮╰╯│─ \n") for line in text.splitlines()]
-    lines = [line for line in lines if line.strip("-") and not line.startswith("For full helptext")]
-    lines = [line for line in lines if not line.endswith(" --help")]  # points to the option's help
-    if len(lines) > 1:
-        title = lines.pop(0)
-        lines[0] = lines[0] if lines[0].startswith(title) else f"{title}: {lines[0]}"
-    return re.sub(r"\s+", " ", " ".join(lines)).strip()
