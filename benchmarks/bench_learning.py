@@ -39,9 +39,10 @@ from pipeline.evaluation.accuracy import evaluate
 from pipeline.imaging.jpeg import Image
 from pipeline.loader.batches import train_batches
 from pipeline.loader.transforms import TrainTransform, mixup_alpha, train_transform
+from pipeline.model.initialisation import initialise
 from pipeline.model.losses import loss as loss_of
 from pipeline.model.preprocess import normalise
-from pipeline.model.vit import ARCHITECTURES, VisionTransformer, initialise
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 from pipeline.train.mixup import NOTHING, draw_mix, mix
 
 OURS = "ours"

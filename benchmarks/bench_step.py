@@ -18,7 +18,8 @@ from pipeline.config.schema import ModelConfig, Variant
 from pipeline.interop.timm import ENTRY_POINTS
 from pipeline.model.cpu import keep_freed_memory
 from pipeline.model.flops import forward_macs
-from pipeline.model.vit import ARCHITECTURES, VisionTransformer, initialise
+from pipeline.model.initialisation import initialise
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer
 
 CLASSES = 1000
 GEMM = 2048

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from pipeline.model.initialisation import zero_head
 from pipeline.model.state_dict import sizes_of
-from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size, zero_head
+from pipeline.model.vit import ARCHITECTURES, VisionTransformer, grid_size
 
 
 @torch.no_grad()

@@ -31,8 +31,9 @@ from pipeline.imaging import jpeg
 from pipeline.loader.mixture import sampling
 from pipeline.loader.transforms import mixup_alpha
 from pipeline.model.flops import train_flops
+from pipeline.model.initialisation import initialise
 from pipeline.model.transfer import transfer
-from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.model.vit import VisionTransformer
 from pipeline.runs import sweep_record
 from pipeline.runs.damage_record import Damages
 from pipeline.runs.folder import (

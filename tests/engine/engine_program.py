@@ -19,8 +19,9 @@ from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.ranks import Ranks, ranks_from_environment
 from pipeline.engine import deepspeed_engine as ds
+from pipeline.model.initialisation import initialise
 from pipeline.model.losses import loss as loss_of
-from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.model.vit import VisionTransformer
 from pipeline.train import resume
 
 GLOBAL_BATCH = 8

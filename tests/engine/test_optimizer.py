@@ -5,7 +5,8 @@ import torch
 
 from pipeline.config.schema import ModelConfig, OptimConfig
 from pipeline.engine.optimizer import build, layer_scale, parameter_groups
-from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.model.initialisation import initialise
+from pipeline.model.vit import VisionTransformer
 
 
 def test_which_tensors_decay() -> None:

@@ -3,7 +3,8 @@
 import torch
 
 from pipeline.config.schema import ModelConfig
-from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.model.initialisation import initialise
+from pipeline.model.vit import VisionTransformer
 
 
 def random_model(config: ModelConfig, classes: int = 10, seed: int = 0) -> VisionTransformer:

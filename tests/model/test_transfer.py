@@ -5,8 +5,9 @@ import torch
 
 from pipeline.config.schema import ModelConfig
 from pipeline.core.errors import UserError
+from pipeline.model.initialisation import initialise
 from pipeline.model.transfer import resize_pos_embed, transfer
-from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.model.vit import VisionTransformer
 from tests.helpers.models import random_model
 
 

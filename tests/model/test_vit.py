@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.config.schema import ModelConfig, Variant
 from pipeline.core.errors import UserError
-from pipeline.model.vit import ARCHITECTURES, Block, VisionTransformer, drop_rates, initialise
+from pipeline.model.initialisation import initialise
+from pipeline.model.vit import ARCHITECTURES, Block, VisionTransformer, drop_rates
 from tests.helpers.models import random_model
 
 # Parameters of the released models (google-research/vision_transformer).

@@ -12,7 +12,8 @@ from benchmarks.peers import import_peer
 from pipeline.config.schema import ModelConfig, OptimConfig
 from pipeline.engine.optimizer import build, parameter_groups
 from pipeline.loader.timm_randaugment import OPERATIONS
-from pipeline.model.vit import VisionTransformer, initialise
+from pipeline.model.initialisation import initialise
+from pipeline.model.vit import VisionTransformer
 from pipeline.train.mixup import cutmix_box
 
 pytestmark = pytest.mark.peers
