@@ -43,10 +43,13 @@ ignore_sbatch_variables() { # they would change every job, for example make each
 }
 
 require_site_fields() { # a site's env.sh may be older than a field
-  local field
+  local field wrong
   for field in WORK RUNS IN21K IN1K LAUNCHER DOCTOR DRY_RUN FINETUNE_LRS SRUN_OPTIONS RANK_PREFIX CPU_PARTITION GPUS_PER_NODE \
     CPUS_PER_GPU WHOLE_NODES MEMORY_PER_NODE GPU_REQUEST GPU_TYPE TIME_LIMIT PRETRAIN_NODES FINETUNE_NODES SPARES \
     RESTARTS_IN_JOB ELASTIC; do
-    declare -p "$field" >/dev/null 2>&1 || { echo "error: $REPO/slurm/env.sh does not set $field: restore that line"; return 1; }
+    declare -p "$field" >/dev/null 2>&1 && continue
+    wrong=$(bash -n "$REPO/slurm/env.sh" 2>&1 | head -n 1) # bash reads no further than that
+    echo "error: ${wrong:-$REPO/slurm/env.sh does not set $field: restore that line}"
+    return 1
   done
 }

@@ -28,7 +28,7 @@ fi
 clean_shell
 set +u # modules and conda read unset variables
 # shellcheck source=slurm/env.sh
-source "$REPO/slurm/env.sh"
+source "$REPO/slurm/env.sh" >&2 # for DRY_RUN, whose line vit submit reads
 set -u
 clean_slurm
 for name in $(sbatch_variables); do unset "$name"; done # they would change shard.sh's merge
@@ -85,6 +85,13 @@ check_sizes() { # MODULE RECIPE ...: the first lines of a training job's log
   fi
 }
 
+check_time_limit() { # the warning of --signal, 300 s before it, would come before the ranks have got anywhere
+  local limit
+  limit=$(scontrol show job "$JOB" | sed -n 's/^ *RunTime=.* TimeLimit=\(00:0[0-9]:[0-9]*\) .*/\1/p')
+  [ -z "$limit" ] || say "warning: the time limit of $limit leaves little time to train, since the job saves and requeues itself" \
+    "300 s before it: give sbatch a longer --time"
+}
+
 name_run() { # NAME: for slurm/pretrain.sh and finetune.sh, whose #SBATCH line can't know the recipe
   [ "$SLURM_JOB_NAME" = "${1%%-*}" ] || return 0
   SLURM_JOB_NAME=$1
@@ -136,6 +143,7 @@ train() { # MODULE RECIPE ARGUMENTS...
     exit 0
   fi
   refuse_second_job
+  check_time_limit
   ln -sfn "$(readlink /proc/$$/fd/1)" "$RUN/slurm/job.log" # vit logs
   trap 'asked=USR1; signal_step USR1' USR1
   trap 'asked=TERM' TERM # Slurm sends it to the ranks as well

@@ -10,7 +10,7 @@ read_site() { # for submit.sh and submit_all.sh: sets and checks the fields of e
   unset SPARE_NODES # from a surrounding job
   set +eu # as in the jobs: modules and conda read unset variables
   # shellcheck source=slurm/env.sh
-  source "$REPO/slurm/env.sh"
+  source "$REPO/slurm/env.sh" >&2 # modules and conda print: only our own lines may go to stdout
   set -eu
   clean_slurm
   require_site_fields >&2 || exit 2

@@ -169,6 +169,33 @@ def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh does not set IN1K: restore that line\n")
 
 
+def test_a_mistake_in_env_sh_is_named(tmp_path: Path) -> None:
+    """A quote that is not closed: bash reports it, reads no further, and our own line would come last."""
+    folder = tmp_path / "slurm"
+    shutil.copytree(REPO / "slurm", folder)
+    before, _, _ = (folder / "env.sh").read_text().partition("IN1K=")
+    (folder / "env.sh").write_text(f'{before}IN1K="/data/in1k\n')
+    for command in (f"{folder}/submit_all.sh tiny", f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {folder}/launch.sh"):
+        done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 2
+        (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+        assert line.startswith(f"error: {folder}/env.sh: line ")
+        assert "unexpected EOF while looking for matching" in line
+
+
+def test_what_env_sh_prints_is_no_line_of_ours(tmp_path: Path) -> None:
+    """As modules do: vit submit reads the first and the last line of a dry run."""
+    shutil.copytree(REPO / "slurm", tmp_path / "slurm")
+    with (tmp_path / "slurm" / "env.sh").open("a") as file:
+        file.write("echo Loading cuda/12.8\n")
+    done = subprocess.run(
+        [tmp_path / "slurm" / "submit.sh", "pretrain", "tiny", "--dry-run"],
+        text=True, capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["sbatch", "srun"]
+    assert done.stderr == "Loading cuda/12.8\n" * 2
+
+
 def test_a_job_that_was_submitted_from_another_job(tmp_path: Path) -> None:
     """srun would ask for that one's memory and GPUs, and pass on no variable after sbatch --export=NONE."""
     left = sourced(
@@ -432,6 +459,18 @@ def test_spare_nodes_leave_a_node_to_train_on(tmp_path: Path) -> None:
     assert "error: " not in sourced(tmp_path, *lines, SPARE_NODES="1", **job)  # type: ignore[arg-type]
     (line,) = sourced(tmp_path, *lines, code=2, SPARE_NODES="2", **job).splitlines()  # type: ignore[arg-type]
     assert "error: SPARE_NODES '2' leaves none of this job's 2 nodes to train on: unset it, or ask sbatch for" in line
+
+
+@pytest.mark.parametrize(
+    ("limit", "short"),
+    [("00:05:00", True), ("00:09:59", True), ("00:10:00", False), ("1-00:00:00", False), ("UNLIMITED", False)],
+)
+def test_a_time_limit_that_leaves_no_time_is_pointed_out(tmp_path: Path, limit: str, short: bool) -> None:
+    """The warning comes 300 s before it: at once, and the job would requeue for ever."""
+    scontrol = f"scontrol() {{ echo '   RunTime=00:00:01 TimeLimit={limit} TimeMin=N/A'; }}"
+    printed = sourced(tmp_path, scontrol, "check_time_limit")
+    assert ("warning: the time limit of " in printed) == short
+    assert sourced(tmp_path, "scontrol() { echo '   Command=/x/a.sh TimeLimit=00:05:00'; }", "check_time_limit") == ""
 
 
 @pytest.mark.parametrize("rates", ["0.003 0.01", "3e-3", ".5", "1", "1.", "1E+0"])
