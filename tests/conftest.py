@@ -14,7 +14,10 @@ from tests.helpers.launch import TORCHRUN, run
 from tests.helpers.mlflow_server import Server
 from tests.helpers.ranks import run_ranks
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # time says nothing here: others may be at work
+# Time says nothing here, neither of a test nor of the making of its examples: others may be at work
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("any machine")
 
 

@@ -48,7 +48,7 @@ def commands(images: Path, out: Path, environment: dict[str, str]) -> tuple[dict
             [sys.executable, "-m", *map(str, words)], cwd=out.parent, encoding="utf-8", errors="surrogateescape",
             env={name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
             | {"PYTHONPATH": str(REPOSITORY), **environment},
-            capture_output=True, timeout=60, check=False,
+            capture_output=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         shown += done.stdout + done.stderr

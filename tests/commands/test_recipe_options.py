@@ -168,6 +168,6 @@ def test_help_without_docstrings() -> None:
     """python -OO drops docstrings; the help of recipes must not need them."""
     for words, part in ((("--help",), "AugReg B/16"), (("tiny", "--help"), "Peak learning rate")):
         command = [sys.executable, "-OO", "-m", "jobs.pretrain", *words]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
         assert part in done.stdout

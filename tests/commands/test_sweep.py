@@ -95,7 +95,6 @@ def test_mlflow_shows_the_runs_under_the_sweep(swept: tuple[Path, str]) -> None:
     assert [item.path for item in client.list_artifacts(above.run_id)] == [sweep_record.TABLE]
 
 
-@pytest.mark.timeout(120)
 def test_ctrl_c_saves_and_the_same_command_resumes(digits: Path, tmp_path: Path) -> None:
     """Each rank gets the keyboard's signal once: a second one would end it without a checkpoint."""
     options = (*OPTIONS, "--data.eval-split", "val", "--data.augment", "none", "--schedule.steps", 100_000)

@@ -95,7 +95,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[s
             printf '%s\\n' "${{COMPREPLY[@]}}"
         """
         shown = subprocess.run(
-            ["bash", "-c", ask, "bash", line], capture_output=True, text=True, check=True, timeout=30
+            ["bash", "-c", ask, "bash", line], capture_output=True, text=True, check=True, timeout=120
         )
         assert shown.stderr == ""
         return shown.stdout.split()
@@ -161,9 +161,9 @@ def test_zsh_completes(line: str, completed: str, zsh: Path) -> None:
     widget = "keep() { print -r -- $BUFFER >part; mv part typed }; zle -N keep; bindkey ^O keep; print rea''dy"
     with Terminal(("zsh", "-f", "-i"), HOME=str(zsh)) as terminal:
         terminal.press(f"cd {zsh}; {setup}\n{widget}\n".encode())
-        terminal.wait_for("ready\n", 30)
+        terminal.wait_for("ready\n")
         terminal.press(f"{line}\t\x0f".encode())
-        wait_until((zsh / "typed").exists, 30)
+        wait_until((zsh / "typed").exists)
         assert (zsh / "typed").read_text().removesuffix("\n").startswith(completed)
 
 
@@ -175,7 +175,7 @@ def test_outside_the_virtual_environment_a_line_names_the_way_into_it(module: st
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -195,7 +195,7 @@ def test_a_module_of_ours_that_is_missing_keeps_its_traceback(tmp_path: Path) ->
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert "Traceback" in done.stderr

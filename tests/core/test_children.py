@@ -26,6 +26,9 @@ while end is None or time.monotonic() < end:
     end = end or (time.monotonic() + 0.5 if seen else None)
 sys.exit(100 + len(seen))
 """
+# Two children in one folder, of which the second waits until the first has set its trap
+READY_FOR_EVER = "touch ready; while :; do sleep 0.02; done"
+ONCE_READY = "while [ ! -e ready ]; do sleep 0.02; done"
 
 
 def shell(script: str, *words: object) -> list[str]:
@@ -41,17 +44,26 @@ def shell(script: str, *words: object) -> list[str]:
         (("exit 75", "exit 130"), (75, 130), None, 130),
         (("kill -9 $$",), (-9,), 0, 137),
         (("exec sleep 60", "exit 2"), (-15, 2), 1, 2),  # the other is ended
-        (("trap 'exit 3' TERM; while :; do sleep 0.02; done", "sleep 0.2; exit 2"), (3, 2), 1, 2),  # the first counts
+        ((f"trap 'exit 3' TERM; {READY_FOR_EVER}", f"{ONCE_READY}; exit 2"), (3, 2), 1, 2),  # the first counts
     ],
 )
-def test_exit_codes(scripts: tuple[str, ...], codes: tuple[int, ...], failed: int | None, code: int) -> None:
+def test_exit_codes(
+    scripts: tuple[str, ...],
+    codes: tuple[int, ...],
+    failed: int | None,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     ended = children.run([shell(script) for script in scripts])
     assert (ended.codes, ended.failed, ended.code) == (codes, failed, code)
 
 
-def test_a_child_that_stays_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_stays_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(children, "GRACE", 0.2)
-    ended = children.run([shell("trap '' TERM; while :; do sleep 0.02; done"), shell("sleep 0.2; exit 2")])
+    ended = children.run([shell(f"trap '' TERM; {READY_FOR_EVER}"), shell(f"{ONCE_READY}; exit 2")])
     assert (ended.codes, ended.code) == ((-9, 2), 2)
 
 
@@ -61,8 +73,7 @@ def test_each_child_gets_a_signal_once(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in children.PASSED_ON]
 
     def press() -> None:
-        while not all(mark.exists() for mark in marks):
-            time.sleep(0.01)
+        wait_until(lambda: all(mark.exists() for mark in marks))
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=press)

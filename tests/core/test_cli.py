@@ -43,7 +43,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert writer.stderr is not None
     assert writer.stdout.readline() == "line\n"
     writer.stdout.close()
-    assert writer.wait(timeout=30) == 0
+    assert writer.wait(timeout=100) == 0
     assert writer.stderr.read() == ""
     writer.stderr.close()
 

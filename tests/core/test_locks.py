@@ -20,7 +20,7 @@ from pipeline.dataset.shard_cache import Cache, Wanted
 from tests.dataset.flaky_server import Server
 
 WITHOUT_LOCKS = ["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL"]
-QUICK = Patience(seconds=1.0, pause=0.01, longest_pause=0.05, stall=0.5)
+QUICK = Patience(seconds=30.0, pause=0.01, longest_pause=0.05, stall=5.0)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
@@ -125,7 +125,7 @@ def test_a_cache_without_locks_fetches_and_makes_room(tmp_path: Path, monkeypatc
 def test_a_cache_whose_files_are_all_in_use_says_so(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(bytes(1000))
     (tmp_path / "1.tar").write_bytes(bytes(1000))
-    cache = Cache(tmp_path / "cache", 1500, Patience(seconds=0.2, pause=0.01, longest_pause=0.05, stall=0.5))
+    cache = Cache(tmp_path / "cache", 1500, Patience(seconds=0.2, pause=0.01, longest_pause=0.05, stall=5.0))
     cache.check([1000])
     with (
         Server(tmp_path) as server,
@@ -150,5 +150,5 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     assert ready.wait(10)
     holder.kill()
     holder.join(10)
-    with locked(path, seconds=5):
+    with locked(path, seconds=60):
         pass

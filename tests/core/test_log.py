@@ -72,4 +72,4 @@ def test_an_unknown_level_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_full_disk_does_not_end_a_training() -> None:
     program = "import logging; from pipeline.core import log; log.set_up(); logging.getLogger('pipeline').error('gone')"
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        subprocess.run([sys.executable, "-c", program], stderr=full, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", program], stderr=full, check=True, timeout=120)

@@ -46,7 +46,6 @@ def long_folder(tmp_path: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_leave_with_a_killed_parent(tmp_path: Path, method: str) -> None:
     """Also with a TMPDIR too long for a socket, and though they ignore SIGTERM."""
@@ -75,7 +74,7 @@ def test_sockets_of_multiprocessing_fit_below_a_long_tmpdir(tmp_path: Path) -> N
         [sys.executable, "-c", SOCKET],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         cwd=REPOSITORY,
         env=os.environ | {"TMPDIR": long_folder(tmp_path)},
@@ -93,7 +92,7 @@ def test_a_dataset_is_made_below_a_long_tmpdir(tmp_path: Path) -> None:
         [sys.executable, "-m", "data_prep.shard", tmp_path / "raw", tmp_path / "out", "--workers", "2"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         cwd=REPOSITORY,
         env=os.environ | {"TMPDIR": long_folder(tmp_path)},

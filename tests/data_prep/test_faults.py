@@ -82,7 +82,7 @@ def test_a_signal_stops_in_order_and_asks_to_be_requeued(images: Images, tmp_pat
     while not (tmp_path / "out").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 75
     assert "run the same command to resume" in errors
     subprocess.run(line, check=True, capture_output=True)

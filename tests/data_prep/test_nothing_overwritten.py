@@ -40,7 +40,7 @@ def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from data_prep.work_folder import alone\n"
     code += "with alone(Path(sys.argv[1]), None): os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, check=False).returncode == 9
     with alone(tmp_path, None):
         pass
 

@@ -140,7 +140,6 @@ def test_another_seed_gives_another_order_of_the_same_images(reference: Path, im
     assert keys[0] != keys[1]
 
 
-@pytest.mark.timeout(240)
 def test_kill_9_at_random_moments_and_again_gives_the_same_bytes(
     reference: Path, images: Images, tmp_path: Path
 ) -> None:

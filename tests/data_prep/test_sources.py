@@ -212,7 +212,7 @@ def test_a_killed_worker_and_an_interrupted_command_are_one_line(tmp_path: Path)
             [sys.executable, tmp_path / "program.py", *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
             env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         )
@@ -239,7 +239,7 @@ def test_ctrl_c_while_workers_are_prepared_is_one_line(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which tells all of them
-        assert process.communicate(timeout=60)[1] == "interrupted; run the same command again\n"
+        assert process.communicate(timeout=120)[1] == "interrupted; run the same command again\n"
 
 
 def test_a_worker_of_index_imports_no_pandas(digits: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_worker_of_index_imports_no_pandas(digits: Path) -> None:
         f"pickle.dumps(index_tar(Tar({str(tar)!r}, {tar.stat().st_size}, 'train', 0, read_label('')))); "
         "sys.exit('pandas' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -286,7 +286,7 @@ if __name__ == "__main__":
         [sys.executable, tmp_path / "program.py"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )

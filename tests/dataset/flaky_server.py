@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-STALL = 1.5  # seconds of silence
+STALL = 6.0  # seconds of silence
 
 
 class Server:

@@ -21,7 +21,7 @@ from pipeline.dataset.shard_cache import Cache, Wanted
 from tests.helpers.hub_server import HubServer
 from tests.helpers.waiting import wait_until
 
-QUICK = Patience(seconds=20.0, pause=0.01, longest_pause=0.05, stall=0.5)
+QUICK = Patience(seconds=30.0, pause=0.01, longest_pause=0.05, stall=1.5)
 SHARD = bytes(range(251)) * 20_000  # 5 MB: several chunks
 TOKEN = "hf_s3cretT0ken"
 
@@ -157,7 +157,7 @@ def test_a_wrong_content_is_fetched_again_once(server: HubServer, tmp_path: Path
 
 def test_patience_ends(server: HubServer) -> None:
     server.fail("storage", itertools.repeat("503"))
-    brief = Patience(seconds=0.5, pause=0.01, longest_pause=0.05, stall=0.5)
+    brief = Patience(seconds=0.5, pause=0.01, longest_pause=0.05, stall=9.0)
     with pytest.raises(OSError, match=r"a\.tar: gave up after 0 s: .*HTTP 503 of 127\.0\.0\.2"):
         whole(HubFile(pinned(server), brief))
     server.fail("resolve", itertools.repeat("429"))

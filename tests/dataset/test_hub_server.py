@@ -45,7 +45,7 @@ print(json.dumps({"url": str(url), "same": made.oid == again.oid, "who": api.who
 def ask(program: str, server: HubServer, home: Path, token: str = "", *arguments: str) -> dict[str, object]:
     environment = {**os.environ, **server.environment(home, token)}
     line = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout)
     return answer

@@ -110,4 +110,4 @@ def test_opening_a_data_set_imports_no_pandas(digits: Path) -> None:
         f"open_split({str(digits)!r}, 'train'); from pipeline.dataset.format import read_classes; "
         f"read_classes(Path({str(digits)!r})).to_pylist(); sys.exit('pandas' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

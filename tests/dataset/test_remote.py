@@ -38,7 +38,7 @@ from tests.helpers.waiting import wait_until
 
 FAULTS = ("", "error", "", "cut", "", "", "stall", "wrong", "")
 STEPS = 4
-QUICK = Patience(seconds=5, pause=0.01, longest_pause=0.05, stall=0.5)
+QUICK = Patience(seconds=30, pause=0.01, longest_pause=0.05, stall=1.5)
 
 
 @pytest.fixture
@@ -70,11 +70,10 @@ def hashes(source: object, world: int, workers: int, folder: Path, cache: Path, 
     """A line a sample of all ranks, sorted."""
     folder.mkdir()
     command = ("-m", "tests.loader.batch_program", source, folder, cache, limit, workers, STEPS)
-    run_ranks(world, command, folder / "log", 120)
+    run_ranks(world, command, folder / "log")
     return sorted(line for path in folder.glob("rank-*.txt") for line in path.read_text().splitlines())
 
 
-@pytest.mark.timeout(200)
 def test_ranks_that_share_a_small_cache_of_a_failing_server_get_the_local_batches(digits: Path, tmp_path: Path) -> None:
     tars = [path.stat().st_size for path in digits.glob("train-*.tar")]
     limit = int(2.5 * max(tars))
@@ -134,15 +133,14 @@ def test_a_data_set_of_foreign_tars_that_is_indexed_again_is_another_one(digits:
     assert [shards for *_, shards in seen] == [1, 1, 2]  # of another version, which may be any other file
 
 
-@pytest.mark.timeout(200)
 def test_a_job_trains_on_a_url_as_on_the_folder(digits: Path, tmp_path: Path) -> None:
     options = ("--data.eval-split", "val", "--train.eval-every", 4, "--data.workers", 1)
     with Server(digits) as server:
         cache = ("--data.cache", tmp_path / "cache", "--data.cache-gb", 0.01)
         command = ("-m", *job(tmp_path / "run", server.url, *options, *cache))
-        run_ranks(2, command, tmp_path / "log", 100)
+        run_ranks(2, command, tmp_path / "log")
     command = ("-m", *job(tmp_path / "local", digits, *options))
-    run_ranks(1, command, tmp_path / "log", 60)
+    run_ranks(1, command, tmp_path / "log")
     ours, theirs = (
         [
             (line.step, name, pytest.approx(value, rel=1e-4))
@@ -227,7 +225,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-@pytest.mark.timeout(120)
 def test_shards_come_from_s3(digits: Path, tmp_path: Path, bucket: str) -> None:
     import fsspec
 
@@ -358,7 +355,7 @@ def test_the_least_recently_used_makes_room(files: Path, tmp_path: Path) -> None
 
 
 def test_what_is_fetched_ahead_leaves_what_others_need(files: Path, tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache", 3500, QUICK, lease=0.6)
+    cache = Cache(tmp_path / "cache", 3500, QUICK, lease=3.0)
     cache.check([1000])
     with Server(files) as server:
         items = [wanted(server, number) for number in range(6)]
@@ -368,7 +365,7 @@ def test_what_is_fetched_ahead_leaves_what_others_need(files: Path, tmp_path: Pa
         assert not cache.fetch_ahead(items[3])  # all are fresh
         ahead = Prefetcher(cache)
         ahead.want([items[1], items[2], items[3], items[4]])  # which keeps 1 and 2 fresh
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + 60
         while {path.name for path in cache.folder.iterdir()} != {".room", *(item.name for item in items[1:4])}:
             assert time.monotonic() < limit  # meanwhile there may be a .part of what finds no room
             time.sleep(0.01)
@@ -455,8 +452,10 @@ def test_a_damaged_file_without_a_hash_is_suspected(digits: Path, tmp_path: Path
 
 
 def test_patience_ends(files: Path, tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache", 2500, Patience(seconds=1.5, pause=0.01, longest_pause=0.05, stall=0.5))
+    cache = Cache(tmp_path / "cache", 2500, Patience(seconds=1.5, pause=0.01, longest_pause=0.05, stall=9.0))
     cache.check([1000])
+    with Server(files) as server:  # the first request of a process takes its time for imports
+        assert sum(map(len, urls.read_blocks(f"{server.url}/1.tar", 1000, QUICK))) == 1000
     with Server(files, ("error",)) as server:
         with pytest.raises(OSError, match=r"1\.tar: gave up after \d s: .*503"), cache.open(wanted(server, 1)):
             pass

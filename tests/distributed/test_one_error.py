@@ -13,6 +13,7 @@ from tests.helpers.quick_python import executable
 
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
 FAILS = "from pipeline.core import cli\nfrom pipeline.core.errors import UserError\n"
+FAILS += "cli.TURN = 60.0\n"  # however late srun is
 FAILS += "def main(): raise UserError('--data.train is wrong')\ncli.run(main)\n"
 
 
@@ -57,10 +58,10 @@ def test_under_srun_the_first_rank_speaks() -> None:
         for rank in range(2)
     ]
     try:
-        assert ranks[0].communicate(timeout=30)[1] == "error: --data.train is wrong\n"
+        assert ranks[0].communicate(timeout=100)[1] == "error: --data.train is wrong\n"
         assert ranks[0].returncode == 2
         ranks[1].send_signal(signal.SIGTERM)
-        assert ranks[1].communicate(timeout=30)[1] == ""
+        assert ranks[1].communicate(timeout=100)[1] == ""
         assert ranks[1].returncode == -signal.SIGTERM
     finally:
         for rank in ranks:

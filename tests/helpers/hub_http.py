@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -41,7 +42,7 @@ class Traffic:
         self.faults: dict[str, Iterator[str]] = {}
         self.most_at_once = Counter[str]()  # requests in progress at the same time, of "hub" and "storage"
         self.retry_after = 1  # seconds, in answers 429
-        self.delay, self.stall = 0.3, 2.0  # seconds
+        self.delay, self.stall = 0.3, 6.0  # seconds
         self.lock = threading.Lock()
         self._now = Counter[str]()
 
@@ -59,9 +60,11 @@ class Handler(BaseHTTPRequestHandler):
     """Reads requests and writes answers; what to answer is the server's matter."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     traffic: Traffic
     token = ""
     body = b""
+    last_byte = b""  # of the answer: sent once the request is no longer counted as being in progress
 
     def begin(self, part: str) -> str:
         """Record the request; its fault."""
@@ -123,7 +126,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "wrong":
             data = bytes(len(data))
         if fault not in ("cut", "stall"):
-            self.wfile.write(data)
+            self.wfile.write(data[:-1])
+            self.last_byte = data[-1:]
             return
         self.wfile.write(data[: len(data) // 2])
         self.wfile.flush()
@@ -140,12 +144,15 @@ def handler_of(traffic: Traffic, server: str, answer: Callable[[Handler], None])
     class Answering(Handler):
         def _any(self) -> None:
             traffic.enter(server)
+            self.last_byte = b""
             try:
                 answer(self)
             except ConnectionError:  # the client has lost patience
                 self.close_connection = True
             finally:
                 traffic.leave(server)
+            with suppress(ConnectionError):
+                self.wfile.write(self.last_byte)
 
         do_GET = do_HEAD = do_POST = do_PUT = _any
 

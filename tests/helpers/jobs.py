@@ -40,11 +40,11 @@ def run_pretrain(run: Path, data: Path, world: int, *options: object, code: int 
     """Run a ``job`` of 24 steps of 64 samples on ``world`` ranks to its end, which must have exit code ``code``."""
     batches = ("--train.global-batch", AUDITED_BATCH, "--train.micro-batch", 16, "--train.log-every", 100)
     command = job(run, data, *batches, "--checkpoint.every", 10, *options, steps=STEPS)
-    run_ranks(world, ("-m", *command), run.parent / f"log{world}", 90, code=code)
+    run_ranks(world, ("-m", *command), run.parent / f"log{world}", code=code)
 
 
 def audit(*arguments: object) -> tuple[int, str]:
     """Exit code and output of ``jobs.audit``."""
     command = [str(executable()), "-m", "jobs.audit", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout + done.stderr

@@ -89,7 +89,7 @@ class Proxy:
                     return
                 if mode == "slow":
                     time.sleep(proxy.delay)
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
                 try:
                     headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
                     connection.request(self.command, self.path, body, headers)

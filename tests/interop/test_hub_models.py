@@ -192,7 +192,7 @@ def test_the_ranks_of_a_node_ask_and_download_once(server: HubServer, folder: Pa
         )
         for rank in range(4)
     ]  # fmt: skip
-    names = {rank.communicate(timeout=60)[0].strip() for rank in ranks}
+    names = {rank.communicate(timeout=120)[0].strip() for rank in ranks}
     assert names == {f"hf://timm/it@{server.repositories['models', 'timm/it'].head}"}
     assert server.count("storage") == 1
     assert server.count("api", "/revision/main") == server.count("api", "/tree/") == 1

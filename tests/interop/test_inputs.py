@@ -95,11 +95,12 @@ def test_names_in_pretrained_cfg(written: Path, tmp_path: Path) -> None:
     assert [entry.wnid for entry in known.classes] == ["c", "b", "a"]
 
 
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 finite = st.floats(0.01, 2.0)
 triples = st.lists(finite, min_size=3, max_size=3)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=UNCHECKED)
 @given(
     mean=st.one_of(finite, triples), std=st.one_of(finite, triples), factor=finite, rescale=st.booleans(),
     normalised=st.booleans(),
@@ -271,7 +272,7 @@ def test_control_characters_in_any_field(
 
 
 @pytest.mark.parametrize(("kind", "file", "names"), KEYS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=UNCHECKED)
 @given(data=st.data())
 def test_any_value_of_any_field_is_read_or_refused(
     written: Path, tmp_path: Path, kind: str, file: str, names: list[str], data: st.DataObject
@@ -284,7 +285,7 @@ def test_any_value_of_any_field_is_read_or_refused(
     ("timm", "config.json"), ("hf", "config.json"), ("hf", "preprocessor_config.json"),
 ])  # fmt: skip
 @pytest.mark.parametrize("place", ["", "model_args", "pretrained_cfg"])
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=UNCHECKED)
 @example(name="\n", value=1)
 @example(name="\ud800", value=1)
 @given(name=HOSTILE, value=JUNK)

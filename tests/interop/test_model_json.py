@@ -43,7 +43,8 @@ ALMOST = st.sampled_from(
 )  # fmt: skip
 VALUES = st.one_of(JUNK, ALMOST)
 IMAGE = encode(64, 80)
-ANY_DRAW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+ANY_DRAW = settings(max_examples=40, deadline=None, suppress_health_check=UNCHECKED)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -62,7 +62,6 @@ def load(
     ]
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("world", "micro", "workers"), [(1, 96, 0), (1, 8, 2), (2, 12, 1), (4, 8, 0), (3, 32, 0)])
 def test_batches_depend_on_neither_ranks_nor_workers(split: JoinedSplit, world: int, micro: int, workers: int) -> None:
     assert load(split, world=world, micro=micro, workers=workers) == load(split)
@@ -91,7 +90,6 @@ def test_an_epoch_is_every_sample_once(split: JoinedSplit) -> None:
     assert sorted(int(batch.samples_B) for batch in batches) == list(range(len(split)))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("world", "batch", "workers"), [(1, 50, 0), (2, 50, 1), (4, 7, 0), (5, 10**12, 0)])
 def test_evaluation_reads_every_sample_once(digits: Path, world: int, batch: int, workers: int) -> None:
     held_out = open_split(digits, "val")

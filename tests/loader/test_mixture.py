@@ -245,7 +245,6 @@ def test_a_part_is_the_first_of_the_index_and_of_some_classes(digits: Path) -> N
             open_split(digits, "train", choice=choice)
 
 
-@pytest.mark.timeout(200)
 def test_a_job_on_parts_of_two_data_sets_by_weight_is_audited(digits: Path, tmp_path: Path) -> None:
     wnids = dataset_format.read_classes(digits)["wnid"].to_pylist()
     (tmp_path / "classes.txt").write_text("\n".join(wnids[:3]))

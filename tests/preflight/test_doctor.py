@@ -162,7 +162,6 @@ def test_without_a_recipe_nothing_is_asked_of_the_loader() -> None:
     assert {verdict.state for verdict in judge(four(cpus=1, loader=0.0), Demand())} == {"ok"}
 
 
-@pytest.mark.timeout(240)
 def test_two_ranks_measure_themselves(digits: Path, tmp_path: Path) -> None:
     command = ("-m", "jobs.doctor", "tiny", "--folder", tmp_path / "runs", "--data", digits, "--json")
     run_ranks(2, (*command, "--", "--data.workers", 1), tmp_path / "logs", timeout=200)
@@ -176,7 +175,6 @@ def test_two_ranks_measure_themselves(digits: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs").iterdir()] == []  # nothing is left behind
 
 
-@pytest.mark.timeout(240)
 def test_a_folder_that_cannot_be_written_fails_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     command = ("-m", "jobs.doctor", "--folder", tmp_path / "file" / "runs")

@@ -99,7 +99,6 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIT_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.timeout(60)  # every set
 def test_every_set_is_what_a_direct_computation_gives(
     root: Path, made: dict[str, list[Expected]], network: VisionTransformer, model: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
@@ -135,7 +134,6 @@ def test_every_set_is_what_a_direct_computation_gives(
     assert found["c"]["mce"] == pytest.approx(mce)
 
 
-@pytest.mark.timeout(180)
 def test_two_processes_count_the_same(root: Path, model: Path, tmp_path: Path) -> None:
     arguments = (
         "-m",
@@ -336,7 +334,6 @@ def test_refused_sets_leave_no_empty_table(
     assert capsys.readouterr().out == json.dumps({"model": str(model)}) + "\n"
 
 
-@pytest.mark.timeout(180)
 def test_a_killed_suite_loses_one_set_and_shows_its_progress(root: Path, tmp_path: Path) -> None:
     """As a user on a terminal: two starts of the command, of which the first is killed in its second set."""
     folder, run_dir = tmp_path / "sets", tmp_path / "run"

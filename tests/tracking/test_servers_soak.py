@@ -138,7 +138,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                 f"{server.uri}/api/2.0/mlflow/users/create",
                 json={"username": "trainer", "password": USER},
                 auth=("admin", ADMIN),
-                timeout=60,
+                timeout=120,
             )
             made.raise_for_status()
             yield Lab(server, postgres, s3)

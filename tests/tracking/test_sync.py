@@ -77,7 +77,7 @@ def test_a_broken_server_costs_training_nothing_and_gets_everything_later(
             log.write("never\n")  # what the program waits for
         output, _ = process.communicate(timeout=200)
     slowest = float(output.split("slowest log ")[1].split()[0])
-    assert slowest < 0.25  # seconds: no call waited for the server
+    assert slowest < 1  # seconds: no call waited for the server
     assert f"python -m jobs.sync {run_dir}" in output
     proxy.mode = "pass"
     for _ in range(2):  # the second changes nothing
@@ -96,13 +96,20 @@ def test_down_at_the_start_and_there_later(server: Server, proxy: Proxy, run_dir
     assert_same(server, run_dir)
 
 
-@pytest.mark.parametrize("delay", [0.3, pytest.param(5.0, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("delay", [2.0, pytest.param(5.0, marks=pytest.mark.soak)])
 def test_a_slow_server_delays_nothing(server: Server, proxy: Proxy, run_dir: Path, delay: float) -> None:
     proxy.mode, proxy.delay = "slow", delay
-    output = run_program(run_dir, "--steps", 200, "--pause", 0.05 if delay > 1 else 0.0, uri=proxy.uri)
+    with program(run_dir, "--steps", 200, "--pause", 0.05 if delay > 2 else 0.03, uri=proxy.uri) as process:
+        assert process.stdout is not None
+        output = ""
+        while "slowest log" not in output and (line := process.stdout.readline()):
+            output += line
+        proxy.delay = min(delay / 6, 0.3)  # for what is sent at the end
+        output += process.communicate(timeout=200)[0]
+        assert process.returncode == 0, output
     mean, slowest = (float(output.split(f"{kind} log ")[1].split()[0].rstrip(",")) for kind in ("mean", "slowest"))
-    assert slowest < 0.25  # seconds
-    assert mean < 0.005
+    assert slowest < delay / 2  # seconds
+    assert mean < delay / 20
     if "jobs.sync" in output:  # it ended before everything was there
         jobs_sync(run_dir, uri=proxy.uri)
     assert proxy.calls > 10

@@ -10,6 +10,7 @@ import resource
 import runpy
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -39,6 +40,10 @@ def inject(fault: str, rank: int, step: int) -> None:
         forwards += 1
         if fault == "slow" and forwards >= step:
             time.sleep(SLOW)
+        if fault == "full" and forwards > step:  # the save has failed by now, however busy the machine
+            for thread in threading.enumerate():
+                if thread.name == "saver":
+                    thread.join()
         if forwards != step and fault != "nans":
             return None
         if fault == "nan" or (fault == "nans" and forwards in (step, step + 1)):

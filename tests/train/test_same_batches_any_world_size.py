@@ -45,11 +45,10 @@ def fed(folder: Path, world: int) -> dict[int, Counter[str]]:
     return found
 
 
-@pytest.mark.timeout(300)
 def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: Path, tmp_path: Path) -> None:
     for name in ("one", "many"):
         (tmp_path / f"fed-{name}").mkdir()
-    run_ranks(1, job(tmp_path, "one", digits, "--data.workers", 0), tmp_path / "log1", 100)
+    run_ranks(1, job(tmp_path, "one", digits, "--data.workers", 0), tmp_path / "log1")
     whole = fed(tmp_path / "fed-one", 1)
     assert sorted(whole) == list(range(1, STEPS + 1))
     assert all(sum(lines.values()) == GLOBAL_BATCH for lines in whole.values())
@@ -57,12 +56,12 @@ def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: P
 
     with Ranks(2, job(tmp_path, "many", digits, "--data.workers", 1), tmp_path / "log2") as ranks:
         path, limit = tmp_path / "many" / LEDGER, time.monotonic() + 100
-        while not path.exists() or len(sample_ledger.read(tmp_path / "many")) < 10:
+        while not path.exists() or len(sample_ledger.read(tmp_path / "many")) < 6:
             assert time.monotonic() < limit, ranks.output()
             time.sleep(0.01)
     # killed with SIGKILL, workers and all
     killed_at = len(sample_ledger.read(tmp_path / "many"))
-    assert 10 <= killed_at < STEPS
+    assert 6 <= killed_at < STEPS
     run_ranks(4, job(tmp_path, "many", digits, "--data.workers", 0), tmp_path / "log4", 200)
 
     before, after = fed(tmp_path / "fed-many", 2), fed(tmp_path / "fed-many", 4)
@@ -78,7 +77,6 @@ def test_killed_and_resumed_on_other_ranks_the_models_are_fed_the_same(digits: P
     assert "each sample came exactly once in each of the first 1 epochs" in output
 
 
-@pytest.mark.timeout(120)
 def test_crop_erasing_and_evaluation_resize_reach_the_model(digits: Path, tmp_path: Path) -> None:
     run, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(digits, data)
@@ -86,7 +84,7 @@ def test_crop_erasing_and_evaluation_resize_reach_the_model(digits: Path, tmp_pa
     sizes = ("--train.global-batch", 64, "--train.micro-batch", 16, "--train.log-every", 100)
     words = list(training_job(run, data, *sizes, *options, "--data.eval-split", "val"))
     place = words.index("--data.min-area")  # of the Inception crop
-    run_ranks(2, ("-m", *words[:place], *words[place + 2 :]), tmp_path / "log2", 90)
+    run_ranks(2, ("-m", *words[:place], *words[place + 2 :]), tmp_path / "log2")
     code, output = audit(run, "--step", 2)
     assert code == 0, output
     grid = cv2.cvtColor(cv2.imread(str(run / "step-2.png")), cv2.COLOR_BGR2RGB)
@@ -107,9 +105,7 @@ def test_crop_erasing_and_evaluation_resize_reach_the_model(digits: Path, tmp_pa
         meta = json.loads(path.read_text())
         meta["config"]["data"]["eval_resize"] = resize
         path.write_text(json.dumps(meta))
-        (done,) = run_ranks(
-            1, ("-m", "jobs.evaluate", run, "--data", data, "--workers", 0), tmp_path / f"log-{resize}", 60
-        )
+        (done,) = run_ranks(1, ("-m", "jobs.evaluate", run, "--data", data, "--workers", 0), tmp_path / f"log-{resize}")
         results[resize] = json.loads(done.output.splitlines()[-1])["loss"]
     metrics = records.read_lines(run / METRICS)[0][-1].metrics
     assert results["central"] == pytest.approx(metrics["eval/loss"], rel=1e-5)
