@@ -19,7 +19,6 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
     detected, and a warning is logged.
     """
     folder, made = work_folder(output), not output.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         lock = held.enter_context(_lock(folder / "lock", output, shared=task is not None))
         if task is not None:
@@ -38,15 +37,36 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, output: Path, *, shared: bool) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fd = _open(path)
     try:
-        if try_lock(fd, path, shared=shared) is Lock.TAKEN:
+        lock = try_lock(fd, path, shared=shared)
+        while lock is not Lock.TAKEN and not _is(path, fd):  # a task that failed has just removed the folder
+            os.close(fd)
+            fd = _open(path)
+            lock = try_lock(fd, path, shared=shared)
+        if lock is Lock.TAKEN:
             raise UserError(
                 f"OUTPUT {str(output)!r} is being written by another process: wait for it, or give another folder"
             )
         yield fd
     finally:
         os.close(fd)
+
+
+def _open(path: Path) -> int:
+    """Open a lock's file, after making its folder; again if another process removes that folder in between."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _is(path: Path, fd: int) -> bool:
+    """Whether ``path`` still names the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def work_folder(output: Path) -> Path:

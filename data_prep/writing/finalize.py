@@ -28,7 +28,7 @@ def finalize(
     missing = [
         dataset_format.shard_file_name(*where)
         for where, info in zip(expected, infos, strict=True)
-        if info is None or not _has_size(output / info.file_name, info.bytes)
+        if info is None or (info.samples and not _has_size(output / info.file_name, info.bytes))
     ]
     if missing:
         raise UserError(
@@ -40,8 +40,8 @@ def finalize(
     if not kept:
         raise UserError("no image of INPUT could be used: " + _reasons(output, expected))
     for info in finished:
-        if not info.samples:  # every image was rejected
-            (output / info.file_name).unlink()
+        if not info.samples:  # every image was rejected; a killed start may have deleted it
+            (output / info.file_name).unlink(missing_ok=True)
     rows = (catalogue.whole(work_folder.done_path(output, info.split, info.shard)) for info in kept)
     write_parquet(output / "index.parquet", INDEX_SCHEMA, rows)
     rejects = write_parquet(output / "rejects.parquet", REJECTS_SCHEMA, _rejects(output, expected))

@@ -99,10 +99,13 @@ def _read_sound(checkpoint: Path, *, hashes: bool) -> Checkpoint:
 def _check_files(checkpoint: Checkpoint, *, hashes: bool) -> None:
     for name, expected in checkpoint.meta.files.items():
         path, fault = checkpoint.path / name, ""
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            fault = f"{name} is missing or not {expected['bytes']} bytes long"
-        elif hashes and xxh3_128(path) != expected["xxh3_128"]:
-            fault = f"{name} does not have the hash it was saved with"
+        try:
+            if path.stat().st_size != expected["bytes"]:
+                fault = f"{name} is not {expected['bytes']} bytes long"
+            elif hashes and xxh3_128(path) != expected["xxh3_128"]:
+                fault = f"{name} does not have the hash it was saved with"
+        except FileNotFoundError:  # also if a training deletes the checkpoint just now
+            fault = f"{name} is missing"
         if fault:
             raise UserError(f"checkpoint {str(checkpoint.path)!r} is broken ({fault}): name another one of its run")
 

@@ -8,6 +8,7 @@ complete.
 
 import dataclasses
 import json
+import logging
 import shutil
 import threading
 import time
@@ -31,6 +32,8 @@ from pipeline.core.tensor_files import save_tensors
 from pipeline.engine.deepspeed_engine import Engine
 from pipeline.runs.folder import CHECKPOINTS, META, step_of
 from pipeline.runs.ownership import Fence
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(minutes=30)  # time that rank 0 waits for the other ranks' files
 BEST = "eval/top1"  # the metric of keep_best
@@ -271,4 +274,7 @@ def delete_old(run_dir: Path, rule: CheckpointConfig, step: int) -> None:
     for path in paths[: -max(rule.keep_last, 1)]:
         if path not in best and (not rule.keep_every or step_of(path) % rule.keep_every):
             (path / META).unlink()  # first, so that a partly deleted checkpoint doesn't count as complete
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:  # on NFS, a file that another process of this node has open stays in its folder
+                logger.warning("old checkpoint %s can't be deleted (%s): delete it by hand", path, error.strerror)

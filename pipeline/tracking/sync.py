@@ -232,7 +232,7 @@ def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> N
         path = run_dir / name
         if not path.exists():
             continue
-        for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
+        for file in [path] if path.is_file() else _files_in(path):
             inside = Path(folder, file.parent.relative_to(path.parent)) if path.is_dir() else Path(folder)
             stat = file.stat()
             version = f"{stat.st_size} {stat.st_mtime_ns}"
@@ -243,6 +243,11 @@ def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> N
                 client.log_artifact(sent.run_id, str(clean), str(inside) if str(inside) != "." else None)
             sent.artifacts[key] = version
             _save(run_dir, sent)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """All files below ``folder``, except hidden ones: those are being written, and are renamed when they are whole."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 def missing_artifacts(run_dir: Path, record: Record, sent: Sent) -> list[str]:

@@ -1,7 +1,9 @@
 """Checkpoints of real ranks: broken ones, kept ones, those on the clock, averages, and what may not be resumed."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +181,46 @@ def test_which_checkpoints_stay(copy: Path) -> None:
     assert {run_folder.step_of(path) for path in checkpoint.complete(copy)} == {7, 4, run_folder.step_of(best)}
     delete_old(copy, CheckpointConfig(keep_last=2), 7)
     assert len(checkpoint.complete(copy)) == 2
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_skipped(
+    copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the training, when somebody evaluates its run."""
+    *_, before, newest = checkpoint.complete(copy)
+    hashed = checkpoint.xxh3_128
+
+    def after_the_deletion(path: Path) -> str:
+        if path.parent == newest:
+            shutil.rmtree(newest)
+        return hashed(path)
+
+    monkeypatch.setattr(checkpoint, "xxh3_128", after_the_deletion)
+    found = checkpoint.newest(checkpoint.complete(copy), hashes=True)
+    assert found is not None
+    assert found.path == before
+    assert f"checkpoint {newest} is skipped" in caplog.text
+    assert "state-000.safetensors is missing" in caplog.text
+
+
+def test_a_checkpoint_in_use_that_stays_is_named_and_stops_no_training(
+    copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps an open file as .nfs..., so its folder can't be removed."""
+    first, second, *_ = checkpoint.complete(copy)
+    remove = shutil.rmtree
+
+    def with_open_file(path: Path) -> None:
+        if path == first:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", with_open_file)
+    delete_old(copy, CheckpointConfig(keep_last=1), 7)
+    assert [run_folder.step_of(path) for path in checkpoint.complete(copy)] == [7]
+    assert first.exists()
+    assert not second.exists()
+    assert f"old checkpoint {first} can't be deleted (Directory not empty)" in caplog.text
 
 
 def test_checkpoints_by_the_clock(digits: Path, tmp_path: Path) -> None:

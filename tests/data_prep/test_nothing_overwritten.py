@@ -1,16 +1,19 @@
 """Nothing is lost, taken for something else or overwritten where input or folders aren't what they should be."""
 
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import index, shard, verify
+from data_prep import index, shard, verify, work_folder
 from data_prep.images.jpeg_header import RejectedError
 from data_prep.images.prepare import ImageOptions, prepare
 from data_prep.work_folder import alone
@@ -35,6 +38,29 @@ def test_two_at_once_don_t_share_a_folder(photos: list[bytes], tmp_path: Path) -
     assert not out.exists()
     shard_into(source, out, "--workers", 1)
     assert len(keys(out)) == 4
+
+
+@pytest.mark.parametrize("when", ["open", "try_lock"])
+def test_a_lock_is_that_of_the_folder_that_is_there(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that fails removes the work folder, just when the next task of the array opens its lock or locks it."""
+    out, removed = tmp_path / "out", []
+    where = os if when == "open" else work_folder
+    real = getattr(where, when)
+
+    def after_the_other_failed(*arguments: Any, **more: Any) -> Any:
+        if not removed and str(out) in f"{arguments}":
+            removed.append(out)
+            shutil.rmtree(out)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(where, when, after_the_other_failed)
+    with alone(out, 0):
+        assert removed
+        with pytest.raises(UserError, match="is being written by another process"), alone(out, None):
+            pass
+        with alone(out, 1):
+            pass
+    assert not out.exists()
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
@@ -73,6 +99,21 @@ def test_a_task_answers_for_its_share_of_what_scanning_found(photos: list[bytes]
     shard_into(source, tmp_path / "out", *options, "--tasks", 12, "--finalize")
     for name in ("index.parquet", "rejects.parquet", "train-00000.tar"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finalization_that_was_killed_is_run_again(photos: list[bytes], tmp_path: Path) -> None:
+    """It had deleted the shard of which every image was rejected."""
+    source = folders(tmp_path / "raw", photos, "a", "b")
+    next((source / "a").iterdir()).write_bytes(b"no image")
+    options = ("--samples-per-shard", 1, "--failure-budget", "50%", "--workers", 1, "--name", "x")
+    whole = shard_into(source, tmp_path / "whole", *options)
+    for task in (0, 1):
+        shard_into(source, tmp_path / "out", *options, "--tasks", 2, "--task", task)
+    names = [{path.name for path in folder.glob("*.tar")} for folder in (tmp_path / "out", whole)]
+    (empty,) = names[0] - names[1]
+    (tmp_path / "out" / empty).unlink()
+    shard_into(source, tmp_path / "out", *options, "--tasks", 2, "--finalize")
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_images_at_another_depth_than_the_first_have_no_class(photos: list[bytes], tmp_path: Path) -> None:

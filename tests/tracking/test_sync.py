@@ -216,8 +216,12 @@ def test_sqlite_beside_the_run_folder_is_the_default(run_dir: Path) -> None:
     assert on_server(client, run.info.run_id) == in_folder(run_dir)
     # a second server gets a whole copy of its own
     other = f"sqlite:///{run_dir.parent / 'other.db'}"
+    (run_dir / "code" / ".changes-1.diff.01234567.tmp").touch()  # it is just being written
     jobs_sync(run_dir, uri=other)
     copy = only_run(MlflowClient(other), run_dir)
+    names = {Path(item.path).name for item in MlflowClient(other).list_artifacts(copy.info.run_id, "code")}
+    assert "packages-1.txt" in names
+    assert not [name for name in names if name.startswith(".")]
     assert on_server(MlflowClient(other), copy.info.run_id) == in_folder(run_dir)
 
 
