@@ -123,7 +123,7 @@ def output(command: Sequence[str]) -> str:
     done = subprocess.run(command, encoding="utf-8", errors="replace", capture_output=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise UserError(said.removeprefix("error: "))
+        raise UserError(said.partition("error: ")[2] or said)  # a job script's begins with the time and the job
     sys.stderr.write(done.stderr)
     return done.stdout
 

@@ -260,6 +260,8 @@ check_cluster() { # MODULE RECIPE ARGUMENTS...: jobs.doctor on all ranks, as a s
 
 command_job() { # COMMAND...
   local code
+  REFUSED_MARK=$(mktemp -u) # a command of ours that exits with 2 makes this file: accelerate turns every code into 1
+  export REFUSED_MARK
   trap 'asked=USR1; kill -TERM "$srun_pid"' USR1
   trap 'asked=TERM' TERM
   set -- srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SRUN_OPTIONS[@]}" "${RANK_PREFIX[@]}" "$@"
@@ -272,7 +274,8 @@ command_job() { # COMMAND...
   if [ $code = 0 ]; then
     [ -z "${DONE_MARK:-}" ] || touch "$DONE_MARK" # submit_all.sh: this stage is done
     exit 0
-  elif [ $code = 2 ]; then
+  elif [ $code = 2 ] || [ -e "$REFUSED_MARK" ]; then
+    rm -f "$REFUSED_MARK"
     exit 2 # the command line or the data were refused: not tried again
   elif at_time_limit && [[ " $* " != *" data_prep.shard "* ]]; then # only that continues where it stopped
     say "error: the time limit is near, and a requeue would start over: not tried again; give it a longer --time"

@@ -20,6 +20,12 @@ source "${home:-$SLURM_SUBMIT_DIR}/slurm/launch.sh" || exit 2
 if [[ " $* " == *" --finalize "* ]]; then
   command_job python -m data_prep.shard "$@"
 fi
+for name in --workers --task --tasks; do # ours, below, would win in silence
+  if [ -n "$(option "$name" "$@")" ]; then
+    say "error: $name $(option "$name" "$@") has no effect in a job, which sets it from its CPUs and its array: leave it out"
+    exit 2
+  fi
+done
 if [ -z "${TASKS:-}" ] && [ "${SLURM_ARRAY_TASK_MIN:?}-$((SLURM_ARRAY_TASK_MAX + 1))" != "0-$SLURM_ARRAY_TASK_COUNT" ]; then
   say "error: --array is not 0-N, so the number of tasks is unknown: submit all with --array=0-N, or repeat some of N" \
     "with TASKS=N sbatch --array=..."

@@ -91,6 +91,9 @@ def run(main: Callable[[], int | None]) -> None:
         if not isinstance(error, BrokenPipeError):
             logger.error("the standard output: %s", error.strerror)
             code = EXIT_USER
+    if code == EXIT_USER and (mark := os.environ.get("REFUSED_MARK")):  # for slurm/launch.sh: accelerate exits with 1
+        with contextlib.suppress(OSError):
+            Path(mark).touch()
     sys.exit(code or EXIT_DONE)
 
 

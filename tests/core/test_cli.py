@@ -33,6 +33,26 @@ def test_a_user_error_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "error: field 1 is wrong: change it\n"
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_job_learns_of_a_refusal_through_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: bool
+) -> None:
+    def main() -> int:
+        if refused:
+            raise UserError("--batch 0 must be at least 1")
+        return 1
+
+    monkeypatch.setenv("REFUSED_MARK", str(tmp_path / "mark"))
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert (tmp_path / "mark").exists() == refused
+    monkeypatch.setenv("REFUSED_MARK", str(tmp_path / "nowhere" / "mark"))  # such as a container's /tmp
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == (2 if refused else 1)
+    capsys.readouterr()
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     program = "from pipeline.core import cli\n"
     program += "def main():\n    for _ in range(100_000): print('line', flush=True)\ncli.run(main)\n"

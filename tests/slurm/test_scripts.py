@@ -498,3 +498,15 @@ def test_a_job_without_gpus_says_in_its_first_line_what_to_pass(cluster: Cluster
     first, *_ = (tmp_path / "log").read_text().splitlines()
     assert f"pretrain-b16 {job}: error: this job has no GPUs" in first
     assert "--ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12" in first
+
+
+@pytest.mark.slurm
+def test_an_evaluation_that_is_refused_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    """accelerate exits with 1, whatever the code of its processes."""
+    options = ("--gpus-per-node=1", "--cpus-per-task=1", f"--output={tmp_path}/log", "--time=5")
+    job = cluster.submit("evaluate.sh", tmp_path, "--data", tmp_path, "--bacth", 3, options=options)
+    assert cluster.wait(job, timeout=100) == "FAILED"
+    log = (tmp_path / "log").read_text()
+    assert "Perhaps you meant: --batch" in log
+    assert "requeueing" not in log
+    assert cluster.jobs(job)[0]["Restarts"] == "0"

@@ -64,6 +64,8 @@ def test_dry_run_prints_both_lines_and_what_would_be_refused(
         (("shard",), {}, "Missing from vit shard: INPUT"),
         (("shard", "RAW", "/data", "--val-frac", "0.1"), {}, "Perhaps you meant: --val-fraction"),
         (("shard", "RAW", "/data", "--val-fraction", "10"), {}, "--val-fraction 10.0 must be at least 0 and below 1"),
+        (("shard", "RAW", "/data", "--workers", "4"), {}, "error: --workers 4 has no effect in a job, which sets it"),
+        (("shard", "RAW", "/data", "--array", "1-3"), {}, "error: --array is not 0-N"),
         (("command",), {}, "COMMAND is missing"),
         (("command", "--time", "60"), {}, "COMMAND is missing"),
         (("campaign",), {}, "RECIPE is missing"),
