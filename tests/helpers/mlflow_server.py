@@ -39,7 +39,7 @@ class Server:
         command += ["--workers", "1", *self._options]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)
-        limit = time.monotonic() + 90
+        limit = time.monotonic() + 200
         while not self._answers():
             assert time.monotonic() < limit, (self.folder / "server.log").read_text()
             assert self._process.poll() is None, (self.folder / "server.log").read_text()
@@ -47,7 +47,7 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=20) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False

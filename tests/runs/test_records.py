@@ -23,6 +23,7 @@ from pipeline.runs.folder import LEDGER, METRICS, SYSTEM
 from pipeline.runs.records import Attempt, Line
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking.tracker import OFF, Tracker, open_tracker
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -236,14 +237,14 @@ def test_a_killed_process_leaves_a_run_that_reads_as_dead(tmp_path: Path) -> Non
         "for step in itertools.count(1): tracker.log(step, step, {f'm/{i}': step + 0.5 for i in range(20)})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(run_dir)], env=os.environ | {OFF: "off"})
-    limit = time.monotonic() + 60
-    while len(lines_of(run_dir)) < 50 and time.monotonic() < limit:
-        time.sleep(0.05)
-    record = records.read_record(run_dir)
-    assert record is not None
-    assert records.alive(run_dir, record.attempts[-1])
-    process.kill()
-    process.wait()
+    try:
+        wait_until(lambda: len(lines_of(run_dir)) >= 50)
+        record = records.read_record(run_dir)
+        assert record is not None
+        assert records.alive(run_dir, record.attempts[-1])
+    finally:
+        process.kill()
+        process.wait()
     assert not records.alive(run_dir, record.attempts[-1])
     before = lines_of(run_dir)
     assert [line.step for line in before] == list(range(1, len(before) + 1))

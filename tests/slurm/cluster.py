@@ -26,7 +26,7 @@ class Cluster:
             cwd=self.folder.parent,
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=250,
             check=False,
         )
         assert done.returncode == 0 or not check, f"cluster.sh {arguments}: {done.stdout}{done.stderr}"

@@ -59,7 +59,7 @@ boot() { # MACHINE
   rm -f "$folder/pid" "$folder/network-is-up"
   setsid unshare --net --uts --mount --ipc --pid --fork --kill-child=KILL \
     bash "$HERE/machine.sh" "$name" </dev/null >"$folder/machine.log" 2>&1 &
-  wait_until 5 test -e "$folder/pid"
+  wait_until 60 test -e "$folder/pid"
   pid=$(pid_of "$name") || die "$name did not come up: $(cat "$folder/machine.log")"
   if [ "$name" = ctl ]; then # ctl holds the switch
     nsenter -t "$pid" -n sh -c "ip link add br0 type bridge && ip addr add $(address ctl)/24 dev br0 && ip link set br0 up"
@@ -96,9 +96,9 @@ configure() { # NODES
   echo "NodeName=node[1-$1] Name=gpu File=$CLUSTER_DIR/dev/nvidia[0-$((GPUS - 1))]" >"$CLUSTER_DIR/etc/slurm/gres.conf"
   # slurmd always loads a cgroup plugin and finds none without a cgroup tree; v1 stays idle with linuxproc + task/none
   echo "CgroupPlugin=cgroup/v1" >"$CLUSTER_DIR/etc/slurm/cgroup.conf"
-  # Job ids differ from one cluster to the next, or files named by them would collide
+  # Job ids differ from one cluster to the next, or files named by them would collide; six digits are no other number
   sed -e "s|@DIR@|$CLUSTER_DIR|g; s|@NODES@|$1|g; s|@CPUS@|$CPUS|g; s|@GPUS@|$GPUS|g; s|@CTL@|$(address ctl)|g" \
-    -e "s|@FIRST_JOB@|$(($(date +%s) % 900000 + 1000))|g" "$HERE/slurm.conf" >"$CLUSTER_DIR/etc/slurm/slurm.conf"
+    -e "s|@FIRST_JOB@|$(($(date +%s) % 800000 + 100000))|g" "$HERE/slurm.conf" >"$CLUSTER_DIR/etc/slurm/slurm.conf"
 }
 
 all_idle() { [ "$(inside_quietly ctl sinfo -h -N -p batch -t idle -o %N | grep -c .)" = "$1" ]; }
@@ -110,7 +110,7 @@ start() { # NODES
   rm -rf "$CLUSTER_DIR"
   configure "$1"
   for machine in ctl $(seq -f "node%g" "$1"); do boot "$machine"; done
-  if ! wait_until 15 all_idle "$1"; then
+  if ! wait_until 120 all_idle "$1"; then
     inside_quietly ctl sinfo -N -l
     tail -n 20 "$CLUSTER_DIR"/log/*.log
     die "the nodes did not become idle"
@@ -132,7 +132,7 @@ stop() { # gently, then by force: the kernel ends every process of a machine wit
   signal_all TERM
   wait_until 2 none_alive && return
   signal_all KILL
-  wait_until 5 none_alive || die "machines are still alive"
+  wait_until 60 none_alive || die "machines are still alive"
 }
 
 command=${1:-help}

@@ -12,7 +12,7 @@ def sourced(folder: Path, *lines: str, code: int = 0, **environment: str) -> str
     variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "PATH": os.environ["PATH"]} | environment
     lines = (f"source {REPO}/slurm/launch.sh", f"RUN={folder}", *lines)
     done = subprocess.run(
-        ["bash", "-c", "\n".join(lines)], env=variables, text=True, capture_output=True, timeout=60, check=False
+        ["bash", "-c", "\n".join(lines)], env=variables, text=True, capture_output=True, timeout=200, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
@@ -24,7 +24,7 @@ def submit_all(work: Path, *arguments: object, code: int = 0, **environment: str
         env=os.environ | {"VIT_WORK": str(work)} | environment,
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

@@ -55,7 +55,7 @@ def test_a_finished_run_is_not_started_again(
     job, _ = played.result(300)
     before = starts(job.run)
     again = submit(cluster, digits, job.run.parent, job.run.name)
-    assert cluster.wait(again.id, timeout=30) == "COMPLETED"
+    assert cluster.wait(again.id, timeout=200) == "COMPLETED"
     assert "is finished: nothing to do" in again.log
     assert starts(job.run) == before
 

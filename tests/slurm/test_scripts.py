@@ -69,7 +69,7 @@ def dry_run(
     options = (f"--output={folder}/%x.out", *options)
     variables = {"RUNS": "/runs", "IN21K": "/data/in21k", "IN1K": "/data/in1k", "DRY_RUN": "yes", "FINALIZE": "no"}
     job = cluster.submit(script, *arguments, options=options, **(variables | more))
-    assert cluster.wait(job, timeout=60) == "COMPLETED"
+    assert cluster.wait(job, timeout=200) == "COMPLETED"
     record = cluster.jobs(job)[0]
     (log,) = folder.glob("*.out")
     granted = "\n".join(f"{field}: {record[field]}" for field in FIELDS if field in record)
@@ -162,10 +162,10 @@ def test_an_old_env_sh_is_named(tmp_path: Path) -> None:
         re.sub(r"^(DOCTOR|IN1K)=.*\n", "", (folder / "env.sh").read_text(), flags=re.MULTILINE)
     )
     command = f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {folder}/launch.sh; echo went on"
-    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=200, check=False)
     assert (done.returncode, done.stdout) == (2, f"error: {folder}/env.sh does not set IN1K: restore that line\n")
     for command in (f"{folder}/submit_all.sh tiny", f"{folder}/submit.sh pretrain tiny"):
-        done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=200, check=False)
         assert (done.returncode, done.stderr) == (2, f"error: {folder}/env.sh does not set IN1K: restore that line\n")
 
 
@@ -176,7 +176,7 @@ def test_a_mistake_in_env_sh_is_named(tmp_path: Path) -> None:
     before, _, _ = (folder / "env.sh").read_text().partition("IN1K=")
     (folder / "env.sh").write_text(f'{before}IN1K="/data/in1k\n')
     for command in (f"{folder}/submit_all.sh tiny", f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {folder}/launch.sh"):
-        done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=200, check=False)
         assert done.returncode == 2
         (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
         assert line.startswith(f"error: {folder}/env.sh: line ")
@@ -190,7 +190,7 @@ def test_what_env_sh_prints_is_no_line_of_ours(tmp_path: Path) -> None:
         file.write("echo Loading cuda/12.8\n")
     done = subprocess.run(
         [tmp_path / "slurm" / "submit.sh", "pretrain", "tiny", "--dry-run"],
-        text=True, capture_output=True, timeout=60, check=True,
+        text=True, capture_output=True, timeout=200, check=True,
     )  # fmt: skip
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["sbatch", "srun"]
     assert done.stderr == "Loading cuda/12.8\n" * 2
@@ -211,11 +211,11 @@ def test_env_sh_may_call_what_reads_unset_variables(tmp_path: Path) -> None:
     with (tmp_path / "slurm" / "env.sh").open("a") as file:
         file.write('[ -n "$CONDA_BACKUP_CXX" ]\nfalse\n')
     command = f"SLURM_JOB_ID=1 SLURM_JOB_NAME=x; source {tmp_path}/slurm/launch.sh; echo went on; echo $NO_SUCH"
-    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], text=True, capture_output=True, timeout=200, check=False)
     assert done.stdout == "went on\n", done.stderr
     assert "NO_SUCH: unbound variable" in done.stderr, "our own code is still checked"
     done = subprocess.run(
-        [f"{tmp_path}/slurm/submit_all.sh", "h14"], text=True, capture_output=True, timeout=60, check=False
+        [f"{tmp_path}/slurm/submit_all.sh", "h14"], text=True, capture_output=True, timeout=200, check=False
     )
     assert "RECIPE 'h14' must be one of" in done.stderr
 
@@ -319,14 +319,14 @@ def test_a_job_finds_its_folder_whatever_its_arguments_name(tmp_path: Path) -> N
     done = subprocess.run(
         ["bash", "-c", f'SLURM_JOB_ID=1\n{line}\necho "$home"'],
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        text=True, capture_output=True, timeout=60, check=True,
+        text=True, capture_output=True, timeout=200, check=True,
     )  # fmt: skip
     assert done.stdout == "/my slurm/slurm/v t\n"
     here = tmp_path / "slurm" / "x.sh"  # outside a job: its own
     here.parent.mkdir()
     (here.parent / "launch.sh").touch()
     here.write_text(f'{line}\ncd "$home" && pwd\n')
-    done = subprocess.run(["bash", here], text=True, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(["bash", here], text=True, capture_output=True, timeout=200, check=True)
     assert done.stdout == f"{tmp_path}\n"
 
 
@@ -389,7 +389,7 @@ def submit(*arguments: str, code: int = 0, **environment: str) -> str:
     } | environment
     done = subprocess.run(
         ["bash", REPO / "slurm" / "submit.sh", *arguments],
-        env=variables, text=True, capture_output=True, timeout=60, check=False,
+        env=variables, text=True, capture_output=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -482,7 +482,7 @@ def test_learning_rates_are_numbers(tmp_path: Path, rates: str) -> None:
 def test_a_job_script_outside_a_job_says_what_it_is_for(script: str) -> None:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     done = subprocess.run(
-        ["bash", REPO / "slurm" / script], env=variables, text=True, capture_output=True, timeout=60, check=False
+        ["bash", REPO / "slurm" / script], env=variables, text=True, capture_output=True, timeout=200, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert f"slurm/{script} is a Slurm job script, started outside a job: submit it with vit submit" in done.stderr
@@ -494,7 +494,7 @@ def test_a_job_script_outside_a_job_says_what_it_is_for(script: str) -> None:
 def test_a_job_without_gpus_says_in_its_first_line_what_to_pass(cluster: Cluster, tmp_path: Path) -> None:
     options = ("--nodes=1", f"--output={tmp_path}/log", "--time=5")
     job = cluster.submit("pretrain.sh", "b16", options=options, RUNS=str(tmp_path), IN21K=str(tmp_path))
-    assert cluster.wait(job, timeout=60) == "FAILED"
+    assert cluster.wait(job, timeout=200) == "FAILED"
     first, *_ = (tmp_path / "log").read_text().splitlines()
     assert f"pretrain-b16 {job}: error: this job has no GPUs" in first
     assert "--ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12" in first

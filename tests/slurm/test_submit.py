@@ -119,7 +119,6 @@ def test_a_run_that_is_no_job_has_no_log(
 
 
 @pytest.mark.slurm
-@pytest.mark.timeout(200)
 def test_a_job_from_its_submission_to_its_log(cluster: Cluster, digits: Path, tmp_path: Path) -> None:
     """Pending: seen, followed, cancelled. Then submitted again, and read to its end."""
     site = {"RUNS": str(tmp_path / "runs"), "IN21K": str(digits)}
@@ -143,7 +142,7 @@ def test_a_job_from_its_submission_to_its_log(cluster: Cluster, digits: Path, tm
     job = next(line for line in said.splitlines() if line.startswith("Submitted batch job")).split()[-1]
     followed = on_cluster(cluster, "jobs.logs", run, "--follow")
     assert f"mine {job}: finished at step 12: {run}" in followed
-    assert cluster.wait(job, timeout=60) == "COMPLETED"
+    assert cluster.wait(job, timeout=200) == "COMPLETED"
     assert "step 12" in on_cluster(cluster, "jobs.logs", run, "--rank", 0)
     assert "--rank 7 has no log: there are rank-0000.log to" in on_cluster(
         cluster, "jobs.logs", run, "--rank", 7, check=False
@@ -155,8 +154,8 @@ def test_a_job_from_its_submission_to_its_log(cluster: Cluster, digits: Path, tm
 @pytest.mark.slurm
 def test_one_task_of_an_array_is_cancelled_alone(cluster: Cluster, tmp_path: Path) -> None:
     """The last task has the array's id, by which scancel would end them all."""
-    job = cluster.submit("command.sh", "sleep", 60, options=("--array=0-1", "--cpus-per-task=1", "--output=/dev/null"))
-    limit = time.monotonic() + 30
+    job = cluster.submit("command.sh", "sleep", 250, options=("--array=0-1", "--cpus-per-task=1", "--output=/dev/null"))
+    limit = time.monotonic() + 120
     while {record["JobState"] for record in cluster.jobs(job)} != {"RUNNING"} and time.monotonic() < limit:
         time.sleep(0.2)
     (tmp_path / "slurm").mkdir()

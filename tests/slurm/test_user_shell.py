@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runs.slurm_queue import squeue_environment
+from tests.helpers.waiting import wait_until
 from tests.slurm.cluster import REPO, Cluster
 from tests.slurm.scripts import sourced, submit_all
 
@@ -90,14 +91,16 @@ def test_status_sees_what_is_queued(cluster: Cluster, queued: Path) -> None:
 def test_a_preemption_is_no_time_limit(cluster: Cluster, tmp_path: Path) -> None:
     """A command's job is requeued after the one, and gives up at the other; its log is our own."""
     options = (f"--output={tmp_path}/log", "--exclusive", "--nodes=1", "--time=5")
-    job = cluster.submit("command.sh", "sleep", 100, options=options, **(FILTERS | SHELL | STEP))
-    (node,) = cluster.wait_running(job, timeout=30)
-    time.sleep(2)  # the step starts
+    started = tmp_path / "started"
+    words = ("sh", "-c", f"touch {started}; exec sleep 250")
+    job = cluster.submit("command.sh", *words, options=options, **(FILTERS | SHELL | STEP))
+    (node,) = cluster.wait_running(job, timeout=120)
+    wait_until(started.exists)
     other = cluster.run(
         "sbatch", "--parsable", "--partition=urgent", "--exclusive", f"--nodelist={node}", "--time=1",
         "--output=/dev/null", "--wrap=sleep 1",
     )  # fmt: skip
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while "requeueing" not in (log := (tmp_path / "log").read_text()) and time.monotonic() < limit:
         time.sleep(0.2)
     cluster.run("scancel", job, other)
@@ -109,7 +112,7 @@ def test_a_preemption_is_no_time_limit(cluster: Cluster, tmp_path: Path) -> None
 def test_a_step_takes_nothing_from_the_shell(cluster: Cluster, tmp_path: Path) -> None:
     options = (f"--output={tmp_path}/log", "--cpus-per-task=1", "--time=5", f"--chdir={tmp_path}")
     job = cluster.submit("command.sh", "pwd", options=options, **(FILTERS | SHELL | STEP))
-    assert cluster.wait(job, timeout=60) == "COMPLETED", (tmp_path / "log").read_text()
+    assert cluster.wait(job, timeout=200) == "COMPLETED", (tmp_path / "log").read_text()
     assert (tmp_path / "log").read_text() == f"{tmp_path}\n"
 
 

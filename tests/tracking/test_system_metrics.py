@@ -25,6 +25,7 @@ def test_a_node_goes_on_counting_its_samples_after_a_restart(tmp_path: Path, mon
         sampler = Sampler(tmp_path / "run", "node 1/a", attempt).start()
         sampler._stopped.wait(0.1)
         sampler.stop()
+        sampler._thread.join()  # stop() waits no longer than a PERIOD
     (path,) = (tmp_path / "run" / "system").iterdir()
     assert path.name == "node_1_a.jsonl"
     lines, _ = records.read_lines(path)

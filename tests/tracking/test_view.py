@@ -4,13 +4,19 @@ import time
 from pathlib import Path
 
 from pipeline.tracking.view import address, how_to_look
-from tests.helpers.browser import open_browser
+from tests.helpers.browser import Browser, open_browser
 from tests.helpers.mlflow_runs import jobs_sync
 from tests.helpers.mlflow_server import Server
 from tests.helpers.runs import write_run
 
 HEADS = "return [...document.querySelectorAll('[role=columnheader]')].map(head => head.innerText.trim())"
 RUNS = "return [...document.querySelectorAll('[role=row] a[href*=\"/runs/\"]')].map(link => link.innerText.trim())"
+TEXT = "return document.body.innerText"
+
+
+def _is_shown(browser: Browser) -> bool:
+    """Whether the page has all that it loads piece by piece."""
+    return "eval/top1" in browser.run(HEADS) and len(browser.run(RUNS)) >= 2 and "0.9" in browser.run(TEXT)
 
 
 def test_the_address_shows_every_run_with_its_metrics(tmp_path: Path, server: Server) -> None:
@@ -23,12 +29,12 @@ def test_the_address_shows_every_run_with_its_metrics(tmp_path: Path, server: Se
     with open_browser() as browser:
         browser.resize(1600, 900)
         browser.open(page)
-        deadline = time.monotonic() + 60
-        while "eval/top1" not in browser.run(HEADS) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not _is_shown(browser) and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert {"eval/top1", "eval/loss", "train/loss", "progress/epochs"} & set(browser.run(HEADS)) >= {"eval/top1"}
+        assert "eval/top1" in browser.run(HEADS)
         assert browser.run(RUNS) == ["tuned", "pretrain"]
-        assert "0.9" in browser.run("return document.body.innerText")
+        assert "0.9" in browser.run(TEXT)
 
 
 def test_a_run_in_a_file_says_how_to_serve_it(tmp_path: Path) -> None:
