@@ -120,9 +120,9 @@ def pause(seconds: float) -> None:
     """Make all processes of this user on this node wait."""
     try:
         path, now = _node_folder() / "pause", time.time()
-        known = path.stat().st_mtime if path.exists() else now
-        path.touch(mode=0o600)
-        until = min(max(known, now + seconds), now + LONGEST_PAUSE)
+        # not touch, after which an earlier pause would seem to be over until the next line but one
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        until = min(max(path.stat().st_mtime, now + seconds), now + LONGEST_PAUSE)
         os.utime(path, (until, until))
     except OSError:
         time.sleep(min(seconds, LONGEST_PAUSE))

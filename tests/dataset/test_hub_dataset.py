@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -246,6 +247,20 @@ def test_a_pause_lies_in_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytes
     with hub_pace.download_turn():
         pass
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_second_pause_interrupts_no_longer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_pace.tempfile, "tempdir", str(tmp_path))
+    path, began, change, found = tmp_path / f"vit-hub-{os.getuid()}" / "pause", time.time(), os.utime, []
+
+    def look_and_change(*arguments: Any, **more: Any) -> None:
+        found.append(path.stat().st_mtime)
+        change(*arguments, **more)
+
+    hub_pace.pause(300)
+    monkeypatch.setattr(os, "utime", look_and_change)
+    hub_pace.pause(1)
+    assert min(*found, path.stat().st_mtime) >= began + 300
 
 
 STARTER = """
