@@ -111,7 +111,8 @@ def export_variables(ranks: Ranks, environment: Mapping[str, str]) -> dict[str, 
     if not address or not port.isdecimal():
         raise UserError(
             f"MASTER_ADDR {address!r} and MASTER_PORT {port!r} must name rank 0's host and a free port there, the "
-            f"same on all {ranks.world_size} ranks: slurm/launch.sh exports both"
+            f"same on all {ranks.world_size} ranks: the job scripts set both; before an srun of your own, "
+            "export MASTER_ADDR=$(scontrol show hostnames | head -n 1) MASTER_PORT=12345"
         )
     return {
         "RANK": str(ranks.rank),

@@ -1,6 +1,8 @@
 """What else a job does on the cluster: jobs.doctor before it trains, an array that shards, one MLflow run. Soak."""
 
+import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -37,6 +39,16 @@ def test_checked_by_doctor_then_trained(
     assert "for 1 data loader worker(s)" in job.log  # as OPTIONS say, not as the recipe does
     assert losses(job.run) == reference
     print(f"{launcher}: doctor and training {time.monotonic() - began:.0f} s")
+
+
+def test_doctor_in_an_allocation(cluster: Cluster, digits: Path, tmp_path: Path) -> None:
+    """The two lines of the cluster's tutorial, on a small recipe and dataset."""
+    page = (REPO / "docs" / "tutorials" / "tars_to_table.md").read_text()
+    export, doctor = re.findall(r"^    ((?:export|srun) .*)$", page, re.MULTILINE)
+    doctor = doctor.replace("vit doctor l16", f"{sys.executable} -m jobs.doctor tiny").replace("work/runs", "runs")
+    lines = f"cd {tmp_path}; {export}; {doctor.replace('work/shards/in21k', str(digits))} -- --data.workers 1"
+    said = cluster.run("salloc", *NO_GPUS, "bash", "-c", lines, PYTHONPATH=str(REPO))
+    assert "2 rank(s) on 2 node(s) connected" in said
 
 
 def test_doctor_names_the_node_that_differs(cluster: Cluster, digits: Path, tmp_path: Path) -> None:
