@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.core.locks import Lock, try_lock
+from pipeline.core.locks import Lock, still_names, try_lock
 
 
 @contextmanager
@@ -37,20 +37,18 @@ def alone(output: Path, task: int | None) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, output: Path, *, shared: bool) -> Iterator[int]:
-    fd = _open(path)
-    try:
-        lock = try_lock(fd, path, shared=shared)
-        while lock is not Lock.TAKEN and not _is(path, fd):  # a task that failed has just removed the folder
+    while True:
+        fd = _open(path)
+        try:
+            if try_lock(fd, path, shared=shared) is Lock.TAKEN:
+                raise UserError(
+                    f"OUTPUT {str(output)!r} is being written by another process: wait for it, or give another folder"
+                )
+            if still_names(path, fd):  # else a task that failed has removed the folder just before
+                yield fd
+                return
+        finally:
             os.close(fd)
-            fd = _open(path)
-            lock = try_lock(fd, path, shared=shared)
-        if lock is Lock.TAKEN:
-            raise UserError(
-                f"OUTPUT {str(output)!r} is being written by another process: wait for it, or give another folder"
-            )
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _open(path: Path) -> int:
@@ -59,14 +57,6 @@ def _open(path: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             path.parent.mkdir(parents=True, exist_ok=True)
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def _is(path: Path, fd: int) -> bool:
-    """Whether ``path`` still names the open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def work_folder(output: Path) -> Path:

@@ -65,6 +65,14 @@ def wait_for_lock(descriptor: int, path: Path, *, shared: bool = False, seconds:
     return lock
 
 
+def still_names(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` is still the open file, which another process may have deleted before it was locked."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def locked(path: Path, *, seconds: float = WAIT) -> Iterator[Lock]:
     """Hold the lock of the file ``path``, which is created if needed; yields HELD or UNAVAILABLE.

@@ -25,12 +25,8 @@ import pyarrow.parquet as pq
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local, read_json
-from pipeline.core.version import VERSION
 
 FORMAT_VERSION = 1
-# It is part of each dataset's digest. Removing it would make all existing datasets unreadable, so that waits for
-# FORMAT_VERSION 2.
-TOOL_VERSION = VERSION
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -89,7 +85,7 @@ class DatasetInfo:
 
     name: str
     format_version: int
-    tool_version: str
+    tool_version: str  # part of the digest, so that only another FORMAT_VERSION can do without
     classes: int
     classes_digest: str  # of the ordered wnids: two datasets with the same digest share their class map
     samples: dict[str, int]  # by split

@@ -20,6 +20,7 @@ import simplejpeg
 import webdataset
 
 from data_prep import shard
+from pipeline.core.version import VERSION
 from pipeline.dataset import format as dataset_format
 from tests.data_prep import releases
 from tests.data_prep.refused import refused
@@ -47,7 +48,7 @@ def test_it_needs_no_installation(tmp_path: Path, images: Images, monkeypatch: p
         make(releases.make("folder of tars", images, tmp_path), tmp_path / "data", "--workers", 1)
     )
     monkeypatch.undo()
-    assert info.tool_version == dataset_format.TOOL_VERSION
+    assert info.tool_version == VERSION
 
 
 def test_the_data_set_is_the_disk_contract(reference: Path, images: Images) -> None:

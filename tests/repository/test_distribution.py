@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
-from pipeline.dataset.format import TOOL_VERSION
+from pipeline.core.version import VERSION
 
 REPOSITORY = Path(__file__).parents[2]
 TOP = ("pipeline", "data_prep", "jobs")
@@ -92,6 +92,6 @@ def test_the_version_is_the_same_everywhere() -> None:
     newest = re.findall(
         r"^## \[(\d+\.\d+\.\d+)\]", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
     )[0]
-    assert newest == TOOL_VERSION
+    assert newest == VERSION
     assert f"\nversion: {newest}\n" in (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
     assert SETTINGS["dynamic"]["version"] == {"attr": "pipeline.core.version.VERSION"}
