@@ -149,7 +149,8 @@ def check(kind: str, planned: Planned) -> None:
 
 
 def check_training(kind: str, planned: Planned) -> None:
-    config = read_options(kind, planned.command()[1:])
+    with options_of_sbatch():
+        config = read_options(kind, planned.command()[1:])
     run = config.run_dir
     if (status := run_folder.read_status(run)) and status.state == "finished":
         raise UserError(f"--run-dir {str(run)!r} is finished: give another --job-name or --run-dir for another run")
@@ -186,8 +187,7 @@ def train_nodes(sbatch: Sequence[str]) -> int:
 def read_options(kind: str, words: Sequence[str]) -> RunConfig:
     """The run's configuration, from RECIPE and the fields after it."""
     recipes = PRETRAIN if kind == "pretrain" else FINETUNE
-    with options_of_sbatch():
-        return recipe_options.parse(recipes, prog=f"python -m jobs.{kind}", description="", args=words)[0]
+    return recipe_options.parse(recipes, prog=f"python -m jobs.{kind}", description="", args=words)[0]
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def options_of_sbatch() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if not str(error).startswith("Unrecognized"):
+        if not str(error).startswith("Unrecognized") or "Perhaps you meant" in str(error):
             raise
         raise UserError(f"{error}; an option of sbatch that is not in vit submit --help: --sbatch 'OPTION'") from None
 

@@ -91,7 +91,10 @@ while [ $# -gt 0 ]; do
     --qos) SBATCH_QOS=$value ;;
     --reservation) SBATCH_RESERVATION=$value ;;
     --constraint) SBATCH_CONSTRAINT=$value ;;
-    --job-name) name=$value ;;
+    --job-name)
+      [[ $value != */* ]] || die "--job-name '$value' has a slash: it names the run folder and the log, so leave it out"
+      name=$value
+      ;;
     --array) array=$value ;;
     --sbatch) read -ra words <<<"$value"; more+=("${words[@]}") ;;
     *) more+=("$field=$value") ;;

@@ -62,17 +62,20 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
+[[ $name != */* ]] || die "--name '$name' has a slash: it names run folders and logs, so leave it out"
 [ -e "$raw" ] || [ -e "$IN21K/dataset.json" ] || die "--raw '$raw' does not exist: name the ImageNet-21K release as downloaded"
 [ -e "$in1k" ] || [ -e "$IN1K/dataset.json" ] || die "--in1k '$in1k' does not exist: name ILSVRC2012's training tar as downloaded"
 
 campaigns=$WORK/campaigns
 campaign=$campaigns/$name
-mkdir -p "$campaign" "$campaigns/data-in21k" "$campaigns/data-in1k"
-exec 9>"$campaigns/.lock" # two of these at once would submit everything twice
-flock -n -E 75 9 || case $? in
-  75) die "another submit_all.sh is running in $campaigns: wait for it" ;;
-  *) echo "warning: $campaigns can't be locked (above): run one submit_all.sh at a time" >&2 ;;
-esac
+if [ -z "$dry" ]; then
+  mkdir -p "$campaign" "$campaigns/data-in21k" "$campaigns/data-in1k"
+  exec 9>"$campaigns/.lock" # two of these at once would submit everything twice
+  flock -n -E 75 9 || case $? in
+    75) die "another submit_all.sh is running in $campaigns: wait for it" ;;
+    *) echo "warning: $campaigns can't be locked (above): run one submit_all.sh at a time" >&2 ;;
+  esac
+fi
 
 pretrain_run=$RUNS/pretrain-$name
 parent=$pretrain_run parent_stage=$campaign/pretrain # of the fine-tuning

@@ -116,6 +116,7 @@ def test_the_campaign(tmp_path: Path) -> None:
         "--dry-run",
     )  # fmt: skip
     compare("submit_all", text, REPO=REPO, WORK=tmp_path)
+    assert not (tmp_path / "campaigns").exists(), "a dry run makes nothing"
     # and in a folder, and with a name, that hold blanks
     (tmp_path / "a b").mkdir()
     text = submit_all(
@@ -414,6 +415,7 @@ def test_what_a_site_submits(site: str) -> None:
         (("pretrain", "--nodes", "4"), {}, "RECIPE is missing"),
         (("pretrain", "l16", "--nodes", "four"), {}, "--nodes 'four' must be a whole number"),
         (("pretrain", "l16", "--nodes", "0"), {}, "--nodes 0 is too few"),
+        (("pretrain", "l16", "--job-name", "lab/x"), {}, "--job-name 'lab/x' has a slash"),  # sbatch: no log, no reason
         (("evaluate", "/runs/x", "--spares", "1"), {}, "--spares is for pretrain and finetune"),
         (("pretrain", "l16"), {"ELASTIC": "maybe"}, "ELASTIC 'maybe' must be yes or no"),
         (("pretrain", "l16"), {"SPARES": "one"}, "SPARES 'one' must be a whole number"),

@@ -69,6 +69,7 @@ def test_dry_run_prints_both_lines_and_what_would_be_refused(
         (("command",), {}, "COMMAND is missing"),
         (("command", "--time", "60"), {}, "COMMAND is missing"),
         (("campaign",), {}, "RECIPE is missing"),
+        (("campaign", "l16", "--raw", "RAW", "--in1k", "RAW", "--name", "a/b"), {}, "--name 'a/b' has a slash"),
         (("train",), {}, "KIND 'train' is unknown"),
         (("pretrain", "tiny", "--nodes", "many"), {}, "--nodes 'many' must be a whole number"),
         (("campaign", "l16", "--raw", "RAW", "--in1k", "RAW", "--pretrain-sbatch", "--nodes=3"), {}, "global_batch"),
