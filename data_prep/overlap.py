@@ -54,7 +54,7 @@ class Options:
     """Near-duplicates' thumbnails must correlate at least this much, above 0 to 1."""
     out: Path | None = None
     """File to write the removal list to. Default: DATASET-in-OTHER.tsv in the current folder."""
-    workers: int = len(os.sched_getaffinity(0))
+    workers: Annotated[int, tyro.conf.arg(help_behavior_hint="")] = len(os.sched_getaffinity(0))
     """Worker processes. Default: one per available CPU core."""
     json: str = ""
     """File to write the counts to as JSON; - for standard output, instead of the text."""

@@ -52,7 +52,7 @@ class Options:
     """Seed of the shuffle and of --val-fraction."""
     name: str = ""
     """Name of the dataset. If empty: the name of the folder OUTPUT."""
-    workers: int = len(os.sched_getaffinity(0))
+    workers: Annotated[int, tyro.conf.arg(help_behavior_hint="")] = len(os.sched_getaffinity(0))
     """Worker processes. Default: one per available CPU core."""
     verify: Literal["decode", "header"] = "decode"
     """decode: check each image's data to its end. header: check only its header and end marker, at disk speed."""

@@ -47,7 +47,7 @@ class Options:
     """Folder of a finished dataset."""
     decode: bool = True
     """Decode every image. --no-decode checks hashes and headers only, at disk speed."""
-    workers: int = len(os.sched_getaffinity(0))
+    workers: Annotated[int, tyro.conf.arg(help_behavior_hint="")] = len(os.sched_getaffinity(0))
     """Worker processes. Default: one per available CPU core."""
     json: str = ""
     """File to write the findings to as JSON; - for standard output, instead of the text."""

@@ -33,7 +33,7 @@ scripts do so before a run's first attempt. Exits with 1 if something must be fi
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
     """Recipe to check for. Default: none; the checks that depend on a recipe are skipped."""
     stage: Literal["pretrain", "finetune"] = "pretrain"
     """Whether RECIPE is one of jobs.pretrain or jobs.finetune."""

@@ -36,8 +36,8 @@ SUMS = "SHA256SUMS"  # in sha256sum's form: sha256sum --check SHA256SUMS
 
 @dataclass(frozen=True)
 class FetchConfig:
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
-    """Weights to download: a name from the table that is printed without it."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
+    """Weights to download. Default: print the table of the names."""
     out: Path | None = None
     """Folder for the files. Default: weights/NAME in the cache (VIT_CACHE)."""
 

@@ -4,6 +4,9 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from pipeline.core import arguments, children, cli
 from pipeline.core.errors import UserError
@@ -24,6 +27,8 @@ work too. Examples:
 
 @dataclass(frozen=True)
 class LaunchConfig:
+    command: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="COMMAND ...")]
+    """Command to start, and its own words."""
     ranks: int | None = None
     """Number of processes. Default: one for each GPU of this machine."""
 

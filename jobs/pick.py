@@ -22,7 +22,7 @@ A run that failed (diverged) is skipped with a warning; an unfinished run is an 
 
 @dataclass(frozen=True)
 class PickConfig:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Run folders."""
     by: str = "eval/top1"
     """Metric to compare: the highest value is best, for a loss the lowest."""

@@ -26,7 +26,7 @@ mlflow.db beside the run folder. Examples:
 
 @dataclass(frozen=True)
 class SyncConfig:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Run folders."""
 
 

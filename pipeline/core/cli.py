@@ -4,6 +4,7 @@ Imports neither torch nor DeepSpeed, so that ``--help`` is fast.
 """
 
 import contextlib
+import dataclasses
 import errno
 import io
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from tyro import _strings
+from tyro import _arguments, _strings
 
 from pipeline.core import arguments, log, results, usage_errors
 from pipeline.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, UserError
@@ -169,6 +170,26 @@ def _unwrapped(helptext: str) -> str:
 
 
 _strings.remove_single_line_breaks = _unwrapped
+
+
+def _helptext(argument: Any, *others: Any, **named: Any) -> Any:
+    """A field's help, without tyro's "(default: None)" after a text that states the default, or "(default: )"."""
+    field = argument.field
+    text = field.helptext() if callable(field.helptext) else field.helptext
+    several = argument.is_positional() and argument.lowered.nargs == "*"
+    hint = field.argconf.help_behavior_hint
+    if several and field.default != ():
+        hint = "(required)"
+    elif field.default in (None, "", (), {}) and (several or "Default: " in str(text)):
+        hint = ""
+    elif field.default in (None, (), {}):
+        hint = "(default: none)"
+    field.argconf = dataclasses.replace(field.argconf, help_behavior_hint=hint)
+    return _tyros_helptext(argument, *others, **named)
+
+
+_tyros_helptext = _arguments.generate_argument_helptext
+_arguments.generate_argument_helptext = _helptext  # type: ignore[assignment]
 
 
 def parse(

@@ -63,6 +63,32 @@ def test_help_calls_commands_as_the_user_did(
     assert as_called(f"python -m {module}") == f"python -m {module}"
 
 
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"pretrain", "finetune", "sweep", "plan", "submit"}))
+def test_help_states_each_default_once(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, COMMANDS[name][0], raising=False)
+    monkeypatch.setattr(sys, "argv", ["vit", name, "--help"])
+    monkeypatch.setenv("COLUMNS", "100")
+    with contextlib.suppress(SystemExit):
+        main()
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: )" not in printed
+    assert "(default: None)" not in printed
+    assert not [option for option in printed.split(" --") if "Default: " in option and "(default: " in option]
+
+
+def test_usage_shows_what_is_required_and_what_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, usage in (("launch", "[-h] COMMAND ..."), ("fetch", "[-h] [NAME]"), ("predict", "MODEL IMAGE ...")):
+        monkeypatch.delitem(sys.modules, COMMANDS[name][0], raising=False)
+        monkeypatch.setattr(sys, "argv", ["vit", name, "--help"])
+        with contextlib.suppress(SystemExit):
+            main()
+        assert usage in capsys.readouterr().out.partition("\n")[0]
+
+
 def test_misspelt_commands_and_recipes_are_guessed() -> None:
     done = vit("pretrian", "tiny")
     assert done.returncode == 2
