@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +11,12 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.sources.rows import OTHER_FILE
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_local
 from pipeline.dataset.format import DatasetInfo, ShardInfo, damage_of, open_parquet
+from pipeline.imaging.file_names import counted_endings
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,14 @@ def pieces(folder: Path, info: DatasetInfo) -> list[Piece]:
     return found
 
 
-def skipped_lines(reasons: "Counter[str]", folder: Path) -> Iterator[str]:
-    """The lines of a command's summary about the input files that were skipped, by reason."""
+def skipped_lines(reasons: "Counter[str]", others: Iterable[str], folder: Path) -> Iterator[str]:
+    """The lines of a command's summary about the input files that were skipped, by reason.
+
+    ``others``: names of those that are other files than images.
+    """
     for reason, count in reasons.most_common():
-        yield f"  skipped: {count:,} {reason}"
+        endings = counted_endings(others) if reason == OTHER_FILE else ""
+        yield f"  skipped: {count:,} {reason}" + (f" ({endings})" if endings else "")
     if reasons:
         yield f"  all skipped files are listed in {folder / 'rejects.parquet'}"
 

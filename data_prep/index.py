@@ -23,7 +23,7 @@ from data_prep import tables as arrow_tables
 from data_prep.dataset_reader import check_workers, skipped_lines
 from data_prep.sources import inputs
 from data_prep.sources.class_orders import NamedNumbers, order_of
-from data_prep.sources.rows import RejectRow
+from data_prep.sources.rows import OTHER_FILE, RejectRow
 from data_prep.sources.sample_headers import INDEX_ROWS, NOT_JPEG, Tar, index_tar
 from data_prep.sources.sample_tars import UNLABELLED, Label, all_unlabelled, is_number, read_label
 from data_prep.sources.splits import split_of
@@ -141,7 +141,9 @@ def main(args: list[str] | None = None) -> int:
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     made_of = f"{samples} images of {info.classes:,} classes in {len(made):,} tars"
     print(f"{location.tars}: {made_of}, {len(rejects):,} skipped")
-    for line in skipped_lines(collections.Counter(reject.reason for reject in rejects), location.output):
+    reasons = collections.Counter(reject.reason for reject in rejects)
+    others = [reject.source for reject in rejects if reject.reason == OTHER_FILE]
+    for line in skipped_lines(reasons, others, location.output):
         print(line)
     if location.on_hub:
         print(f"index: {location.output}")

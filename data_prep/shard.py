@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from data_prep import process_pool, progress, work_folder
 from data_prep.dataset_reader import skipped_lines
 from data_prep.images.prepare import ImageOptions
@@ -29,6 +31,7 @@ from data_prep.shard_options import (
 from data_prep.sources import inputs
 from data_prep.sources.devkit import read_devkit
 from data_prep.sources.parts import splits_of
+from data_prep.sources.rows import OTHER_FILE
 from data_prep.sources.source import Source
 from data_prep.work_folder import alone
 from data_prep.writing import build_shard, finalize
@@ -274,7 +277,9 @@ def _is_finished(task: ShardTask) -> bool:
 
 
 def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: float) -> None:
-    reasons = collections.Counter(dataset_format.read_rejects(options.output, ["reason"])["reason"].to_pylist())
+    rejects = dataset_format.read_rejects(options.output, ["reason", "source"])
+    reasons = collections.Counter(rejects["reason"].to_pylist())
+    others = rejects.filter(pc.equal(rejects["reason"], OTHER_FILE))["source"].to_pylist()
     size = sum(shard.bytes for shard in info.shards)
     if info.classes == 1:
         print(
@@ -304,7 +309,7 @@ def _summarise(options: Options, info: dataset_format.DatasetInfo, seconds: floa
     samples = ", ".join(f"{count:,} {split}" for split, count in info.samples.items())
     print(f"{options.output}: {samples} images of {info.classes:,} classes in {len(info.shards):,} shards, ", end="")
     print(f"{units.size(size)}, {seconds:.0f} s")
-    for line in skipped_lines(reasons, options.output):
+    for line in skipped_lines(reasons, others, options.output):
         print(line)
 
 

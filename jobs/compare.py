@@ -129,7 +129,7 @@ def _write(config: CompareConfig, found: list[Row]) -> None:
             save(figure, out / f"{name}.{config.format}")
         print(f"plots: {out}", file=sys.stderr)
     if config.html:
-        command = without_secrets(" ".join(["python -m jobs.compare", *map(shlex.quote, sys.argv[1:])]))
+        command = without_secrets(" ".join([cli.as_called("python -m jobs.compare"), *map(shlex.quote, sys.argv[1:])]))
         made = f"Made {time.strftime('%Y-%m-%d %H:%M')} by {command}"
         with naming(out / "compare.html"):
             title = config.experiment or "Comparison of runs"

@@ -14,6 +14,7 @@ import tyro
 from pipeline.core import arguments, cli, errors, results, terminal
 from pipeline.core.errors import UserError
 from pipeline.core.files import check_can_make
+from pipeline.imaging.file_names import counted_endings
 from pipeline.interop import hub_models
 from pipeline.interop.model_files import ARCHIVE, check_model
 
@@ -41,7 +42,7 @@ class PredictConfig:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run folder, a checkpoint's folder in it, an official .npz, a timm or transformers folder, an export of any
     format, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Images, folders (searched recursively, with the tars in them) and tars such as a dataset's shards."""
     csv: str = ""
     """File to write one row per image to as CSV; - is the standard output, instead of the table."""
@@ -74,7 +75,7 @@ def main() -> int:
     from pipeline.core.progress import Bar
     from pipeline.distributed.process_group import make_accelerator
     from pipeline.inference.classifier import open_classifier
-    from pipeline.inference.image_files import find
+    from pipeline.inference.image_files import find, others_in
     from pipeline.inference.predict import predictions
     from pipeline.inference.predictions import Files
     from pipeline.model.preprocess import DTYPES
@@ -91,6 +92,10 @@ def main() -> int:
         )
     known = classifier.known.classes
     top = min(config.top, len(known))
+    if accelerator.is_main_process:
+        for folder in filter(Path.is_dir, config.images):
+            if others := others_in(folder):
+                logger.info("%s: %d other files are skipped (%s)", folder, len(others), counted_endings(others))
     first: list[Answer] = []  # for the terminal
     bad = 0
     began = time.monotonic()
@@ -141,6 +146,12 @@ def check(config: PredictConfig) -> None:
         raise UserError(f"--rollout {str(config.rollout)!r} is a file: name a folder")
     if config.rollout is not None:
         check_can_make(config.rollout, "--rollout")
+        for folder in filter(Path.is_dir, config.images):
+            if config.rollout.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"--rollout {str(config.rollout)!r} is IMAGE {str(folder)!r} or inside it, so that the next "
+                    "prediction would take its figures for images: name another folder"
+                )
 
 
 def show(answers: "Sequence[Answer]", known: Any, top: int, pictures: int) -> None:

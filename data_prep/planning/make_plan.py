@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep import process_pool as workers
 from data_prep import tables, work_folder
@@ -25,7 +26,7 @@ from data_prep.planning.partition import write_plan
 from data_prep.sources import read_parts
 from data_prep.sources.class_orders import NamedNumbers, order_of
 from data_prep.sources.parts import find_parts
-from data_prep.sources.rows import ImageRow, Row
+from data_prep.sources.rows import OTHER_FILE, ImageRow, Row
 from data_prep.sources.sample_tars import UNLABELLED, all_unlabelled
 from data_prep.sources.source import Source, told_apart_by
 from data_prep.tables import CATALOGUE
@@ -35,11 +36,11 @@ from pipeline.core.files import is_remote
 from pipeline.core.progress import Bar
 from pipeline.dataset import class_lists
 from pipeline.dataset.format import REJECTS_SCHEMA
-from pipeline.imaging.file_names import DATASET_ENDINGS
+from pipeline.imaging.file_names import DATASET_ENDINGS, counted_endings
 
 NOT_DEFECTS = frozenset(
     {
-        *("class_not_listed", "excluded", "other_file", "duplicate_name", "too_small", "system_file", "empty_class"),
+        *("class_not_listed", "excluded", OTHER_FILE, "duplicate_name", "too_small", "system_file", "empty_class"),
         UNLABELLED,
     }
 )
@@ -141,6 +142,7 @@ def _fingerprint(source: Source) -> list[list[Any]]:
 def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> None:
     counts: collections.Counter[str] = collections.Counter()
     defects: collections.Counter[str] = collections.Counter()
+    others: list[str] = []
     named = NamedNumbers()
     catalogue = folder / "catalogue.arrow"
     with tables.Writer(folder / "rejects.arrow", REJECTS_SCHEMA) as rejects:
@@ -152,16 +154,19 @@ def _make(output: Path, source: Source, options: PlanOptions, folder: Path) -> N
                 if source.unordered:
                     named.add(found["wnid"], found["name"])
                 defects.update(rejected["reason"].to_pylist())
+                if not counts:
+                    others += rejected.filter(pc.equal(rejected["reason"], OTHER_FILE))["source"].to_pylist()
         if not counts and defects[UNLABELLED]:
             raise all_unlabelled(f"INPUT {source.locations[0]!r}", defects[UNLABELLED])
         if not counts:
             what = ", ".join(f"{count} {reason}" for reason, count in defects.most_common()) or "no other files"
+            what += f": {endings}" if (endings := counted_endings(others)) else ""
             hint = ""
             if source.form == "webdataset":
-                hint = " If the class isn't in .cls members give --label; for one class per tar give --source tars"
+                hint = ". If the class isn't in .cls members give --label; for one class per tar give --source tars"
             raise UserError(
                 f"INPUT {source.locations[0]!r} contains no images (files ending in "
-                f"{', '.join(sorted(DATASET_ENDINGS))}; it has {what}): check the path.{hint}"
+                f"{', '.join(sorted(DATASET_ENDINGS))}; it has {what}): check the path, or convert the images{hint}"
             )
         wnids = class_lists.listed(options.classes)
         if source.form == "webdataset":

@@ -14,7 +14,7 @@ from data_prep import tables as catalogue
 from data_prep.images.prepare import LARGEST_FILE
 from data_prep.sources import names, sample_tars, streams, tar_images
 from data_prep.sources.folders import entries_of, entry_is, files_below, size_of
-from data_prep.sources.rows import ImageRow, RejectRow, Row
+from data_prep.sources.rows import OTHER_FILE, ImageRow, RejectRow, Row
 from data_prep.sources.source import Form, Part, checked, class_of_label, opened
 from data_prep.sources.tar_images import Tar
 from data_prep.tables import CATALOGUE
@@ -76,7 +76,7 @@ def _file_row(part: Part, entry: "os.DirEntry[str]", inside: str, name: str) -> 
         return RejectRow(source, wnid, 0, "not_a_file", "not a file or a link to one")
     size = retry.steadily(entry.stat, entry.path).st_size
     if not names.is_image(entry.name):
-        return RejectRow(source, wnid, size, "other_file", "not an image extension")
+        return RejectRow(source, wnid, size, OTHER_FILE, "not an image extension")
     if size > LARGEST_FILE:
         return RejectRow(source, wnid, size, "too_large", f"{size:,} bytes, more than {LARGEST_FILE:,}")
     if not wnid:
@@ -103,7 +103,7 @@ def _reject_beside(entry: "os.DirEntry[str]", inside: str, form: Form) -> Reject
         return RejectRow(inside, "", size, "system_file", tar_images.SYSTEM_FILE)
     what = "class folders" if form == "folder" else "tars"
     if not names.is_image(entry.name):
-        return RejectRow(inside, "", size, "other_file", f"beside the {what}, not an image extension")
+        return RejectRow(inside, "", size, OTHER_FILE, f"beside the {what}, not an image extension")
     return RejectRow(inside, "", size, "no_class", f"an image beside the {what}")
 
 

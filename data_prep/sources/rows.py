@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+OTHER_FILE = "other_file"  # a reject's reason: its name isn't an image's
+
 
 class ImageRow(NamedTuple):
     """An image found in a source."""

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from data_prep.sources.names import is_image, is_system_path
-from data_prep.sources.rows import ImageRow, RejectRow, Row
+from data_prep.sources.rows import OTHER_FILE, ImageRow, RejectRow, Row
 from data_prep.sources.tar_headers import Member, Read, scan
 from data_prep.sources.tar_images import Tar, is_class_tar, problem, stem_of, system_file
 from pipeline.core.errors import UserError, printable
@@ -158,7 +158,7 @@ def samples(
             yield left_out(image[0].size, "no_class", f"the sample has {what}")
         elif found:
             labels += 1
-            yield left_out(0, "other_file", "the sample has no member with an image extension")
+            yield left_out(0, OTHER_FILE, "the sample has no member with an image extension")
 
     for member in scan(tar.read, 0, end, whole=True):
         if member.kind == "directory":
@@ -181,10 +181,10 @@ def samples(
                 yield reject
             elif image is None or ("." in image[1] and "." not in ending):  # 1.jpg rather than 1.depth.png
                 if image:
-                    yield left_out(image[0].size, "other_file", f"the sample's image is .{ending}, not .{image[1]}")
+                    yield left_out(image[0].size, OTHER_FILE, f"the sample's image is .{ending}, not .{image[1]}")
                 image = tar.image("", "", member), ending
             else:
-                yield left_out(member.size, "other_file", f"the sample's image is .{image[1]}, not .{ending}")
+                yield left_out(member.size, OTHER_FILE, f"the sample's image is .{image[1]}, not .{ending}")
     yield from sample()
     if images and labels and not whole:
         raise UserError(

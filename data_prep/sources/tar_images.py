@@ -14,7 +14,7 @@ from data_prep.sources.names import (
     is_packed_tar,
     is_system_path,
 )
-from data_prep.sources.rows import ImageRow, RejectRow, Row
+from data_prep.sources.rows import OTHER_FILE, ImageRow, RejectRow, Row
 from data_prep.sources.tar_headers import Member, Read, scan
 from pipeline.core.errors import UserError, printable
 
@@ -46,7 +46,7 @@ def problem(member: Member, wnid: str, where: str = "") -> RejectRow | None:
     elif name == ".." or name.startswith(("/", "../")) or "/../" in name or name.endswith("/.."):
         reason, detail = "unsafe_path", "the tar member's path leaves its folder"
     elif not is_image(name):
-        reason, detail = "other_file", "not an image extension"
+        reason, detail = OTHER_FILE, "not an image extension"
     elif member.size > LARGEST_FILE:
         reason, detail = "too_large", f"{member.size:,} bytes, more than {LARGEST_FILE:,}"
     else:
@@ -101,7 +101,7 @@ def class_tar(
             continue
         reject = problem(member, wnid, f"{wnid}.tar/")
         if reject:
-            if guessed and reject.reason == "other_file" and _is_of_sample(name, before):
+            if guessed and reject.reason == OTHER_FILE and _is_of_sample(name, before):
                 raise UserError(
                     f"INPUT {tar.file!r} holds WebDataset samples, such as {printable(name)!r} beside "
                     f"{printable(before)!r}: give --source webdataset with --label for the member with the "

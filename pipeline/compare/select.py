@@ -11,7 +11,7 @@ from pipeline.compare.read_runs import evaluated_on
 from pipeline.core.errors import UserError
 from pipeline.core.files import put_in_place, temporary
 from pipeline.runs import sweep_record
-from pipeline.runs.folder import read_status
+from pipeline.runs.folder import is_run, read_status
 from pipeline.tracking.resend import send
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def read_scores(runs: Sequence[Path], metric: str) -> dict[Path, float | None]:
     """Each run's last value of ``metric``, None for one that failed. Raises UserError for an unfinished one."""
     scores: dict[Path, float | None] = {}
     for run in runs:
+        if run.is_dir() and not is_run(run) and any(map(is_run, run.iterdir())):
+            raise UserError(f"RUN {str(run)!r} is a folder of runs, not a run: name the runs in it, such as {run}/*")
         status = read_status(run)
         if status is None or status.state in ("running", "stopped"):
             state = status.state if status else "not started"

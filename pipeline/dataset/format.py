@@ -98,7 +98,10 @@ class DatasetInfo:
     def split_shards(self, split: str) -> tuple[ShardInfo, ...]:
         """The shards of one split, in order. Raises UserError, with the existing splits, if there is no such split."""
         if split not in self.samples:
-            raise UserError(f"split {split!r} is not in dataset {self.name!r}: it has {', '.join(self.samples)}")
+            raise UserError(
+                f"split {split!r} is not in dataset {self.name!r}: it has {', '.join(self.samples)}: name "
+                "one of these, or make the dataset again with --val-fraction"
+            )
         return tuple(shard for shard in self.shards if shard.split == split)
 
 

@@ -25,7 +25,7 @@ from pipeline.core import retry
 from pipeline.core.errors import UserError, printable
 from pipeline.core.files import check_local
 from pipeline.imaging import jpeg as jpegs
-from pipeline.imaging.file_names import READABLE_ENDINGS, ending
+from pipeline.imaging.file_names import READABLE_ENDINGS, counted_endings, ending
 from pipeline.imaging.jpeg import Image
 from pipeline.imaging.rgb import to_rgb
 from pipeline.loader.eval_geometry import geometry
@@ -66,28 +66,39 @@ def find(inputs: Sequence[Path]) -> list[Picture]:
             raise UserError(f"IMAGE {str(path)!r} does not exist: name an image, a folder of images or a tar of them")
         found = list(_in_folder(path) if path.is_dir() else _in_file(path))
         if not found:
+            others = counted_endings(others_in(path)) if path.is_dir() else ""
+            has = f"; it has {others}" if others else ""
             raise UserError(
-                f"IMAGE {str(path)!r} contains no images ({', '.join(sorted(READABLE_ENDINGS))}): name another path"
+                f"IMAGE {str(path)!r} contains no images ({', '.join(sorted(READABLE_ENDINGS))}{has}): name another "
+                "path, or convert the images"
             )
         pictures += found
     return pictures
 
 
-def _in_folder(folder: Path) -> Iterator[Picture]:
+def others_in(folder: Path) -> list[str]:
+    """Names of the files in a folder that ``find`` skips because they end neither as an image nor as a tar."""
+    visible = (file.name for file in _files_in(folder))
+    return [name for name in visible if ending(name) not in READABLE_ENDINGS and not name.endswith(".tar")]
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files in a folder and the folders in it, in order, without hidden ones."""
     for path, folders, files in os.walk(folder, followlinks=True):
         above = {parent.resolve() for parent in (Path(path), *Path(path).parents) if parent.is_relative_to(folder)}
         folders[:] = sorted(name for name in folders if Path(path, name).resolve() not in above)  # no link to a parent
-        for name in sorted(files):
-            file = Path(path, name)
-            if name.startswith("."):
-                continue
-            if file.suffix == ".tar":
-                try:
-                    yield from _in_tar(file)
-                except (OSError, tarfile.TarError) as error:  # one of many: reported like an unreadable image
-                    yield Picture(printable(str(file)), file, error=f"it can't be read as a tar ({error})")
-            elif ending(file.name) in READABLE_ENDINGS:
-                yield from _in_file(file)
+        yield from (Path(path, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _in_folder(folder: Path) -> Iterator[Picture]:
+    for file in _files_in(folder):
+        if file.suffix == ".tar":
+            try:
+                yield from _in_tar(file)
+            except (OSError, tarfile.TarError) as error:  # one of many: reported like an unreadable image
+                yield Picture(printable(str(file)), file, error=f"it can't be read as a tar ({error})")
+        elif ending(file.name) in READABLE_ENDINGS:
+            yield from _in_file(file)
 
 
 def _in_file(file: Path) -> Iterator[Picture]:

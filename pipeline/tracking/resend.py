@@ -75,6 +75,4 @@ def send(folder: Path) -> None:
     try:
         resend(folder)
     except Exception as error:  # any error of the server or its client
-        logger.warning(
-            "%s was not sent to MLflow (%s): run python -m jobs.sync %s", folder, client.reason(error), folder
-        )
+        logger.warning("%s was not sent to MLflow (%s): run vit sync %s", folder, client.reason(error), folder)

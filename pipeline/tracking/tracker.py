@@ -183,7 +183,7 @@ def _start_sync(run_dir: Path) -> subprocess.Popen[bytes] | None:
                 command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
     except OSError as error:
-        logger.warning("no MLflow sync (%s): run python -m jobs.sync %s later", error, run_dir)
+        logger.warning("no MLflow sync (%s): run vit sync %s later", error, run_dir)
         return None
 
 
@@ -201,7 +201,7 @@ def _finish_sync(sync: subprocess.Popen[bytes], run_dir: Path, patience: float) 
         code = sync.wait()
     if code != 0:
         logger.warning(
-            "MLflow does not have everything from %s yet (see %s); the run folder does: run python -m jobs.sync %s",
+            "MLflow does not have everything from %s yet (see %s); the run folder does: run vit sync %s",
             run_dir,
             run_dir / MLFLOW_LOG,
             run_dir,

@@ -35,7 +35,7 @@ def expectation(run: Run) -> str:
         return ""
     return (
         f"this run is expected to take {hours / 24:,.1f} days, {duration(hours / steps * 3600)} per step, on {ranks} "
-        f"rank(s) of {peak / 1e12:.3g} TFLOP/s ({run.device.type}; estimated at {USUAL_MFU:.0%} of it, as jobs.plan "
+        f"rank(s) of {peak / 1e12:.3g} TFLOP/s ({run.device.type}; estimated at {USUAL_MFU:.0%} of it, as vit plan "
         "does): use more or faster GPUs, or a smaller recipe (tiny), model.image_size, train.global_batch or "
         "schedule.steps"
     )

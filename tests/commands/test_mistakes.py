@@ -193,6 +193,7 @@ MISTAKES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ],
     "jobs.pick": [
         ((), ("RUN is missing",)),
+        (("{runs}",), ("a folder of runs, not a run", "name the runs in it")),
         (("{file}",), ("not started", "leave it out")),
         (("{unsaved}",), ("not started", "leave it out")),
         (("{stopped}",), ("is not finished (stopped)", "start it again")),
@@ -250,6 +251,7 @@ def places(
     config, status = (json.loads((trained / name).read_text()) for name in ("config.json", "status.json"))
     return {
         "run": trained,
+        "runs": trained.parent,
         "digits": digits,
         "seven": seven_digits,
         **{name: room / name for name in names},

@@ -257,6 +257,20 @@ def test_a_compressed_tar_among_a_release_s_class_tars_is_refused(photos: list[b
         shard_into(f"pipe:cat {tmp_path}/raw.tar", tmp_path / "out", "--workers", 1)
 
 
+def test_the_endings_of_other_files_are_named(
+    photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folders(tmp_path / "phone", photos, "cat", "dog")
+    for name in ("cat/1.HEIC", "cat/2.heic", "dog/3.mov", "LICENSE"):
+        (source / name).write_bytes(b"x")
+    shard_into(source, tmp_path / "out", "--workers", 1)
+    assert "skipped: 4 other_file (2 .heic, 1 .mov)\n" in capsys.readouterr().out
+    for image in source.rglob("*.jpg"):
+        image.unlink()
+    with pytest.raises(UserError, match=r"it has 4 other_file, 2 empty_class: 2 \.heic, 1 \.mov\): check the path, or"):
+        shard_into(source, tmp_path / "none", "--workers", 1)
+
+
 def test_one_class_is_a_warning(photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard_into(folders(tmp_path / "one", photos, "crane", each=2), tmp_path / "out", "--workers", 1)
     assert "belong to one class, so there is nothing to learn" in capsys.readouterr().err

@@ -127,6 +127,7 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     (folder / "cut.jpg").write_bytes(good[: len(good) // 2])
     (folder / "text.png").write_text("this is text")
     (folder / "notes.txt").write_text("not a picture, and not named like one")
+    (folder / "b" / "phone.HEIC").write_bytes(b"not readable")
     (folder / "empty.jpeg").write_bytes(b"")
     (folder / ".hidden.jpg").write_bytes(good)
     Image.fromarray(pixels).convert("CMYK").save(folder / "b" / "cmyk.jpg")
@@ -157,6 +158,7 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     assert len(rows_of(tmp_path / "out.csv")) == len(table)
     captured = capsys.readouterr()
     assert captured.err.count("is skipped") == 5
+    assert f"{folder}: 2 other files are skipped (1 .heic, 1 .txt)\n" in captured.err
     report = json.loads(captured.out.splitlines()[-1])
     assert (report["images"], report["bad"]) == (12, 5)
     assert report["images_per_second"] > 0
@@ -306,6 +308,12 @@ def no_tar(folder: Path, _: Path) -> tuple[object, ...]:
     return folder / "run", folder / "photos.tar"
 
 
+def only_others(folder: Path, _: Path) -> tuple[object, ...]:
+    (folder / "phone").mkdir()
+    (folder / "phone" / "1.HEIC").write_bytes(b"x")
+    return folder / "run", folder / "phone"
+
+
 def all_bad(folder: Path, _: Path) -> tuple[object, ...]:
     (folder / "a.jpg").write_bytes(b"x")
     return folder / "run", folder / "a.jpg", "--csv", folder / "out.csv"
@@ -332,6 +340,8 @@ def broken_graph(folder: Path, photos: Path) -> tuple[object, ...]:
         (lambda folder, photos: (folder / "run", photos, "--top", "many"), ["--top", "many"]),
         (lambda folder, photos: (folder / "run", photos, "--csv", folder / "no" / "a.csv"), ["--csv", "exists"]),
         (lambda folder, photos: (folder / "run", photos, "--rollout", photos / "0.jpg"), ["--rollout", "is a file"]),
+        (lambda folder, photos: (folder / "run", photos, "--rollout", photos / "looks"), ["--rollout", "or inside it"]),
+        (only_others, ["IMAGE", "contains no images", "it has 1 .heic", "convert"]),
         (lambda folder, photos: (folder / "run", photos, "--average"), ["averaged weights", "--train.average"]),
         (lambda folder, photos: (folder / "run", photos, "--dtype", "int8"), ["--dtype", "bfloat16"]),
         (lambda folder, photos: (folder / "run", photos, "--tpo", 3), ["--tpo", "--top"]),

@@ -176,7 +176,7 @@ def test_outages_and_wrong_logins_lose_nothing(lab: Lab, client: MlflowClient, r
     with program(run_dir, "--steps", 100, "--end", "KILLED", uri=lab.server.uri, **wrong) as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert f"python -m jobs.sync {run_dir}" in output
+    assert f"run vit sync {run_dir}" in output
     assert "not authenticated" in log_of(run_dir)
     lab.postgres.stop()
     output += jobs_sync(run_dir, uri=lab.server.uri, code=1, **lab.login)
@@ -196,7 +196,7 @@ def test_a_training_and_its_model(lab: Lab, client: MlflowClient, seven_digits: 
     job = ("-m", "jobs.pretrain", "tiny", "--run-dir", run_dir, "--data.train", seven_digits, *TRACKED)
     variables = {"MLFLOW_TRACKING_URI": lab.server.uri, "VIT_MLFLOW": "on", **lab.login}
     results = run_ranks(2, (*job, "--experiment", "lab"), tmp_path / "ranks", 300, **variables)
-    if "jobs.sync" in results[0].output:  # a busy machine: two minutes were too short for the model
+    if "vit sync" in results[0].output:  # a busy machine: two minutes were too short for the model
         jobs_sync(run_dir, uri=lab.server.uri, **lab.login)
     run = only_run(client, run_dir)
     assert run.info.status == "FINISHED"

@@ -78,7 +78,7 @@ def test_a_broken_server_costs_training_nothing_and_gets_everything_later(
         output, _ = process.communicate(timeout=200)
     slowest = float(output.split("slowest log ")[1].split()[0])
     assert slowest < 1  # seconds: no call waited for the server
-    assert f"python -m jobs.sync {run_dir}" in output
+    assert f"run vit sync {run_dir}" in output
     proxy.mode = "pass"
     for _ in range(2):  # the second changes nothing
         assert "failed" in jobs_sync(run_dir, uri=proxy.uri)
@@ -110,7 +110,7 @@ def test_a_slow_server_delays_nothing(server: Server, proxy: Proxy, run_dir: Pat
     mean, slowest = (float(output.split(f"{kind} log ")[1].split()[0].rstrip(",")) for kind in ("mean", "slowest"))
     assert slowest < delay / 2  # seconds
     assert mean < delay / 20
-    if "jobs.sync" in output:  # it ended before everything was there
+    if "vit sync" in output:  # it ended before everything was there
         jobs_sync(run_dir, uri=proxy.uri)
     assert proxy.calls > 10
     assert_same(server, run_dir)

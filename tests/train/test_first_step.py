@@ -32,7 +32,7 @@ def test_a_model_too_large_for_the_machine_says_so_at_the_start(digits: Path, tm
     command = job(tmp_path / "run", digits, *options, "--train.micro-batch", 4, steps=10_000)
     with Terminal((executable(), "-m", *command)) as terminal:
         terminal.wait_for("warning: this run is expected to take")
-        terminal.wait_for("jobs.plan does")
+        terminal.wait_for("vit plan does")
         said = re.search(r"expected to take ([\d,.]+) days, (?:\d+d )?\d\d:\d\d:\d\d per step", terminal.text)
         assert said, terminal.text
         assert float(said[1].replace(",", "")) > 100
