@@ -107,7 +107,7 @@ pretrain() { # RECIPE [--any.field value ...]
 }
 
 finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-th learning rate of FINETUNE_LRS
-  local recipe run parent grid rate=()
+  local recipe run parent grid name rate=()
   [[ ${1:--} != -* ]] || { say "error: RECIPE is missing: sbatch slurm/finetune.sh RECIPE"; exit 2; }
   recipe=$1
   shift
@@ -124,6 +124,12 @@ finetune() { # RECIPE [--any.field value ...]; in an array, task I takes the I-t
       say "error: array task $SLURM_ARRAY_TASK_ID has no learning rate: FINETUNE_LRS has ${#grid[@]} ($FINETUNE_LRS)"
       exit 2
     fi
+    for name in --optim.lr --run-dir; do
+      [ -z "$(option "$name" "$@")" ] || {
+        say "error: $name $(option "$name" "$@") would be that of every task of the array: leave it out (FINETUNE_LRS, --job-name)"
+        exit 2
+      }
+    done
     rate=(--sweep "$run" --optim.lr "${grid[SLURM_ARRAY_TASK_ID]}")
     run=$run-lr${grid[SLURM_ARRAY_TASK_ID]}
   fi

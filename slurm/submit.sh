@@ -96,19 +96,34 @@ while [ $# -gt 0 ]; do
       name=$value
       ;;
     --array) array=$value ;;
+    --output)
+      folder=$(dirname -- "$value")
+      [[ $folder == *%* ]] || [ -d "$folder" ] || die "--output '$value': the folder '$folder' does not exist, and Slurm makes none: create it"
+      more+=("$field=$value")
+      ;;
     --sbatch) read -ra words <<<"$value"; more+=("${words[@]}") ;;
     *) more+=("$field=$value") ;;
   esac
 done
+[ "$kind" != shard ] || array=${array:-0-15}
+last=${array##*[-,]} # of an array's tasks: 3 of 0-3%2
+last=${last%%[:%]*}
 case $kind in
   command) [ ${#arguments[@]} -gt 0 ] || die "COMMAND is missing: name it last, such as command python -m data_prep.verify DATASET" ;;
+  pretrain) [[ -z $array || $array == *%1 ]] || die "--array '$array' would start several jobs in one run folder: give each run a --job-name" ;;
+  finetune)
+    read -ra rates <<<"$FINETUNE_LRS"
+    [ -z "$array" ] || ! whole "$last" || [ "$last" -lt ${#rates[@]} ] ||
+      die "--array '$array' has more tasks than FINETUNE_LRS has learning rates (${#rates[@]}: $FINETUNE_LRS): give --array 0-$((${#rates[@]} - 1))"
+    ;;
+esac
+case $kind in
   pretrain | finetune)
     run=$(option --run-dir "${arguments[@]}")
     run=${run%/}
     [ -n "$name" ] || name=${run##*/} # so that the queue shows which run it is
     [ -n "$name" ] || name=$kind-$recipe
     ;;
-  shard) array=${array:-0-15} ;;
 esac
 name=${name:-$kind}
 
@@ -119,8 +134,7 @@ if [ -z "$dry" ]; then exec "${command[@]}"; fi
 printf '%q ' "${command[@]}"
 echo
 # The job's own script prints what it will run, with Slurm's variables as the job will find them
-first=${array%%[-,:%]*} last=${array##*[-,]}
-last=${last%%[:%]*}
+first=${array%%[-,:%]*}
 array_variables=(SLURM_ARRAY_JOB_ID=0 SLURM_ARRAY_TASK_ID="$first" SLURM_ARRAY_TASK_MIN="$first" SLURM_ARRAY_TASK_MAX="$last"
   SLURM_ARRAY_TASK_COUNT="$((last - first + 1))" FINALIZE=no)
 [ -n "$array" ] || array_variables=()

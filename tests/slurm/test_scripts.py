@@ -415,6 +415,9 @@ def test_what_a_site_submits(site: str) -> None:
         (("pretrain", "--nodes", "4"), {}, "RECIPE is missing"),
         (("pretrain", "l16", "--nodes", "four"), {}, "--nodes 'four' must be a whole number"),
         (("pretrain", "l16", "--nodes", "0"), {}, "--nodes 0 is too few"),
+        (("pretrain", "l16", "--array", "0-3"), {}, "--array '0-3' would start several jobs in one run folder"),
+        (("finetune", "l16", "--array", "0-3%2"), {"FINETUNE_LRS": "0.01 0.03"}, "give --array 0-1"),
+        (("pretrain", "l16", "--output", "/no/such/%x.out"), {}, "the folder '/no/such' does not exist"),
         (("pretrain", "l16", "--job-name", "lab/x"), {}, "--job-name 'lab/x' has a slash"),  # sbatch: no log, no reason
         (("evaluate", "/runs/x", "--spares", "1"), {}, "--spares is for pretrain and finetune"),
         (("pretrain", "l16"), {"ELASTIC": "maybe"}, "ELASTIC 'maybe' must be yes or no"),

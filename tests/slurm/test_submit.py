@@ -55,6 +55,12 @@ def test_dry_run_prints_both_lines_and_what_would_be_refused(
             "GPU_MODEL A100 has 80 GB: give --train.",
         ),
         (("finetune", "tiny"), {}, "--parent"),
+        (
+            ("finetune", "tiny", "--array", "0-1", "--optim.lr", "0.5"),
+            {},
+            "error: --optim.lr 0.5 would be that of every",
+        ),
+        (("finetune", "tiny", "--array", "0-1", "--run-dir=/r"), {}, "error: --run-dir /r would be that of every task"),
         (("pretrain", "tiny", "--mem-per-cpu", "4G"), {}, "is not in vit submit --help: --sbatch 'OPTION'"),
         (("evaluate", "/nowhere", "--data", "/data"), {}, "MODEL '/nowhere' does not exist"),
         (("evaluate",), {}, "MODEL is missing"),
