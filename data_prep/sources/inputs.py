@@ -179,6 +179,8 @@ def _check_tar(location: str, seekable: bool) -> None:
     start = streams.open_stream(location).read(0, BLOCK)
     if not start:
         raise UserError(f"INPUT {location!r} is empty (0 bytes): download it again")
+    if start.startswith(b"PK\x03\x04"):
+        raise UserError(f"INPUT {location!r} is a zip, which is not read: unpack it, and name the folder of its images")
     if not looks_like_tar(start):
         kind = "tar" if seekable else "gzipped tar"
         raise UserError(

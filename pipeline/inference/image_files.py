@@ -106,6 +106,8 @@ def _in_file(file: Path) -> Iterator[Picture]:
     if file.suffix != ".tar":
         if file.name.endswith((".tar.gz", ".tgz")):
             raise UserError(f"IMAGE {str(file)!r} is compressed, so its images can't be listed: decompress it first")
+        if ending(file.name) == "zip":
+            raise UserError(f"IMAGE {str(file)!r} is a zip, which is not read: unpack it, and name the folder")
         yield Picture(printable(str(file)), file)
         return
     try:

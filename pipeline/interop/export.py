@@ -100,6 +100,7 @@ def write_onnx(path: Path, model: VisionTransformer) -> None:
         raise UserError(f"--format onnx needs {error.name!r}: pip install 'vit-pipeline[export]'") from error
     with warnings.catch_warnings():
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its warning that torchvision is missing
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)  # its warnings about constants that it doesn't fold
         warnings.simplefilter("ignore")  # torch's exporter calls functions that torch deprecates
         program = torch.onnx.export(
             model,

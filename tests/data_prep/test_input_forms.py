@@ -3,6 +3,7 @@
 import gzip
 import json
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -269,6 +270,13 @@ def test_the_endings_of_other_files_are_named(
         image.unlink()
     with pytest.raises(UserError, match=r"it has 4 other_file, 2 empty_class: 2 \.heic, 1 \.mov\): check the path, or"):
         shard_into(source, tmp_path / "none", "--workers", 1)
+
+
+def test_a_zip_is_to_be_unpacked(photos: list[bytes], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("cat/1.jpg", photos[0])
+    with pytest.raises(UserError, match=r"photos\.zip' is a zip, which is not read: unpack it"):
+        shard_into(tmp_path / "photos.zip", tmp_path / "out", "--workers", 1)
 
 
 def test_one_class_is_a_warning(photos: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

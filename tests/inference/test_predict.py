@@ -308,6 +308,12 @@ def no_tar(folder: Path, _: Path) -> tuple[object, ...]:
     return folder / "run", folder / "photos.tar"
 
 
+def zipped(folder: Path, photos: Path) -> tuple[object, ...]:
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        archive.write(photos / "0.jpg")
+    return folder / "run", folder / "photos.zip"
+
+
 def only_others(folder: Path, _: Path) -> tuple[object, ...]:
     (folder / "phone").mkdir()
     (folder / "phone" / "1.HEIC").write_bytes(b"x")
@@ -341,6 +347,7 @@ def broken_graph(folder: Path, photos: Path) -> tuple[object, ...]:
         (lambda folder, photos: (folder / "run", photos, "--csv", folder / "no" / "a.csv"), ["--csv", "exists"]),
         (lambda folder, photos: (folder / "run", photos, "--rollout", photos / "0.jpg"), ["--rollout", "is a file"]),
         (lambda folder, photos: (folder / "run", photos, "--rollout", photos / "looks"), ["--rollout", "or inside it"]),
+        (zipped, ["IMAGE", "is a zip", "unpack it"]),
         (only_others, ["IMAGE", "contains no images", "it has 1 .heic", "convert"]),
         (lambda folder, photos: (folder / "run", photos, "--average"), ["averaged weights", "--train.average"]),
         (lambda folder, photos: (folder / "run", photos, "--dtype", "int8"), ["--dtype", "bfloat16"]),

@@ -1,6 +1,7 @@
 """jobs.export: what it writes gives the checkpoint's logits and says how to prepare images; refusals leave nothing."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -323,6 +324,15 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         run_export(monkeypatch, tmp_path / "run", tmp_path / "file" / "out")
+
+
+def test_onnx_s_packages_print_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("onnxscript").setLevel(logging.NOTSET)  # as in a new process
+    make_run(tmp_path / "run", ModelConfig("tiny", 32))
+    run_export(monkeypatch, tmp_path / "run", tmp_path / "out", "--format", "onnx")
+    assert not [record for record in caplog.records if record.name.startswith(("onnx", "torch.onnx"))]
 
 
 def test_an_onnx_file_stays_in_its_folder_and_its_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
