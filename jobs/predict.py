@@ -95,7 +95,8 @@ def main() -> int:
     if accelerator.is_main_process:
         for folder in filter(Path.is_dir, config.images):
             if others := others_in(folder):
-                logger.info("%s: %d other files are skipped (%s)", folder, len(others), counted_endings(others))
+                endings = counted_endings(others)
+                logger.info("%s: other files skipped: %d%s", folder, len(others), f" ({endings})" if endings else "")
     first: list[Answer] = []  # for the terminal
     bad = 0
     began = time.monotonic()

@@ -128,6 +128,7 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     (folder / "text.png").write_text("this is text")
     (folder / "notes.txt").write_text("not a picture, and not named like one")
     (folder / "b" / "phone.HEIC").write_bytes(b"not readable")
+    (folder / "b" / "LICENSE").write_text("no ending")
     (folder / "empty.jpeg").write_bytes(b"")
     (folder / ".hidden.jpg").write_bytes(good)
     Image.fromarray(pixels).convert("CMYK").save(folder / "b" / "cmyk.jpg")
@@ -137,7 +138,10 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     tar_of(folder / "c.tar", {"x/0.jpg": good, "x/0.cls": b"3", "x/1.jpg": good[:300]})
     (folder / "junk.tar").write_bytes(b"x" * 2000)
     out = tmp_path / "out.parquet"
-    call(monkeypatch, tmp_path / "run", folder, photos / "2.jpg", "--parquet", out, "--csv", tmp_path / "out.csv")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "README").write_text("no ending")
+    (tmp_path / "plain" / "2.jpg").write_bytes((photos / "2.jpg").read_bytes())
+    call(monkeypatch, tmp_path / "run", folder, tmp_path / "plain", "--parquet", out, "--csv", tmp_path / "out.csv")
     table = pq.read_table(out).to_pylist()
     names = [str(Path(row["image"]).relative_to(tmp_path)) for row in table[:-1]]
     inside = ["a.jpg", "c.tar/x/0.jpg", "c.tar/x/1.jpg", "cut.jpg", "empty.jpeg", "junk.tar", "text.png"]
@@ -158,7 +162,8 @@ def test_pictures_of_every_kind_in_order_and_bad_ones_named(
     assert len(rows_of(tmp_path / "out.csv")) == len(table)
     captured = capsys.readouterr()
     assert captured.err.count("is skipped") == 5
-    assert f"{folder}: 2 other files are skipped (1 .heic, 1 .txt)\n" in captured.err
+    assert f"{folder}: other files skipped: 3 (1 .heic, 1 .txt)\n" in captured.err
+    assert f"{tmp_path / 'plain'}: other files skipped: 1\n" in captured.err
     report = json.loads(captured.out.splitlines()[-1])
     assert (report["images"], report["bad"]) == (12, 5)
     assert report["images_per_second"] > 0
