@@ -11,6 +11,8 @@ from pipeline.core.secrets import without_secrets
 from pipeline.runs import records
 from pipeline.runs.folder import METRICS
 from pipeline.tracking import client, sync
+from pipeline.tracking.artifacts import missing_artifacts
+from pipeline.tracking.sent import locked, read_sent
 from pipeline.tracking.tracker import OFF
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ def resend_all(folders: Sequence[Path]) -> int:
 
 def resend(run_dir: Path) -> str:
     """Send one run; returns the result as text."""
-    with sync.locked(run_dir) as mine:
+    with locked(run_dir) as mine:
         if not mine:
             return "skipped: its training is syncing it now"
         record = records.read_record(run_dir)
@@ -50,9 +52,9 @@ def resend(run_dir: Path) -> str:
             record = records.close_dead(record, records.read_lines(run_dir / METRICS)[0])
             records.write_record(run_dir, record)
         with terminal.console().status(f"{run_dir} -> {without_secrets(client.tracking_uri(run_dir))}"):
-            before = sync.read_sent(run_dir)
+            before = read_sent(run_dir)
             count = sync.sync(run_dir)
-        sent = sync.read_sent(run_dir)
+        sent = read_sent(run_dir)
         assert sent is not None
         if before and before.uri == sent.uri and before.run_id != sent.run_id:
             logger.info(
@@ -62,7 +64,7 @@ def resend(run_dir: Path) -> str:
                 before.run_id,
             )
         state = record.attempts[-1].state.lower()
-        for name in sync.missing_artifacts(run_dir, record, sent) if state != "running" else ():
+        for name in missing_artifacts(run_dir, record, sent) if state != "running" else ():
             logger.warning("%s: %s should be sent with the run, but no longer exists", run_dir, name)
         return f"{count:,} values sent, {state}{' (it died)' if died else ''}, MLflow run {sent.run_id} at {sent.uri}"
 

@@ -6,68 +6,36 @@ what has been sent, only to save work. With ``--follow`` it runs during training
 """
 
 import contextlib
-import dataclasses
 import os
 import select
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import retry
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json, write_json
-from pipeline.core.locks import Lock, try_lock, wait_for_lock
 from pipeline.core.secrets import without_secrets
 from pipeline.core.terminal import escape_output
 from pipeline.runs import records
-from pipeline.runs.folder import CURVES, EVALUATION_LINES, EVALUATIONS, METRICS, MLFLOW, MLFLOW_LOCK, RECORD, SYSTEM
+from pipeline.runs.folder import CURVES, EVALUATION_LINES, METRICS, MLFLOW, RECORD, SYSTEM
 from pipeline.runs.records import Line, Record
 from pipeline.runs.sweep_record import is_sweep
 from pipeline.tracking import description as describe
+from pipeline.tracking.artifacts import send_artifacts
 from pipeline.tracking.client import check_writable, open_client, quiet_environment, reason, tracking_uri
 from pipeline.tracking.points import points
+from pipeline.tracking.sent import Sent, lock_in_time, locked, read_sent, save_sent
 from pipeline.tracking.view import EXPERIMENT_TAGS, VIEW_TAG
 
 KEY_TAG = "run_key"
 INTERVAL = 5.0  # seconds between two passes during training
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts while the server fails
 BATCH = 1000  # values per call: MLflow's limit (MAX_METRICS_PER_BATCH)
-TEXTS = (".json", ".txt", ".diff")
 SENT_FILES = (METRICS, EVALUATION_LINES)  # files of lines
 PARAMS = 100  # parameters or tags per call: MLflow's limit
-
-
-@dataclass
-class Sent:
-    """mlflow.json: the MLflow run, and what has been sent to it."""
-
-    uri: str  # the server, without password
-    run_id: str
-    experiment_id: str
-    offsets: dict[str, int] = field(default_factory=dict)  # bytes sent, by file of lines
-    described: str = ""  # digest of the source of parameters and tags
-    artifacts: dict[str, str] = field(
-        default_factory=dict
-    )  # path, as in Record -> size and modification time of the sent file
-    model_id: str = ""
-    closed: int = 0  # the latest attempt whose end was sent
-
-
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[bool]:
-    """Whether this process is the only one syncing the run; True if the file system has no locks."""
-    with (run_dir / MLFLOW_LOCK).open("w", encoding="utf-8") as file:
-        yield try_lock(file.fileno(), run_dir / MLFLOW_LOCK) is not Lock.TAKEN
-
-
-def read_sent(run_dir: Path) -> Sent | None:
-    path = run_dir / MLFLOW
-    return Sent(**read_json(path, "delete it")) if path.is_file() else None
 
 
 def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
@@ -87,7 +55,7 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
     _sync_sweep(record, uri, new=new)
     if sent is None or new:
         sent = _find_or_create(client, run_dir, record, uri)
-        _save(run_dir, sent)
+        save_sent(run_dir, sent)
     if sent.closed and sent.closed < record.attempts[-1].number:
         client.update_run(sent.run_id, status="RUNNING")
         sent.closed = 0
@@ -100,7 +68,7 @@ def sync(run_dir: Path, *, died: bool = False, ask: bool = True) -> int:
         _describe(client, run_dir, record, sent) and state == "RUNNING"
     ):  # at startup, and when there is a new checkpoint
         _illustrate(client, run_dir, record, sent, state)
-    _send_artifacts(client, run_dir, record, sent)
+    send_artifacts(client, run_dir, record, sent)
     if state != "RUNNING" and sent.closed != record.attempts[-1].number:
         _close(client, run_dir, record, sent, state)
     return count
@@ -191,7 +159,7 @@ def _send_lines(client: Any, run_dir: Path, record: Record, sent: Sent, name: st
             ],
         )
     sent.offsets[name] = end
-    _save(run_dir, sent)
+    save_sent(run_dir, sent)
     return len(values)
 
 
@@ -223,53 +191,8 @@ def _describe(client: Any, run_dir: Path, record: Record, sent: Sent) -> bool:
     if wanted.datasets:
         client.log_inputs(sent.run_id, datasets=describe.dataset_inputs(wanted.datasets))
     sent.described = wanted.digest()
-    _save(run_dir, sent)
+    save_sent(run_dir, sent)
     return True
-
-
-def _send_artifacts(client: Any, run_dir: Path, record: Record, sent: Sent) -> None:
-    for name, folder in record.artifacts:
-        path = run_dir / name
-        if not path.exists():
-            continue
-        for file in [path] if path.is_file() else _files_in(path):
-            inside = Path(folder, file.parent.relative_to(path.parent)) if path.is_dir() else Path(folder)
-            stat = file.stat()
-            version = f"{stat.st_size} {stat.st_mtime_ns}"
-            key = str(file.relative_to(run_dir) if file.is_relative_to(run_dir) else file)
-            if sent.artifacts.get(key) == version:
-                continue
-            with _without_secrets(file) as clean:
-                client.log_artifact(sent.run_id, str(clean), str(inside) if str(inside) != "." else None)
-            sent.artifacts[key] = version
-            _save(run_dir, sent)
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """All files below ``folder``, except hidden ones: those are being written, and are renamed when they are whole."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-
-
-def missing_artifacts(run_dir: Path, record: Record, sent: Sent) -> list[str]:
-    """Files that should have been sent, weren't, and no longer exist."""
-    return [
-        name
-        for name, _ in record.artifacts
-        if name != EVALUATIONS and name not in sent.artifacts and not (run_dir / name).exists()
-    ]
-
-
-@contextlib.contextmanager
-def _without_secrets(file: Path) -> Iterator[Path]:
-    """The file, or a redacted copy if it contains a password (in a dataset's URL): more people see the server."""
-    text = file.read_text(errors="replace", encoding="utf-8") if file.suffix in TEXTS else ""
-    if text == without_secrets(text):
-        yield file
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        clean = Path(scratch, file.name)
-        clean.write_text(without_secrets(text), errors="replace", encoding="utf-8")
-        yield clean
 
 
 def _illustrate(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -> list[Line]:
@@ -291,17 +214,11 @@ def _close(client: Any, run_dir: Path, record: Record, sent: Sent, state: str) -
         from pipeline.tracking.registry import log_model  # torch
 
         sent.model_id = log_model(run_dir, record, lines, sent.run_id, tracking_uri(run_dir)) or "none"
-        _save(run_dir, sent)
+        save_sent(run_dir, sent)
     end = last.ended or max((line.time for line in lines), default=last.started)
     client.set_terminated(sent.run_id, status=state, end_time=round(end * 1000))
     sent.closed = last.number
-    _save(run_dir, sent)
-
-
-def _save(run_dir: Path, sent: Sent) -> None:
-    # On a full disk some values are sent again later, which is harmless: it must not stop the sync.
-    with contextlib.suppress(OSError):
-        write_json(run_dir / MLFLOW, dataclasses.asdict(sent))
+    save_sent(run_dir, sent)
 
 
 def follow(run_dir: Path, say: Callable[[str], None]) -> int:
@@ -310,7 +227,7 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
     deadline, died, pause, problem, refused = float("inf"), False, INTERVAL, "not yet", False
     backoff = retry.Backoff(FIRST_PAUSE, LONGEST_PAUSE)
     due = time.monotonic()
-    with _lock_in_time(run_dir):
+    with lock_in_time(run_dir):
         while True:
             if time.monotonic() >= due:
                 try:
@@ -338,15 +255,6 @@ def follow(run_dir: Path, say: Callable[[str], None]) -> int:
                     signal.alarm(int(patience) + 10)  # a hanging call must not keep this process alive
             else:
                 due = min(due, time.monotonic() + 1.0)
-
-
-@contextlib.contextmanager
-def _lock_in_time(run_dir: Path) -> Iterator[None]:
-    """Acquire the lock for up to ten seconds: the sync of an attempt that just ended may still hold it."""
-    with (run_dir / MLFLOW_LOCK).open("w", encoding="utf-8") as file:
-        with contextlib.suppress(UserError):
-            wait_for_lock(file.fileno(), run_dir / MLFLOW_LOCK, seconds=10.0)
-        yield
 
 
 def main() -> int:

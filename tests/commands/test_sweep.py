@@ -15,8 +15,9 @@ from pipeline.config.recipes import FINETUNE
 from pipeline.core.errors import UserError
 from pipeline.runs import records, sweep_record
 from pipeline.runs.folder import METRICS, read_status
-from pipeline.tracking import sync as mlflow_sync
 from pipeline.tracking.client import open_client, quiet_environment, tracking_uri
+from pipeline.tracking.sent import read_sent
+from pipeline.tracking.sync import sync
 from tests.helpers.jobs import OPTIONS
 from tests.helpers.quick_python import executable
 from tests.helpers.ranks import VARIABLES
@@ -77,9 +78,9 @@ def test_mlflow_shows_the_runs_under_the_sweep(swept: tuple[Path, str]) -> None:
     folder, _ = swept
     quiet_environment()
     child = folder.with_name(f"ft-lr{RATES[2]}")
-    mlflow_sync.sync(child)  # its own syncing process would do this while it trains
+    sync(child)  # its own syncing process would do this while it trains
     client = open_client(tracking_uri(folder))
-    above, below = (mlflow_sync.read_sent(run) for run in (folder, child))
+    above, below = (read_sent(run) for run in (folder, child))
     assert above is not None
     assert below is not None
     assert client.get_run(below.run_id).data.tags["mlflow.parentRunId"] == above.run_id

@@ -27,7 +27,7 @@ from pipeline.runs import evaluations
 from pipeline.runs.records import Attempt, Record, write_record
 from pipeline.tracking import resend
 from pipeline.tracking.client import open_client, tracking_uri
-from pipeline.tracking.sync import read_sent
+from pipeline.tracking.sent import read_sent
 from pipeline.tracking.tracker import OFF
 
 CLASSES = [{"wnid": f"n{index}", "name": name} for index, name in enumerate(("cat", "dog", "cow"))]

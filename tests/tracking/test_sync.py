@@ -23,6 +23,7 @@ from pipeline.runs import records
 from pipeline.runs.folder import METRICS, MLFLOW
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sync as mlflow_sync
+from pipeline.tracking.sent import read_sent
 from tests.helpers.mlflow_runs import in_folder, jobs_sync, log_of, on_server, only_run, program, shown
 from tests.helpers.mlflow_server import Proxy, Server
 from tests.helpers.waiting import wait_until
@@ -146,7 +147,7 @@ def test_kill_9_of_the_training_closes_the_run_as_failed(server: Server, run_dir
         while "slowest log" not in process.stdout.readline():
             pass
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: (sent := mlflow_sync.read_sent(run_dir)) is not None and sent.closed == 1)
+    wait_until(lambda: (sent := read_sent(run_dir)) is not None and sent.closed == 1)
     assert_same(server, run_dir, "FAILED")
 
 

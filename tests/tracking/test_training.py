@@ -25,7 +25,7 @@ from pipeline.runs import records
 from pipeline.runs.folder import METRICS
 from pipeline.runs.records import Record
 from pipeline.tracking.registry import registered_name
-from pipeline.tracking.sync import read_sent
+from pipeline.tracking.sent import read_sent
 from tests.helpers.jobs import TRACKED
 from tests.helpers.mlflow_runs import only_run, shown
 from tests.helpers.mlflow_server import Server
