@@ -25,7 +25,7 @@ import xxhash
 from pipeline.core import retry
 from pipeline.core.errors import UserError
 from pipeline.core.files import put_in_place, xxh3_128
-from pipeline.core.locks import Lock, locked, try_lock, wait_for_lock
+from pipeline.core.locks import Lock, locked, still_names, try_lock, wait_for_lock
 from pipeline.core.retry import Patience
 from pipeline.dataset import urls
 
@@ -141,7 +141,7 @@ class Cache:
         """The fetched file, open and locked; None if another process fetches it. Raises _NoRoomError."""
         path, part = self.folder / wanted.name, self.folder / f"{wanted.name}.part"
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-        if try_lock(descriptor, part) is Lock.TAKEN or not _is(part, descriptor):
+        if try_lock(descriptor, part) is Lock.TAKEN or not still_names(part, descriptor):
             os.close(descriptor)
             return None
         try:
@@ -229,14 +229,6 @@ def _share(descriptor: int, path: Path) -> None:
     """Keep others from deleting the file. If it is just being deleted, the descriptor still reads it."""
     with contextlib.suppress(UserError):
         wait_for_lock(descriptor, path, shared=True, seconds=DELETING)
-
-
-def _is(path: Path, descriptor: int) -> bool:
-    """Whether ``path`` still names the open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _delete(path: Path) -> bool:
