@@ -31,7 +31,7 @@ def one_line(framed: str, words: Sequence[str], options: Collection[str]) -> str
                 return f"{name.upper()} is missing: give it without {typed}"
             if not is_known(typed, options):  # tyro takes it and what follows for a value
                 near = nearest(typed[2:], options)
-                return f"Unrecognized option: {typed}" + f"; perhaps you meant --{near}" * bool(near)
+                return f"Unrecognized option: {typed}" + f" Perhaps you meant: --{near}" * bool(near)
         return f"{name.upper()} is missing"
     return text
 

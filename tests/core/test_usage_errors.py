@@ -43,7 +43,7 @@ MISTAKES = [
     (("out", "--data=/x"), GROUP),
     (("--output", "/x"), "OUTPUT is missing: give it without --output" + SEE),
     (("--output=/x",), "OUTPUT is missing: give it without --output" + SEE),
-    (("--data.corp", "simple", "out"), "Unrecognized option: --data.corp; perhaps you meant --data.crop" + SEE),
+    (("--data.corp", "simple", "out"), "Unrecognized option: --data.corp Perhaps you meant: --data.crop" + SEE),
     (("--zzz", "simple", "out"), "Unrecognized option: --zzz" + SEE),
     (("--no-data.flip", "out", "--lr"), "--lr has no value: give one" + SEE),
     (("out", "more"), "Unrecognized options: more" + SEE),
