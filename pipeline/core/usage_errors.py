@@ -29,17 +29,11 @@ def one_line(framed: str, words: Sequence[str], options: Collection[str]) -> str
         for typed in (word.partition("=")[0] for word in words if word.startswith("--")):
             if typed == f"--{name}":
                 return f"{name.upper()} is missing: give it without {typed}"
-            if not is_known(typed, options):  # tyro takes it and what follows for a value
+            if not _is_known(typed, options):  # tyro takes it and what follows for a value
                 near = nearest(typed[2:], options)
                 return f"Unrecognized option: {typed}" + f" Perhaps you meant: --{near}" * bool(near)
         return f"{name.upper()} is missing"
     return text
-
-
-def is_known(typed: str, options: Collection[str]) -> bool:
-    """Whether there is an option ``--NAME``, in whatever spelling a switch has."""
-    name = typed.removeprefix("--").replace("_", "-")
-    return name in {"help", *options} or without_no(name) in options
 
 
 def check_groups(words: Sequence[str], options: Collection[str]) -> None:
@@ -51,15 +45,20 @@ def check_groups(words: Sequence[str], options: Collection[str]) -> None:
             raise UserError(f"--{name} is a group of options: name one of them: {', '.join(members)}")
 
 
+def _is_known(typed: str, options: Collection[str]) -> bool:
+    """Whether there is an option ``--NAME``, in whatever spelling a switch has."""
+    name = typed.removeprefix("--").replace("_", "-")
+    return name in {"help", *options} or without_no(name) in options
+
+
 def _unframed(framed: str) -> str:
     """The text in one line: ``Title: what is wrong. Perhaps you meant: --optim.lr FLOAT ...``"""
     lines = [line.strip("╭╮╰╯│─\n").rstrip() for line in framed.splitlines()]
     lines = [line for line in lines if line.strip("─- ") and not line.strip().startswith("For full helptext")]
     lines = [line for line in lines if not line.endswith(" --help")]  # points to the option's help
-    if len([line for line in lines if _SUGGESTION.match(line)]) > _IN_FULL:
-        first = next(place for place, line in enumerate(lines) if _SUGGESTION.match(line))
-        names = [found[1] for line in lines if (found := _SUGGESTION.match(line))]
-        lines[first:] = [", ".join(names)]
+    names = {place: found[1] for place, line in enumerate(lines) if (found := _SUGGESTION.match(line))}
+    if len(names) > _IN_FULL:
+        lines[min(names) :] = [", ".join(names.values())]
     if len(lines) > 1:
         title = lines.pop(0).strip()
         lines[0] = lines[0] if lines[0].strip().startswith(title) else f"{title}: {lines[0]}"
